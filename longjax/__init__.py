@@ -1,0 +1,1 @@
+"""longjax: long-context Llama training in JAX."""

@@ -1,0 +1,153 @@
+"""Causal attention over packed documents, with the sequence sharded or not.
+
+`attend` is the whole interface. A strategy is one function of local shards,
+run inside `shard_map`:
+
+  (q, k, v, q_ids, kv_ids, axis, block) -> out
+
+`Ids` travel with the keys and `visible` alone decides what a query may see, so
+no strategy knows about documents, layouts, memories or caches.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from longjax.attention.ids import ANY, Ids, visible
+from longjax.attention.ring import ring
+
+__all__ = ['ANY', 'STRATEGIES', 'Ids', 'attend', 'visible']
+
+
+def reference(q, k, v, q_ids, kv_ids, axis=None, block=0):
+  """Dense attention as written in the books: O(seq^2) memory, for tests."""
+  del block
+  k, v, kv_ids = _gathered((k, v, kv_ids), axis)
+  B, T, N, H = q.shape
+  K = k.shape[2]
+  q = q.reshape(B, T, K, N // K, H)
+  logits = jnp.einsum(
+    'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
+  ) / math.sqrt(H)
+  seen = visible(q_ids, kv_ids)[:, None, None]
+  logits = jnp.where(seen, logits, -1e30)
+  p = jnp.where(seen, jax.nn.softmax(logits, -1), 0).astype(v.dtype)
+  return jnp.einsum('bkgts,bskh->btkgh', p, v).reshape(B, T, N, H)
+
+
+def gather(q, k, v, q_ids, kv_ids, axis, block):
+  """Each device gathers all the keys, as Llama 3 was trained."""
+  k, v, kv_ids = _gathered((k, v, kv_ids), axis)
+  return ring(q, k, v, q_ids, kv_ids, None, block)
+
+
+def blockwise(q, k, v, q_ids, kv_ids, axis, block):
+  """No communication: for a sequence that is whole on its device."""
+  if axis is not None and jax.lax.axis_size(axis) > 1:
+    raise ValueError(
+      f'attention blockwise needs the whole sequence on each device, but mesh '
+      f'axis {axis!r} has {jax.lax.axis_size(axis)}; use ring or gather'
+    )
+  return ring(q, k, v, q_ids, kv_ids, None, block)
+
+
+STRATEGIES = dict(
+  reference=reference, blockwise=blockwise, gather=gather, ring=ring
+)
+
+
+def attend(
+  q, k, v, q_ids, kv_ids, *, strategy='ring', mesh=None, axis='seq', block=512
+):
+  """Exact attention.
+
+  Args:
+    q: [batch, seq, heads, dim].
+    k, v: [batch, kv_seq, kv_heads, dim]; heads is a multiple of kv_heads.
+    q_ids, kv_ids: Ids of [batch, seq] and [batch, kv_seq].
+    strategy: a key of STRATEGIES.
+    mesh: devices over which `axis` shards both sequences and the other axes
+      the batch (where it divides); None is one device.
+    axis: mesh axis of the sequence.
+    block: queries and keys per block of the computation.
+
+  Returns:
+    [batch, seq, heads, dim] in q's dtype; 0 for a query that sees nothing.
+
+  Raises:
+    ValueError: unknown strategy, or shapes that do not fit.
+  """
+  _check(q, k, v, q_ids, kv_ids, strategy)
+  q_ids, kv_ids = Ids(*q_ids), Ids(*kv_ids)
+  attention = functools.partial(_call, STRATEGIES[strategy], block=block)
+  if mesh is None:
+    return attention(q, k, v, q_ids, kv_ids, axis=None)
+  if axis not in mesh.axis_names:
+    raise ValueError(f'mesh has axes {mesh.axis_names}, none is {axis!r}')
+  mesh = _auto(mesh)
+  seq, n = q.shape[1], mesh.shape[axis]
+  q, k, v, q_ids, kv_ids = (_padded(x, n) for x in (q, k, v, q_ids, kv_ids))
+  rows = tuple(a for a in mesh.axis_names if a != axis)
+  if q.shape[0] % math.prod(mesh.shape[a] for a in rows):
+    rows = ()
+  spec = P(rows or None, axis)
+  out = jax.shard_map(
+    functools.partial(attention, axis=axis),
+    mesh=mesh, in_specs=(spec,) * 5, out_specs=spec,
+  )(q, k, v, q_ids, kv_ids)
+  return out[:, :seq]
+
+
+def _call(strategy, q, k, v, q_ids, kv_ids, *, axis, block):
+  # By position: custom_vjp takes its static arguments so.
+  return strategy(q, k, v, q_ids, kv_ids, axis, block)
+
+
+def _check(q, k, v, q_ids, kv_ids, strategy):
+  if strategy not in STRATEGIES:
+    raise ValueError(
+      f'attention strategy {strategy!r} is none of {", ".join(STRATEGIES)}'
+    )
+  fits = (
+    q.ndim == k.ndim == 4
+    and k.shape == v.shape
+    and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
+    and q.shape[2] % k.shape[2] == 0
+    and all(x.shape == q.shape[:2] for x in q_ids)
+    and all(x.shape == k.shape[:2] for x in kv_ids)
+  )
+  if not fits:
+    shapes = [tuple(x.shape) for x in (q, k, v, *q_ids, *kv_ids)]
+    raise ValueError(
+      'attend needs q [batch, seq, heads, dim], k and v [batch, kv_seq, '
+      'kv_heads, dim], heads a multiple of kv_heads, and Ids of [batch, seq] '
+      f'and [batch, kv_seq]; got q, k, v, ids {shapes}'
+    )
+
+
+def _gathered(tree, axis):
+  if axis is None:
+    return tree
+  return jax.lax.all_gather(tree, axis, axis=1, tiled=True)
+
+
+def _padded(tree, n):
+  """To a multiple of n tokens; zeros as ids are padding."""
+
+  def pad(x):
+    missing = -x.shape[1] % n
+    widths = [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, widths) if missing else x
+
+  return jax.tree.map(pad, tree)
+
+
+def _auto(mesh):
+  """The same mesh with automatic axes, which reshard what does not fit."""
+  if all(t == AxisType.Auto for t in mesh.axis_types):
+    return mesh
+  return Mesh(mesh.devices, mesh.axis_names)

@@ -1,0 +1,167 @@
+"""Saving and restoring training state with Orbax, and proof that it is whole.
+
+Orbax notices a damaged file only sometimes, so each array's digest is stored
+beside it and compared after loading; the newest checkpoint that verifies wins.
+The digest does not depend on the mesh.
+"""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from longjax.errors import InputError
+
+BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def _array_digest(x):
+  """[2] uint32: sum of the bits, and sum weighted by an odd position."""
+  bits = jax.lax.bitcast_convert_type(x, BITS[x.dtype.itemsize])
+  bits = bits.astype(jnp.uint32)
+  position = jnp.zeros(x.shape, jnp.uint32)
+  for dim, size in enumerate(x.shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
+    position = position * jnp.uint32(size) + along
+  weight = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
+  return jnp.stack([
+    bits.sum(dtype=jnp.uint32), (bits * weight).sum(dtype=jnp.uint32)
+  ])  # fmt: skip
+
+
+_tree_digest = jax.jit(lambda tree: jax.tree.map(_array_digest, tree))
+
+
+def digest(tree) -> dict[str, str]:
+  """{path: hex}: equal if and, but for chance, only if the arrays are."""
+  found = jax.device_get(_tree_digest(tree))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): (
+      f'{int(sums[0]):08x}{int(sums[1]):08x}'
+    )
+    for path, sums in jax.tree.leaves_with_path(
+      found, is_leaf=lambda x: isinstance(x, np.ndarray)
+    )
+  }
+
+
+class Checkpoints:
+  """The checkpoints of one run, in `directory`/<step>."""
+
+  def __init__(self, directory, keep: int, log=print):
+    self.directory = pathlib.Path(directory).resolve()
+    self.log = log
+    policies = ocp.training.preservation_policies
+    self.orbax = ocp.training.Checkpointer(
+      self.directory,
+      preservation_policy=policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+
+  def save(self, state, about: dict):
+    """Starts saving in the background; waits for the one before.
+
+    Args:
+      state: {'params', 'opt', 'step'}.
+      about: small JSON to store beside it.
+    """
+    step = int(state['step'])
+    self.orbax.wait()
+    self.orbax.save_async(
+      step, state, custom_metadata=dict(about, digests=digest(state))
+    )
+
+  def restore(self, abstract):
+    """(state, about) of the newest checkpoint that verifies, or None.
+
+    Args:
+      abstract: the state as ShapeDtypeStructs with shardings.
+    """
+    found = steps(self.directory)
+    for step in found:
+      try:
+        state = self.orbax.load(step, abstract)
+        about = self.orbax.metadata(step).custom_metadata or {}
+        _verify(state, about)
+        return state, about
+      except Exception as error:  # whatever Orbax raises: try the one before
+        self.log(
+          f'checkpoint {self.directory / str(step)} passed over: '
+          f'{reason(error)}'
+        )
+    if found:
+      raise InputError(
+        f'none of the {len(found)} checkpoints in {self.directory} could be '
+        'restored (see above); move them away or use another --workdir'
+      )
+    return None
+
+  def close(self):
+    self.orbax.wait()
+    self.orbax.close()
+
+
+def _verify(state, about):
+  wrong = [
+    path for path, hexes in digest(state).items()
+    if about.get('digests', {}).get(path) != hexes
+  ]  # fmt: skip
+  if wrong:
+    raise ValueError(
+      f'{len(wrong)} arrays differ from their digest, first {wrong[0]}'
+    )
+
+
+def steps(directory) -> list[int]:
+  """Steps of the finished checkpoints in a directory, newest first."""
+  directory = pathlib.Path(directory)
+  names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
+  return sorted((int(n) for n in names if n.isdigit()), reverse=True)
+
+
+def reason(error) -> str:
+  """The first cause, in one line: Orbax wraps it."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  text = ' '.join(str(error).split())
+  return f'{type(error).__name__}: {text[:200]}'
+
+
+def load_params(path):
+  """(params as numpy, about) of a run directory or one of its checkpoints.
+
+  Raises:
+    InputError: nothing there, or it does not verify.
+  """
+  path = pathlib.Path(path).resolve()
+  root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
+  found = steps(root)
+  if not found and path.name.isdigit():
+    root, found = path.parent, [int(path.name)]
+  if not found:
+    raise InputError(f'{path} holds no checkpoint')
+  with ocp.training.Checkpointer(root) as orbax:
+    try:
+      metadata = orbax.metadata(found[0])
+      params = _on_host(orbax, found[0], metadata.metadata['params'])
+      about = metadata.custom_metadata
+      _verify(dict(params=params), about)
+    except Exception as error:
+      raise InputError(
+        f'checkpoint {root / str(found[0])} cannot be used: {reason(error)}'
+      ) from error
+  return jax.device_get(params), about
+
+
+def _on_host(orbax, step, saved):
+  """The params alone, on the first device."""
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved
+  )
+  context = ocp.Context()
+  context.pytree_options.loading.partial_load = True
+  with context:
+    return orbax.load(step, dict(params=abstract))['params']

@@ -1,0 +1,162 @@
+"""What the commands in `launch/` share: flags, configs, and how they fail.
+
+A command is a function `main(config, flag=...)`. Whatever a user can mend is
+answered with one line on stderr and exit code 2, before anything is compiled.
+"""
+
+import difflib
+import pathlib
+import re
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from longjax.errors import InputError
+
+
+def run(main, doc: str, **extra: str) -> int:
+  """Parses sys.argv, calls main(config, **flags), returns the exit code.
+
+  Args:
+    main: takes the config and a string for each extra flag.
+    doc: what --help prints first.
+    **extra: name = help of the flags beside --config.
+  """
+  command = pathlib.Path(sys.argv[0]).name
+  try:
+    config, values = parse(sys.argv, doc, extra)
+    if config is None:
+      return 0
+    return main(config, **values) or 0
+  except InputError as error:
+    print(f'{command}: {one_line(error)}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f'{command}: interrupted', file=sys.stderr)
+    return 130
+
+
+def parse(argv, doc, extra):
+  """(config, {flag: value}); (None, {}) after --help. Raises InputError."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file(
+    'config', lock_config=True, flag_values=values, sys_argv=argv
+  )
+  for name, text in extra.items():
+    flags.DEFINE_string(name, '', text, flag_values=values)
+  if any(a in ('-h', '-help', '--help') for a in argv[1:]):
+    print(help_text(argv, doc, extra))
+    return None, {}
+  _refuse_unknown(argv, extra)
+  try:
+    stray = values(argv)[1:]
+    config = values.config
+  except Exception as error:  # a config is a program: anything may be raised
+    raise InputError(_say(argv, error)) from error
+  if stray:
+    raise InputError(f'{stray[0]!r} is not a flag; flags are --name=value')
+  if config is None:
+    raise InputError('--config=configs/NAME.py is needed; see --help')
+  return config, {name: values[name].value for name in extra}
+
+
+def help_text(argv, doc, extra) -> str:
+  """The docstring, the flags, and the keys of the config that was named."""
+  lines = [doc.strip(), '', 'flags:', '  --config: configs/NAME.py']
+  lines += [f'  --{name}: {text}' for name, text in extra.items()]
+  lines += ['  --config.KEY=VALUE: change a key of the config, one of', '']
+  config = _config_file(argv) or 'configs/common.py'
+  lines += [f'    {k}={v!r}' for k, v in keys(_load(config)).items()]
+  return '\n'.join(lines)
+
+
+def keys(config, prefix='') -> dict:
+  """Flat view of a config: {'model.rope.base': 5e5, ...}."""
+  flat = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict) and len(value):
+      flat |= keys(value, f'{prefix}{key}.')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def one_line(error) -> str:
+  return ' '.join(str(error).split())
+
+
+def nearest(name, known) -> str:
+  """', nearest is X' or ''."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+  return f'; nearest is {close[0]!r}' if close else ''
+
+
+def _refuse_unknown(argv, extra):
+  """Names each unknown flag or config key, with its nearest relative."""
+  path = _config_file(argv)
+  for argument in argv[1:]:
+    name = re.match(r'--?([^=]*)', argument)
+    if not name or not argument.startswith('-'):
+      continue
+    name = name[1]
+    if name.startswith('config.'):
+      key = name.removeprefix('config.')
+      known = keys(_load(path)) if path else {}
+      if path and key not in known and not _is_part(key, known):
+        raise InputError(
+          f'{path} has no key {key!r}{_nearest_key(key, known)}'
+        )
+    elif name not in ('config', *extra):
+      raise InputError(
+        f'unknown flag --{name}{nearest(name, ["config", *extra])}'
+      )
+
+
+def _nearest_key(key, known):
+  """By the whole path, or else by its last word."""
+  by_last = {k.split('.')[-1]: k for k in known}
+  last = difflib.get_close_matches(key.split('.')[-1], by_last, n=1)
+  return nearest(key, [by_last[last[0]]] if last else known)
+
+
+def _is_part(key, known):
+  """A whole section, or an element of a tuple: mesh[1]."""
+  key = re.sub(r'\[\d+\]$', '', key)
+  return key in known or any(k.startswith(key + '.') for k in known)
+
+
+def _config_file(argv):
+  for i, argument in enumerate(argv[1:], 1):
+    if argument in ('--config', '-config') and i + 1 < len(argv):
+      return argv[i + 1]
+    if re.match(r'--?config=', argument):
+      return argument.split('=', 1)[1]
+  return None
+
+
+def _load(path):
+  """The config of a file, as --config=path would give it."""
+  if path == 'configs/common.py':
+    from configs import common
+
+    return common.base()
+  values = flags.FlagValues()
+  argv = ['', f'--config={path}']
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+    return values.config
+  except Exception as error:
+    raise InputError(_say(argv, error)) from error
+
+
+def _say(argv, error) -> str:
+  path = _config_file(argv)
+  file = pathlib.Path(str(path).split(':', maxsplit=1)[0])
+  if path and not file.is_file():
+    beside = [str(p) for p in file.parent.glob('*.py')]
+    return f'there is no config {path}{nearest(str(file), beside)}'
+  if isinstance(error, flags.Error):
+    return one_line(error)
+  return f'{path}: {type(error).__name__}: {one_line(error)}'

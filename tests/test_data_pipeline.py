@@ -1,0 +1,111 @@
+"""The pipeline: batch(step) is a pure function, whoever asks and when."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from longjax import errors
+from longjax.data import pipeline, store
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  """30 documents, 900 tokens with ids of their own."""
+  directory = tmp_path_factory.mktemp('pipeline') / 'data'
+  parts = np.split(
+    np.arange(900),
+    np.sort(
+      np.random.default_rng(1).choice(np.arange(1, 900), 29, replace=False)
+    ),
+  )
+  entries = (store.Entry(str(i), 's', p, 0) for i, p in enumerate(parts))
+  store.write(directory, entries, vocab=900, tokenizer='t', spec=[])
+  return store.open_store(directory)
+
+
+def equal(a, b):
+  return all((x == y).all() for x, y in zip(a, b))
+
+
+def row_names(batches):
+  """What is in the rows, order apart: their smallest index's token."""
+  return [
+    int(t[np.argmin(i)]) for b in batches for t, i in zip(b.tokens, b.index)
+  ]
+
+
+def test_iterate_equals_batch_from_any_step(data):
+  pipe = pipeline.Pipeline(data, 16, 3, 7, layout='zigzag', ring=4)
+  straight = [pipe.batch(step) for step in range(40)]
+  for start in (0, 1, 25):
+    ahead = itertools.islice(pipe.iterate(start), 10)
+    for step, got in enumerate(ahead, start):
+      assert equal(got, straight[step])
+
+
+def test_a_new_process_sees_the_same_batches(data):
+  one = pipeline.Pipeline(data, 16, 3, 7)
+  two = pipeline.Pipeline(store.open_store(data.directory), 16, 3, 7)
+  assert all(equal(one.batch(s), two.batch(s)) for s in (0, 5, 31))
+
+
+def test_each_epoch_reads_every_row_once_in_another_order(data):
+  pipe = pipeline.Pipeline(data, 18, 5, 7)
+  assert (pipe.rows, pipe.tokens_per_epoch, pipe.dropped) == (50, 900, 0)
+  first = row_names(pipe.batch(s) for s in range(10))
+  second = row_names(pipe.batch(s) for s in range(10, 20))
+  assert sorted(first) == sorted(second)
+  assert len(set(first)) == 50
+  assert first != second
+
+
+def test_batches_straddle_epochs_without_losing_rows(data):
+  pipe = pipeline.Pipeline(data, 18, 4, 7)  # 50 rows: 12.5 batches
+  names = row_names(pipe.batch(s) for s in range(25))
+  assert sorted(names[:50]) == sorted(names[50:])
+
+
+def test_the_seed_decides_the_packing_and_the_order(data):
+  one, two = (pipeline.Pipeline(data, 16, 3, seed) for seed in (1, 2))
+  assert not equal(one.batch(0), two.batch(0))
+
+
+def test_the_batch_size_does_not_change_the_rows(data):
+  small, large = (pipeline.Pipeline(data, 16, b, 7) for b in (2, 4))
+  rows = [np.concatenate([small.batch(s).tokens for s in (0, 1)])]
+  assert (rows[0] == large.batch(0).tokens).all()
+
+
+def test_a_layout_only_permutes(data):
+  plain = pipeline.Pipeline(data, 16, 3, 7).batch(3)
+  for name in ('zigzag', 'striped'):
+    pipe = pipeline.Pipeline(data, 16, 3, 7, layout=name, ring=4)
+    moved = pipe.batch(3)
+    back = np.argsort(moved.index[0])
+    assert all((x == y[:, back]).all() for x, y in zip(plain, moved))
+
+
+def test_arrays_are_small_types_of_one_shape(data):
+  made = pipeline.Pipeline(data, 16, 3, 7).batch(0)
+  assert {a.shape for a in made} == {(3, 16)}
+  assert [str(a.dtype) for a in made] == [
+    'int32',
+    'int32',
+    'float32',
+    'int32',
+    'int32',
+    'int32',
+  ]
+
+
+def test_repeated_data_is_told(data):
+  pipe = pipeline.Pipeline(data, 18, 5, 7)
+  assert pipe.epochs(10) == 1
+  assert 'repeated' not in pipe.summary(10)
+  assert '1.10 epochs: the data is repeated' in pipe.summary(11)
+
+
+def test_too_little_data_is_refused(data):
+  with pytest.raises(errors.InputError, match='900 tokens do not fill'):
+    pipeline.Pipeline(data, 901, 1, 0)

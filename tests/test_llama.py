@@ -1,0 +1,221 @@
+"""The model against the float64 oracle, and what its config may hold."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from configs import common
+from longjax import llama, sharding
+from longjax.batch import Batch, one_document
+from longjax.rope import Rope
+
+LLAMA2 = dict(heads=4, kv_heads=4, head_dim=16, tied=False)
+LLAMA3 = dict(heads=8, kv_heads=2, head_dim=8, tied=False)
+SCALED = dict(base=5e5, scaling='llama3', factor=8.0, original_length=64)
+
+
+def small(architecture=LLAMA3, rope=Rope(base=5e5), **how):
+  """A config of random shapes that no dim shares with another."""
+  fields = dict(vocab=96, layers=3, embed=48, mlp=80, dtype='float32', block=16)
+  return llama.Llama(**fields | architecture | dict(rope=rope) | how)
+
+
+def params_of(config, seed=0):
+  return jax.jit(llama.init, static_argnums=0)(config, jax.random.key(seed))
+
+
+def packed(rng, vocab, shape=(2, 64)):
+  """Documents of odd lengths, padding, positions restarted in each."""
+  tokens = rng.integers(0, vocab, shape).astype(np.int32)
+  segments = np.ones(shape, np.int32)
+  segments[0, 13:40], segments[0, 40:57], segments[0, 57:] = 2, 3, 0
+  segments[1, 33:] = 2
+  starts = np.maximum.accumulate(
+    np.where(np.diff(segments, prepend=-1) != 0, np.arange(shape[1]), 0), 1
+  )
+  index = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape)
+  positions = (index - starts).astype(np.int32)
+  targets = np.roll(tokens, -1, 1)
+  weights = (segments > 0).astype(np.float32)
+  return Batch(tokens, targets, weights, segments, positions, index)
+
+
+def oracle(params, config, batch):
+  return reference.forward(
+    jax.device_get(params), dataclasses.asdict(config), batch.tokens,
+    segments=batch.segments, positions=batch.positions, index=batch.index,
+  )  # fmt: skip
+
+
+ROPES = dict(
+  none=Rope(),
+  abf=Rope(base=5e5),
+  linear=Rope(scaling='linear', factor=8.0),
+  ntk=Rope(scaling='ntk', factor=8.0),
+  yarn=Rope(scaling='yarn', factor=16.0, original_length=64),
+  llama3=Rope(**SCALED),
+  nope=Rope(scaling='nope'),
+)
+
+
+@pytest.mark.parametrize('scaling', ROPES)
+@pytest.mark.parametrize('kind', ['Llama 2', 'Llama 3', 'tied'])
+def test_logits_equal_the_float64_oracle_on_packed_documents(
+  scaling, kind, rng
+):
+  architecture = LLAMA2 if kind == 'Llama 2' else LLAMA3
+  config = small(architecture | dict(tied=kind == 'tied'), ROPES[scaling])
+  params, batch = params_of(config), packed(rng, config.vocab)
+  want = oracle(params, config, batch)
+  got = jax.jit(llama.forward, static_argnums=1)(params, config, batch)
+  real = batch.segments > 0
+  np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
+
+
+def test_logits_are_right_far_into_the_sequence(rng):
+  config = small(LLAMA3, Rope(**SCALED))
+  params = params_of(config)
+  batch = one_document(rng.integers(0, config.vocab, (1, 64)))
+  batch = batch._replace(positions=batch.positions + np.int32(524_224))
+  got = llama.forward(params, config, batch)
+  np.testing.assert_allclose(
+    got, oracle(params, config, batch), rtol=0, atol=1e-4
+  )
+
+
+def test_packed_documents_get_the_logits_of_separate_runs(rng):
+  config = small()
+  params, batch = params_of(config), packed(rng, 96)
+  whole = llama.forward(params, config, batch)
+  alone = llama.forward(
+    params, config, one_document(batch.tokens[:1, 13:40])
+  )
+  np.testing.assert_allclose(whole[0, 13:40], alone[0], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('chunk', [7, 64])
+def test_chunked_nll_equals_that_of_whole_logits(chunk, rng, make_mesh):
+  config = small()
+  params, batch = params_of(config), packed(rng, 96)
+  want = reference.token_nll(oracle(params, config, batch), batch.targets)
+  got = llama.nll(params, config, batch, chunk=chunk)
+  real = batch.segments > 0
+  np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
+  mesh = make_mesh(2, 4)
+  got = jax.jit(
+    lambda p, b: llama.nll(p, config, b, chunk=chunk, mesh=mesh)
+  )(params, sharding.put(batch, mesh))
+  np.testing.assert_allclose(
+    np.asarray(got)[real], want[real], rtol=0, atol=1e-4
+  )
+
+
+@pytest.mark.parametrize('remat', llama.REMAT)
+def test_remat_changes_no_gradient(remat, rng):
+  batch = packed(rng, 96)
+  params = params_of(small())
+
+  def grads(remat):
+    config = small(remat=remat)
+    loss = lambda p: llama.nll(p, config, batch).sum()
+    return jax.jit(jax.grad(loss))(params)
+
+  for a, b in zip(*(jax.tree.leaves(grads(r)) for r in (remat, 'full'))):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+def test_init_is_the_same_on_any_mesh(make_mesh):
+  config = small()
+  mesh = make_mesh(2, 4)
+  shardings = sharding.params(
+    llama.axes(config), llama.abstract(config), mesh
+  )
+  spread = jax.jit(llama.init, static_argnums=0, out_shardings=shardings)(
+    config, jax.random.key(0)
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    *(jax.device_get(x) for x in (spread, params_of(config))),
+  )
+
+
+OTHER = dict(
+  vocab=128, layers=2, embed=64, mlp=96, heads=4, kv_heads=4, head_dim=16,
+  norm_eps=1e-6, tied=True, rope=Rope(base=1e4), dtype='bfloat16',
+  attention='reference', block=8, remat='full',
+)  # fmt: skip
+
+
+def program(config):
+  """The text of the traced gradient of the loss."""
+  batch = Batch(*(
+    jax.ShapeDtypeStruct((1, 64), np.float32 if f == 'weights' else np.int32)
+    for f in Batch._fields
+  ))  # fmt: skip
+  loss = lambda p, b: llama.nll(p, config, b).sum()
+  return str(jax.make_jaxpr(jax.grad(loss))(llama.abstract(config), batch))
+
+
+@pytest.mark.parametrize(
+  'field', [f.name for f in dataclasses.fields(llama.Llama)]
+)
+def test_every_model_config_field_changes_the_program(field):
+  config = small()
+  other = dataclasses.replace(config, **{field: OTHER[field]})
+  assert program(config) != program(other)
+
+
+@pytest.mark.parametrize('scaling, field, value', [
+  ('none', 'base', 1e6),
+  ('none', 'scaling', 'nope'),
+  ('linear', 'factor', 4.0),
+  ('llama3', 'original_length', 128),
+  ('llama3', 'low_freq_factor', 2.0),
+  ('llama3', 'high_freq_factor', 8.0),
+  ('yarn', 'original_length', 1024),
+  ('yarn', 'beta_fast', 16.0),
+  ('yarn', 'beta_slow', 2.0),
+])  # fmt: skip
+def test_every_rope_field_changes_the_program(scaling, field, value):
+  wide = LLAMA3 | dict(head_dim=64)
+  program_of = lambda r: _constants(small(wide, r))
+  other = dataclasses.replace(ROPES[scaling], **{field: value})
+  assert program_of(ROPES[scaling]) != program_of(other)
+
+
+def _constants(config):
+  """The rope part of the traced program: its constants are not in the text."""
+  from longjax import rope
+
+  jaxpr = jax.make_jaxpr(
+    lambda p: rope.cos_sin(p, config.rope, config.head_dim)
+  )(jnp.zeros((1, 8), jnp.int32))
+  return [np.asarray(c).tolist() for c in jaxpr.consts]
+
+
+@pytest.mark.parametrize('size, count', [
+  ('llama2_7b', 6_738_415_616),
+  ('llama2_13b', 13_015_864_320),
+  ('llama2_70b', 68_976_648_192),
+  ('llama3_8b', 8_030_261_248),
+  ('llama3_70b', 70_553_706_496),
+  ('llama32_1b', 1_235_814_400),
+  ('llama32_3b', 3_212_749_824),
+  ('smollm2_135m', 134_515_008),
+])  # fmt: skip
+def test_published_models_have_their_published_parameters(size, count):
+  fields = common.model(size).to_dict()
+  config = llama.Llama(**fields | dict(rope=Rope(**fields['rope'])))
+  shapes = jax.tree.leaves(llama.abstract(config))
+  assert sum(x.size for x in shapes) == count
+
+
+def test_a_config_that_cannot_be_meant_is_refused():
+  with pytest.raises(ValueError, match='multiple of kv_heads'):
+    small(dict(heads=9, kv_heads=2, head_dim=16))
+  with pytest.raises(ValueError, match="'rings' is none of"):
+    small(attention='rings')

@@ -1,0 +1,438 @@
+"""Weights in: the table of names, the GGUF reader, and `weights.load`.
+
+Small GGUF files are written with the gguf package's own writer from arrays
+drawn here, with names and shapes typed out by hand rather than from our table.
+"""
+
+import contextlib
+import dataclasses
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from longjax import checkpoint, errors, llama, rope, weights
+from longjax.weights import gguf as reader
+from longjax.weights import names
+
+# V vocab, D embed, F mlp, N heads, K kv_heads, H head_dim, L layers
+V, D, F, N, K, H, L = 96, 64, 128, 4, 2, 16, 3
+FIELDS = dict(vocab=V, layers=L, embed=D, mlp=F, heads=N, kv_heads=K,
+              head_dim=H, norm_eps=1e-5, tied=False)  # fmt: skip
+METADATA = {
+  'llama.block_count': L,
+  'llama.embedding_length': D,
+  'llama.feed_forward_length': F,
+  'llama.attention.head_count': N,
+  'llama.attention.head_count_kv': K,
+  'llama.rope.dimension_count': H,
+  'llama.rope.freq_base': 500_000.0,
+  'llama.attention.layer_norm_rms_epsilon': 1e-5,
+  'llama.context_length': 8192,
+}
+LAYER_SHAPES = {
+  'attn_norm': [D],
+  'attn_q': [N * H, D],
+  'attn_k': [K * H, D],
+  'attn_v': [K * H, D],
+  'attn_output': [D, N * H],
+  'ffn_norm': [D],
+  'ffn_gate': [F, D],
+  'ffn_up': [F, D],
+  'ffn_down': [D, F],
+}
+
+
+def stored_tensors(tied=False):
+  """Random tensors under GGUF's names and in its layout, [out, in]."""
+  shapes = {'token_embd.weight': [V, D], 'output_norm.weight': [D]}
+  if not tied:
+    shapes['output.weight'] = [V, D]
+  for i in range(L):
+    for name, shape in LAYER_SHAPES.items():
+      shapes[f'blk.{i}.{name}.weight'] = shape
+  rng = np.random.default_rng(0)
+  return {
+    name: rng.normal(size=shape).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+
+
+def write(path, tensors, metadata=METADATA, architecture='llama', types=None):
+  """Writes a GGUF file; types gives the tensors that are to be quantized."""
+  writer = gguf.GGUFWriter(path, architecture)
+  for key, value in metadata.items():
+    add = {int: writer.add_uint32, float: writer.add_float32,
+           str: writer.add_string, list: writer.add_array}  # fmt: skip
+    add[type(value)](key, value)
+  for name, array in tensors.items():
+    kind = (types or {}).get(name)
+    if kind is not None:
+      array = gguf.quantize(array, kind)
+    writer.add_tensor(name, array, raw_dtype=kind)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return str(path)
+
+
+def expected(tensors, tied=False):
+  """The params that `tensors` mean, typed out by hand."""
+
+  def stack(name, change):
+    return np.stack(
+      [change(tensors[f'blk.{i}.{name}.weight']) for i in range(L)]
+    )
+
+  def half_split(x):  # rows 0, 2, 4 .. of each head, then rows 1, 3, 5 ..
+    heads = x.reshape(-1, H, D)
+    heads = np.concatenate([heads[:, 0::2], heads[:, 1::2]], axis=1)
+    return heads.transpose(2, 0, 1)
+
+  params = {
+    'embedding': tensors['token_embd.weight'],
+    'layers': {
+      'attn_norm': stack('attn_norm', lambda x: x),
+      'q': stack('attn_q', half_split),
+      'k': stack('attn_k', half_split),
+      'v': stack('attn_v', lambda x: x.T.reshape(D, K, H)),
+      'o': stack('attn_output', lambda x: x.T.reshape(N, H, D)),
+      'mlp_norm': stack('ffn_norm', lambda x: x),
+      'gate': stack('ffn_gate', lambda x: x.T),
+      'up': stack('ffn_up', lambda x: x.T),
+      'down': stack('ffn_down', lambda x: x.T),
+    },
+    'norm': tensors['output_norm.weight'],
+  }
+  return params if tied else params | {'head': tensors['output.weight'].T}
+
+
+def assert_same_params(found, wanted):
+  assert found.keys() == wanted.keys()
+  for name, want in wanted.items():
+    if isinstance(want, dict):
+      assert_same_params(found[name], want)
+    else:
+      assert found[name].dtype == np.float32
+      np.testing.assert_array_equal(found[name], want, err_msg=name)
+
+
+# The table.
+
+
+def test_half_split_of_a_head_of_four_rows_by_hand():
+  rows = np.array([[['a0'], ['b0'], ['a1'], ['b1']]])  # pairs a and b, 0 and 1
+  split = names.half_split(rows)
+  assert split.ravel().tolist() == ['a0', 'a1', 'b0', 'b1']
+  assert names.interleaved(split).ravel().tolist() == rows.ravel().tolist()
+
+
+@pytest.mark.parametrize('source', ['gguf', 'huggingface', 'meta'])
+@pytest.mark.parametrize('row', names.TABLE, ids=lambda row: row.path)
+def test_theirs_is_the_inverse_of_ours(row, source):
+  shape = names.stored_shape(row, FIELDS)
+  stored = np.arange(np.prod(shape)).reshape(shape)
+  ours = names.ours(row, stored, FIELDS, source)
+  assert ours.shape == names.sizes(row.dims, FIELDS)
+  back = names.theirs(row, ours, FIELDS, source)
+  np.testing.assert_array_equal(back, stored)
+
+
+@pytest.mark.parametrize('path', ['layers/q', 'layers/k'])
+def test_only_the_interleaved_formats_permute(path):
+  row = next(row for row in names.TABLE if row.path == path)
+  shape = names.stored_shape(row, FIELDS)
+  stored = np.arange(np.prod(shape)).reshape(shape)
+  ours = {
+    s: names.ours(row, stored, FIELDS, s) for s in ('huggingface', 'meta')
+  }
+  heads = stored.reshape(-1, H, D).transpose(2, 0, 1)
+  np.testing.assert_array_equal(ours['huggingface'], heads)
+  np.testing.assert_array_equal(ours['meta'][..., : H // 2], heads[..., 0::2])
+  np.testing.assert_array_equal(ours['meta'][..., H // 2 :], heads[..., 1::2])
+
+
+def test_names_of_every_format():
+  q = next(row for row in names.TABLE if row.path == 'layers/q')
+  assert [names.name(q, s, 7) for s in ('gguf', 'huggingface', 'meta')] == [
+    'blk.7.attn_q.weight',
+    'model.layers.7.self_attn.q_proj.weight',
+    'layers.7.attention.wq.weight',
+  ]
+
+
+# GGUF.
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_gguf_in_float32_is_read_exactly(tmp_path, tied):
+  tensors = stored_tensors(tied)
+  path = write(tmp_path / 'x.gguf', tensors)
+  params, fields = reader.read(path)
+  assert_same_params(params, expected(tensors, tied))
+  rope_fields = dict(base=500_000.0)
+  assert fields == FIELDS | dict(tied=tied, rope=rope_fields)
+
+
+@pytest.mark.parametrize('kind', ['Q8_0', 'Q4_1', 'F16', 'BF16'])
+def test_quantized_gguf_is_what_dequantizing_gives(tmp_path, kind):
+  kind = gguf.GGMLQuantizationType[kind]
+  tensors = stored_tensors()
+  types = {name: kind for name, x in tensors.items() if x.ndim == 2}
+  params, _ = reader.read(write(tmp_path / 'x.gguf', tensors, types=types))
+  for name in types:
+    tensors[name] = gguf.dequantize(gguf.quantize(tensors[name], kind), kind)
+  assert_same_params(params, expected(tensors))
+
+
+def test_written_back_every_tensor_is_the_stored_one(tmp_path):
+  tensors = stored_tensors()
+  params, fields = reader.read(write(tmp_path / 'x.gguf', tensors))
+  for row in names.rows(fields):
+    for layer in names.layers(row, fields):
+      *parents, key = row.path.split('/')
+      array = params['layers'][key][layer] if parents else params[key]
+      np.testing.assert_array_equal(
+        names.theirs(row, array, fields, 'gguf'),
+        tensors[names.name(row, 'gguf', layer)],
+      )
+
+
+SCALED = {
+  'linear': (
+    {'type': 'linear', 'factor': 4.0},
+    dict(scaling='linear', factor=4.0),
+  ),
+  'yarn': (
+    {'type': 'yarn', 'factor': 16.0, 'original_context_length': 512},
+    dict(scaling='yarn', factor=16.0, original_length=512, beta_fast=32.0,
+         beta_slow=1.0),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', SCALED)
+def test_rope_scaling_is_read_from_the_metadata(tmp_path, name):
+  keys, wanted = SCALED[name]
+  keys = {f'llama.rope.scaling.{key}': value for key, value in keys.items()}
+  path = write(tmp_path / 'x.gguf', stored_tensors(), METADATA | keys)
+  _, fields = reader.read(path)
+  assert fields['rope'] == dict(base=500_000.0, **wanted)
+
+
+def llama31_divisors(factor):
+  """As convert_hf_to_gguf.py writes them, for heads of 16 dims."""
+  wavelengths = 2 * np.pi * 500_000.0 ** (np.arange(0, H, 2) / H)
+  smooth = (8192 / wavelengths - 1) / 3
+  mixed = 1 / ((1 - smooth) / factor + smooth)
+  divisors = np.where(wavelengths > 8192, factor, mixed)
+  return np.where(wavelengths < 2048, 1, divisors).astype(np.float32)
+
+
+@pytest.mark.parametrize('factor', [8.0, 32.0])
+def test_llama31_scaling_is_recognized_by_its_divisors(tmp_path, factor):
+  tensors = stored_tensors()
+  tensors['rope_freqs.weight'] = llama31_divisors(factor)
+  params, config = weights.load(write(tmp_path / 'x.gguf', tensors))
+  assert config.rope == rope.Rope(
+    base=500_000.0, scaling='llama3', factor=factor, original_length=8192
+  )
+  assert 'rope_freqs' not in params
+
+
+def test_divisors_that_are_not_llama31_are_refused(tmp_path):
+  tensors = stored_tensors()
+  tensors['rope_freqs.weight'] = llama31_divisors(8.0) + np.float32(0.01)
+  path = write(tmp_path / 'x.gguf', tensors)
+  with pytest.raises(errors.InputError, match=r'x\.gguf.*rope_freqs\.weight'):
+    reader.read(path)
+
+
+# Damage.
+
+
+def assert_refused(path, *words):
+  """One line that names the file and says these words."""
+  with pytest.raises(errors.InputError) as caught:
+    reader.read(path)
+  message = str(caught.value)
+  assert '\n' not in message
+  for word in (path, *words):
+    assert word in message, message
+
+
+def test_a_file_that_is_not_gguf_is_refused(tmp_path):
+  path = tmp_path / 'x.gguf'
+  path.write_bytes(b'PK\x03\x04 a zip file')
+  assert_refused(str(path), 'not a GGUF file')
+  path.write_bytes(b'')
+  assert_refused(str(path), 'not a GGUF file')
+  assert_refused(str(tmp_path / 'absent.gguf'), 'No such file')
+
+
+def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path):
+  whole = write(tmp_path / 'whole.gguf', stored_tensors())
+  with open(whole, 'rb') as file:
+    data = file.read()
+  path = tmp_path / 'x.gguf'
+  path.write_bytes(data[:-100])
+  assert_refused(str(path), 'truncated', f'blk.{L - 1}.ffn_down.weight')
+  path.write_bytes(data[: len(data) // 2])
+  assert_refused(str(path), 'truncated', '.weight')
+  for length in range(4, 3000, 97):  # in the header
+    path.write_bytes(data[:length])
+    assert_refused(str(path), 'truncated')
+
+
+def test_no_damaged_byte_of_the_header_gives_anything_but_input_error(tmp_path):
+  arrays = {'tokenizer.ggml.tokens': ['a', 'bb'], 'tokenizer.ggml.ids': [1, 2]}
+  path = write(tmp_path / 'x.gguf', stored_tensors(), METADATA | arrays)
+  with open(path, 'rb') as file:
+    data = file.read()
+  rng = np.random.default_rng(0)
+  for position in rng.integers(4, 2300, 150):
+    damaged = bytearray(data)
+    damaged[position] ^= int(rng.integers(1, 256))
+    with open(path, 'wb') as file:
+      file.write(damaged)
+    with contextlib.suppress(errors.InputError):
+      reader.read(path)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+  for name in (
+    'token_embd.weight',
+    'output_norm.weight',
+    'blk.1.attn_k.weight',
+  ):
+    tensors = stored_tensors()
+    del tensors[name]
+    assert_refused(write(tmp_path / 'x.gguf', tensors), 'lacks', name)
+
+
+@pytest.mark.parametrize('name', ['blk.3.attn_q.weight', 'blk.0.attn_q.bias'])
+def test_an_unknown_tensor_is_named(tmp_path, name):
+  tensors = stored_tensors() | {name: np.zeros(32, np.float32)}
+  assert_refused(write(tmp_path / 'x.gguf', tensors), 'unknown', name)
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(tmp_path):
+  tensors = stored_tensors()
+  tensors['blk.2.ffn_up.weight'] = tensors['blk.2.ffn_up.weight'].T.copy()
+  path = write(tmp_path / 'x.gguf', tensors)
+  assert_refused(path, 'blk.2.ffn_up.weight', f'({D}, {F})', f'({F}, {D})')
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_tensor_with_nan_or_infinity_is_named(tmp_path, bad):
+  tensors = stored_tensors()
+  tensors['blk.1.attn_v.weight'][3, 5] = bad
+  path = write(tmp_path / 'x.gguf', tensors)
+  assert_refused(path, 'blk.1.attn_v.weight', 'NaN or infinity')
+
+
+def test_an_unsupported_quantization_is_named(tmp_path):
+  tensors = stored_tensors()
+  tensors['blk.0.ffn_gate.weight'] = np.zeros([F, D], np.int8)
+  path = write(tmp_path / 'x.gguf', tensors)
+  assert_refused(path, 'blk.0.ffn_gate.weight', 'I8')
+
+
+def test_a_quantization_unknown_to_the_gguf_package_is_named(tmp_path):
+  path = write(tmp_path / 'x.gguf', stored_tensors())
+  with open(path, 'rb') as file:
+    data = bytearray(file.read())
+  name = b'blk.0.attn_output.weight'
+  kind = data.index(name) + len(name) + 4 + 2 * 8  # after rank and two dims
+  data[kind : kind + 4] = (999).to_bytes(4, 'little')
+  with open(path, 'wb') as file:
+    file.write(data)
+  assert_refused(path, 'blk.0.attn_output.weight', 'type 999')
+
+
+def test_another_architecture_is_refused(tmp_path):
+  path = write(tmp_path / 'x.gguf', stored_tensors(), architecture='qwen2')
+  assert_refused(path, 'qwen2', 'only llama')
+
+
+@pytest.mark.parametrize('key, value', [
+  ('expert_count', 8),
+  ('attention.sliding_window', 4096),
+  ('rope.dimension_count', H // 2),
+  ('rope.scaling.type', 'longrope'),
+  ('attention.head_count_kv', [2, 2, 1]),
+])  # fmt: skip
+def test_metadata_that_longjax_has_no_model_for_is_refused(
+  tmp_path, key, value
+):
+  metadata = METADATA | {f'llama.{key}': value}
+  path = write(tmp_path / 'x.gguf', stored_tensors(), metadata)
+  assert_refused(path, key)
+
+
+@pytest.mark.parametrize('key', ['block_count', 'embedding_length'])
+def test_missing_metadata_is_named(tmp_path, key):
+  metadata = {k: v for k, v in METADATA.items() if k != f'llama.{key}'}
+  path = write(tmp_path / 'x.gguf', stored_tensors(), metadata)
+  assert_refused(path, f'llama.{key}')
+
+
+# load
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_load_takes_a_file_or_the_directory_that_holds_it(tmp_path, dtype):
+  tensors = stored_tensors()
+  path = write(tmp_path / 'x.gguf', tensors)
+  wanted = llama.Llama(**FIELDS, rope=rope.Rope(base=5e5), dtype=dtype)
+  for given in (path, tmp_path):
+    params, config = weights.load(given, dtype=dtype)
+    assert config == wanted
+    assert_same_params(params, expected(tensors))
+
+
+def test_load_refuses_what_the_model_refuses_and_names_the_file(tmp_path):
+  metadata = METADATA | {'llama.attention.head_count_kv': 3}
+  tensors = stored_tensors()
+  for i in range(L):
+    for name in ('attn_k', 'attn_v'):
+      tensors[f'blk.{i}.{name}.weight'] = np.zeros([3 * H, D], np.float32)
+  path = write(tmp_path / 'x.gguf', tensors, metadata)
+  with pytest.raises(errors.InputError, match=r'x\.gguf.*heads 4'):
+    weights.load(path)
+
+
+def test_load_takes_a_checkpoint_or_the_run_that_holds_it(tmp_path):
+  config = llama.Llama(**FIELDS, block=64, rope=rope.Rope(base=5e5))
+  params = expected(stored_tensors())
+  saved = checkpoint.Checkpoints(tmp_path / 'checkpoints', keep=1)
+  state = dict(params=params, opt={}, step=np.array(7))
+  saved.save(
+    jax.tree.map(jnp.asarray, state), dict(model=dataclasses.asdict(config))
+  )
+  saved.close()
+  for given in (tmp_path, tmp_path / 'checkpoints', tmp_path / 'checkpoints/7'):
+    found, found_config = weights.load(given, dtype='bfloat16')
+    assert found_config == config
+    assert_same_params(found, params)
+
+
+def test_load_of_nonsense_names_the_path_and_what_is_accepted(tmp_path):
+  text = tmp_path / 'notes.txt'
+  text.write_text('hello')
+  for path in (text, tmp_path / 'absent'):
+    with pytest.raises(
+      errors.InputError, match=r'\.gguf file.*checkpoint'
+    ) as e:
+      weights.load(path)
+    assert str(path) in str(e.value)
+
+
+def test_load_of_a_directory_with_two_models_asks_which(tmp_path):
+  for name in ('a.gguf', 'b.gguf'):
+    (tmp_path / name).write_bytes(b'GGUF')
+  with pytest.raises(errors.InputError, match=r'a\.gguf, b\.gguf'):
+    weights.load(tmp_path)
