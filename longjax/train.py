@@ -55,20 +55,20 @@ def main(config, workdir, log=print) -> int:
   log(data.summary(config.train.steps))
 
   step_fn, abstract = build(config, model, mesh)
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_setting(workdir, config)
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', config.checkpoint.keep, log
   )
   restored = checkpoints.restore(abstract)
-  evaluate = functools.partial(
-    stage, workdir, config, mesh, held_out, tokens, log
-  )
   if restored:
     state = restored[0]
     log(f'resumed from step {int(state["step"])}')
   else:
     state, released = fresh(config, model, mesh, abstract, source, log)
+  write_setting(workdir, config, tokens)
+  evaluate = functools.partial(
+    stage, workdir, config, mesh, held_out, tokens, log
+  )
+  if not restored:
     if released and released.rope != model.rope:
       as_released = evals.compute_as(released, model)
       evaluate('as released', state['params'], as_released)
@@ -336,8 +336,10 @@ def on_sigterm() -> list:
   return asked
 
 
-def write_setting(workdir, config):
-  """config.json and code.json: what ran, with which code."""
+def write_setting(workdir, config, tokens):
+  """config.json, code.json and tokenizer/: what ran, with which code."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  tokens.save(workdir / 'tokenizer')
   text = json.dumps(config.to_dict(), indent=1)
   (workdir / 'config.json').write_text(text + '\n')
   code = dict(

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, no silent dtype promotion, a mesh by its shape."""
+"""Eight fake CPU devices; fixtures that several files share."""
 
 import os
 import pathlib
@@ -14,7 +14,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 os.environ['JAX_PLATFORMS'] = 'cpu'  # for the commands that tests start
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_numpy_dtype_promotion', 'strict')
 
 
 @pytest.fixture
@@ -31,3 +30,10 @@ def make_mesh():
     return jax.sharding.Mesh(devices, ('data', 'seq'))
 
   return make
+
+
+@pytest.fixture
+def strict_dtypes():
+  """A stray float32 beside a bfloat16 is an error (optax has some)."""
+  with jax.numpy_dtype_promotion('strict'):
+    yield

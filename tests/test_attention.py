@@ -13,6 +13,8 @@ from longjax import attention
 from longjax.attention import Ids
 from longjax.data import layout
 
+pytestmark = pytest.mark.usefixtures('strict_dtypes')
+
 B, T, H = 2, 96, 16
 MESHES = [(1, 8), (2, 4), (8, 1)]
 SHARDED = ['ring', 'gather']

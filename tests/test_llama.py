@@ -13,6 +13,8 @@ from longjax import llama, sharding
 from longjax.batch import Batch, one_document
 from longjax.rope import Rope
 
+pytestmark = pytest.mark.usefixtures('strict_dtypes')
+
 LLAMA2 = dict(heads=4, kv_heads=4, head_dim=16, tied=False)
 LLAMA3 = dict(heads=8, kv_heads=2, head_dim=8, tied=False)
 SCALED = dict(base=5e5, scaling='llama3', factor=8.0, original_length=64)

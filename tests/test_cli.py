@@ -1,0 +1,55 @@
+"""What a command says to a user who has mistyped."""
+
+import time
+
+import commands
+import pytest
+
+TINY = '--config=configs/tiny.py'
+
+
+@pytest.mark.parametrize('arguments, says', [
+  ([TINY, '--config.optim.learning_rat=1'], "nearest is 'optim.learning_rate'"),
+  ([TINY, '--config.model.rope.bas=1'], "nearest is 'model.rope.base'"),
+  ([TINY, '--config.lr=1'], "no key 'lr'"),
+  ([TINY, '--workdri=x'], "nearest is 'workdir'"),
+  ([TINY, '--config.train.steps=abc'], 'abc'),
+  ([TINY, '--config.train.steps=1e3'], '1e3'),
+  ([TINY, 'stray'], "'stray' is not a flag"),
+  (['--config=configs/tinny.py'], "nearest is 'configs/tiny.py'"),
+  ([], '--config=configs/NAME.py is needed'),
+])  # fmt: skip
+def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
+  began = time.monotonic()
+  assert says in commands.refused('tpu.py', *arguments)
+  assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize('override, says', [
+  ('model.heads=7', 'heads 7 is not a multiple of kv_heads 4'),
+  ('model.attention=rng', 'ring'),
+  ('model.rope.scaling=yarm', 'yarn'),
+  ('mesh.seq=3', 'seq_len 256 is not a multiple of mesh.seq 3'),
+  ('train.batch=3', 'train.batch 3 is not a multiple'),
+  ('train.seq_len=260', '8 equal parts'),
+  ('optim.schedule=cosin', 'cosine'),
+  ('data.layout=zagzig', 'zigzag'),
+  ('weights=/no/such.gguf', '/no/such.gguf'),
+])  # fmt: skip
+def test_a_config_that_cannot_work_is_refused_before_any_compile(
+  override, says, tmp_path
+):
+  workdir = tmp_path / 'run'
+  line = commands.refused(
+    'tpu.py', TINY, f'--config.{override}', f'--workdir={workdir}'
+  )
+  assert says in line
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize('script', ['tpu.py', 'prepare.py'])
+def test_help_is_enough_to_use_a_command(script):
+  done = commands.run(script, '--help')
+  assert done.returncode == 0
+  for word in ('--config', f'launch/{script}', 'train.seq_len', 'rope.base'):
+    assert word in done.stdout

@@ -1,0 +1,70 @@
+"""Evaluations and generation against what can be worked out by hand."""
+
+import jax
+import numpy as np
+from test_llama import params_of, small
+
+from longjax import generate, llama
+from longjax.batch import one_document
+from longjax.data import layout, tokenizer
+from longjax.evals import passkey, position_loss, report
+
+
+def test_greedy_tokens_are_those_of_whole_forward_passes(rng):
+  config = small()
+  params = params_of(config)
+  prompts = [rng.integers(0, 96, n) for n in (5, 17, 9)]
+  got = generate.greedy(params, config, prompts, 6)
+  forward = jax.jit(llama.forward, static_argnums=1)
+  for prompt, answer in zip(prompts, got):
+    tokens = np.zeros(24, np.int64)
+    tokens[: len(prompt)] = prompt
+    for i, token in enumerate(answer, len(prompt)):
+      logits = forward(params, config, one_document(tokens))
+      assert int(logits[0, i - 1].argmax()) == token
+      tokens[i] = token
+
+
+def test_loss_by_position_by_hand():
+  batch = one_document(np.zeros((2, 32), int))
+  shuffled = layout.apply(batch, layout.order('zigzag', 32, 4))
+  nll = lambda b: b.index.astype(float)  # the loss of a token is its position
+  curve = position_loss.curve(nll, [shuffled], 32)
+  assert curve['end'] == list(range(2, 33, 2))
+  np.testing.assert_allclose(curve['loss'][:3], [0.5, 2.5, 4.5])
+  assert curve['loss'][-1] == 30  # position 31 has no target
+  assert curve['tokens'] == [4.0] * 15 + [2.0]
+  assert position_loss.mean(curve, 0, 8) == 3.5
+
+
+def test_a_passkey_prompt_has_its_exact_length_and_the_key_at_its_depth():
+  tokens = tokenizer.load('bytes')
+  for length, depth in ((700, 0.0), (1000, 0.5), (1001, 1.0)):
+    ids = passkey.prompt(tokens, length, depth, 54321)
+    assert len(ids) == length - passkey.ANSWER_TOKENS
+    text = tokens.decode(ids)
+    assert text.count('54321') == 2 and text.endswith('The pass key is')
+    before = text.index('\nThe pass key is 54321') - len(passkey.INTRO)
+    filler = len(text) - len(passkey.INTRO + passkey.QUESTION)
+    filler -= len(passkey.KEY.format(key=54321))
+    assert abs(before - depth * filler) <= 1
+
+
+def test_a_copying_model_finds_every_key_and_a_blind_one_none():
+  tokens = tokenizer.load('bytes')
+
+  def copy(prompts, count):
+    texts = [tokens.decode(p) for p in prompts]
+    keys = [t.split('The pass key is ')[1][:5] for t in texts]
+    return [tokens.encode(f' {k}.....'[:count]) for k in keys]
+
+  blind = lambda prompts, count: [tokens.encode(' 12345..')] * len(prompts)
+  run = lambda model: passkey.accuracy(model, tokens, (600, 900), (0.2, 0.8))
+  assert run(copy)['found'] == [[True, True]] * 2
+  assert run(blind)['found'] == [[False, False]] * 2
+
+
+def test_a_table_is_markdown():
+  assert report.table(['a', 'b'], [[1, 2]]) == (
+    '| a | b |\n| --- | --- |\n| 1 | 2 |'
+  )

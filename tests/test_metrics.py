@@ -1,0 +1,54 @@
+"""metrics.jsonl is the truth; TensorBoard and the line come from it."""
+
+import sys
+
+from tensorboard.backend.event_processing.event_accumulator import (
+  EventAccumulator,
+)
+
+from longjax import metrics
+
+
+def values(loss):
+  return dict(loss=loss, grad_norm=1.5, lr=2e-5, skipped=0.0, mfu=None)
+
+
+def test_a_line_a_step_survives_a_resume(tmp_path):
+  lines = []
+  first = metrics.Metrics(tmp_path, 0, 4, lines.append)
+  for step in (1, 2, 3):
+    first.step(step, 100, 0.5, values(4.0 - step))
+  first.close()
+  again = metrics.Metrics(tmp_path, 2, 4, lines.append)  # 3 was not saved
+  for step in (3, 4):
+    again.step(step, 100, 0.5, values(3.0 - step / 8))
+  again.close()
+  read = metrics.read(tmp_path)
+  assert [x['step'] for x in read] == [1, 2, 3, 4]
+  assert [x['tokens'] for x in read] == [100, 200, 300, 400]
+  assert read[2]['loss_hex'] == (3.0 - 3 / 8).hex()
+  assert read[0]['tokens_per_second'] == 200
+  assert lines[0].startswith('step 1/4  loss 3.0000  grad 1.50  lr 2.00e-05')
+  assert lines[-1].endswith('eta 0s')
+
+
+def test_tensorboard_holds_the_same_numbers_without_tensorflow(tmp_path):
+  writer = metrics.Metrics(tmp_path, 0, 2, lambda _: None)
+  writer.step(1, 10, 0.5, values(3.0))
+  writer.step(2, 10, 0.5, values(2.0))
+  writer.close()
+  board = EventAccumulator(str(tmp_path / 'tb'))
+  board.Reload()
+  losses = [(e.step, e.value) for e in board.Scalars('train/loss')]
+  assert losses == [(1, 3.0), (2, 2.0)]
+  assert 'tensorflow' not in sys.modules
+
+
+def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "tokens": 5}\n{"st')
+  assert metrics.read(tmp_path) == [{'step': 1, 'tokens': 5}]
+
+
+def test_durations_by_hand():
+  cases = {12.4: '12s', 200: '3m20s', 7500: '2h05m'}
+  assert {s: metrics.duration(s) for s in cases} == cases

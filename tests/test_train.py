@@ -1,0 +1,182 @@
+"""The train step on one device and on eight, and what it costs."""
+
+import jax
+import jax.numpy as jnp
+import jaxprs
+import numpy as np
+import pytest
+
+from configs import tiny
+from longjax import optim, sharding, train
+from longjax.batch import Batch
+from longjax.data import layout
+
+
+def tiny_config(data=1, seq=1, **changes):
+  config = tiny.get_config()
+  config.mesh.update(data=data, seq=seq)
+  for key, value in changes.items():
+    config.update_from_flattened_dict({key.replace('__', '.'): value})
+  return config
+
+
+def packed_batch(rng, config):
+  """Random tokens in documents of odd lengths, some padding, some weights."""
+  shape = (config.train.batch, config.train.seq_len)
+  tokens, targets = rng.integers(0, 384, (2, *shape)).astype(np.int32)
+  borders = np.sort(rng.integers(1, shape[1] - 9, (shape[0], 3)))
+  index = np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1))
+  segments = 1 + (index[..., None] >= borders[:, None]).sum(-1)
+  segments[:, -9:] = 0
+  weights = rng.random(shape) * (segments > 0)
+  return Batch(
+    tokens, targets, weights.astype(np.float32), segments.astype(np.int32),
+    index, index,
+  )  # fmt: skip
+
+
+def one_step(config, mesh, batch):
+  """(loss, grad norm, gradients) of the first step from random weights."""
+  model = train.llama_config(config)
+  step, abstract = train.build(config, model, mesh)
+  state, _ = train.fresh(config, model, mesh, abstract, None, print)
+  order = layout.order(
+    config.data.layout, config.train.seq_len, mesh.shape['seq']
+  )
+  batch = sharding.put(layout.apply(batch, order), mesh)
+  _, grads = jax.jit(
+    lambda p, b: train.gradients(
+      p, b, model, mesh, parts=config.train.micro_batches,
+      chunk=config.train.loss_chunk,
+    )  # fmt: skip
+  )(state['params'], batch)
+  _, values = step(state, batch)
+  return float(values['loss']), float(values['grad_norm']), grads
+
+
+@pytest.fixture(scope='module')
+def single():
+  """The step on one device, with attention whole."""
+  config = tiny_config(train__batch=8)
+  batch = packed_batch(np.random.default_rng(0), config)
+  devices = np.array(jax.devices()[:1]).reshape(1, 1)
+  mesh = jax.sharding.Mesh(devices, sharding.AXES)
+  return batch, one_step(config, mesh, batch)
+
+
+def assert_same_step(got, want):
+  np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+  np.testing.assert_allclose(got[1], want[1], rtol=1e-4)
+  for path, g in jax.tree.leaves_with_path(got[2]):
+    w = want[2]
+    for key in path:
+      w = w[key.key]
+    error = np.abs(np.asarray(g) - np.asarray(w)).max()
+    assert error <= 1e-4 * np.abs(w).max(), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize('name', ['contiguous', 'zigzag'])
+@pytest.mark.parametrize('shape', [(2, 4), (1, 8), (8, 1)])
+def test_a_step_on_eight_devices_is_the_step_on_one(
+  shape, name, single, make_mesh
+):
+  batch, want = single
+  config = tiny_config(*shape, train__batch=8, data__layout=name)
+  assert_same_step(one_step(config, make_mesh(*shape), batch), want)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole(single, make_mesh):
+  batch, want = single
+  config = tiny_config(2, 4, train__batch=8, train__micro_batches=4)
+  assert_same_step(one_step(config, make_mesh(2, 4), batch), want)
+
+
+def lowered(seq_len, make_mesh):
+  config = tiny_config(1, 8, train__batch=1, train__seq_len=seq_len)
+  mesh = make_mesh(1, 8)
+  step, state = train.build(config, train.llama_config(config), mesh)
+  return step, (state, abstract_batch(config, mesh))
+
+
+def abstract_batch(config, mesh):
+  shape = (config.train.batch, config.train.seq_len)
+  spec = jax.sharding.NamedSharding(
+    mesh, sharding.batch_spec(mesh, config.train.batch)
+  )
+  return Batch(*(
+    jax.ShapeDtypeStruct(
+      shape, jnp.float32 if f == 'weights' else jnp.int32, sharding=spec
+    )
+    for f in Batch._fields
+  ))  # fmt: skip
+
+
+def test_memory_grows_with_the_sequence_and_not_with_its_square(make_mesh):
+  temporaries = []
+  for seq_len in (4096, 8192):
+    step, arguments = lowered(seq_len, make_mesh)
+    memory = step.lower(*arguments).compile().memory_analysis()
+    temporaries.append(memory.temp_size_in_bytes)
+  assert temporaries[1] <= 2.2 * temporaries[0]
+
+
+def test_no_array_of_the_program_has_two_dims_of_the_sequence(make_mesh):
+  seq, vocab, ring = 8192, 384, 8
+  step, arguments = lowered(seq, make_mesh)
+  lengths = {seq, seq // ring}
+  for shape in jaxprs.shapes(jax.make_jaxpr(step)(*arguments).jaxpr):
+    along = [d for d in shape if d in lengths]
+    assert len(along) < 2, shape
+    assert not (along and vocab in shape), shape
+
+
+def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
+  config = tiny_config(2, 4)
+  mesh = make_mesh(2, 4)
+  model = train.llama_config(config)
+  step, abstract = train.build(config, model, mesh)
+  state, _ = train.fresh(config, model, mesh, abstract, None, print)
+  batch = packed_batch(np.random.default_rng(0), config)
+  state, _ = step(state, sharding.put(batch, mesh))
+  before = jax.device_get(state)
+  batch.weights[0, 0] = np.nan
+  state, values = step(state, sharding.put(batch, mesh))
+  assert float(values['skipped']) == 1
+  after = jax.device_get(state)
+  assert after.pop('step') == before.pop('step') + 1
+  jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
+def test_schedules_by_hand():
+  section = tiny.get_config().optim
+  section.update(
+    learning_rate=1.0, warmup_steps=10, warmup_from=0.1, min_ratio=0.1
+  )
+
+  def rates(name, steps):
+    section.schedule = name
+    schedule = optim.schedule(section, 110)
+    return [float(schedule(s)) for s in steps]
+
+  at = (0, 5, 10, 60, 110)
+  np.testing.assert_allclose(
+    rates('cosine', at), [0.1, 0.55, 1, 0.55, 0.1], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    rates('linear', at), [0.1, 0.55, 1, 0.55, 0.1], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    rates('constant', at), [0.1, 0.55, 1, 1, 1], rtol=1e-6
+  )
+
+
+def test_only_matrices_decay():
+  model = train.llama_config(tiny_config())
+  from longjax import llama
+
+  decayed = optim.decayed(llama.abstract(model))
+  names = {
+    jax.tree_util.keystr(p, simple=True, separator='/')
+    for p, d in jax.tree.leaves_with_path(decayed) if not d
+  }  # fmt: skip
+  assert names == {'norm', 'layers/attn_norm', 'layers/mlp_norm'}
