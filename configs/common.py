@@ -5,103 +5,133 @@ what its recipe changes. Nothing else may exist: a key that nobody reads is an
 error of ours, a key that does not stand here is an error of the caller.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 # Architectures. heads, kv_heads, layers are counts; mlp and embed are widths.
 LLAMA2 = dict(vocab=32_000, norm_eps=1e-5, tied=False, head_dim=128)
-LLAMA3 = dict(vocab=128_256, norm_eps=1e-5, tied=False, head_dim=128,
-              kv_heads=8)
+LLAMA3 = dict(
+  vocab=128_256, norm_eps=1e-5, tied=False, head_dim=128, kv_heads=8
+)
 SMOLLM2 = dict(vocab=49_152, norm_eps=1e-5, tied=True, head_dim=64)
 
 SIZES = dict(
-    tiny=dict(vocab=384, layers=4, embed=64, mlp=160, heads=8, kv_heads=4,
-              head_dim=16, norm_eps=1e-5, tied=False),
-    llama2_7b=LLAMA2 | dict(layers=32, embed=4096, mlp=11_008, heads=32,
-                            kv_heads=32),
-    llama2_13b=LLAMA2 | dict(layers=40, embed=5120, mlp=13_824, heads=40,
-                             kv_heads=40),
-    llama2_70b=LLAMA2 | dict(layers=80, embed=8192, mlp=28_672, heads=64,
-                             kv_heads=8),
-    llama3_8b=LLAMA3 | dict(layers=32, embed=4096, mlp=14_336, heads=32),
-    llama3_70b=LLAMA3 | dict(layers=80, embed=8192, mlp=28_672, heads=64),
-    llama32_1b=LLAMA3 | dict(layers=16, embed=2048, mlp=8192, heads=32,
-                             head_dim=64, tied=True),
-    llama32_3b=LLAMA3 | dict(layers=28, embed=3072, mlp=8192, heads=24,
-                             tied=True),
-    smollm2_135m=SMOLLM2 | dict(layers=30, embed=576, mlp=1536, heads=9,
-                                kv_heads=3),
-    smollm2_360m=SMOLLM2 | dict(layers=32, embed=960, mlp=2560, heads=15,
-                                kv_heads=5),
-    smollm2_1b7=SMOLLM2 | dict(layers=24, embed=2048, mlp=8192, heads=32,
-                               kv_heads=32),
+  tiny=dict(
+    vocab=384,
+    layers=4,
+    embed=64,
+    mlp=160,
+    heads=8,
+    kv_heads=4,
+    head_dim=16,
+    norm_eps=1e-5,
+    tied=False,
+  ),
+  llama2_7b=LLAMA2
+  | dict(layers=32, embed=4096, mlp=11_008, heads=32, kv_heads=32),
+  llama2_13b=LLAMA2
+  | dict(layers=40, embed=5120, mlp=13_824, heads=40, kv_heads=40),
+  llama2_70b=LLAMA2
+  | dict(layers=80, embed=8192, mlp=28_672, heads=64, kv_heads=8),
+  llama3_8b=LLAMA3 | dict(layers=32, embed=4096, mlp=14_336, heads=32),
+  llama3_70b=LLAMA3 | dict(layers=80, embed=8192, mlp=28_672, heads=64),
+  llama32_1b=LLAMA3
+  | dict(layers=16, embed=2048, mlp=8192, heads=32, head_dim=64, tied=True),
+  llama32_3b=LLAMA3
+  | dict(layers=28, embed=3072, mlp=8192, heads=24, tied=True),
+  smollm2_135m=SMOLLM2
+  | dict(layers=30, embed=576, mlp=1536, heads=9, kv_heads=3),
+  smollm2_360m=SMOLLM2
+  | dict(layers=32, embed=960, mlp=2560, heads=15, kv_heads=5),
+  smollm2_1b7=SMOLLM2
+  | dict(layers=24, embed=2048, mlp=8192, heads=32, kv_heads=32),
 )
 
 
 def llama31_rope(factor=8.0):
   """RoPE of Llama 3.1 (factor 8) and 3.2 (factor 32)."""
-  return dict(base=500_000.0, scaling='llama3', factor=factor,
-              original_length=8192, low_freq_factor=1.0, high_freq_factor=4.0)
+  return dict(
+    base=500_000.0,
+    scaling='llama3',
+    factor=factor,
+    original_length=8192,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+  )
 
 
-def model(size, **rope):
+def model(size, **rope) -> Any:
   """The model section: an architecture of SIZES and its RoPE fields."""
-  return ConfigDict(dict(
+  return ConfigDict(
+    dict(
       **SIZES[size],
-      rope=dict(base=10_000.0, scaling='none', factor=1.0, original_length=0,
-                low_freq_factor=1.0, high_freq_factor=4.0,
-                beta_fast=32.0, beta_slow=1.0) | rope,
-      dtype='bfloat16',     # of matmuls; masters are float32, always
-      attention='ring',     # a name in longjax.attention.STRATEGIES
-      block=512,            # queries and keys per attention block
-      remat='attention',    # a name in longjax.llama.REMAT
-  ))
+      rope=dict(
+        base=10_000.0,
+        scaling='none',
+        factor=1.0,
+        original_length=0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        beta_fast=32.0,
+        beta_slow=1.0,
+      )
+      | rope,
+      dtype='bfloat16',  # of matmuls; masters are float32, always
+      attention='ring',  # a name in longjax.attention.STRATEGIES
+      block=512,  # queries and keys per attention block
+      remat='attention',  # a name in longjax.llama.REMAT
+    )
+  )
 
 
-def base(size='tiny', **rope):
+def base(size='tiny', **rope) -> Any:
   """Every key there is, with its default."""
-  return ConfigDict(dict(
-      name='',          # of the run directory and in the report
-      notes=(),         # what a reader of the report must know
+  return ConfigDict(
+    dict(
+      name='',  # of the run directory and in the report
+      notes=(),  # what a reader of the report must know
       seed=0,
-      weights='',           # '' random; a path; 'package:...' (data/packages)
+      weights='',  # '' random; a path; 'package:...' (data/packages)
       model=model(size, **rope),
       mesh=dict(data=1, seq=1),
       data=dict(
-          # What to train on, by name: see longjax/data/sources.py. Either
-          # dict(package='name==version', sha256=..., include='glob', ...)
-          # or dict(path='directory or file', include='glob', ...).
-          sources=dict(),
-          tokenizer='',     # '' is the one that came with the weights
-          directory='',     # prepared shards; '' is a place in the cache
-          layout='zigzag',  # contiguous | zigzag | striped
+        # What to train on, by name; longjax/data/sources.py has the keys:
+        # dict(package='name==version', sha256=..., include='glob', ...) or
+        # dict(path='directory or file', include='glob', ...).
+        sources=dict(),
+        tokenizer='',  # '' is the one that came with the weights
+        directory='',  # prepared shards; '' is a place in the cache
+        layout='zigzag',  # contiguous | zigzag | striped
       ),
       train=dict(
-          steps=100,
-          batch=8,          # rows of a step
-          micro_batches=1,  # parts that a step is computed in
-          seq_len=2048,     # tokens of a row
-          loss_chunk=1024,  # tokens whose logits exist at once, per device
+        steps=100,
+        batch=8,  # rows of a step
+        micro_batches=1,  # parts that a step is computed in
+        seq_len=2048,  # tokens of a row
+        loss_chunk=1024,  # tokens whose logits exist at once, per device
       ),
       optim=dict(
-          learning_rate=2e-5,
-          schedule='cosine',     # cosine | linear | constant
-          warmup_steps=0,
-          warmup_from=0.0,       # share of the peak at step 0
-          min_ratio=0.1,         # share of the peak at the last step
-          b1=0.9,
-          b2=0.95,
-          eps=1e-8,
-          weight_decay=0.1,      # of matrices; never of norms
-          clip=1.0,              # global norm
-          max_skipped=5,         # steps in a row with a non-finite gradient
+        learning_rate=2e-5,
+        schedule='cosine',  # cosine | linear | constant
+        warmup_steps=0,
+        warmup_from=0.0,  # share of the peak at step 0
+        min_ratio=0.1,  # share of the peak at the last step
+        b1=0.9,
+        b2=0.95,
+        eps=1e-8,
+        weight_decay=0.1,  # of matrices; never of norms
+        clip=1.0,  # global norm
+        max_skipped=5,  # steps in a row with a non-finite gradient
       ),
       checkpoint=dict(every_steps=100, keep=2),
       eval=dict(
-          sources=dict(),        # held-out documents, as data.sources
-          documents=1,           # how many of them
-          length=0,              # tokens of each; 0 is no evaluation
-          window=0,              # trained window, marked in table and plot
-          passkey_lengths=(),    # tokens; () is no passkey
-          passkey_depths=(0.1, 0.5, 0.9),
+        sources=dict(),  # held-out documents, as data.sources
+        documents=1,  # how many of them
+        length=0,  # tokens of each; 0 is no evaluation
+        window=0,  # trained window, marked in table and plot
+        passkey_lengths=(),  # tokens; () is no passkey
+        passkey_depths=(0.1, 0.5, 0.9),
       ),
-  ))
+    )
+  )

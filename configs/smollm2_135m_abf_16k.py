@@ -30,7 +30,7 @@ def get_config():
     'window; these few steps only adapt the model to its new base.',
   )
   config.weights = WEIGHTS
-  config.model.update(dtype='float32', block=256, remat='none')
+  config.model.update(dtype='float32', block=256)
   config.mesh.update(data=1, seq=8)
   config.data.sources = dict(
     plays=dict(
@@ -46,19 +46,18 @@ def get_config():
     ),
     code=dict(
       package='werkzeug==3.1.9',
-      sha256='6392e50c78460ba618e5b21f08a71f59'
-             'c99ce99cdc6cf6e3dd7e6ccca8754fab',
+      sha256='6392e50c78460ba618e5b21f08a71f59c99ce99cdc6cf6e3dd7e6ccca8754fab',
       kind='repository',
       include='*.py',
     ),
   )
-  config.train.update(steps=16, batch=1, seq_len=1024, loss_chunk=256)
+  config.train.update(steps=12, batch=1, seq_len=1024, loss_chunk=256)
   config.optim.update(
     learning_rate=2e-4, schedule='linear', warmup_steps=2, warmup_from=0.25,
     min_ratio=0.1,
   )  # fmt: skip
   config.eval.update(
-    documents=1, length=16_384, window=8192, passkey_lengths=(1024, 2048)
+    documents=1, length=16_384, window=8192, passkey_lengths=(1024,)
   )
   config.eval.sources = dict(
     paradise_lost=dict(

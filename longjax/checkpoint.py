@@ -55,8 +55,8 @@ class Checkpoints:
     self.log = log
     policies = ocp.training.preservation_policies
     self.orbax = ocp.training.Checkpointer(
-      self.directory,
-      preservation_policy=policies.LatestN(keep),
+      str(self.directory),
+      preservation_policy=policies.LatestN(keep),  # pyright: ignore
       cleanup_tmp_directories=True,
     )
 
@@ -69,12 +69,11 @@ class Checkpoints:
     """
     step = int(state['step'])
     self.orbax.wait()
-    self.orbax.save_async(
-      step, state, custom_metadata=dict(about, digests=digest(state))
-    )
+    about = dict(about, digests=digest(state))
+    self.orbax.save_async(step, state, custom_metadata=about)
 
   def restore(self, abstract):
-    """(state, about) of the newest checkpoint that verifies, or None.
+    """The state of the newest checkpoint that verifies, or None.
 
     Args:
       abstract: the state as ShapeDtypeStructs with shardings.
@@ -85,7 +84,7 @@ class Checkpoints:
         state = self.orbax.load(step, abstract)
         about = self.orbax.metadata(step).custom_metadata or {}
         _verify(state, about)
-        return state, about
+        return state
       except Exception as error:  # whatever Orbax raises: try the one before
         self.log(
           f'checkpoint {self.directory / str(step)} passed over: '
@@ -141,8 +140,11 @@ def load_params(path):
   if not found and path.name.isdigit():
     root, found = path.parent, [int(path.name)]
   if not found:
-    raise InputError(f'{path} holds no checkpoint')
-  with ocp.training.Checkpointer(root) as orbax:
+    raise InputError(
+      f'{path} holds no checkpoint; a longjax run directory is needed, or a '
+      '.gguf file'
+    )
+  with ocp.training.Checkpointer(str(root)) as orbax:
     try:
       metadata = orbax.metadata(found[0])
       params = _on_host(orbax, found[0], metadata.metadata['params'])

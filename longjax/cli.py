@@ -104,9 +104,7 @@ def _refuse_unknown(argv, extra):
       key = name.removeprefix('config.')
       known = keys(_load(path)) if path else {}
       if path and key not in known and not _is_part(key, known):
-        raise InputError(
-          f'{path} has no key {key!r}{_nearest_key(key, known)}'
-        )
+        raise InputError(f'{path} has no key {key!r}{_nearest_key(key, known)}')
     elif name not in ('config', *extra):
       raise InputError(
         f'unknown flag --{name}{nearest(name, ["config", *extra])}'

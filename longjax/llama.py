@@ -156,9 +156,7 @@ class Transformer(nnx.Module):
 @functools.lru_cache
 def _abstract(config: Llama):
   """(graph definition, state of ShapeDtypeStructs): no memory is used."""
-  return nnx.split(
-    nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0)))
-  )
+  return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))
 
 
 def init(config: Llama, key):
@@ -210,9 +208,7 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
     )  # fmt: skip
     return out, cache
 
-  x, _ = run(
-    params, config, batch.tokens, batch.positions, attend, None, mesh
-  )
+  x, _ = run(params, config, batch.tokens, batch.positions, attend, None, mesh)
   return x
 
 

@@ -1,24 +1,31 @@
 """Training, from a config to a REPORT.md: one loop that reads as a story."""
 
+import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
-import shlex
 import signal
-import subprocess
-import sys
 import time
-from importlib import metadata
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import checkpoint, evals, flops, llama, optim, rope, sharding
-from longjax import metrics as metrics_lib
-from longjax import weights as weights_lib
+from longjax import (
+  checkpoint,
+  evals,
+  flops,
+  llama,
+  metrics,
+  optim,
+  provenance,
+  rope,
+  sharding,
+  weights,
+)
 from longjax.batch import Batch
 from longjax.data import packages, pipeline, prepare
 from longjax.errors import InputError
@@ -27,90 +34,91 @@ from longjax.evals import report
 PREEMPTED = 75  # exit code: run the same command again
 
 
+class Run(NamedTuple):
+  """What all parts of a run need to know."""
+
+  config: Any  # ml_collections.ConfigDict, as configs/common.py describes it
+  model: llama.Llama
+  mesh: Any  # jax.sharding.Mesh
+  workdir: pathlib.Path
+  log: Callable  # called with lines for a person
+
+
 def main(config, workdir, log=print) -> int:
   """Trains a config, from the newest checkpoint in workdir if there is one.
-
-  Args:
-    config: an ml_collections.ConfigDict, as configs/common.py describes it.
-    workdir: the run directory.
-    log: called with lines for a person.
 
   Returns:
     The exit code: 0 done, 75 preempted.
 
   Raises:
-    InputError: before anything is compiled or written.
+    InputError: before anything is trained or overwritten.
   """
-  workdir = pathlib.Path(workdir)
   model = llama_config(config)
   check(config, model)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
+  run = Run(config, model, mesh, pathlib.Path(workdir), log)
+
   source = packages.locate(config.weights, log) if config.weights else None
-  tokens = prepare.find_tokenizer(config, log)
-  data = make_pipeline(config, model, tokens, log)
-  held_out = None
-  if config.eval.length:
-    held_out = prepare.held_out(config, tokens, log)
-  log(describe(config, model, mesh))
+  tokenizer = prepare.find_tokenizer(config, log)
+  data = training_data(run, tokenizer)
+  evaluate = evaluation(run, tokenizer)
+  log(describe(run))
   log(data.summary(config.train.steps))
 
   step_fn, abstract = build(config, model, mesh)
   checkpoints = checkpoint.Checkpoints(
-    workdir / 'checkpoints', config.checkpoint.keep, log
+    run.workdir / 'checkpoints', config.checkpoint.keep, log
   )
-  restored = checkpoints.restore(abstract)
-  if restored:
-    state = restored[0]
+  state, released = checkpoints.restore(abstract), None
+  if state:
     log(f'resumed from step {int(state["step"])}')
   else:
-    state, released = fresh(config, model, mesh, abstract, source, log)
-  write_setting(workdir, config, tokens)
-  evaluate = functools.partial(
-    stage, workdir, config, mesh, held_out, tokens, log
-  )
-  if not restored:
+    state, released = fresh(run, abstract, source)
+  provenance.write(run.workdir, config, tokenizer)
+  if int(state['step']) == 0:
     if released and released.rope != model.rope:
       as_released = evals.compute_as(released, model)
       evaluate('as released', state['params'], as_released)
     evaluate('recipe, untrained', state['params'], model)
 
   about = dict(
-    model=dataclasses.asdict(model), tokenizer=tokens.digest, name=config.name
+    name=config.name,
+    model=dataclasses.asdict(model),
+    tokenizer=tokenizer.digest,
+    data=data.digest,
   )
-  state, code = loop(
-    config, model, mesh, data, step_fn, state, checkpoints, about, workdir, log
-  )
+  save = functools.partial(checkpoints.save, about=about)
+  state, code = loop(run, data, step_fn, state, save)
   checkpoints.close()
   if code:
     return code
   evaluate(f'recipe, {config.train.steps} steps', state['params'], model)
-  log(f'wrote {report.write(workdir, config, stages(workdir))}')
+  log(f'wrote {report.write(run.workdir, config)}')
   return 0
 
 
-def loop(
-  config, model, mesh, data, step_fn, state, checkpoints, about, workdir, log
-):
+def loop(run: Run, data, step_fn, state, save):
   """(state, exit code) after the last step, or after SIGTERM."""
-  start, steps = int(state['step']), config.train.steps
-  metrics = metrics_lib.Metrics(workdir, start, steps, log)
+  config, start, steps = run.config, int(state['step']), run.config.train.steps
+  writer = metrics.Metrics(run.workdir, start, steps, run.log)
   schedule = optim.schedule(config.optim, steps)
-  terminated = on_sigterm()
-  skipped = 0
+  terminated, skipped = on_sigterm(), 0
   batches = data.iterate(start)
   if start < steps:
-    batch = sharding.put(data.batch(start), mesh)
-    step_fn = compile_step(step_fn, state, batch, log)
-  began = time.monotonic()
+    first = sharding.put(data.batch(start), run.mesh)
+    step_fn = compile_step(step_fn, state, first, run.log)
+
   for step in range(start + 1, steps + 1):
+    began = time.monotonic()
     batch = next(batches)
-    state, values = step_fn(state, sharding.put(batch, mesh))
-    values = {k: float(v) for k, v in jax.device_get(values).items()}
-    seconds, began = time.monotonic() - began, time.monotonic()
-    values['lr'] = float(schedule(step - 1))
-    values['mfu'] = utilization(model, batch, seconds, mesh)
-    metrics.step(step, batch.tokens.size, seconds, values)
-    skipped = skipped + 1 if values['skipped'] else 0
+    state, values = step_fn(state, sharding.put(batch, run.mesh))
+    line = {k: float(v) for k, v in jax.device_get(values).items()}
+    seconds = time.monotonic() - began
+    line['lr'] = float(jnp.asarray(schedule(step - 1)))
+    writer.step(
+      step, batch.tokens.size, seconds, line | utilization(run, batch, seconds)
+    )
+    skipped = skipped + 1 if line['skipped'] else 0
     if skipped > config.optim.max_skipped:
       raise InputError(
         f'steps {step - skipped + 1} to {step}: loss or gradient not finite; '
@@ -118,11 +126,11 @@ def loop(
         '--config.optim.learning_rate'
       )
     if step % config.checkpoint.every_steps == 0 or step == steps or terminated:
-      checkpoints.save(state, about)
+      save(state)
     if terminated and step < steps:
-      log(f'SIGTERM: saved step {step}; run the same command again')
+      run.log(f'SIGTERM: saved step {step}; run the same command again')
       return state, PREEMPTED
-  metrics.close()
+  writer.close()
   return state, 0
 
 
@@ -133,7 +141,7 @@ def compile_step(step_fn, state, batch, log):
   compiled = step_fn.lower(state, batch).compile()
   seconds, memory = time.monotonic() - began, compiled.memory_analysis()
   log(
-    f'compiled in {metrics_lib.duration(seconds)}: state '
+    f'compiled in {metrics.duration(seconds)}: state '
     f'{memory.argument_size_in_bytes / 2**30:.2f} GiB and temporaries '
     f'{memory.temp_size_in_bytes / 2**30:.2f} GiB a device'
   )
@@ -151,48 +159,86 @@ def llama_config(config) -> llama.Llama:
 
 def check(config, model):
   """Refuses what cannot work, before anything is fetched or compiled."""
-  train, mesh = config.train, config.mesh
+  train, mesh, saved = config.train, config.mesh, config.checkpoint
+  positive = dict(
+    train_steps=train.steps,
+    train_micro_batches=train.micro_batches,
+    train_loss_chunk=train.loss_chunk,
+    mesh_data=mesh.data,
+    mesh_seq=mesh.seq,
+    model_block=model.block,
+    checkpoint_every_steps=saved.every_steps,
+    checkpoint_keep=saved.keep,
+  )
+  for name, value in positive.items():
+    if value < 1:
+      key = name.replace('_', '.', 1)
+      raise InputError(f'config.{key} must be at least 1, is {value}')
   parts = train.micro_batches * mesh.data
-  problems = {
-    f'train.batch {train.batch} is not a multiple of micro_batches x '
-    f'mesh.data = {parts}': train.batch % parts,
-    f'train.seq_len {train.seq_len} is not a multiple of mesh.seq '
-    f'{mesh.seq}': train.seq_len % mesh.seq,
-    f'train.steps must be positive, is {train.steps}': train.steps < 1,
-    f'checkpoint.every_steps and keep must be positive, are '
-    f'{config.checkpoint.every_steps} and {config.checkpoint.keep}': (
-      min(config.checkpoint.every_steps, config.checkpoint.keep) < 1
-    ),
-    f'optim.schedule {config.optim.schedule!r} is none of '
-    f'{", ".join(optim.SCHEDULES)}': (
-      config.optim.schedule not in optim.SCHEDULES
-    ),
-    f'model.attention {model.attention!r} cannot shard the sequence, but '
-    f'mesh.seq is {mesh.seq}; use ring or gather': (
-      mesh.seq > 1 and model.attention == 'blockwise'
-    ),
-  }
-  for problem, wrong in problems.items():
-    if wrong:
-      raise InputError(f'config: {problem}')
-
-
-def make_pipeline(config, model, tokens, log):
-  """The training batches; refuses a tokenizer larger than the model."""
-  if tokens.vocab > model.vocab:
+  if train.batch < 1 or train.batch % parts:
     raise InputError(
-      f'the tokenizer has {tokens.vocab} ids, but the model only '
-      f'{model.vocab} (model.vocab)'
+      f'config.train.batch {train.batch} is not a multiple of '
+      f'train.micro_batches x mesh.data = {parts}'
+    )
+  for key, length in (
+    ('train.seq_len', train.seq_len), ('eval.length', config.eval.length)
+  ):  # fmt: skip
+    if length % mesh.seq:
+      raise InputError(
+        f'config.{key} {length} is not a multiple of mesh.seq {mesh.seq}'
+      )
+  if config.optim.schedule not in optim.SCHEDULES:
+    raise InputError(
+      f'config.optim.schedule {config.optim.schedule!r} is none of '
+      f'{", ".join(optim.SCHEDULES)}'
+    )
+  if mesh.seq > 1 and model.attention == 'blockwise':
+    raise InputError(
+      f'config.model.attention blockwise needs whole sequences, but mesh.seq '
+      f'is {mesh.seq}; use ring or gather'
+    )
+
+
+def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
+  """The batches; refuses a tokenizer larger than the model."""
+  config, model = run.config, run.model
+  if tokenizer.vocab > model.vocab:
+    raise InputError(
+      f'the tokenizer has {tokenizer.vocab} ids, but config.model.vocab is '
+      f'only {model.vocab}'
     )
   return pipeline.Pipeline(
-    prepare.prepare(config, tokens, log),
-    config.train.seq_len, config.train.batch, config.seed,
-    layout=config.data.layout, ring=config.mesh.seq,
-  )  # fmt: skip
+    prepare.prepare(config, tokenizer, run.log),
+    config.train.seq_len,
+    config.train.batch,
+    config.seed,
+    layout=config.data.layout,
+    ring=config.mesh.seq,
+  )
+
+
+def evaluation(run: Run, tokenizer):
+  """evaluate(name, params, model): once per name; what the report shows."""
+  held_out = None
+  if run.config.eval.length:
+    held_out = prepare.held_out(run.config, tokenizer, run.log)
+
+  def evaluate(name, params, model):
+    if report.has(run.workdir, name, run.config) or not evals.asked(run.config):
+      return
+    run.log(f'evaluating: {name}')
+    began = time.monotonic()
+    results = evals.evaluate(
+      params, model, run.mesh, run.config, held_out, tokenizer, run.log
+    )
+    report.keep(run.workdir, name, run.config, results)
+    run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
+
+  return evaluate
 
 
 def build(config, model, mesh):
-  """The train step and the state it takes, without any memory.
+  """The train step and the state it takes, without using any memory.
 
   Returns:
     step: (state, Batch of jax arrays) -> (state, dict of scalars), jitted.
@@ -214,14 +260,12 @@ def build(config, model, mesh):
   )
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes, shardings,
-  )  # fmt: skip
+    shapes,
+    shardings,
+  )
 
   def step(state, batch):
-    loss, grads = gradients(
-      state['params'], batch, model, mesh,
-      parts=config.train.micro_batches, chunk=config.train.loss_chunk,
-    )  # fmt: skip
+    loss, grads = gradients(config, state['params'], batch, model, mesh)
     state, values = optim.update(tx, state, grads, loss)
     return state, dict(values, loss=loss)
 
@@ -229,11 +273,13 @@ def build(config, model, mesh):
   return step, abstract
 
 
-def gradients(params, batch, model, mesh, *, parts, chunk):
+def gradients(config, params, batch, model, mesh):
   """Loss and gradients of sum(weights * nll) / sum(weights) of the batch.
 
-  The batch is computed in `parts`; the result is that of the whole.
+  The batch is computed in train.micro_batches parts; the result is that of
+  the whole.
   """
+  parts, chunk = config.train.micro_batches, config.train.loss_chunk
   total = jnp.maximum(batch.weights.sum(), 1e-9)
 
   def loss(params, part):
@@ -256,13 +302,14 @@ def gradients(params, batch, model, mesh, *, parts, chunk):
   return jax.lax.scan(add, zeros, Batch(*map(split, batch)))[0]
 
 
-def fresh(config, model, mesh, abstract, source, log):
+def fresh(run: Run, abstract, source):
   """(state at step 0, the model config of the weights or None)."""
+  config, model = run.config, run.model
   shardings = jax.tree.map(lambda x: x.sharding, abstract)
   released = None
   if source:
-    log(f'importing {source}')
-    params, released = weights_lib.load(source, dtype=model.dtype)
+    run.log(f'importing {source}')
+    params, released = weights.load(source, dtype=model.dtype)
     for field in llama.ARCHITECTURE:
       mine, theirs = getattr(model, field), getattr(released, field)
       if mine != theirs:
@@ -271,100 +318,41 @@ def fresh(config, model, mesh, abstract, source, log):
         )
     params = jax.device_put(params, shardings['params'])
   else:
-    init = jax.jit(
-      functools.partial(llama.init, model), out_shardings=shardings['params']
+    init = functools.partial(llama.init, model)
+    params = jax.jit(init, out_shardings=shardings['params'])(
+      jax.random.key(config.seed)
     )
-    params = init(jax.random.key(config.seed))
   tx = optim.adamw(config.optim, config.train.steps)
   opt = jax.jit(tx.init, out_shardings=shardings['opt'])(params)
   step = jax.device_put(jnp.zeros((), jnp.int32), shardings['step'])
   return dict(params=params, opt=opt, step=step), released
 
 
-def stage(workdir, config, mesh, held_out, tokens, log, name, params, model):
-  """Evaluates once; the result stays in workdir/evals/ for the report."""
-  if not config.eval.length and not config.eval.passkey_lengths:
-    return
-  path = workdir / 'evals' / f'{name.replace(" ", "_").replace(",", "")}.json'
-  if path.exists():
-    return
-  log(f'evaluating: {name}')
-  began = time.monotonic()
-  results = evals.evaluate(params, model, mesh, config, held_out, tokens, log)
-  log(f'  done in {metrics_lib.duration(time.monotonic() - began)}')
-  path.parent.mkdir(exist_ok=True)
-  path.write_text(json.dumps(dict(name=name, **results), indent=1))
-
-
-def stages(workdir) -> dict:
-  """{name: results} of the evaluations of a run, in the order they ran."""
-  files = sorted(
-    (workdir / 'evals').glob('*.json'), key=lambda p: p.stat().st_mtime_ns
-  )
-  results = [json.loads(p.read_text()) for p in files]
-  return {r.pop('name'): r for r in results}
-
-
-def describe(config, model, mesh) -> str:
-  count = sum(x.size for x in jax.tree.leaves(llama.abstract(model)))
-  device = mesh.devices.flat[0]
+def describe(run: Run) -> str:
+  """The first line of a run: model, attention, devices, tokens a step."""
+  count = sum(x.size for x in jax.tree.leaves(llama.abstract(run.model)))
+  devices, train = run.mesh.devices, run.config.train
   return (
-    f'{config.name or "run"}: {count:,} parameters, {model.attention} attention'
-    f' on {mesh.devices.size} x {device.device_kind} (data '
-    f'{mesh.shape["data"]} x seq {mesh.shape["seq"]}), '
-    f'{config.train.batch * config.train.seq_len:,} tokens a step'
+    f'{run.config.name}: {count:,} parameters, {run.model.attention} attention '
+    f'on {devices.size} x {devices.flat[0].device_kind} (data '
+    f'{run.mesh.shape["data"]} x seq {run.mesh.shape["seq"]}), '
+    f'{train.batch * train.seq_len:,} tokens a step'
   )
 
 
-def utilization(model, batch, seconds, mesh):
-  """Model FLOPs utilization, or None for a chip whose peak is not known."""
-  peak = flops.PEAK.get(mesh.devices.flat[0].device_kind)
+def utilization(run: Run, batch, seconds) -> dict:
+  """{'mfu': model FLOPs utilization}; None for a chip we do not know."""
+  peak = flops.PEAK.get(run.mesh.devices.flat[0].device_kind)
   if peak is None:
-    return None
+    return dict(mfu=None)
   squares = flops.squared_lengths(batch.segments)
-  done = flops.train_step(model, batch.tokens.size, squares)
-  return done / (seconds * peak * mesh.devices.size)
+  done = flops.train_step(run.model, batch.tokens.size, squares)
+  return dict(mfu=done / (seconds * peak * run.mesh.devices.size))
 
 
 def on_sigterm() -> list:
   """A list that is empty until the process is asked to end."""
   asked = []
-  try:
+  with contextlib.suppress(ValueError):  # not the main thread: not our signal
     signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  except ValueError:
-    pass  # not the main thread: whoever started it decides
   return asked
-
-
-def write_setting(workdir, config, tokens):
-  """config.json, code.json and tokenizer/: what ran, with which code."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  tokens.save(workdir / 'tokenizer')
-  text = json.dumps(config.to_dict(), indent=1)
-  (workdir / 'config.json').write_text(text + '\n')
-  code = dict(
-    command=shlex.join(['python', *sys.argv]),
-    commit=commit(),
-    versions={
-      p: metadata.version(p)
-      for p in ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
-    },
-  )
-  (workdir / 'code.json').write_text(json.dumps(code, indent=1) + '\n')
-
-
-def commit() -> str:
-  """The commit of this checkout, '+' if files differ from it."""
-  root = pathlib.Path(__file__).parent
-
-  def git(*arguments):
-    return subprocess.run(
-      ['git', '-C', str(root), *arguments],
-      capture_output=True, text=True, check=True,
-    ).stdout.strip()  # fmt: skip
-
-  try:
-    dirty = git('status', '--porcelain', '--untracked-files=no')
-    return git('rev-parse', 'HEAD') + ('+' if dirty else '')
-  except (OSError, subprocess.CalledProcessError):
-    return 'unknown'

@@ -164,9 +164,7 @@ def test_bfloat16_is_as_exact_as_dense_bfloat16(make_mesh, rng):
   index = np.tile(np.arange(T, dtype=np.int32), (B, 1))
   ids = Ids(documents('packed'), index)
   low = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v)]
-  exact = reference.attention(
-    *(np.asarray(x, np.float64) for x in low), *ids
-  )
+  exact = reference.attention(*(np.asarray(x, np.float64) for x in low), *ids)
   error = lambda **how: np.linalg.norm(
     np.asarray(attention.attend(*low, ids, ids, **how), np.float64) - exact
   )
@@ -203,9 +201,7 @@ def test_the_ring_sends_keys_values_and_ids_n_minus_1_times(n, make_mesh):
   args = [jax.ShapeDtypeStruct((1, 64, h, 16), jnp.float32) for h in (6, 2, 2)]
   ids = Ids(*[jax.ShapeDtypeStruct((1, 64), jnp.int32)] * 2)
   attend = functools.partial(attention.attend, mesh=make_mesh(1, n), block=8)
-  forward = jaxprs.collectives(
-    jax.make_jaxpr(attend)(*args, ids, ids).jaxpr
-  )
+  forward = jaxprs.collectives(jax.make_jaxpr(attend)(*args, ids, ids).jaxpr)
   once = (2 * 2 * 16 + 2) * 64 // n * 4  # K, V of 2 heads, two ids: bytes
   assert forward == {
     'ppermute': 4 * (n - 1), 'ppermute bytes': (n - 1) * once,

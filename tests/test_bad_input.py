@@ -48,9 +48,7 @@ def test_a_truncated_gguf_is_named(tmp_path):
   path = tmp_path / 'short.gguf'
   write(path, stored_tensors())
   path.write_bytes(path.read_bytes()[:-2000])
-  line = refused(
-    tmp_path / 'run', f'weights={path}', 'data.tokenizer=bytes'
-  )
+  line = refused(tmp_path / 'run', f'weights={path}', 'data.tokenizer=bytes')
   assert str(path) in line
 
 

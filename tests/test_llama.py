@@ -20,7 +20,10 @@ LLAMA3 = dict(heads=8, kv_heads=2, head_dim=8, tied=False)
 SCALED = dict(base=5e5, scaling='llama3', factor=8.0, original_length=64)
 
 
-def small(architecture=LLAMA3, rope=Rope(base=5e5), **how):
+ABF = Rope(base=5e5)
+
+
+def small(architecture=LLAMA3, rope=ABF, **how):
   """A config of random shapes that no dim shares with another."""
   fields = dict(vocab=96, layers=3, embed=48, mlp=80, dtype='float32', block=16)
   return llama.Llama(**fields | architecture | dict(rope=rope) | how)
@@ -93,9 +96,7 @@ def test_packed_documents_get_the_logits_of_separate_runs(rng):
   config = small()
   params, batch = params_of(config), packed(rng, 96)
   whole = llama.forward(params, config, batch)
-  alone = llama.forward(
-    params, config, one_document(batch.tokens[:1, 13:40])
-  )
+  alone = llama.forward(params, config, one_document(batch.tokens[:1, 13:40]))
   np.testing.assert_allclose(whole[0, 13:40], alone[0], rtol=0, atol=2e-5)
 
 
@@ -108,9 +109,9 @@ def test_chunked_nll_equals_that_of_whole_logits(chunk, rng, make_mesh):
   real = batch.segments > 0
   np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
   mesh = make_mesh(2, 4)
-  got = jax.jit(
-    lambda p, b: llama.nll(p, config, b, chunk=chunk, mesh=mesh)
-  )(params, sharding.put(batch, mesh))
+  got = jax.jit(lambda p, b: llama.nll(p, config, b, chunk=chunk, mesh=mesh))(
+    params, sharding.put(batch, mesh)
+  )
   np.testing.assert_allclose(
     np.asarray(got)[real], want[real], rtol=0, atol=1e-4
   )
@@ -133,9 +134,7 @@ def test_remat_changes_no_gradient(remat, rng):
 def test_init_is_the_same_on_any_mesh(make_mesh):
   config = small()
   mesh = make_mesh(2, 4)
-  shardings = sharding.params(
-    llama.axes(config), llama.abstract(config), mesh
-  )
+  shardings = sharding.params(llama.axes(config), llama.abstract(config), mesh)
   spread = jax.jit(llama.init, static_argnums=0, out_shardings=shardings)(
     config, jax.random.key(0)
   )

@@ -1,5 +1,7 @@
 """The train step on one device and on eight, and what it costs."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import jaxprs
@@ -35,21 +37,23 @@ def packed_batch(rng, config):
   )  # fmt: skip
 
 
+def run_of(config, mesh):
+  model = train.llama_config(config)
+  return train.Run(config, model, mesh, pathlib.Path(), print)
+
+
 def one_step(config, mesh, batch):
   """(loss, grad norm, gradients) of the first step from random weights."""
   model = train.llama_config(config)
   step, abstract = train.build(config, model, mesh)
-  state, _ = train.fresh(config, model, mesh, abstract, None, print)
+  state, _ = train.fresh(run_of(config, mesh), abstract, None)
   order = layout.order(
     config.data.layout, config.train.seq_len, mesh.shape['seq']
   )
   batch = sharding.put(layout.apply(batch, order), mesh)
-  _, grads = jax.jit(
-    lambda p, b: train.gradients(
-      p, b, model, mesh, parts=config.train.micro_batches,
-      chunk=config.train.loss_chunk,
-    )  # fmt: skip
-  )(state['params'], batch)
+  _, grads = jax.jit(lambda p, b: train.gradients(config, p, b, model, mesh))(
+    state['params'], batch
+  )
   _, values = step(state, batch)
   return float(values['loss']), float(values['grad_norm']), grads
 
@@ -135,7 +139,7 @@ def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
   mesh = make_mesh(2, 4)
   model = train.llama_config(config)
   step, abstract = train.build(config, model, mesh)
-  state, _ = train.fresh(config, model, mesh, abstract, None, print)
+  state, _ = train.fresh(run_of(config, mesh), abstract, None)
   batch = packed_batch(np.random.default_rng(0), config)
   state, _ = step(state, sharding.put(batch, mesh))
   before = jax.device_get(state)

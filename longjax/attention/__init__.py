@@ -97,7 +97,9 @@ def attend(
   spec = P(rows or None, axis)
   out = jax.shard_map(
     functools.partial(attention, axis=axis),
-    mesh=mesh, in_specs=(spec,) * 5, out_specs=spec,
+    mesh=mesh,
+    in_specs=(spec,) * 5,
+    out_specs=spec,
   )(q, k, v, q_ids, kv_ids)
   return out[:, :seq]
 

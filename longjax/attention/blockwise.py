@@ -132,7 +132,9 @@ def part_grad(q, k, v, q_ids, kv_ids, lse, delta, dout, block):
   blocks = tuple(_blocks(x, block) for x in (k, v, kv_ids))
   dq, (dk, dv) = jax.lax.scan(column, dq, blocks)
   return (
-    _whole(dq, q.shape[1]), _whole(dk, k.shape[1]), _whole(dv, k.shape[1])
+    _whole(dq, q.shape[1]),
+    _whole(dk, k.shape[1]),
+    _whole(dv, k.shape[1]),
   )
 
 

@@ -1,8 +1,7 @@
 """What a query may see. The only place that decides it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 ANY = -1  # as a key's segment: visible from every document (FoT memory)
@@ -11,8 +10,8 @@ ANY = -1  # as a key's segment: visible from every document (FoT memory)
 class Ids(NamedTuple):
   """Who and when a token is; keys carry theirs along wherever they travel."""
 
-  segment: jax.Array  # [batch, seq] int32, document in the row, 0 is padding
-  index: jax.Array  # [batch, seq] int32, order in the row, -1 is before all
+  segment: Any  # [batch, seq] int32, document in the row, 0 is padding
+  index: Any  # [batch, seq] int32, order in the row, -1 is before all
 
 
 def visible(q: Ids, kv: Ids):

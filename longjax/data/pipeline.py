@@ -22,6 +22,7 @@ class Pipeline:
     rows: rows in an epoch.
     tokens_per_epoch: tokens in those rows.
     dropped: tokens that fill no whole row, so are never read.
+    digest: of the store that they come from.
   """
 
   def __init__(
@@ -45,6 +46,7 @@ class Pipeline:
     self._packed = pack.concatenate(store.lengths, seq_len, documents)
     self.rows = len(self._packed)
     self.dropped = self._packed.dropped
+    self.digest = store.digest
     self.tokens_per_epoch = self.rows * seq_len
     if not self.rows:
       raise errors.InputError(

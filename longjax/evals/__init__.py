@@ -29,9 +29,7 @@ def evaluate(params, model: llama.Llama, mesh, config, store, tokenizer, log):
   results = {}
   ask = config.eval
   if ask.length:
-    log(
-      f'  loss by position: {ask.documents} documents of {ask.length} tokens'
-    )
+    log(f'  loss by position: {ask.documents} documents of {ask.length} tokens')
     batches = documents(store, config, mesh)
     nll = jax.jit(functools.partial(
       _nll, model=model, chunk=config.train.loss_chunk, mesh=mesh
@@ -47,6 +45,11 @@ def evaluate(params, model: llama.Llama, mesh, config, store, tokenizer, log):
       tokenizer, ask.passkey_lengths, ask.passkey_depths, config.seed,
     )  # fmt: skip
   return results
+
+
+def asked(config) -> bool:
+  """Whether a config asks for any evaluation."""
+  return bool(config.eval.length or config.eval.passkey_lengths)
 
 
 def documents(store, config, mesh):

@@ -42,4 +42,6 @@ def mean(result: dict, start: int, end: int) -> float:
     if a >= start and b <= end
   ]  # fmt: skip
   weights = np.array(result['tokens'])[inside]
-  return float(np.dot(np.array(result['loss'])[inside], weights) / weights.sum())
+  return float(
+    np.dot(np.array(result['loss'])[inside], weights) / weights.sum()
+  )

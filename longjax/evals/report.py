@@ -1,28 +1,65 @@
 """REPORT.md of a run: tables, the plot, and what they do not show."""
 
+import hashlib
+import itertools
 import json
 import pathlib
+import re
+import time
 
 from longjax import metrics
 from longjax.evals import position_loss
 
 
-def write(workdir, config, stages: dict) -> pathlib.Path:
-  """Writes workdir/REPORT.md and workdir/plots/loss_by_position.png.
+def _file(workdir, name: str) -> pathlib.Path:
+  name = re.sub(r'\W+', '_', name)
+  return pathlib.Path(workdir) / 'evals' / f'{name}.json'
 
-  Args:
-    workdir: of the run; its metrics.jsonl and code.json are read.
-    config: of the run.
-    stages: {'as released': results of evals.evaluate, ...} in order.
-  """
+
+def has(workdir, name: str, config) -> bool:
+  """Whether this evaluation was done, with this very config."""
+  path = _file(workdir, name)
+  if not path.exists():
+    return False
+  return json.loads(path.read_text())['config'] == _digest(config)
+
+
+def keep(workdir, name: str, config, results: dict):
+  """Stores results of evals.evaluate, so that a resumed run has them."""
+  path = _file(workdir, name)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  content = dict(
+    name=name, time=time.time(), config=_digest(config), results=results
+  )
+  path.write_text(json.dumps(content, indent=1))
+
+
+def _digest(config) -> str:
+  text = json.dumps(config.to_dict(), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stages(workdir, config) -> dict:
+  """{name: results} of the evaluations of a run, in the order they ran."""
+  files = (pathlib.Path(workdir) / 'evals').glob('*.json')
+  found = [json.loads(path.read_text()) for path in files]
+  mine = [x for x in found if x['config'] == _digest(config)]
+  return {
+    x['name']: x['results'] for x in sorted(mine, key=lambda x: x['time'])
+  }
+
+
+def write(workdir, config) -> pathlib.Path:
+  """Writes REPORT.md and plots/ of a run from what lies in its directory."""
   workdir = pathlib.Path(workdir)
-  curves = {k: v['position_loss'] for k, v in stages.items()
+  results = stages(workdir, config)
+  curves = {k: v['position_loss'] for k, v in results.items()
             if 'position_loss' in v}  # fmt: skip
   parts = [f'# {config.name}', _setting(config), _training(workdir)]
   if curves:
     _plot(workdir / 'plots' / 'loss_by_position.png', curves, config)
     parts += [_position_table(curves, config), _contributions(curves, config)]
-  parts += [_passkey(stages), _limits(config, curves), _reproduce(workdir)]
+  parts += [_passkey(results), _limits(config, curves), _reproduce(workdir)]
   path = workdir / 'REPORT.md'
   path.write_text('\n\n'.join(p for p in parts if p) + '\n')
   return path
@@ -96,7 +133,7 @@ def _contributions(curves, config) -> str:
   for start, stop in spans:
     means = [position_loss.mean(curves[n], start, stop) for n in names]
     cells = [f'{means[0]:.3f}']
-    cells += [f'{b:.3f} ({b - a:+.3f})' for a, b in zip(means, means[1:])]
+    cells += [f'{b:.3f} ({b - a:+.3f})' for a, b in itertools.pairwise(means)]
     rows.append([f'{start:,} - {stop:,}', *cells])
   return (
     '### What each part contributes\n\n'

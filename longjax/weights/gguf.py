@@ -54,7 +54,7 @@ def _read(path):
   tensors = {tensor.name: tensor for tensor in reader.tensors}
   fields = _fields(_metadata(reader), tensors)
   _check_tensors(fields, tensors)
-  params = {'layers': {}}
+  params: dict = {'layers': {}}
   for row in names.rows(fields):
     *parents, key = row.path.split('/')
     into = params[parents[0]] if parents else params
@@ -215,7 +215,7 @@ def _llama3(metadata, tensor, base, head_dim):
   """
   _check_shape(tensor, (head_dim // 2,))
   divisors = _values(tensor)
-  fields = dict(
+  fields: dict = dict(
     base=base,
     scaling='llama3',
     factor=_short(float(divisors.max())),

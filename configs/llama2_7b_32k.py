@@ -1,0 +1,36 @@
+"""Llama 2 Long, 7B at 32,768 tokens: RoPE ABF (arXiv:2309.16039).
+
+  python launch/tpu.py --config configs/llama2_7b_32k.py \
+    --config.weights=/data/llama2_7b --config.data.directory=/data/long
+
+For 64 chips of TPU v5p. The paper does not disclose its data mix, and gives
+no optimizer: AdamW is that of Llama 2. Not run on a TPU; traced in
+tests/test_configs.py.
+"""
+
+from configs import common
+
+
+def get_config():
+  config = common.base('llama2_7b', base=500_000.0)  # section 4.1
+  config.name = 'llama2_7b_32k'
+  config.mesh.update(data=32, seq=2)
+  config.train.update(
+    steps=100_000,  # 400B tokens, section 2.1
+    batch=128,  # 4M tokens, as Llama 2
+    micro_batches=2,
+    seq_len=32_768,
+  )
+  config.optim.update(
+    learning_rate=2e-5,  # section 2.1
+    schedule='cosine',
+    warmup_steps=2000,  # section 2.1
+    min_ratio=0.1,  # Llama 2
+    weight_decay=0.1,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-5,  # Llama 2
+    clip=1.0,
+  )
+  config.checkpoint.every_steps = 500
+  return config

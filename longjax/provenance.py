@@ -1,0 +1,40 @@
+"""What ran, with which code: config.json, code.json and tokenizer/ of a run."""
+
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+
+PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+
+
+def write(workdir, config, tokenizer):
+  """Describes the run in its directory, which is made if it is not there."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  tokenizer.save(workdir / 'tokenizer')
+  code = dict(
+    command=shlex.join(['python', *sys.argv]),
+    commit=commit(),
+    versions={package: metadata.version(package) for package in PACKAGES},
+  )
+  for name, content in (('config', config.to_dict()), ('code', code)):
+    text = json.dumps(content, indent=1)
+    (workdir / f'{name}.json').write_text(text + '\n')
+
+
+def commit() -> str:
+  """The commit of this checkout, '+' if files differ from it."""
+  root = pathlib.Path(__file__).parent
+
+  def git(*arguments):
+    command = ['git', '-C', str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+  try:
+    dirty = git('status', '--porcelain', '--untracked-files=no')
+    return git('rev-parse', 'HEAD') + ('+' if dirty else '')
+  except (OSError, subprocess.CalledProcessError):
+    return 'unknown'
