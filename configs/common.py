@@ -92,7 +92,7 @@ def base(size='tiny', **rope) -> Any:
       name='',  # of the run directory and in the report
       notes=(),  # what a reader of the report must know
       seed=0,
-      weights='',  # '' random; a path; 'package:...' (data/packages)
+      weights='',  # a path, 'package:...' (data/packages) or 'random'
       model=model(size, **rope),
       mesh=dict(data=1, seq=1),
       data=dict(

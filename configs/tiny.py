@@ -11,6 +11,7 @@ from configs import common
 def get_config():
   config = common.base('tiny', base=500_000.0)
   config.name = 'tiny'
+  config.weights = 'random'
   config.model.update(dtype='float32', block=64)
   config.mesh.update(data=2, seq=4)
   config.data.sources = dict(

@@ -4,27 +4,25 @@
 
 Fetches and prepares what the config names and is missing, resumes by itself
 from the run directory, and leaves there metrics.jsonl, tb/, checkpoints/ and
-REPORT.md. Exit code 0: done, 2: the config or a file is wrong, 75: preempted,
+REPORT.md. Exit code 0: done; 2: the config or a file is wrong; 75: preempted,
 run the same command again.
 """
 
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli  # noqa: E402
+from longjax import cli
 
 
 def main(config, workdir=''):
+  """Trains; the answer is the exit code."""
   from longjax import sharding, train
 
   sharding.start(config.mesh.data * config.mesh.seq)
-  return train.main(config, workdir or ROOT / 'runs' / config.name)
+  return train.main(config, workdir or pathlib.Path('runs') / config.name)
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(
-    main, __doc__, workdir='run directory, default: runs/<name of the config>'
-  ))  # fmt: skip
+  sys.exit(cli.run(main, __doc__, workdir='run directory, default: runs/NAME'))

@@ -24,6 +24,7 @@ def run(main, doc: str | None, **extra: str) -> int:
     **extra: name = help of the flags beside --config.
   """
   command = pathlib.Path(sys.argv[0]).name
+  sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
   try:
     config, values = parse(sys.argv, doc, extra)
     if config is None:

@@ -36,7 +36,7 @@ class Metrics:
     self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
     self.tokens = lines[-1]['tokens'] if lines else 0
     self.steps, self.log = steps, log
-    self.began, self.done = time.monotonic(), 0
+    self.seconds, self.done = 0.0, 0
 
   def step(self, step: int, tokens: int, seconds: float, values: dict):
     """One line a step; `values` are floats or None.
@@ -48,7 +48,7 @@ class Metrics:
       values: loss, grad_norm, lr, ...
     """
     self.tokens += tokens
-    self.done += 1
+    self.seconds, self.done = self.seconds + seconds, self.done + 1
     line = dict(
       step=step,
       loss=values['loss'],
@@ -71,7 +71,7 @@ class Metrics:
 
   def progress(self, line: dict) -> str:
     """`step 12/40  loss 3.4123  ...  eta 3m20s`."""
-    each = (time.monotonic() - self.began) / self.done
+    each = self.seconds / self.done
     parts = [
       f'step {line["step"]}/{self.steps}',
       f'loss {line["loss"]:.4f}',

@@ -6,6 +6,7 @@ gathered in the compute dtype where they are used.
 """
 
 import glob
+import importlib.util
 import math
 import os
 
@@ -34,8 +35,14 @@ def start(devices: int):
   if address:
     number = int(os.environ['LONGJAX_PROCESS'])
     jax.distributed.initialize(address, processes, number)
-  elif glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'):
-    jax.distributed.initialize()  # a TPU worker: finds its peers by itself
+  elif on_tpu():
+    jax.distributed.initialize()  # a worker finds its peers by itself
+
+
+def on_tpu() -> bool:
+  """Whether this machine has TPU chips and the library that drives them."""
+  chips = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
+  return bool(chips) and importlib.util.find_spec('libtpu') is not None
 
 
 def make_mesh(data: int, seq: int) -> Mesh:

@@ -27,7 +27,7 @@ from longjax import (
   weights,
 )
 from longjax.batch import Batch
-from longjax.data import packages, pipeline, prepare
+from longjax.data import layout, packages, pipeline, prepare
 from longjax.errors import InputError
 from longjax.evals import report
 
@@ -58,7 +58,8 @@ def main(config, workdir, log=print) -> int:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   run = Run(config, model, mesh, pathlib.Path(workdir), log)
 
-  source = packages.locate(config.weights, log) if config.weights else None
+  random = config.weights == 'random'
+  source = None if random else packages.locate(config.weights, log)
   tokenizer = prepare.find_tokenizer(config, log)
   data = training_data(run, tokenizer)
   evaluate = evaluation(run, tokenizer)
@@ -180,17 +181,16 @@ def check(config, model):
       f'config.train.batch {train.batch} is not a multiple of '
       f'train.micro_batches x mesh.data = {parts}'
     )
-  for key, length in (
-    ('train.seq_len', train.seq_len), ('eval.length', config.eval.length)
-  ):  # fmt: skip
-    if length % mesh.seq:
-      raise InputError(
-        f'config.{key} {length} is not a multiple of mesh.seq {mesh.seq}'
-      )
+  for length in (train.seq_len, config.eval.length):
+    layout.order(config.data.layout, length, mesh.seq)
   if config.optim.schedule not in optim.SCHEDULES:
     raise InputError(
       f'config.optim.schedule {config.optim.schedule!r} is none of '
       f'{", ".join(optim.SCHEDULES)}'
+    )
+  if not config.weights:
+    raise InputError(
+      "config.weights is empty: name a checkpoint or a file, or 'random'"
     )
   if mesh.seq > 1 and model.attention == 'blockwise':
     raise InputError(

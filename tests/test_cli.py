@@ -29,7 +29,7 @@ def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
   ('model.heads=7', 'heads 7 is not a multiple of kv_heads 4'),
   ('model.attention=rng', 'ring'),
   ('model.rope.scaling=yarm', 'yarn'),
-  ('mesh.seq=3', 'seq_len 256 is not a multiple of mesh.seq 3'),
+  ('mesh.seq=3', '6 equal parts'),
   ('train.batch=3', 'train.batch 3 is not a multiple'),
   ('train.seq_len=260', '8 equal parts'),
   ('optim.schedule=cosin', 'cosine'),

@@ -35,8 +35,9 @@ def row_names(batches):
   ]
 
 
-def test_iterate_equals_batch_from_any_step(data):
-  pipe = pipeline.Pipeline(data, 16, 3, 7, layout='zigzag', ring=4)
+@pytest.mark.parametrize('rows', [1, 3, 4])
+def test_iterate_equals_batch_from_any_step(data, rows):
+  pipe = pipeline.Pipeline(data, 16, rows, 7, layout='zigzag', ring=4)
   straight = [pipe.batch(step) for step in range(40)]
   for start in (0, 1, 25):
     ahead = itertools.islice(pipe.iterate(start), 10)

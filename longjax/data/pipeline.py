@@ -14,6 +14,8 @@ from longjax.batch import Batch
 from longjax.data import layout as layouts
 from longjax.data import pack
 
+MANY_ROWS = 1 << 48  # more than any run reads
+
 
 class Pipeline:
   """Batches of packed rows.
@@ -54,7 +56,10 @@ class Pipeline:
         f'one row of {seq_len}; add documents or lower train.seq_len'
       )
     # Batches may straddle epochs: no row is left out.
-    numbers = grain.MapDataset.range(self.rows).seed(seed).shuffle().repeat()
+    # Without a number, `repeat` makes a length that does not fit into an int.
+    epochs = MANY_ROWS // self.rows
+    numbers = grain.MapDataset.range(self.rows).seed(seed).shuffle()
+    numbers = numbers.repeat(epochs)
     self._batches = numbers.batch(batch, batch_fn=list).map(self._build)
     # The default buffers 500 batches.
     self._reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)

@@ -43,11 +43,14 @@ def held_out(config, tokens, log=print) -> store.Store:
 
 
 def find_tokenizer(config, log=print) -> tokenizer.Tokenizer:
-  """The tokenizer of a config: data.tokenizer, that of the weights, bytes."""
-  spec = config.data.tokenizer or config.weights or 'bytes'
-  if spec != 'bytes':
-    spec = packages.locate(spec, log)
-  return tokenizer.load(spec)
+  """The tokenizer of a config: data.tokenizer, or that of the weights.
+
+  Random weights come with bytes.
+  """
+  spec = config.data.tokenizer or config.weights
+  if spec in ('', 'random'):
+    spec = 'bytes'
+  return tokenizer.load(spec if spec == 'bytes' else packages.locate(spec, log))
 
 
 def _prepare(key, wanted, tokens, log, directory) -> store.Store:

@@ -9,6 +9,8 @@ import re
 
 import numpy as np
 
+from longjax.errors import InputError
+
 INTRO = (
   'There is an important info hidden inside a lot of irrelevant text. Find it '
   'and memorize it. I will quiz you about the important information there.\n'
@@ -30,7 +32,7 @@ def prompt(tokenizer, length: int, depth: float, key: int) -> np.ndarray:
   )
   room = length - ANSWER_TOKENS - len(intro) - len(hidden) - len(question)
   if room < 0:
-    raise ValueError(
+    raise InputError(
       f'passkey needs at least {length - room} tokens, got length {length}'
     )
   once = np.asarray(tokenizer.encode(FILLER))
