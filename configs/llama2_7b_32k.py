@@ -1,7 +1,8 @@
 """Llama 2 Long, 7B at 32,768 tokens: RoPE ABF (arXiv:2309.16039).
 
-  python launch/tpu.py --config configs/llama2_7b_32k.py \
-    --config.weights=/data/llama2_7b --config.data.directory=/data/long
+  python launch/tpu.py --config configs/llama2_7b_32k.py
+      --config.weights=/data/llama2_7b.gguf --config.data.directory=/data/long
+      --config.data.tokenizer=/data/tokenizer.json
 
 For 64 chips of TPU v5p. The paper does not disclose its data mix, and gives
 no optimizer: AdamW is that of Llama 2. Not run on a TPU; traced in

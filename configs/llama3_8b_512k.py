@@ -1,11 +1,12 @@
 """ProLong stage 2: Llama 3 8B at 524,288 tokens (arXiv:2410.02660).
 
-  python launch/tpu.py --config configs/llama3_8b_512k.py \
-    --config.weights=/data/llama3_8b_64k
+  python launch/tpu.py --config configs/llama3_8b_512k.py
+      --config.weights=/data/run_64k --config.data.directory=/data/prolong
 
-For 64 chips of TPU v5p. `weights` is the run of stage 1 (64K tokens, base
-8e6); `data.directory` the documents of the mix, made by launch/prepare.py.
-Not run on a TPU; traced in tests/test_configs.py.
+For 64 chips of TPU v5p. The weights are a run of stage 1 (64K tokens, base
+8e6); the data is what launch/prepare.py made of the documents of the mix,
+whose shares (section 2.2) are not set here. Not run on a TPU; traced in
+tests/test_configs.py.
 """
 
 from configs import common

@@ -21,4 +21,6 @@ def get_config():
   config.train.update(steps=40, batch=4, seq_len=256, loss_chunk=64)
   config.optim.update(learning_rate=3e-3, schedule='constant', warmup_steps=4)
   config.checkpoint.every_steps = 20
+  config.eval.update(length=256, window=128)
+  config.eval.sources = dict(launch=dict(path='launch', include='*.py'))
   return config

@@ -20,6 +20,7 @@ def main(config, workdir=''):
   """Trains; the answer is the exit code."""
   from longjax import sharding, train
 
+  train.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   return train.main(config, workdir or pathlib.Path('runs') / config.name)
 

@@ -5,7 +5,9 @@ beside it and compared after loading; the newest checkpoint that verifies wins.
 The digest does not depend on the mesh.
 """
 
+import functools
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -52,11 +54,15 @@ class Checkpoints:
 
   def __init__(self, directory, keep: int, log=print):
     self.directory = pathlib.Path(directory).resolve()
-    self.log = log
+    self.keep, self.log = keep, log
+
+  @functools.cached_property
+  def orbax(self):
+    """Opened when it is first needed: that makes the directory."""
     policies = ocp.training.preservation_policies
-    self.orbax = ocp.training.Checkpointer(
+    return ocp.training.Checkpointer(
       str(self.directory),
-      preservation_policy=policies.LatestN(keep),  # pyright: ignore
+      preservation_policy=policies.LatestN(self.keep),  # pyright: ignore
       cleanup_tmp_directories=True,
     )
 
@@ -70,26 +76,31 @@ class Checkpoints:
     step = int(state['step'])
     self.orbax.wait()
     about = dict(about, digests=digest(state))
-    self.orbax.save_async(step, state, custom_metadata=about)
+    if self.orbax.save_async(step, state, custom_metadata=about) is None:
+      raise RuntimeError(f'Orbax did not save step {step}')
 
   def restore(self, abstract):
-    """The state of the newest checkpoint that verifies, or None.
+    """(state, about) of the newest checkpoint that verifies, or None.
+
+    Newer ones, that do not, are renamed to <step>.damaged.
 
     Args:
       abstract: the state as ShapeDtypeStructs with shardings.
     """
     found = steps(self.directory)
-    for step in found:
+    for i, step in enumerate(found):
       try:
         state = self.orbax.load(step, abstract)
         about = self.orbax.metadata(step).custom_metadata or {}
         _verify(state, about)
-        return state
       except Exception as error:  # whatever Orbax raises: try the one before
         self.log(
           f'checkpoint {self.directory / str(step)} passed over: '
           f'{reason(error)}'
         )
+        continue
+      self._put_aside(found[:i])
+      return state, about
     if found:
       raise InputError(
         f'none of the {len(found)} checkpoints in {self.directory} could be '
@@ -97,7 +108,20 @@ class Checkpoints:
       )
     return None
 
+  def _put_aside(self, damaged):
+    """Out of the way of the steps that will be saved again."""
+    if not damaged:
+      return
+    self.orbax.close()
+    del self.orbax
+    for step in damaged if jax.process_index() == 0 else ():
+      path = self.directory / str(step)
+      path.rename(path.with_name(f'{step}.damaged-{time.time_ns()}'))
+
   def close(self):
+    """Waits for what is being saved."""
+    if 'orbax' not in self.__dict__:
+      return
     self.orbax.wait()
     self.orbax.close()
 
@@ -137,29 +161,29 @@ def load_params(path):
   path = pathlib.Path(path).resolve()
   root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
   found = steps(root)
-  if not found and path.name.isdigit():
+  if not found and path.is_dir() and path.name.isdigit():
     root, found = path.parent, [int(path.name)]
   if not found:
     raise InputError(
       f'{path} holds no checkpoint; a longjax run directory is needed, or a '
       '.gguf file'
     )
-  with ocp.training.Checkpointer(str(root)) as orbax:
-    try:
+  try:
+    with ocp.training.Checkpointer(str(root)) as orbax:
       metadata = orbax.metadata(found[0])
       params = _on_host(orbax, found[0], metadata.metadata['params'])
-      about = metadata.custom_metadata
+      about = metadata.custom_metadata or {}
       _verify(dict(params=params), about)
-    except Exception as error:
-      raise InputError(
-        f'checkpoint {root / str(found[0])} cannot be used: {reason(error)}'
-      ) from error
+  except Exception as error:  # whatever Orbax raises
+    raise InputError(
+      f'checkpoint {root / str(found[0])} cannot be used: {reason(error)}'
+    ) from error
   return jax.device_get(params), about
 
 
 def _on_host(orbax, step, saved):
-  """The params alone, on the first device."""
-  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  """The params alone, in host memory."""
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved
   )

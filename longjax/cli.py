@@ -33,6 +33,11 @@ def run(main, doc: str | None, **extra: str) -> int:
   except InputError as error:
     print(f'{command}: {one_line(error)}', file=sys.stderr)
     return 2
+  except OSError as error:  # of a file that was named: no space, no right
+    if not error.filename:
+      raise
+    print(f'{command}: {error.filename}: {error.strerror}', file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print(f'{command}: interrupted', file=sys.stderr)
     return 130
@@ -89,13 +94,14 @@ def one_line(error) -> str:
 
 def nearest(name, known) -> str:
   """', nearest is X' or ''."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
   return f'; nearest is {close[0]!r}' if close else ''
 
 
 def _refuse_unknown(argv, extra):
   """Names each unknown flag or config key, with its nearest relative."""
   path = _config_file(argv)
+  known = keys(_load(path)) if path else {}
   for argument in argv[1:]:
     name = re.match(r'--?([^=]*)', argument)
     if not name or not argument.startswith('-'):
@@ -103,12 +109,11 @@ def _refuse_unknown(argv, extra):
     name = name[1]
     if name.startswith('config.'):
       key = name.removeprefix('config.')
-      known = keys(_load(path)) if path else {}
       if path and key not in known and not _is_part(key, known):
         raise InputError(f'{path} has no key {key!r}{_nearest_key(key, known)}')
     elif name not in ('config', *extra):
       raise InputError(
-        f'unknown flag --{name}{nearest(name, ["config", *extra])}'
+        f'unknown flag --{name}{_nearest_flag(name, extra, known)}'
       )
 
 
@@ -117,6 +122,12 @@ def _nearest_key(key, known):
   by_last = {k.split('.')[-1]: k for k in known}
   last = difflib.get_close_matches(key.split('.')[-1], by_last, n=1)
   return nearest(key, [by_last[last[0]]] if last else known)
+
+
+def _nearest_flag(name, extra, known):
+  """A flag, or the key of the config that ends with this very word."""
+  ends = [k for k in known if k.split('.')[-1] == name]
+  return nearest(name, [f'config.{k}' for k in ends] or ['config', *extra])
 
 
 def _is_part(key, known):

@@ -56,6 +56,18 @@ class Llama:
   remat: str = 'attention'  # a key of REMAT
 
   def __post_init__(self):
+    counts = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
+              'head_dim', 'block')  # fmt: skip
+    for field in counts:
+      if getattr(self, field) < 1:
+        raise ValueError(
+          f'{field} must be at least 1, is {getattr(self, field)}'
+        )
+    if self.head_dim % 2 or self.norm_eps <= 0:
+      raise ValueError(
+        f'head_dim must be even and norm_eps positive, they are '
+        f'{self.head_dim} and {self.norm_eps}'
+      )
     if self.heads % self.kv_heads:
       raise ValueError(
         f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}'

@@ -95,6 +95,16 @@ class Metrics:
     self.board.add_event(Event(wall_time=time.time(), step=step, **what))
 
 
+class Silent:
+  """The writer of a process that leaves writing to another."""
+
+  def step(self, step, tokens, seconds, values):
+    """Does nothing."""
+
+  def close(self):
+    """Does nothing."""
+
+
 def read(workdir) -> list[dict]:
   """The lines of metrics.jsonl; a last line cut short by a crash is left."""
   path = pathlib.Path(workdir) / 'metrics.jsonl'

@@ -71,20 +71,33 @@ def shardings(tx, params, param_shardings, mesh):
   )
 
 
-def update(tx, state, grads, loss):
+def update(config, steps, state, grads, loss):
   """One step of {'params', 'opt', 'step'}, guarded.
 
   Where the loss or a gradient is not finite, params and moments stay bitwise
   what they were and only `step` moves on.
 
+  Args:
+    config: the section `optim` of a config.
+    steps: of the whole run.
+    state: before the step.
+    grads: as params.
+    loss: scalar.
+
   Returns:
-    (state, dict of float32 scalars: grad_norm before clipping, skipped 0 or 1)
+    (state, dict of float32 scalars: loss, grad_norm before clipping, lr, and
+    skipped, 0 or 1)
   """
+  tx = adamw(config, steps)
   norm = optax.tree.norm(grads)
   ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+  # The schedule counts the steps that were taken, not those skipped.
+  count = optax.tree_utils.tree_get(state['opt'], 'ScaleByScheduleState').count
+  lr = jnp.asarray(schedule(config, steps)(count), jnp.float32)
   updates, opt = tx.update(grads, state['opt'], state['params'])
   new = (optax.apply_updates(state['params'], updates), opt)
   keep = lambda new, old: jnp.where(ok, new, old)
   params, opt = jax.tree.map(keep, new, (state['params'], state['opt']))
   state = dict(params=params, opt=opt, step=state['step'] + 1)
-  return state, dict(grad_norm=norm, skipped=1.0 - ok.astype(jnp.float32))
+  skipped = 1.0 - ok.astype(jnp.float32)
+  return state, dict(loss=loss, grad_norm=norm, lr=lr, skipped=skipped)

@@ -55,6 +55,16 @@ class Rope:
         f'rope needs base > 1 and factor >= 1, got base {self.base} and '
         f'factor {self.factor}; factor is new window / trained window'
       )
+    if self.low_freq_factor >= self.high_freq_factor or self.beta_slow <= 0:
+      raise ValueError(
+        'rope needs low_freq_factor < high_freq_factor and beta_slow > 0, got '
+        f'{self.low_freq_factor}, {self.high_freq_factor}, {self.beta_slow}'
+      )
+    if self.beta_fast <= self.beta_slow:
+      raise ValueError(
+        f'rope needs beta_fast > beta_slow, got {self.beta_fast} and '
+        f'{self.beta_slow}'
+      )
     if self.scaling in ('llama3', 'yarn') and self.original_length < 1:
       raise ValueError(
         f'rope scaling {self.scaling} needs original_length, the trained '

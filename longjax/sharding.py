@@ -42,7 +42,8 @@ def start(devices: int):
 def on_tpu() -> bool:
   """Whether this machine has TPU chips and the library that drives them."""
   chips = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
-  return bool(chips) and importlib.util.find_spec('libtpu') is not None
+  wanted = os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu')
+  return wanted and bool(chips) and bool(importlib.util.find_spec('libtpu'))
 
 
 def make_mesh(data: int, seq: int) -> Mesh:
@@ -100,7 +101,7 @@ def params(axes, abstract, mesh):
     spec = [None] * leaf.ndim
     sizes = dict(zip(names, leaf.shape))
     for name in CUT:
-      if sizes.get(name, 1) % devices == 0:
+      if name in sizes and sizes[name] % devices == 0:
         spec[names.index(name)] = tuple(mesh.axis_names)
         break
     return NamedSharding(mesh, P(*spec))

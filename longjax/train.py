@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from longjax import (
   checkpoint,
+  cli,
   evals,
   flops,
   llama,
@@ -41,6 +42,7 @@ class Run(NamedTuple):
   model: llama.Llama
   mesh: Any  # jax.sharding.Mesh
   workdir: pathlib.Path
+  lead: bool  # this process writes and speaks for all
   log: Callable  # called with lines for a person
 
 
@@ -53,13 +55,13 @@ def main(config, workdir, log=print) -> int:
   Raises:
     InputError: before anything is trained or overwritten.
   """
-  model = llama_config(config)
-  check(config, model)
+  model = check(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  run = Run(config, model, mesh, pathlib.Path(workdir), log)
+  lead = jax.process_index() == 0
+  log = log if lead else lambda _: None
+  run = Run(config, model, mesh, pathlib.Path(workdir), lead, log)
 
-  random = config.weights == 'random'
-  source = None if random else packages.locate(config.weights, log)
+  source = weights_file(run)
   tokenizer = prepare.find_tokenizer(config, log)
   data = training_data(run, tokenizer)
   evaluate = evaluation(run, tokenizer)
@@ -70,69 +72,72 @@ def main(config, workdir, log=print) -> int:
   checkpoints = checkpoint.Checkpoints(
     run.workdir / 'checkpoints', config.checkpoint.keep, log
   )
-  state, released = checkpoints.restore(abstract), None
-  if state:
-    log(f'resumed from step {int(state["step"])}')
-  else:
+  about = identity(run, tokenizer, data)
+  state, released = restored(run, checkpoints, abstract, about), None
+  if state is None:
     state, released = fresh(run, abstract, source)
-  provenance.write(run.workdir, config, tokenizer)
-  if int(state['step']) == 0:
-    if released and released.rope != model.rope:
+  start = int(state['step'])
+  if lead:
+    provenance.write(run.workdir, config, tokenizer)
+
+  with contextlib.closing(checkpoints), on_sigterm() as terminated:
+    if start == 0 and released and released.rope != model.rope:
       as_released = evals.compute_as(released, model)
       evaluate('as released', state['params'], as_released)
-    evaluate('recipe, untrained', state['params'], model)
+    if start == 0 and not terminated:
+      evaluate('recipe, untrained', state['params'], model)
+    if not terminated:
+      save = functools.partial(checkpoints.save, about=about)
+      state = loop(run, data, step_fn, state, save, terminated)
+  if int(state['step']) < config.train.steps:
+    log(f'SIGTERM after step {int(state["step"])}: run the same command again')
+    return PREEMPTED
 
-  about = dict(
-    name=config.name,
-    model=dataclasses.asdict(model),
-    tokenizer=tokenizer.digest,
-    data=data.digest,
-  )
-  save = functools.partial(checkpoints.save, about=about)
-  state, code = loop(run, data, step_fn, state, save)
-  checkpoints.close()
-  if code:
-    return code
-  evaluate(f'recipe, {config.train.steps} steps', state['params'], model)
-  log(f'wrote {report.write(run.workdir, config)}')
+  last = f'recipe, {config.train.steps} steps'
+  evaluate(last, state['params'], model, again=start < config.train.steps)
+  if lead:
+    log(f'wrote {report.write(run.workdir, config)}')
   return 0
 
 
-def loop(run: Run, data, step_fn, state, save):
-  """(state, exit code) after the last step, or after SIGTERM."""
+def loop(run: Run, data, step_fn, state, save, terminated):
+  """The state after the last step, or after the one in which we were asked
+  to end. Either way it was saved."""
   config, start, steps = run.config, int(state['step']), run.config.train.steps
-  writer = metrics.Metrics(run.workdir, start, steps, run.log)
-  schedule = optim.schedule(config.optim, steps)
-  terminated, skipped = on_sigterm(), 0
-  batches = data.iterate(start)
-  if start < steps:
-    first = sharding.put(data.batch(start), run.mesh)
-    step_fn = compile_step(step_fn, state, first, run.log)
+  if start == steps:
+    return state
+  batches, skipped = data.iterate(start), 0
+  first = sharding.put(data.batch(start), run.mesh)
+  step_fn = compile_step(step_fn, state, first, run.log)
+  with contextlib.closing(writer(run, start)) as metric:
+    for step in range(start + 1, steps + 1):
+      began = time.monotonic()
+      batch = next(batches)
+      state, values = step_fn(state, sharding.put(batch, run.mesh))
+      line = {k: float(v) for k, v in jax.device_get(values).items()}
+      seconds = time.monotonic() - began
+      line |= utilization(run, batch, seconds)
+      metric.step(step, batch.tokens.size, seconds, line)
+      skipped = skipped + 1 if line['skipped'] else 0
+      if skipped > config.optim.max_skipped:
+        raise InputError(
+          f'steps {step - skipped + 1} to {step}: loss or gradient not finite; '
+          'nothing of them was kept. Look at their batches, or lower '
+          '--config.optim.learning_rate'
+        )
+      last = step == steps or bool(terminated)
+      if last or step % config.checkpoint.every_steps == 0:
+        save(state)
+      if last:
+        break
+  return state
 
-  for step in range(start + 1, steps + 1):
-    began = time.monotonic()
-    batch = next(batches)
-    state, values = step_fn(state, sharding.put(batch, run.mesh))
-    line = {k: float(v) for k, v in jax.device_get(values).items()}
-    seconds = time.monotonic() - began
-    line['lr'] = float(jnp.asarray(schedule(step - 1)))
-    writer.step(
-      step, batch.tokens.size, seconds, line | utilization(run, batch, seconds)
-    )
-    skipped = skipped + 1 if line['skipped'] else 0
-    if skipped > config.optim.max_skipped:
-      raise InputError(
-        f'steps {step - skipped + 1} to {step}: loss or gradient not finite; '
-        'nothing of them was kept. Look at their batches, or lower '
-        '--config.optim.learning_rate'
-      )
-    if step % config.checkpoint.every_steps == 0 or step == steps or terminated:
-      save(state)
-    if terminated and step < steps:
-      run.log(f'SIGTERM: saved step {step}; run the same command again')
-      return state, PREEMPTED
-  writer.close()
-  return state, 0
+
+def writer(run: Run, start: int):
+  """Where the lines of the steps go: on one process, to the run directory."""
+  if run.lead:
+    return metrics.Metrics(run.workdir, start, run.config.train.steps, run.log)
+  return metrics.Silent()
 
 
 def compile_step(step_fn, state, batch, log):
@@ -154,32 +159,46 @@ def llama_config(config) -> llama.Llama:
   fields = config.model.to_dict()
   try:
     return llama.Llama(**fields | dict(rope=rope.Rope(**fields['rope'])))
-  except ValueError as error:
+  except (ValueError, ArithmeticError) as error:
     raise InputError(f'config.model: {error}') from None
 
 
-def check(config, model):
-  """Refuses what cannot work, before anything is fetched or compiled."""
-  train, mesh, saved = config.train, config.mesh, config.checkpoint
-  positive = dict(
-    train_steps=train.steps,
-    train_micro_batches=train.micro_batches,
-    train_loss_chunk=train.loss_chunk,
-    mesh_data=mesh.data,
-    mesh_seq=mesh.seq,
-    model_block=model.block,
-    checkpoint_every_steps=saved.every_steps,
-    checkpoint_keep=saved.keep,
-  )
-  for name, value in positive.items():
-    if value < 1:
-      key = name.replace('_', '.', 1)
-      raise InputError(f'config.{key} must be at least 1, is {value}')
-  parts = train.micro_batches * mesh.data
-  if train.batch < 1 or train.batch % parts:
+# Smallest value that a key may have.
+LEAST = {
+  'seed': 0,
+  'mesh.data': 1,
+  'mesh.seq': 1,
+  'train.steps': 1,
+  'train.batch': 1,
+  'train.micro_batches': 1,
+  'train.seq_len': 1,
+  'train.loss_chunk': 1,
+  'optim.learning_rate': 0,
+  'optim.warmup_steps': 0,
+  'optim.warmup_from': 0,
+  'optim.min_ratio': 0,
+  'optim.weight_decay': 0,
+  'optim.clip': 1e-9,
+  'optim.max_skipped': 0,
+  'checkpoint.every_steps': 1,
+  'checkpoint.keep': 1,
+  'eval.documents': 1,
+  'eval.length': 0,
+  'eval.window': 0,
+}
+
+
+def check(config) -> llama.Llama:
+  """Refuses what cannot work, before devices are touched; the model."""
+  model, train, mesh = llama_config(config), config.train, config.mesh
+  flat = cli.keys(config)
+  for key, least in LEAST.items():
+    if flat[key] < least:
+      raise InputError(f'config.{key} must be at least {least}, is {flat[key]}')
+  if train.batch % (train.micro_batches * mesh.data):
     raise InputError(
       f'config.train.batch {train.batch} is not a multiple of '
-      f'train.micro_batches x mesh.data = {parts}'
+      f'train.micro_batches x mesh.data = {train.micro_batches * mesh.data}'
     )
   for length in (train.seq_len, config.eval.length):
     layout.order(config.data.layout, length, mesh.seq)
@@ -188,15 +207,62 @@ def check(config, model):
       f'config.optim.schedule {config.optim.schedule!r} is none of '
       f'{", ".join(optim.SCHEDULES)}'
     )
-  if not config.weights:
+  if not all(0 <= depth <= 1 for depth in config.eval.passkey_depths):
     raise InputError(
-      "config.weights is empty: name a checkpoint or a file, or 'random'"
+      'config.eval.passkey_depths are shares from 0 to 1, got '
+      f'{config.eval.passkey_depths}'
     )
   if mesh.seq > 1 and model.attention == 'blockwise':
     raise InputError(
       f'config.model.attention blockwise needs whole sequences, but mesh.seq '
       f'is {mesh.seq}; use ring or gather'
     )
+  return model
+
+
+def weights_file(run: Run):
+  """Where the weights are, fetched if need be; None is random weights."""
+  if not run.config.weights:
+    raise InputError(
+      "config.weights is empty: name a checkpoint or a file, or 'random'"
+    )
+  if run.config.weights == 'random':
+    return None
+  return packages.locate(run.config.weights, run.log)
+
+
+def identity(run: Run, tokenizer, data) -> dict:
+  """What a checkpoint says of its run; a resumed run must say the same."""
+  config = run.config
+  return dict(
+    model=dataclasses.asdict(run.model),
+    tokenizer=tokenizer.digest,
+    data=data.digest,
+    seed=config.seed,
+    batch=config.train.batch,
+    seq_len=config.train.seq_len,
+  )
+
+
+def restored(run: Run, checkpoints, abstract, about):
+  """The state to go on from, or None; refuses that of another run."""
+  found = checkpoints.restore(abstract)
+  if found is None:
+    return None
+  state, before = found
+  for key, now in about.items():
+    if before.get(key) != now:
+      raise InputError(
+        f'{run.workdir} was trained with another {key}: {before.get(key)}, '
+        f'now {now}; use another --workdir'
+      )
+  if int(state['step']) > run.config.train.steps:
+    raise InputError(
+      f'{run.workdir} is at step {int(state["step"])}, past config.train.steps '
+      f'{run.config.train.steps}; use another --workdir'
+    )
+  run.log(f'resumed from step {int(state["step"])}')
+  return state
 
 
 def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
@@ -218,20 +284,24 @@ def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
 
 
 def evaluation(run: Run, tokenizer):
-  """evaluate(name, params, model): once per name; what the report shows."""
-  held_out = None
-  if run.config.eval.length:
-    held_out = prepare.held_out(run.config, tokenizer, run.log)
+  """evaluate(name, params, model): what the report shows, once per name."""
+  config, held_out = run.config, None
+  if config.eval.length:
+    held_out = prepare.held_out(config, tokenizer, run.log)
+  evals.check(config, held_out, tokenizer)
 
-  def evaluate(name, params, model):
-    if report.has(run.workdir, name, run.config) or not evals.asked(run.config):
+  def evaluate(name, params, model, again=False):
+    if not (config.eval.length or config.eval.passkey_lengths):
+      return
+    if report.has(run.workdir, name, config) and not again:
       return
     run.log(f'evaluating: {name}')
     began = time.monotonic()
     results = evals.evaluate(
-      params, model, run.mesh, run.config, held_out, tokenizer, run.log
+      params, model, run.mesh, config, held_out, tokenizer, run.log
     )
-    report.keep(run.workdir, name, run.config, results)
+    if run.lead:
+      report.keep(run.workdir, name, config, results)
     run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
 
   return evaluate
@@ -266,8 +336,7 @@ def build(config, model, mesh):
 
   def step(state, batch):
     loss, grads = gradients(config, state['params'], batch, model, mesh)
-    state, values = optim.update(tx, state, grads, loss)
-    return state, dict(values, loss=loss)
+    return optim.update(config.optim, config.train.steps, state, grads, loss)
 
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
   return step, abstract
@@ -350,9 +419,12 @@ def utilization(run: Run, batch, seconds) -> dict:
   return dict(mfu=done / (seconds * peak * run.mesh.devices.size))
 
 
-def on_sigterm() -> list:
+@contextlib.contextmanager
+def on_sigterm():
   """A list that is empty until the process is asked to end."""
-  asked = []
+  asked, before = [], None
   with contextlib.suppress(ValueError):  # not the main thread: not our signal
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  return asked
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+  yield asked
+  if before is not None:
+    signal.signal(signal.SIGTERM, before)

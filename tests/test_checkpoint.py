@@ -60,8 +60,8 @@ def test_what_is_restored_on_another_mesh_is_what_was_saved(
 ):
   states = saved(tmp_path / 'c', make_mesh(2, 4), rng)
   other = state_on(make_mesh(4, 2), 0, rng)
-  state, lines = restore(tmp_path / 'c', other)
-  assert not lines
+  (state, about), lines = restore(tmp_path / 'c', other)
+  assert about['name'] == 'test' and not lines
   jax.tree.map(
     np.testing.assert_array_equal, jax.device_get(state),
     jax.device_get(states[20]),
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
   mesh = make_mesh(2, 4)
   states = saved(tmp_path / 'c', mesh, rng)
   damage(tmp_path / 'c')
-  state, lines = restore(tmp_path / 'c', states[10])
+  (state, _), lines = restore(tmp_path / 'c', states[10])
   assert int(state['step']) == expected
   assert len(lines) == 1 and 'passed over' in lines[0]
   np.testing.assert_array_equal(
@@ -134,3 +134,21 @@ def test_params_alone_can_be_read(tmp_path, make_mesh, rng):
     assert about['name'] == 'test'
   with pytest.raises(InputError, match='no checkpoint'):
     checkpoint.load_params(tmp_path)
+
+
+def test_after_walking_back_the_damaged_step_can_be_saved_again(
+  tmp_path, make_mesh, rng
+):
+  mesh = make_mesh(2, 4)
+  saved(tmp_path / 'c', mesh, rng)
+  flip(tmp_path / 'c' / '20')
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', 3, lambda _: None)
+  (state, _) = checkpoints.restore(abstract(state_on(mesh, 0, rng)))
+  assert int(state['step']) == 10
+  for step in (15, 20):
+    checkpoints.save(dict(state, step=state['step'] * 0 + step), {})
+  checkpoints.close()
+  assert checkpoint.steps(tmp_path / 'c') == [20, 15, 10]
+  assert len(list((tmp_path / 'c').glob('20.damaged*'))) == 1
+  (state, _), lines = restore(tmp_path / 'c', state)
+  assert int(state['step']) == 20 and not lines

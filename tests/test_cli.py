@@ -11,7 +11,8 @@ TINY = '--config=configs/tiny.py'
 @pytest.mark.parametrize('arguments, says', [
   ([TINY, '--config.optim.learning_rat=1'], "nearest is 'optim.learning_rate'"),
   ([TINY, '--config.model.rope.bas=1'], "nearest is 'model.rope.base'"),
-  ([TINY, '--config.lr=1'], "no key 'lr'"),
+  ([TINY, '--config.lr=1'], "no key 'lr'; nearest is"),
+  ([TINY, '--steps=5'], "nearest is 'config.train.steps'"),
   ([TINY, '--workdri=x'], "nearest is 'workdir'"),
   ([TINY, '--config.train.steps=abc'], 'abc'),
   ([TINY, '--config.train.steps=1e3'], '1e3'),
@@ -34,6 +35,12 @@ def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
   ('train.seq_len=260', '8 equal parts'),
   ('optim.schedule=cosin', 'cosine'),
   ('data.layout=zagzig', 'zigzag'),
+  ('model.kv_heads=0', 'kv_heads must be at least 1'),
+  ('model.head_dim=15', 'head_dim must be even'),
+  ('train.seq_len=0', 'train.seq_len must be at least 1'),
+  ('seed=-1', 'seed must be at least 0'),
+  ('eval.documents=100', '100 documents'),
+  ('weights=', 'config.weights is empty'),
   ('weights=/no/such.gguf', '/no/such.gguf'),
 ])  # fmt: skip
 def test_a_config_that_cannot_work_is_refused_before_any_compile(

@@ -25,15 +25,14 @@ def config_of(name):
 @pytest.mark.parametrize('name', NAMES)
 def test_the_whole_train_step_of_a_config_traces(name):
   config = config_of(name)
-  model = train.llama_config(config)
-  train.check(config, model)
+  model = train.check(config)
   sizes = (config.mesh.data, config.mesh.seq)
   mesh = AbstractMesh(sizes, sharding.AXES, (AxisType.Auto,) * 2)
   step, state = train.build(config, model, mesh)
   after, values = jax.eval_shape(step, state, abstract_batch(config, mesh))
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(after) == shapes(state)
-  assert set(values) == {'loss', 'grad_norm', 'skipped'}
+  assert set(values) == {'loss', 'grad_norm', 'lr', 'skipped'}
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -43,5 +43,12 @@ def test_40_steps_interrupted_at_20_and_resumed_are_the_same_40(tmp_path):
   assert hexes(parts) == hexes(whole)
   losses = [x['loss'] for x in metrics.read(whole)]
   assert losses[-1] < 0.6 * losses[0]
+  report = (whole / 'REPORT.md').read_text()
+  assert '| position | recipe, untrained | recipe, 40 steps |' in report
+  assert (whole / 'plots' / 'loss_by_position.png').stat().st_size > 5000
+  line = commands.refused(
+    *COMMAND, f'--workdir={whole}', '--config.model.rope.base=1000.0'
+  )
+  assert 'another model' in line
   for name in ('config.json', 'code.json', 'REPORT.md', 'checkpoints', 'tb'):
     assert (whole / name).exists()

@@ -39,7 +39,7 @@ def packed_batch(rng, config):
 
 def run_of(config, mesh):
   model = train.llama_config(config)
-  return train.Run(config, model, mesh, pathlib.Path(), print)
+  return train.Run(config, model, mesh, pathlib.Path(), True, print)
 
 
 def first_gradients(config, mesh, batch):

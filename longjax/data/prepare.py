@@ -32,7 +32,10 @@ def prepare(config, tokens, log=print, directory='') -> store.Store:
   if config.data.directory and not directory:
     made = _open(config.data.directory, tokens)
     if wanted and _spec(wanted) != made.manifest['spec']:
-      log(f'{made.directory} was made from other sources than data.sources')
+      raise errors.InputError(
+        f'{made.directory}: was made from other sources than data.sources; '
+        'make it again with launch/prepare.py'
+      )
     return made
   return _prepare('data.sources', wanted, tokens, log, directory)
 
@@ -85,6 +88,11 @@ def _open(directory, tokens) -> store.Store:
       f'{made.directory}: was made with another tokenizer (digest '
       f'{made.manifest["tokenizer"][:12]}, this one is {tokens.digest[:12]}); '
       'set data.tokenizer, or make it again with launch/prepare.py'
+    )
+  if made.manifest['vocab'] != tokens.vocab:
+    raise errors.InputError(
+      f'{made.directory}: was made for {made.manifest["vocab"]} ids, but the '
+      f'tokenizer has a vocabulary of {tokens.vocab}'
     )
   return made
 

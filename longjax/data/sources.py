@@ -65,6 +65,18 @@ def check(name: str, source: Mapping) -> dict:
         f'source {name!r} has an unknown key {key!r}; did you mean {near!r}?'
       )
   full = DEFAULTS | source
+  for key, value in full.items():
+    globs = key in ('include', 'exclude') and isinstance(value, str | tuple)
+    if not globs and not isinstance(value, type(DEFAULTS[key])):
+      raise errors.InputError(
+        f'source {name!r}: {key} must be a {type(DEFAULTS[key]).__name__}, is '
+        f'{value!r}'
+      )
+  if not all(isinstance(p, tuple) and len(p) == 2 for p in full['packages']):
+    raise errors.InputError(
+      f"source {name!r}: packages are ('name==version', sha256) pairs, got "
+      f'{full["packages"]!r}'
+    )
   if sum(bool(full[key]) for key in ('package', 'packages', 'path')) != 1:
     raise errors.InputError(
       f"source {name!r} needs one of 'package', 'packages' and 'path', got "

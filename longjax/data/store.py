@@ -83,7 +83,11 @@ def write(
     spec: what the store is made from, for the manifest; JSON.
     shard_tokens: a shard ends after the document that reaches this.
   """
-  directory = pathlib.Path(directory)
+  directory = pathlib.Path(directory).resolve()
+  if directory.exists() and (
+    not directory.is_dir() or any(directory.iterdir())
+  ):
+    raise errors.InputError(f'{directory}: exists and is not empty')
   partial = directory.with_name(f'.{directory.name}.{os.getpid()}.partial')
   try:
     _clear(partial)

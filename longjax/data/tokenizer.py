@@ -132,11 +132,16 @@ def load(spec) -> Tokenizer:
   if str(spec) == 'bytes':
     return from_bytes()
   path = pathlib.Path(spec).expanduser()
+  if path.is_dir() and not (path / 'tokenizer.json').is_file():
+    found = list(path.glob('*.gguf'))
+    path = found[0] if len(found) == 1 else path
   if path.suffix == '.gguf':
     return from_gguf(path)
   if path.suffix != '.json':
     root = path if path.is_dir() else path.parent
-    places = [root / 'tokenizer.json', root / 'tokenizer' / 'tokenizer.json']
+    # A run directory, its checkpoints/, or one of these.
+    runs = [d / 'tokenizer' for d in (root, *root.resolve().parents[:2])]
+    places = [d / 'tokenizer.json' for d in (root, *runs)]
     path = next((p for p in places if p.is_file()), places[0])
   config = path.with_name('tokenizer_config.json')
   bos, eos = _ends(config) if config.is_file() else ('', '')
@@ -175,11 +180,20 @@ def from_gguf(path) -> Tokenizer:
   Exact for the byte-level BPE of SmolLM ('gpt2' with pre-tokenizer 'smollm');
   others are refused rather than approximated.
   """
+  meta = _gguf_metadata(path)
+  _require_smollm(path, meta)
+  try:
+    return _smollm(meta)
+  except Exception as error:  # the library raises plain Exception
+    raise errors.InputError(
+      f'{path}: its tokenizer is damaged ({type(error).__name__}: {error})'
+    ) from error
+
+
+def _smollm(meta: dict) -> Tokenizer:
   import tokenizers
   from tokenizers import AddedToken
 
-  meta = _gguf_metadata(path)
-  _require_smollm(path, meta)
   names, kinds = meta['tokens'], meta['token_type']
   inner = tokenizers.Tokenizer(
     tokenizers.models.BPE(

@@ -5,6 +5,8 @@ import functools
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from longjax import generate, llama, sharding
 from longjax.data import layout, pack
@@ -31,15 +33,15 @@ def evaluate(params, model: llama.Llama, mesh, config, store, tokenizer, log):
   if ask.length:
     log(f'  loss by position: {ask.documents} documents of {ask.length} tokens')
     batches = documents(store, config, mesh)
-    nll = jax.jit(functools.partial(
-      _nll, model=model, chunk=config.train.loss_chunk, mesh=mesh
-    ))  # fmt: skip
+    nll = functools.partial(
+      _nll, params, model=model, chunk=config.train.loss_chunk, mesh=mesh
+    )
     results['position_loss'] = position_loss.curve(
-      lambda b: _host(nll(params, sharding.put(b, mesh))), batches, ask.length
+      lambda b: np.asarray(nll(sharding.put(b, mesh))), batches, ask.length
     )
   if ask.passkey_lengths:
     log(f'  passkey at {", ".join(map(str, ask.passkey_lengths))} tokens')
-    local = jax.device_put(params, jax.devices()[0])
+    local = jax.device_put(params, jax.local_devices()[0])
     results['passkey'] = passkey.accuracy(
       functools.partial(generate.greedy, local, model),
       tokenizer, ask.passkey_lengths, ask.passkey_depths, config.seed,
@@ -47,9 +49,13 @@ def evaluate(params, model: llama.Llama, mesh, config, store, tokenizer, log):
   return results
 
 
-def asked(config) -> bool:
-  """Whether a config asks for any evaluation."""
-  return bool(config.eval.length or config.eval.passkey_lengths)
+def check(config, store, tokenizer):
+  """InputError, before any training, for what could not be evaluated."""
+  ask = config.eval
+  if ask.length:
+    pack.one_document_rows(store, ask.length, ask.documents)
+  for length in ask.passkey_lengths:
+    passkey.prompt(tokenizer, length, 0.5, 12345)
 
 
 def documents(store, config, mesh):
@@ -67,9 +73,8 @@ def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
   return dataclasses.replace(model, **{f: getattr(like, f) for f in how})
 
 
+@functools.partial(jax.jit, static_argnames=('model', 'chunk', 'mesh'))
 def _nll(params, batch, *, model, chunk, mesh):
-  return llama.nll(params, model, batch, chunk=chunk, mesh=mesh)
-
-
-def _host(x) -> np.ndarray:
-  return np.asarray(jax.device_get(x))
+  """[batch, seq] on every device, so that every process can read it."""
+  nll = llama.nll(params, model, batch, chunk=chunk, mesh=mesh)
+  return jax.lax.with_sharding_constraint(nll, NamedSharding(mesh, P()))

@@ -31,11 +31,16 @@ def keep(workdir, name: str, config, results: dict):
   content = dict(
     name=name, time=time.time(), config=_digest(config), results=results
   )
-  path.write_text(json.dumps(content, indent=1))
+  temporary = path.with_suffix('.tmp')
+  temporary.write_text(json.dumps(content, indent=1))
+  temporary.replace(path)
 
 
 def _digest(config) -> str:
-  text = json.dumps(config.to_dict(), sort_keys=True)
+  """Of what decides the result of an evaluation before training."""
+  all_of_it = config.to_dict()
+  decides = [all_of_it[k] for k in ('weights', 'model', 'seed', 'eval')]
+  text = json.dumps(decides, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -73,7 +78,7 @@ def _setting(config) -> str:
   return table(
     ['setting', ''],
     [
-      ['weights', config.weights.split('#')[0] or 'random'],
+      ['weights', config.weights.split('#')[0]],
       ['RoPE', f'base {rope.base:,.0f}{scaling}'],
       ['rows', f'{config.train.batch} x {config.train.seq_len:,} tokens'],
       ['documents', ', '.join(sorted(config.data.sources))],
@@ -163,8 +168,8 @@ def _limits(config, curves) -> str:
   lines = list(config.notes)
   if curves:
     lines.insert(0, (
-      f'{config.eval.documents} document(s) and one seed: differences under '
-      'about 0.05 nats are not shown to be real.'
+      f'{config.eval.documents} document(s) and one seed: small differences '
+      'may be chance.'
     ))  # fmt: skip
   if not lines:
     return ''

@@ -28,6 +28,8 @@ def load(path, *, dtype='float32'):
     from longjax import checkpoint  # late: Orbax takes seconds to import
 
     params, about = checkpoint.load_params(path)
+    if 'model' not in about:
+      raise errors.InputError(f'{path}: a checkpoint that names no model')
     return params, _config(path, about['model'], dtype)
   problem = 'has no known format' if os.path.exists(path) else 'does not exist'
   raise errors.InputError(
@@ -41,7 +43,7 @@ def _config(path, fields, dtype):
   try:
     settings = rope.Rope(**fields['rope'])
     return llama.Llama(**(fields | dict(rope=settings, dtype=dtype)))
-  except ValueError as error:
+  except (ValueError, TypeError, KeyError) as error:
     raise errors.InputError(f'{path}: {error}') from None
 
 
