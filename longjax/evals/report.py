@@ -140,10 +140,15 @@ def _contributions(curves, config) -> str:
     cells = [f'{means[0]:.3f}']
     cells += [f'{b:.3f} ({b - a:+.3f})' for a, b in itertools.pairwise(means)]
     rows.append([f'{start:,} - {stop:,}', *cells])
+  summary = ', '.join(
+    f'{b - a:+.3f} by {name}'
+    for name, (a, b) in zip(names[1:], itertools.pairwise(means))
+  )
   return (
     '### What each part contributes\n\n'
     'In brackets: the change against the column before.\n\n'
     + table(['position', *names], rows)
+    + f'\n\nAt positions {rows[-1][0]}: {summary}.'
   )
 
 
