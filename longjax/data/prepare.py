@@ -32,10 +32,7 @@ def prepare(config, tokens, log=print, directory='') -> store.Store:
   if config.data.directory and not directory:
     made = _open(config.data.directory, tokens)
     if wanted and _spec(wanted) != made.manifest['spec']:
-      raise errors.InputError(
-        f'{made.directory}: was made from other sources than data.sources; '
-        'make it again with launch/prepare.py'
-      )
+      log(f'{made.directory} was made from other sources than data.sources')
     return made
   return _prepare('data.sources', wanted, tokens, log, directory)
 

@@ -84,10 +84,10 @@ def write(
     shard_tokens: a shard ends after the document that reaches this.
   """
   directory = pathlib.Path(directory).resolve()
-  if directory.exists() and (
-    not directory.is_dir() or any(directory.iterdir())
-  ):
-    raise errors.InputError(f'{directory}: exists and is not empty')
+  if directory.is_dir() and any(directory.iterdir()) and not exists(directory):
+    raise errors.InputError(
+      f'{directory}: cannot write the store: Directory not empty'
+    )
   partial = directory.with_name(f'.{directory.name}.{os.getpid()}.partial')
   try:
     _clear(partial)
