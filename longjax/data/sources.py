@@ -25,7 +25,7 @@ Line ends become '\n', as Python's text files have it.
 import difflib
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from longjax import errors
 from longjax.data import packages
@@ -64,7 +64,7 @@ def check(name: str, source: Mapping) -> dict:
       raise errors.InputError(
         f'source {name!r} has an unknown key {key!r}; did you mean {near!r}?'
       )
-  full = DEFAULTS | source
+  full: dict[str, Any] = DEFAULTS | source
   for key, value in full.items():
     globs = key in ('include', 'exclude') and isinstance(value, str | tuple)
     if not globs and not isinstance(value, type(DEFAULTS[key])):
