@@ -43,7 +43,7 @@ def _greedy(params, config, tokens, lengths, count):
 
   def step(carry, _):
     last, lengths, cache = carry
-    token = _likeliest(params, config, last)
+    token = llama.logits(params, config, last).argmax(-1).astype(jnp.int32)
     slot = lengths[:, None]
     x, cache = _run(params, config, token, slot, lengths + 1, cache)
     return (x, lengths + 1, cache), token[:, 0]
@@ -56,15 +56,6 @@ def _greedy(params, config, tokens, lengths, count):
 def _empty(config, batch, seq):
   shape = (config.layers, batch, seq, config.kv_heads, config.head_dim)
   return jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
-
-
-def _likeliest(params, config, x):
-  """[batch, 1] int32 from hidden states [batch, 1, embed]."""
-  head = jnp.asarray(llama.head(params, config)).astype(config.dtype)
-  logits = jnp.einsum(
-    'btd,dv->btv', x, head, preferred_element_type=jnp.float32
-  )
-  return jnp.argmax(logits, -1).astype(jnp.int32)
 
 
 def _run(params, config, tokens, slots, lengths, cache):

@@ -236,10 +236,14 @@ def nll(params, config: Llama, batch: Batch, *, chunk=1024, mesh=None):
   return loss.nll(x, weights, batch.targets, chunk=chunk, mesh=mesh)
 
 
-def forward(params, config: Llama, batch: Batch):
-  """Whole logits [batch, seq, vocab] float32: for small inputs and tests."""
-  x = hidden(params, config, batch)
+def logits(params, config: Llama, x):
+  """[batch, seq, vocab] float32 from hidden states [batch, seq, embed]."""
   weights = jnp.asarray(head(params, config)).astype(config.dtype)
   return jnp.einsum(
     'btd,dv->btv', x, weights, preferred_element_type=jnp.float32
   )
+
+
+def forward(params, config: Llama, batch: Batch):
+  """Whole logits [batch, seq, vocab] float32: for small inputs and tests."""
+  return logits(params, config, hidden(params, config, batch))
