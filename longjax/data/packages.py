@@ -133,13 +133,12 @@ def matches(name: str, include='*', exclude=()) -> bool:
   )
 
 
-def extract(archive, member: str, sha256: str = '') -> pathlib.Path:
+def extract(archive, member: str) -> pathlib.Path:
   """One member of an archive as a file in the cache, reused if it is there.
 
   Args:
     archive: path of a .whl, .zip or .tar.* file.
     member: glob that matches exactly one member.
-    sha256: digest that the member must have; '' is any.
 
   Returns:
     The path of the file. Its digest is written beside it and compared with
@@ -150,7 +149,7 @@ def extract(archive, member: str, sha256: str = '') -> pathlib.Path:
     stamp = _stamp(path)
     made = stamp.read_text() if stamp.exists() else ''
     if made.startswith(f'{member}\n') and made.endswith(sha256_of(path)):
-      return _checked(path, sha256)
+      return path
   with _readable(archive):
     found = [name for name, _ in _entries(archive) if matches(name, member)]
   if len(found) != 1:
@@ -162,7 +161,7 @@ def extract(archive, member: str, sha256: str = '') -> pathlib.Path:
   with _writable(f'{found[0]} of {archive}', place), _readable(archive):
     _copy_member(archive, found[0], path)
   _stamp(path).write_text(f'{member}\n{sha256_of(path)}')
-  return _checked(path, sha256)
+  return path
 
 
 def _globs(globs) -> tuple[str, ...]:
@@ -182,14 +181,6 @@ def _files(place: pathlib.Path) -> list[pathlib.Path]:
 
 def _stamp(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f'.{path.name}.sha256')
-
-
-def _checked(path: pathlib.Path, sha256: str) -> pathlib.Path:
-  if sha256 and sha256_of(path) != sha256:
-    raise errors.InputError(
-      f'{path}: its sha256 is {sha256_of(path)}, but {sha256} is needed'
-    )
-  return path
 
 
 @contextlib.contextmanager
