@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from longjax import batch, errors
+from longjax.attention.ids import ANY, Ids, meet
 from longjax.data import layout
 
 
@@ -56,3 +57,62 @@ def test_lengths_that_do_not_divide_are_refused_with_the_nearest():
     layout.order('striped', 9, 2)
   with pytest.raises(errors.InputError, match='zigzag'):
     layout.order('zig', 8, 2)
+
+
+def packed(rng, rows, seq):
+  """segments [rows, seq] of documents of odd lengths; the rest is padding."""
+  segments = np.zeros((rows, seq), np.int32)
+  for row in segments:
+    ends = np.sort(rng.choice(np.arange(1, seq), 5, replace=False))
+    for number, (a, b) in enumerate(zip([0, *ends], ends), 1):
+      row[a:b] = number
+  return segments
+
+
+def blocks_that_meet(segments, index, n, block):
+  """[rows, member, hop] as `work`, by asking `meet` of each pair of blocks."""
+  rows, seq = segments.shape
+  part = seq // n
+  cut = lambda member: [
+    slice(a, min(a + block, (member + 1) * part))
+    for a in range(member * part, (member + 1) * part, block)
+  ]
+  ids = lambda row, where: Ids(
+    *(x[row : row + 1, where] for x in (segments, index))
+  )
+  counts = np.zeros((rows, n, n), int)
+  for row, member, hop in np.ndindex(counts.shape):
+    counts[row, member, hop] = sum(
+      bool(meet(ids(row, q), ids(row, kv)))
+      for q in cut(member)
+      for kv in cut((member - hop) % n)
+    )
+  return counts
+
+
+@pytest.mark.parametrize('name', layout.LAYOUTS)
+@pytest.mark.parametrize('n, block', [(1, 16), (4, 8), (2, 7), (4, 64)])
+def test_work_counts_the_blocks_that_meet(name, n, block, rng):
+  segments = packed(rng, 2, 64)
+  segments[1, 5:9] = ANY
+  index = np.tile(np.arange(64, dtype=np.int32), (2, 1))
+  index[1, 5:9] = -1
+  order = layout.order(name, 64, n)
+  segments, index = segments[:, order], index[:, order]
+  counts = layout.work(segments, index, n, block)
+  assert (counts == blocks_that_meet(segments, index, n, block)).all()
+
+
+def test_one_document_needs_half_of_the_square():
+  whole = np.ones((1, 64), np.int32)
+  assert layout.needed(whole, 8) == 8 * 8 / 2
+  two = np.repeat([[1, 2, 0]], [16, 32, 16], axis=1)
+  assert layout.needed(two, 8) == (2 * 2 + 4 * 4) / 2
+
+
+def test_a_causal_ring_of_contiguous_parts_waits_for_its_last_member():
+  index = np.arange(16)[None]
+  counts = layout.work(np.ones((1, 16), int), index, 4, 4)
+  assert counts.tolist() == [
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+  ]

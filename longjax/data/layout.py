@@ -55,3 +55,64 @@ def apply(batch: Batch, order) -> Batch:
 def inverse(order) -> np.ndarray:
   """The permutation that brings a row back: x[order][inverse] is x."""
   return np.argsort(order)
+
+
+def work(segments, index, n: int, block: int) -> np.ndarray:
+  """Blocks of attention that a ring executes, by row, member and hop.
+
+  Member m holds the m-th of n parts of a row. At hop h its queries attend to
+  the keys of member (m - h) mod n, in blocks of both, and a pair of blocks is
+  executed where `longjax.attention.ids.meet` holds. A member that has several
+  rows executes a pair for all of them where it is live in any.
+
+  Args:
+    segments, index: [rows, seq] in the order of a layout.
+    n: members of the ring; divides seq.
+    block: queries and keys of a block; the last of a part may be smaller.
+
+  Returns:
+    int64 [rows, member, hop].
+  """
+  live = _meet(_parts(segments, n, block), _parts(index, n, block))
+  rows, blocks, _ = live.shape
+  shape = rows, n, blocks // n, n, blocks // n
+  pairs = live.reshape(shape).sum((2, 4), dtype=np.int64)
+  member, hop = np.indices((n, n))
+  return pairs[:, member, (member - hop) % n]
+
+
+def needed(segments, block: int) -> float:
+  """The least that `work` can come to: length^2 / 2 of each document.
+
+  Args:
+    segments: [rows, seq] in any order.
+    block: queries and keys of a block.
+
+  Returns:
+    The sum over the documents of all rows, in pairs of blocks.
+  """
+  lengths = (np.bincount(row[row > 0]) for row in segments)
+  squares = sum(float(np.square(x, dtype=np.float64).sum()) for x in lengths)
+  return squares / 2 / block**2
+
+
+def _parts(ids, n, block):
+  """[rows, seq] -> [rows, n * blocks of a part, block], zeros in the rest."""
+  parts = ids.reshape(len(ids), n, -1)
+  size = min(block, parts.shape[2])
+  parts = np.pad(parts, ((0, 0), (0, 0), (0, -parts.shape[2] % size)))
+  return parts.reshape(len(ids), -1, size)
+
+
+def _meet(segments, index):
+  """bool [rows, query block, key block]; ids.meet of all blocks at once."""
+  big = np.iinfo(np.int32).max
+  query, key = segments > 0, segments != 0  # a key may be memory, ids.ANY
+  first_query = np.where(query, segments, big).min(2)[:, :, None]
+  first_key = np.where(key, segments, big).min(2)[:, None, :]
+  last = segments.max(2)
+  same = (first_query <= last[:, None, :]) & (first_key <= last[:, :, None])
+  same |= (segments == -1).any(2)[:, None, :] & (last > 0)[:, :, None]
+  earliest = np.where(key, index, big).min(2)[:, None, :]
+  latest = np.where(query, index, -big).max(2)[:, :, None]
+  return same & (earliest <= latest)
