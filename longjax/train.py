@@ -201,7 +201,7 @@ def check(config) -> llama.Llama:
       f'train.micro_batches x mesh.data = {train.micro_batches * mesh.data}'
     )
   for length in (train.seq_len, config.eval.length):
-    layout.order(config.data.layout, length, mesh.seq)
+    layout.check(config.data.layout, length, mesh.seq)
   if config.optim.schedule not in optim.SCHEDULES:
     raise InputError(
       f'config.optim.schedule {config.optim.schedule!r} is none of '
@@ -280,6 +280,7 @@ def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
     config.seed,
     layout=config.data.layout,
     ring=config.mesh.seq,
+    block=run.model.block,
   )
 
 
