@@ -25,6 +25,7 @@ from longjax import (
   provenance,
   rope,
   sharding,
+  topology,
   weights,
 )
 from longjax.batch import Batch
@@ -66,6 +67,8 @@ def main(config, workdir, log=print) -> int:
   data = training_data(run, tokenizer)
   evaluate = evaluation(run, tokenizer)
   log(describe(run))
+  if rings := topology.describe(mesh):
+    log(rings)
   log(data.summary(config.train.steps))
 
   step_fn, abstract = build(config, model, mesh)
