@@ -28,7 +28,7 @@ from longjax.attention.ulysses import group, ulysses
 __all__ = ['ANY', 'KERNELS', 'STRATEGIES', 'Ids', 'attend', 'visible']
 
 
-def reference(q, k, v, q_ids, kv_ids, axis=None, how=How()):
+def reference(q, k, v, q_ids, kv_ids, axis, how):
   """Dense attention as written in the books: O(seq^2) memory, for tests."""
   k, v, kv_ids = _gathered((k, v, kv_ids), axis)
   B, T, N, H = q.shape
