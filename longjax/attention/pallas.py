@@ -153,15 +153,15 @@ def _forward(
   def add(seen):
     q, peak, total = q_ref[...], peak_ref[...], total_ref[...]
     count = k_ref.shape[0] // _step(k_ref)
-    logits = _logits(k_ref, q, 0, seen)
+    ahead = _logits(k_ref, q, 0, seen)
     for c in range(count):
-      ahead = _logits(k_ref, q, c + 1, seen) if c + 1 < count else None
+      logits, ahead = ahead, _logits(k_ref, q, min(c + 1, count - 1), seen)
       new = jnp.maximum(peak, logits.max(0, keepdims=True))
       p, shrink = jnp.exp2(logits - new), jnp.exp2(peak - new)
       total = total * shrink + p.sum(0, keepdims=True)
       v = v_ref[_slice(v_ref, c), :]
       out_ref[...] = out_ref[...] * shrink + _dot(v, p.astype(v.dtype), 0, 0)
-      peak, logits = new, ahead
+      peak = new
     peak_ref[...], total_ref[...] = peak, total
 
   _either(flag, add, q_ids, kv_ids, window)
