@@ -34,7 +34,7 @@ from longjax.attention.partial import Partial
 LANES = 128
 ROWS = 1024  # of a block of queries; more fill the matrix unit no better
 STEP = 512  # keys of one matmul inside a block
-CHUNK = 4096  # keys whose gradients stay on the chip, at most
+CHUNK = 2  # blocks of keys whose gradients stay on the chip, at most
 VMEM = 60 * 2**20  # bytes; TPU v5p and 7x have 64 MiB a core, the others more
 
 FIRST, WHOLE, ENTER = 1, 2, 4  # first of its queries, no mask, first of its row
@@ -87,7 +87,7 @@ def part_grad(dq, queries: Queries, keys: Keys, how: How, interpret):
   """Gradients through these keys; see blockwise.part_grad."""
   live, whole = blocks.sight(queries, keys, how.window)
   count = keys.k.shape[0]
-  size = _chunk(count, keys.k.shape[3])
+  size = _chunk(count)
 
   def chunk(c, grads):
     cut = lambda x: jax.lax.dynamic_slice_in_dim(x, c * size, size, 2)
@@ -261,10 +261,9 @@ def _columns(keys: Keys):
   return jnp.stack(keys.ids, 3)
 
 
-def _chunk(count: int, s: int) -> int:
-  """Blocks of s keys in a chunk: as many as divide all and fit."""
-  most = max(CHUNK // s, 1)
-  return max(n for n in range(1, most + 1) if count % n == 0)
+def _chunk(count: int) -> int:
+  """Blocks of keys in a chunk: at most CHUNK, and dividing all `count`."""
+  return max(n for n in range(1, CHUNK + 1) if count % n == 0)
 
 
 def _step(ref) -> int:

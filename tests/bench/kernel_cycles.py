@@ -63,7 +63,7 @@ def compile_kernels(topology: str, block: int):
 def branches(bundles: str, utilization: str):
   """[(cycles, {unit: share of its slots})] of the kernel's large branches."""
   starts, regions = {}, []
-  for line in open(bundles, errors='ignore'):
+  for line in pathlib.Path(bundles).read_text(errors='ignore').split('\n'):
     found = re.match(r'\s*(0x[0-9a-f]+|0)\s', line)
     if not found:
       continue
