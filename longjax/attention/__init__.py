@@ -132,8 +132,9 @@ def _call(strategy, q, k, v, q_ids, kv_ids, *, axis, how):
 
 def _kernel(mesh) -> str:
   """Pallas where the devices are TPUs, also those that we only compile for."""
-  device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-  return 'pallas' if device.platform == 'tpu' else 'blockwise'
+  real = isinstance(mesh, Mesh)
+  platform = mesh.devices.flat[0].platform if real else jax.default_backend()
+  return 'pallas' if platform == 'tpu' else 'blockwise'
 
 
 def _rows(mesh, axis, batch):
