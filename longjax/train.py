@@ -25,6 +25,7 @@ from longjax import (
   provenance,
   rope,
   sharding,
+  topology,
   weights,
 )
 from longjax.batch import Batch
@@ -66,6 +67,8 @@ def main(config, workdir, log=print) -> int:
   data = training_data(run, tokenizer)
   evaluate = evaluation(run, tokenizer)
   log(describe(run))
+  if rings := topology.describe(mesh):
+    log(rings)
   log(data.summary(config.train.steps))
 
   step_fn, abstract = build(config, model, mesh)
@@ -201,7 +204,7 @@ def check(config) -> llama.Llama:
       f'train.micro_batches x mesh.data = {train.micro_batches * mesh.data}'
     )
   for length in (train.seq_len, config.eval.length):
-    layout.order(config.data.layout, length, mesh.seq)
+    layout.check(config.data.layout, length, mesh.seq)
   if config.optim.schedule not in optim.SCHEDULES:
     raise InputError(
       f'config.optim.schedule {config.optim.schedule!r} is none of '
@@ -280,6 +283,7 @@ def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
     config.seed,
     layout=config.data.layout,
     ring=config.mesh.seq,
+    block=run.model.block,
   )
 
 
