@@ -27,10 +27,11 @@ def main(
   os.environ.update(tpu.ENVIRONMENT)  # before jax is imported
   where = tpu.parse(topology, number(slices))
   from longjax import plan
+  from longjax import search as searching
 
   log = functools.partial(print, file=sys.stderr)
   if search:
-    reports = plan.search(config, where, documents, log)
+    reports = searching.search(config, where, documents, log)
   else:
     plan.check(config, where, documents, log)
     reports = [plan.plan(config, where, documents, log)]

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from longjax import hlo
 from longjax.flops import Chip
 from longjax.hlo import Instruction, Program
-from longjax.tpu import Torus
+from longjax.tpu import Network
 
 # Names of the Pallas kernels of attention, as the program holds them.
 FORWARD, BACKWARD = 'attention_forward', 'attention_backward'
@@ -48,7 +48,7 @@ class Machine:
   """
 
   chip: Chip
-  torus: Torus
+  network: Network
   forward: Sequence[float]
   backward: Sequence[float]
   live: Sequence[float]
@@ -330,16 +330,16 @@ class _Walk:
 
   def transfer(self, kind, inner, result, record) -> tuple[float, float]:
     """(bytes that a device sends, seconds) of one execution."""
-    torus, link = self.machine.torus, self.machine.chip.link
+    network, link = self.machine.network, self.machine.chip.link
     arrays = result.arrays()
     if kind == 'collective-permute':
       record.pairs = hlo.pairs(inner.text)
-      size, load = arrays[0].bytes, torus.load(record.pairs)
+      size, load = arrays[0].bytes, network.load(record.pairs)
       record.between_slices = load is None
       return size, size * (load or 0) / link
-    group = hlo.group(inner.text, len(torus.places))
+    group = hlo.group(inner.text, len(network.places))
     size = _size(kind, inner.op, arrays, len(group))
-    links = torus.links(group)
+    links = network.links(group)
     record.between_slices = links is None
     return size, size / links / link if links else 0.0
 

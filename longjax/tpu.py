@@ -1,9 +1,8 @@
 """TPU slices by name, on a machine that has none: v5p:4x4x8.
 
 A name is a generation and the chips along each axis of its torus. The devices
-that `Slice.devices` gives can be compiled for, not run on. Coordinates are
-those of chips: hops and links are counted on the torus by dimension-ordered
-routing, the shorter way round where an axis wraps.
+that `Slice.devices` gives can be compiled for, not run on. Messages are routed
+axis by axis, the shorter way round where an axis closes.
 """
 
 import collections
@@ -12,7 +11,7 @@ import math
 import re
 from typing import NamedTuple
 
-from longjax import cli
+from longjax import cli, topology
 from longjax.errors import InputError
 
 # By generation: axes of the torus, jax devices of a chip.
@@ -47,13 +46,6 @@ class Slice(NamedTuple):
   @property
   def per_chip(self) -> int:
     return GENERATIONS[self.generation][1]
-
-  def wraps(self) -> tuple[bool, ...]:
-    """Which axes are rings: 16 chips of a 2-D pod; of a 3-D one all axes if
-    the slice is made of whole cubes of 4 x 4 x 4."""
-    if len(self.dims) == 2:
-      return tuple(n == 16 for n in self.dims)
-    return (all(n % 4 == 0 for n in self.dims),) * 3
 
   def devices(self) -> list:
     """Devices to compile for. Raises InputError if libtpu is not here."""
@@ -108,27 +100,28 @@ def nearest(generation: str, dims) -> tuple[int, ...]:
   return even(dims[0], 28), even(dims[1], 28), min(max(dims[2], 1), 28)
 
 
-class Torus:
-  """Where the devices of a mesh sit, and what a collective makes of it."""
+class Network:
+  """The links between the chips of a mesh, and what messages make of them."""
 
-  def __init__(self, topology: Slice, devices):
+  def __init__(self, devices):
     """devices: of the mesh, flat; what HLO numbers as 0, 1, ..."""
-    self.topology = topology
-    self.places = [
-      (getattr(d, 'slice_index', 0) or 0, *d.coords[: len(topology.dims)])
-      for d in devices
-    ]
-    self.wraps = topology.wraps()
+    torus = topology.grid(
+      [d for d in devices if _slice(d) == _slice(devices[0])]
+    )
+    assert torus, 'not the devices of a TPU slice'
+    *self.sizes, self.per_chip = torus.sizes
+    self.closed = torus.closed[:-1]
+    self.places = [(_slice(d), *d.coords) for d in devices]
 
   def route(self, a: int, b: int) -> list:
-    """The directed links (chip, axis, direction) from device a to b; None
-    in place of each if they are in different slices."""
+    """The directed links (slice, chip, axis, direction) from a to b; [None]
+    if they are in different slices."""
     (slice_a, *here), (slice_b, *there) = self.places[a], self.places[b]
     if slice_a != slice_b:
       return [None]
     links = []
-    for axis, (size, wrap) in enumerate(zip(self.topology.dims, self.wraps)):
-      step, count = _way(there[axis] - here[axis], size, wrap)
+    for axis, (size, closed) in enumerate(zip(self.sizes, self.closed)):
+      step, count = _way(there[axis] - here[axis], size, closed)
       for _ in range(count):
         links.append((slice_a, *here, axis, step))
         here[axis] = (here[axis] + step) % size
@@ -140,29 +133,28 @@ class Torus:
     links = collections.Counter(x for a, b in pairs for x in self.route(a, b))
     return None if None in links else max(links.values(), default=0)
 
-  def hops(self, pairs) -> dict[int, int]:
-    """{links of a hop: pairs}."""
-    count = collections.Counter(len(self.route(a, b)) for a, b in pairs)
-    return dict(sorted(count.items()))
-
   def links(self, group) -> float | None:
     """Links of a chip over which a collective of this group may arrive; None
     if it leaves the slice. The devices of a chip share them."""
     places = {self.places[i] for i in group}
-    if len({p[0] for p in places}) > 1:
+    if len({place[0] for place in places}) > 1:
       return None
     count = 0
-    for axis, wrap in enumerate(self.wraps, 1):
-      length = len({p[axis] for p in places})
-      whole = length == self.topology.dims[axis - 1]
-      count += 0 if length == 1 else 2 if wrap and whole and length > 2 else 1
-    apart = self.topology.per_chip * len(places) / len(group)
+    for axis, (size, closed) in enumerate(zip(self.sizes, self.closed), 1):
+      length = len({place[axis] for place in places})
+      both = closed and length == size > 2
+      count += 0 if length == 1 else 2 if both else 1
+    apart = self.per_chip * len(places) / len(group)
     return count / apart or math.inf  # devices of one chip need no link
 
 
-def _way(distance: int, size: int, wrap: bool) -> tuple[int, int]:
+def _slice(device) -> int:
+  return getattr(device, 'slice_index', 0) or 0
+
+
+def _way(distance: int, size: int, closed: bool) -> tuple[int, int]:
   """(direction, links) of the shorter way along one axis."""
-  forward = distance % size
-  if not wrap:
+  if not closed:
     return (1 if distance > 0 else -1), abs(distance)
+  forward = distance % size
   return (1, forward) if forward <= size - forward else (-1, size - forward)

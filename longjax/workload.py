@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
 
@@ -38,7 +39,7 @@ def workload(config, documents: str = '') -> Workload:
   lengths = row_lengths(documents, train.batch, train.seq_len)
   local = train.seq_len // n
   block = min(config.model.block, local)
-  work = {x: _work(config, x, block) for x in set(lengths)}
+  work = {x: _work(config, x) for x in set(lengths)}
   if config.model.attention != 'ring':  # all keys at once
     work = {x: w.sum(1, keepdims=True) for x, w in work.items()}
   rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
@@ -98,13 +99,13 @@ def _squares(length: int, seq_len: int) -> float:
   return float(whole * length**2 + rest**2)
 
 
-def _work(config, length: int, block: int) -> np.ndarray:
+def _work(config, length: int) -> np.ndarray:
   """Blocks of a row of such documents, [member, hop]."""
-  seq_len, n = config.train.seq_len, config.mesh.seq
-  segments = 1 + np.arange(seq_len, dtype=np.int32)[None] // length
-  order = layout.order(config.data.layout, seq_len, n)
-  index = order[None].astype(np.int32)
-  return layout.work(segments[:, order], index, n, block)[0]
+  seq_len, n, block = config.train.seq_len, config.mesh.seq, config.model.block
+  row = one_document(np.zeros(seq_len))
+  row = row._replace(segments=1 + row.index // length)
+  row = layout.arrange(row, config.data.layout, n, block)
+  return layout.work(row.segments, row.index, n, block)[0]
 
 
 def _busiest(rows: np.ndarray, micro_batches: int, data: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import commands
 import pytest
 
 from configs import tiny
-from longjax import flops, plan, tpu
+from longjax import flops, hbm, plan, search, tpu
 from longjax.errors import InputError
 
 TINY = '--config=configs/tiny.py'
@@ -103,24 +103,24 @@ def test_topologies_have_their_chips_and_devices(text, chips, devices):
    'of 15.75G hbm.', 0.5),
 ])  # fmt: skip
 def test_the_need_is_read_from_the_message_of_the_compiler(message, needed):
-  found = plan.out_of_memory(RuntimeError(message), flops.CHIPS['v5e'])
+  found = hbm.out_of_memory(RuntimeError(message), flops.CHIPS['v5e'])
   assert found['needed_gib'] == needed
   assert found['limit_gib'] == 15.75
 
 
 def test_another_refusal_of_the_compiler_is_one_line():
   with pytest.raises(InputError, match='refuses the step: INTERNAL: a b'):
-    plan.out_of_memory(RuntimeError('INTERNAL: a\nb'), flops.CHIPS['v5e'])
+    hbm.out_of_memory(RuntimeError('INTERNAL: a\nb'), flops.CHIPS['v5e'])
 
 
 def test_rings_go_over_whole_axes_of_the_torus():
-  assert plan.ring_sizes(tpu.parse('v5p:4x4x8')) == [1, 4, 8, 16, 32, 128]
-  assert plan.ring_sizes(tpu.parse('7x:2x2x1')) == [1, 2, 4, 8]
+  assert search.ring_sizes(tpu.parse('v5p:4x4x8')) == [1, 4, 8, 16, 32, 128]
+  assert search.ring_sizes(tpu.parse('7x:2x2x1')) == [1, 2, 4, 8]
 
 
 def test_candidates_are_valid_fit_by_the_estimate_and_come_cheapest_first():
   config = tiny.get_config()
-  found = plan.candidates(config, tpu.parse('v5e:2x4'), '')
+  found = search.candidates(config, tpu.parse('v5e:2x4'), '')
   times = [seconds for seconds, _, _ in found]
   assert times == sorted(times)
   for _, gib, trial in found:

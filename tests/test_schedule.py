@@ -13,7 +13,9 @@ CHIP = Chip('v5e', peak=1e3, hbm=1e6, bandwidth=100, link=10, clock=1000)
 
 
 class Device:
-  """A device at a place of the torus."""
+  """A chip at a place of a v5e slice."""
+
+  device_kind, core_on_chip = 'TPU v5 lite', 0
 
   def __init__(self, *coords, slice_index=0):
     self.coords, self.slice_index = coords, slice_index
@@ -21,13 +23,12 @@ class Device:
 
 def line_of(count):
   """Chips (0, 0), (1, 0), ...: 16 of them are a ring."""
-  topology = tpu.Slice('v5e', (count, 1), 1)
-  return tpu.Torus(topology, [Device(i, 0, 0) for i in range(count)])
+  return tpu.Network([Device(i, 0, 0) for i in range(count)])
 
 
-def scheduled(text, torus=None, forward=(0.0,), backward=(0.0,), live=(1.0,)):
-  torus = torus or line_of(4)
-  machine = schedule.Machine(CHIP, torus, forward, backward, live)
+def scheduled(text, network=None, forward=(0.0,), backward=(0.0,), live=(1.0,)):
+  network = network or line_of(4)
+  machine = schedule.Machine(CHIP, network, forward, backward, live)
   return schedule.schedule(hlo.parse(text), machine)
 
 
@@ -114,11 +115,9 @@ def test_messages_of_one_pattern_share_their_links():
 
 
 def test_a_ring_on_a_line_returns_over_the_idle_direction():
-  torus = line_of(4)
-  pairs = ((0, 1), (1, 2), (2, 3), (3, 0))
-  assert torus.load(pairs) == 1
-  assert torus.hops(pairs) == {1: 3, 3: 1}
-  assert line_of(16).hops(((15, 0), (0, 15))) == {1: 2}
+  assert line_of(4).load(((0, 1), (1, 2), (2, 3), (3, 0))) == 1
+  assert len(line_of(4).route(3, 0)) == 3
+  assert len(line_of(16).route(15, 0)) == 1
 
 
 def test_messages_that_cross_a_link_together_take_as_long_as_both():
@@ -222,10 +221,9 @@ def test_what_has_no_estimate_costs_its_bytes_in_hbm_twice():
 
 
 def test_transfers_between_slices_are_counted_and_not_timed():
-  topology = tpu.Slice('v5e', (2, 1), 2)
   devices = [Device(i, 0, 0, slice_index=s) for s in (0, 1) for i in (0, 1)]
   line = '%c = u8[40] all-reduce(%x), channel_id=1, replica_groups={}'
-  found = scheduled(program(line), tpu.Torus(topology, devices))
+  found = scheduled(program(line), tpu.Network(devices))
   assert found.seconds == 0
   assert found.collectives['c'].between_slices
 
