@@ -5,8 +5,8 @@ off goes on until its `-done` and costs only the wait there. So
 
   fusions, copies  the compiler's `estimated_cycles` over the chip's clock;
                    where it gives none, bytes over the bandwidth of HBM
-  loops            trips x body; a ring (a loop that holds a permute) is
-                   walked hop by hop, as its hops do not hold equal work
+  loops            trips x body; a ring (a loop of attention with permutes)
+                   is walked hop by hop, as its hops do not hold equal work
   permutes         bytes x messages on the busiest link / bandwidth of a link;
                    messages of one pattern share their links, one after another
   other            bytes x (n - 1)/n (all-reduce: twice) over the links of a
@@ -31,7 +31,9 @@ from longjax.tpu import Network
 
 # Names of the Pallas kernels of attention, as the program holds them.
 FORWARD, BACKWARD = 'attention_forward', 'attention_backward'
-HOST, VMEM = 5, 1  # memory spaces
+_ATTENTION = '/attention/shard_map'  # in the names of what `attend` does
+GLUE = 'attention glue'  # the part of it that is not blocks or kernels
+HOST = 5  # memory space
 # Take no time of their own.
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
@@ -149,6 +151,7 @@ class _Clock:
 
   times: int  # of it in a step
   where: str  # the part to which its work counts
+  pieces: int  # executions that make up a hop of attention
   now: float = 0.0
   links: _Links = dataclasses.field(default_factory=_Links)
   memory: float = 0.0  # until when copies to VMEM hold the HBM
@@ -163,9 +166,9 @@ class _Walk:
     self.calls = collections.Counter()
     self.hops = 0  # of attention so far
 
-  def run(self, computation: str, times: int, where: str) -> float:
+  def run(self, computation: str, times: int, where: str, pieces=1) -> float:
     """Seconds of one execution, of `times` in a step."""
-    clock = _Clock(times, where)
+    clock = _Clock(times, where, pieces)
     for instruction in self.program.computations[computation]:
       if instruction.op not in _FREE:
         self.step(instruction, clock)
@@ -199,13 +202,13 @@ class _Walk:
   def loop(self, i: Instruction, clock: _Clock) -> float:
     """A ring hop by hop, else one iteration for all."""
     trips, body = self.program.trips(i), i.called()['body']
-    ring = any(
-      x.op.startswith('collective-permute')
-      for x in self.program.computations[body]
-    )
-    if ring:
-      return sum(self.run(body, clock.times, 'ring') for _ in range(trips))
-    return trips * self.run(body, clock.times * trips, clock.where)
+    attention = _ATTENTION in i.op_name()
+    inside = self.program.computations[body]
+    if attention and any('collective-permute' in x.op for x in inside):
+      return sum(self.run(body, clock.times, GLUE) for _ in range(trips))
+    where = GLUE if attention else clock.where
+    pieces = clock.pieces * trips if attention else 1
+    return trips * self.run(body, clock.times * trips, where, pieces)
 
   def branch(self, i: Instruction, clock: _Clock) -> float:
     """The dearer branch; in attention as often as blocks are live."""
@@ -213,7 +216,7 @@ class _Walk:
     trials = [self.apart(name, clock) for name in i.branches()]
     cheap, dear = (f(trials, key=lambda t: t[0]) for f in (min, max))
     kernels = self.calls.total() > calls  # whose times know what is live
-    if kernels or '/attention/' not in i.op_name():
+    if kernels or _ATTENTION not in i.op_name():
       for part, seconds in dear[1].items():
         self.parts[part] += seconds
       return dear[0]
@@ -226,7 +229,7 @@ class _Walk:
   def apart(self, computation: str, clock: _Clock):
     """(seconds, parts) of a branch, kept out of the step's parts."""
     parts, self.parts = self.parts, collections.defaultdict(float)
-    seconds = self.run(computation, clock.times, clock.where)
+    seconds = self.run(computation, clock.times, clock.where, clock.pieces)
     parts, self.parts = self.parts, parts
     return seconds, parts
 
@@ -244,7 +247,8 @@ class _Walk:
       (FORWARD, self.machine.forward),
     ):
       if kernel in name:
-        self.spend(seconds[self.hops % len(seconds)], 'attention', clock)
+        hop = seconds[self.hops % len(seconds)]
+        self.spend(hop / clock.pieces, 'attention', clock)
         self.hops += 1
         self.calls[kernel] += clock.times
         return
@@ -252,11 +256,11 @@ class _Walk:
     self.spend(flops / self.machine.chip.peak, 'other kernels', clock)
 
   def part(self, i: Instruction, clock: _Clock) -> str:
-    """matmul, ring (what a ring does beside attention) or other."""
+    """matmul, what surrounds the blocks or kernels of attention, or other."""
     inside = self.program.computations.get(i.called().get('calls', ''), [i])
     if any(x.op in ('convolution', 'dot') for x in inside):
       return 'matmul'
-    return clock.where
+    return GLUE if _ATTENTION in i.op_name() else clock.where
 
   def work(self, i: Instruction) -> float:
     """Seconds of a fusion or a copy."""

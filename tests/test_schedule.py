@@ -68,6 +68,8 @@ def permute(name, size, pairs='{{0,1},{1,2},{2,3}}'):
 
 
 LOOP = '%loop = (s32[], f32[8]) while(%x), condition=%condition, body=%body'
+NAME = ', metadata={op_name="jit(step)/attention/shard_map/x"}'
+RING = LOOP + NAME
 
 
 def body(*lines):
@@ -87,7 +89,7 @@ def test_a_branch_that_is_not_attention_costs_the_dearer_one():
   )
   branch = '%if = f32[8] conditional(%x), branch_computations={%no, %yes}'
   assert scheduled(program(branch, more=branches)).seconds == pytest.approx(3)
-  inside = branch + ', metadata={op_name="jit(step)/attention/cond"}'
+  inside = branch + NAME
   found = scheduled(program(inside, more=branches), live=(0.5,))
   assert found.seconds == pytest.approx((3 + 0.1) / 2)
   assert found.parts['attention'] == pytest.approx(found.seconds)
@@ -174,7 +176,7 @@ def test_kernels_take_the_time_of_their_hop():
   start, done = permute('p', 40)  # 4 seconds
   kernel = KERNEL.format(n=1, way='forward')
   text = program(
-    LOOP, KERNEL.format(n=2, way='forward'), KERNEL.format(n=3, way='backward'),
+    RING, KERNEL.format(n=2, way='forward'), KERNEL.format(n=3, way='backward'),
     more=body(start, kernel, done),
   )  # fmt: skip
   found = scheduled(text, forward=(1, 2, 5, 6), backward=(9, 0, 0, 0))
@@ -185,8 +187,15 @@ def test_kernels_take_the_time_of_their_hop():
   assert record.over_attention
   assert record.count == 3
   late = body(kernel, start, done)
-  (record,) = scheduled(program(LOOP, more=late)).collectives.values()
+  (record,) = scheduled(program(RING, more=late)).collectives.values()
   assert not record.over_attention
+
+
+def test_a_kernel_that_walks_over_its_hop_in_pieces_takes_the_time_of_one():
+  kernel = KERNEL.format(n=1, way='backward')
+  found = scheduled(program(RING, more=body(kernel)), backward=(6,))
+  assert found.seconds == pytest.approx(6)
+  assert found.calls == {schedule.BACKWARD: 3}
 
 
 def test_a_gather_that_fusions_start_and_end_goes_on_between_them():
