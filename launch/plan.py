@@ -56,6 +56,11 @@ def as_json(reports, search: bool) -> str:
   return json.dumps(dict(search=reports) if search else reports[0])
 
 
+def time(seconds: float) -> str:
+  """Right-aligned, in s or ms."""
+  return f'{seconds:8.2f} s ' if seconds >= 0.1 else f'{seconds * 1e3:8.2f} ms'
+
+
 def describe(r: dict) -> str:
   """A report for a person."""
   mesh = r['mesh']
@@ -102,14 +107,14 @@ def step_lines(r: dict) -> list[str]:
   step, work = r['step'], r['attention']
   static = step['static']
   return [
-    f'step: {step["seconds"]:.2f} s predicted ({static["seconds"]:.2f} s with '
-    f'kernels at their static speed); '
+    f'step: {time(step["seconds"]).strip()} predicted '
+    f'({time(static["seconds"]).strip()} with kernels at their static speed); '
     f'{step["tokens_per_second_per_chip"]:,.0f} tokens/s a chip; MFU '
     f'{step["mfu_causal"]:.1%} counting rows as one causal document '
     f'({static["mfu_causal"]:.1%} static), {step["mfu_documents"]:.1%} '
     f'counting the documents',
     *(
-      f'  {seconds:8.2f} s  {part}'
+      f'{time(seconds)}  {part}'
       for part, seconds in step['parts_seconds'].items()
     ),
     f'attention: {work["executed_flops"]:.3g} FLOPs executed, '
@@ -121,9 +126,9 @@ def step_lines(r: dict) -> list[str]:
 def ring_lines(r: dict) -> list[str]:
   """Communication."""
   talk = r['communication']
-  ring, outside = talk['ring'], talk['between_slices_not_modelled']
-  lines = [
-    f'exposed communication: {talk["exposed_seconds"]:.2f} s '
+  ring = talk['ring']
+  return [
+    f'exposed communication: {time(talk["exposed_seconds"]).strip()} '
     f'({talk["exposed_share"]:.1%} of the step)',
     *(
       f'  {kind}: {c["asynchronous"]} asynchronous, {c["synchronous"]} '
@@ -133,20 +138,14 @@ def ring_lines(r: dict) -> list[str]:
     f'ring: {ring["permutes"]} permutes, '
     f'{"all" if ring["all_asynchronous"] else "NOT all"} asynchronous, '
     f'{ring["over_attention"]} with attention between start and done; '
-    f'{ring["hidden_share"]:.1%} of {ring["seconds"]:.2f} s hidden; pairs by '
-    f'links per hop {ring["links_per_hop"]}',
+    f'{ring["hidden_share"]:.1%} of {time(ring["seconds"]).strip()} hidden; '
+    f'hops by links {ring["links_per_hop"]}',
   ]
-  if outside['count']:
-    lines.append(
-      f'between slices, not in the predicted time: {outside["count"]} '
-      f'transfers, {outside["gib"]:.1f} GiB a device'
-    )
-  return lines
 
 
 def table(reports: list[dict]) -> str:
   """A line for each mesh that was tried, best first."""
-  lines = ['data   seq  remat      parts   GiB   step s    MFU  exposed']
+  lines = ['data   seq  remat      parts   GiB        step    MFU  exposed']
   for r in reports:
     start = (
       f'{r["mesh"]["data"]:4} {r["mesh"]["seq"]:5}  {r["remat"]:10} '
@@ -156,7 +155,7 @@ def table(reports: list[dict]) -> str:
       lines.append(f'{start} {r["hbm"]["needed_gib"]:5.1f}  does not fit')
       continue
     lines.append(
-      f'{start} {r["hbm"]["peak_gib"]:5.1f} {r["step"]["seconds"]:8.2f} '
+      f'{start} {r["hbm"]["peak_gib"]:5.1f} {time(r["step"]["seconds"])} '
       f'{r["step"]["mfu_causal"]:6.1%} '
       f'{r["communication"]["exposed_share"]:7.1%}'
     )

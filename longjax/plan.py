@@ -192,7 +192,7 @@ def timed(job: Job, program: hlo.Program, calibration) -> schedule.Schedule:
   forward, backward = schedule.kernel_seconds(
     job.chip, [each * blocks for blocks in work.hops], calibration
   )
-  network = tpu.Network(list(job.mesh.devices.flat))
+  network = tpu.Network(job.mesh.devices.flatten().tolist())
   live = [blocks / work.pairs for blocks in work.hops]
   return schedule.schedule(
     program, schedule.Machine(job.chip, network, forward, backward, live)
@@ -233,12 +233,15 @@ def attention(job: Job) -> dict:
     executed_flops=executed,
     needed_flops=needed,
     executed_over_needed=executed / needed,
-    busiest_over_mean=busiest * members / work.executed,
+    busiest_over_mean=float(busiest * members / work.executed),
   )
 
 
 def communication(job: Job, real: schedule.Schedule) -> dict:
-  """Collectives by kind, what of them is exposed, and the ring."""
+  """Collectives by kind, what of them is exposed, and the ring.
+
+  Those of kind schedule.BETWEEN have no time.
+  """
   records = real.collectives.values()
   kinds = collections.defaultdict(
     lambda: dict(asynchronous=0, synchronous=0, executed=0, gib=0.0)
@@ -248,16 +251,11 @@ def communication(job: Job, real: schedule.Schedule) -> dict:
     kind['asynchronous' if record.asynchronous else 'synchronous'] += 1
     kind['executed'] += record.count
     kind['gib'] += record.bytes / hbm.GIB
-  outside = [r for r in records if r.between_slices]
   return dict(
     exposed_seconds=real.exposed,
     exposed_share=real.exposed / real.seconds,
     collectives=dict(kinds),
     ring=ring(job, [r for r in records if r.kind == 'collective-permute']),
-    between_slices_not_modelled=dict(
-      count=sum(r.count for r in outside),
-      gib=sum(r.bytes for r in outside) / hbm.GIB,
-    ),
   )
 
 

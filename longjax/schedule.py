@@ -33,6 +33,7 @@ from longjax.tpu import Network
 FORWARD, BACKWARD = 'attention_forward', 'attention_backward'
 _ATTENTION = '/attention/shard_map'  # in the names of what `attend` does
 GLUE = 'attention glue'  # the part of it that is not blocks or kernels
+BETWEEN = 'between slices'  # kind of what leaves a slice
 HOST = 5  # memory space
 # Take no time of their own.
 _FREE = {
@@ -97,7 +98,6 @@ class Collective:
   exposed: float = 0.0
   over_attention: bool = False  # attention runs between its start and done
   pairs: tuple = ()  # of a permute
-  between_slices: bool = False
 
 
 @dataclasses.dataclass
@@ -183,6 +183,8 @@ class _Walk:
       clock.now += self.branch(i, clock)
     elif i.op in ('copy-start', 'copy-done'):
       self.copy(i, clock)
+    elif i.op == 'send':
+      self.leave(i, clock)
     elif self.program.collective(i) or i.op.endswith('-done'):
       self.communicate(i, clock)
     elif 'tpu_custom_call' in i.text:
@@ -311,6 +313,12 @@ class _Walk:
       if not started:
         self.land(key, clock)
 
+  def leave(self, i: Instruction, clock: _Clock):
+    """A message to other slices: counted, its time is not known."""
+    record = self.collectives.setdefault(i.name, Collective(BETWEEN, True))
+    record.count += clock.times
+    record.bytes += i.arrays()[0].bytes * clock.times
+
   def land(self, key: str, clock: _Clock):
     """Waits for the end of a collective."""
     record = self.collectives[key]
@@ -338,14 +346,11 @@ class _Walk:
     arrays = result.arrays()
     if kind == 'collective-permute':
       record.pairs = hlo.pairs(inner.text)
-      size, load = arrays[0].bytes, network.load(record.pairs)
-      record.between_slices = load is None
-      return size, size * (load or 0) / link
+      size = arrays[0].bytes
+      return size, size * network.load(record.pairs) / link
     group = hlo.group(inner.text, len(network.places))
     size = _size(kind, inner.op, arrays, len(group))
-    links = network.links(group)
-    record.between_slices = links is None
-    return size, size / links / link if links else 0.0
+    return size, size / network.links(group) / link
 
 
 def _key(inner: Instruction | None, i: Instruction) -> str:

@@ -79,35 +79,58 @@ def meshes(config, where, seq: int, remat: str):
 
 
 def estimate(config, where, chip, documents) -> tuple[float, float]:
-  """(seconds, bytes of HBM) of a step, without compiling.
-
-  Bytes: masters, moments and, with micro-batches, gradients, 4 each; what
-  the policy saves; and 0.26 MB of working memory for a token of a device at
-  a width of 4096. Seconds: the kernels, matmuls at 85 % of the peak, weights
-  gathered twice and scattered once in each micro-batch.
-  """
+  """(seconds, bytes of HBM) of a step, without compiling: for an order of
+  trials, within some 20 % of what the compiler then says."""
   model, work = train.llama_config(config), workload(config, documents)
-  parts, devices = config.train.micro_batches, math.prod(config.mesh.values())
-  tokens = config.train.batch * config.train.seq_len / devices
-  count = sum(x.size for x in jax.tree.leaves(llama.abstract(model)))
-  again = dict(none=0, full=4).get(model.remat, 2)
+  step, mesh = config.train, config.mesh
+  devices = mesh.data * mesh.seq
+  # Tokens of a device in a micro-batch.
+  tokens = step.batch * step.seq_len // (devices * step.micro_batches)
+  params = sum(x.size for x in jax.tree.leaves(llama.abstract(model)))
+  # bfloat16 weights, gathered forward and backward, their gradients scattered
+  weights = 3 * 2 * params / (2 * len(where.dims) * chip.link)
+  layer = attention_seconds(model, work, chip, tokens)
+  seconds = model.layers * layer + weights + matmul_seconds(model, chip, tokens)
+  return step.micro_batches * seconds, (
+    params / devices * (16 if step.micro_batches > 1 else 12)
+    + tokens * model.layers * saved(model)
+    + working(model, tokens)
+  )
+
+
+def attention_seconds(model, work, chip, tokens: int) -> float:
+  """Of a layer; a hop takes as long as its kernel or its messages."""
   each = 4 * work.block**2 * model.head_dim * model.heads
   forward, backward = schedule.kernel_seconds(
-    chip, [each * sum(work.hops)], schedule.CALIBRATION
+    chip, [each * blocks for blocks in work.hops], schedule.CALIBRATION
   )
-  kernels = forward[0] * (2 if model.remat == 'full' else 1) + backward[0]
-  matmul = flops.matmul_params(model) * tokens * (6 + again) / chip.peak / 0.85
-  weights = 3 * 2 * count / (2 * len(where.dims) * chip.link)
-  seconds = parts * (model.layers * kernels + weights) + matmul
-  state = count / devices * (16 if parts > 1 else 12)
+  if len(work.hops) > 1:
+    numbers = 2 * tokens * model.kv_heads * model.head_dim / chip.link
+    forward = [max(hop, 2 * numbers) for hop in forward]
+    backward = [max(hop, 6 * numbers) for hop in backward]  # dk, dv in float32
+  return sum(forward) * (2 if model.remat == 'full' else 1) + sum(backward)
+
+
+def matmul_seconds(model, chip, tokens: int) -> float:
+  """Of a micro-batch, at 85 % of the peak; a third again if recomputed."""
+  passes = 6 if model.remat == 'none' else 8
+  return flops.matmul_params(model) * tokens * passes / chip.peak / 0.85
+
+
+def saved(model) -> int:
+  """Bytes of HBM per token and layer that wait for the backward pass."""
   width = model.heads * model.head_dim
-  kept = model.embed * 2 + (
-    0 if model.remat == 'full' else 2 * width + 4 * model.heads
-  )
-  if model.remat == 'none':
-    kept += 2 * (4 * model.mlp + 6 * model.embed + 2 * width)
-  if model.remat == 'offload':
-    kept = 4 * model.heads
-  working = 64 * model.embed
-  here = tokens / parts * (model.layers * kept + working)
-  return seconds, state + here
+  layer_in, attn_out, lse = 2 * model.embed, 2 * width, 4 * model.heads
+  inside = 8 * model.mlp + 12 * model.embed + 4 * width
+  return dict(
+    none=layer_in + attn_out + lse + inside,
+    attention=layer_in + attn_out + lse,
+    full=layer_in,
+    offload=lse,
+  ).get(model.remat, layer_in + attn_out + lse)
+
+
+def working(model, tokens: int) -> int:
+  """Bytes for a layer at work, and for embedding and head: two copies in
+  bfloat16 and their gradients. Fitted to the 8B model of the configs."""
+  return 60 * model.embed * tokens + 10 * model.vocab * model.embed

@@ -229,12 +229,18 @@ def test_what_has_no_estimate_costs_its_bytes_in_hbm_twice():
   assert scheduled(text).seconds == pytest.approx(1)
 
 
-def test_transfers_between_slices_are_counted_and_not_timed():
-  devices = [Device(i, 0, 0, slice_index=s) for s in (0, 1) for i in (0, 1)]
-  line = '%c = u8[40] all-reduce(%x), channel_id=1, replica_groups={}'
-  found = scheduled(program(line), tpu.Network(devices))
+def test_messages_between_slices_are_counted_and_not_timed():
+  line = '%s = (u8[40], u32[], token[]) send(%x, %t), channel_id=26'
+  found = scheduled(program(line))
   assert found.seconds == 0
-  assert found.collectives['c'].between_slices
+  assert found.collectives['s'].bytes == 40
+
+
+def test_a_program_numbers_the_devices_of_one_slice():
+  devices = [Device(i, 0, 0, slice_index=s) for s in (0, 1) for i in (0, 1, 2)]
+  line = '%c = u8[30] all-reduce(%x), channel_id=1, replica_groups={}'
+  found = scheduled(program(line), tpu.Network(devices))
+  assert found.seconds == pytest.approx(2 * 20 / 10)
 
 
 def test_kernels_by_hand():
