@@ -79,7 +79,7 @@ def carried(program: hlo.Program, names) -> list[dict]:
   what is saved for the backward pass, gradients, and copies of weights."""
   loops = [
     collections.Counter(
-      a for a in i.arrays() if a.space == 0 and a.bytes > 2**20
+      a for a in i.arrays() if a.space == 0 and a.bytes >= 2**20
     )
     for computation in program.computations.values()
     for i in computation

@@ -143,9 +143,8 @@ def abstract_batch(config, mesh) -> Batch:
 
 def rss() -> float:
   """The most memory this process has had, GiB."""
-  return (
-    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  )  # KiB on Linux
+  kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return kib / 2**20
 
 
 def about(job: Job) -> dict:

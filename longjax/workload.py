@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from longjax.attention.ulysses import group
 from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
@@ -21,7 +22,7 @@ class Workload(NamedTuple):
   needed: float  # blocks, could they be cut to the token
   executed: float  # blocks of all rows and members
   hops: tuple[float, ...]  # blocks of the busiest member, a micro-batch
-  pairs: int  # blocks of a member in one hop, were all live
+  pairs: float  # blocks of a member in one hop, were all live
   block: int  # tokens
 
 
@@ -35,26 +36,39 @@ def workload(config, documents: str = '') -> Workload:
   Raises:
     InputError: documents that no row can hold.
   """
-  train, n = config.train, config.mesh.seq
-  lengths = row_lengths(documents, train.batch, train.seq_len)
-  local = train.seq_len // n
+  step, data = config.train, config.mesh.data
+  lengths = row_lengths(documents, step.batch, step.seq_len)
+  swap = exchange(config)
+  members = config.mesh.seq // swap
+  local = step.seq_len // members
   block = min(config.model.block, local)
-  work = {x: _work(config, x) for x in set(lengths)}
-  if config.model.attention != 'ring':  # all keys at once
+  work = {x: _work(config, x, members) for x in set(lengths)}
+  if config.model.attention == 'gather':  # all keys at once
     work = {x: w.sum(1, keepdims=True) for x, w in work.items()}
   rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
-  squares = sum(_squares(x, train.seq_len) for x in lengths)
-  pairs = (-(-local // block)) ** 2 * (n // rows.shape[2])
-  each = train.batch // (train.micro_batches * config.mesh.data)
+  squares = sum(_squares(x, step.seq_len) for x in lengths)
+  pairs = (-(-local // block)) ** 2 * (members // rows.shape[2]) / swap
   return Workload(
     lengths=lengths,
     squares=squares,
     needed=squares / 2 / block**2,
     executed=float(rows.sum()),
-    hops=tuple(_busiest(rows, train.micro_batches, config.mesh.data)),
-    pairs=pairs * each,
+    hops=tuple(_busiest(rows / swap, step.micro_batches, data).tolist()),
+    pairs=pairs * step.batch / (step.micro_batches * data),
     block=block,
   )
+
+
+def exchange(config) -> int:
+  """Devices that swap heads for tokens: each computes a share of the heads,
+  and of a block as much less."""
+  model, n = config.model, config.mesh.seq
+  if model.attention not in ('ulysses', 'hybrid'):
+    return 1
+  try:
+    return group(model.attention, model.heads, model.kv_heads, n, 0)
+  except ValueError as error:
+    raise InputError(f'mesh.seq {n}: {error}') from None
 
 
 def row_lengths(documents: str, batch: int, seq_len: int) -> tuple[int, ...]:
@@ -99,13 +113,13 @@ def _squares(length: int, seq_len: int) -> float:
   return float(whole * length**2 + rest**2)
 
 
-def _work(config, length: int) -> np.ndarray:
+def _work(config, length: int, members: int) -> np.ndarray:
   """Blocks of a row of such documents, [member, hop]."""
-  seq_len, n, block = config.train.seq_len, config.mesh.seq, config.model.block
-  row = one_document(np.zeros(seq_len))
+  row = one_document(np.zeros(config.train.seq_len))
   row = row._replace(segments=1 + row.index // length)
-  row = layout.arrange(row, config.data.layout, n, block)
-  return layout.work(row.segments, row.index, n, block)[0]
+  block = config.model.block
+  row = layout.arrange(row, config.data.layout, config.mesh.seq, block)
+  return layout.work(row.segments, row.index, members, block)[0]
 
 
 def _busiest(rows: np.ndarray, micro_batches: int, data: int) -> np.ndarray:

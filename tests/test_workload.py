@@ -54,13 +54,24 @@ def test_micro_batches_share_the_work_of_a_row_group():
   assert (parts.pairs, parts.executed) == (whole.pairs / 2, whole.executed)
 
 
-@pytest.mark.parametrize('strategy', ['gather', 'reference'])
-def test_without_a_ring_all_keys_are_one_hop(strategy):
+def test_gathered_keys_are_one_hop():
   ring = workload(config_of(train__batch=1))
-  work = workload(config_of(train__batch=1, model__attention=strategy))
-  assert len(work.hops) == 1
+  work = workload(config_of(train__batch=1, model__attention='gather'))
+  assert work.hops == (sum(ring.hops),)
   assert work.pairs == 4 * ring.pairs
   assert work.executed == ring.executed
+
+
+@pytest.mark.parametrize('strategy, swap', [('ulysses', 8), ('hybrid', 4)])
+def test_who_swaps_heads_computes_a_share_of_them_in_a_smaller_ring(
+  strategy, swap
+):
+  at = dict(train__batch=1, mesh__seq=8)
+  ring = workload(config_of(**at))
+  work = workload(config_of(**at, model__attention=strategy))
+  assert len(work.hops) == 8 // swap
+  assert work.executed == ring.executed
+  assert sum(work.hops) == pytest.approx(work.executed / 8)
 
 
 @pytest.mark.parametrize('documents', [
