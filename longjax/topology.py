@@ -82,7 +82,7 @@ def hops(rings) -> dict[int, int]:
 
   Empty if the devices have no coordinates, or are alone in their rings.
   """
-  torus = _torus(_slices(rings.flat)[0])
+  torus = grid(_slices(rings.flat)[0])
   if torus is None or rings.shape[1] == 1:
     return {}
   rows = ([_place(device) for device in ring] for ring in rings)
@@ -120,7 +120,7 @@ def _place(device) -> tuple[int, ...]:
   return (*device.coords, device.core_on_chip)
 
 
-def _torus(devices) -> Torus | None:
+def grid(devices) -> Torus | None:
   """The grid that the devices of a slice fill; None if they fill none."""
   if not all(hasattr(device, 'coords') for device in devices):
     return None
@@ -138,7 +138,7 @@ def _torus(devices) -> Torus | None:
 
 def _rings(devices, seq) -> list[list]:
   """The devices of a slice in rings of seq."""
-  torus = _torus(devices)
+  torus = grid(devices)
   if torus is None:
     return [devices[i : i + seq] for i in range(0, len(devices), seq)]
   at = {_place(device): device for device in devices}

@@ -415,12 +415,12 @@ def describe(run: Run) -> str:
 
 def utilization(run: Run, batch, seconds) -> dict:
   """{'mfu': model FLOPs utilization}; None for a chip we do not know."""
-  peak = flops.PEAK.get(run.mesh.devices.flat[0].device_kind)
-  if peak is None:
+  chip = flops.chip(run.mesh.devices.flat[0].device_kind)
+  if chip is None:
     return dict(mfu=None)
   squares = flops.squared_lengths(batch.segments)
   done = flops.train_step(run.model, batch.tokens.size, squares)
-  return dict(mfu=done / (seconds * peak * run.mesh.devices.size))
+  return dict(mfu=done / (seconds * chip.peak * run.mesh.devices.size))
 
 
 @contextlib.contextmanager
