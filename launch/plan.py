@@ -16,25 +16,26 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli, tpu
+from longjax import cli
 from longjax.errors import InputError
+from longjax.plan.slices import ENVIRONMENT, EXAMPLE, parse
 
 
 def main(
   config, topology='', slices='', documents='', json=False, search=False
 ):
   """Compiles and prints; the answer is the exit code."""
-  os.environ.update(tpu.ENVIRONMENT)  # before jax is imported
-  where = tpu.parse(topology, number(slices))
-  from longjax import plan
-  from longjax import search as searching
+  os.environ.update(ENVIRONMENT)  # before jax is imported
+  where = parse(topology, number(slices))
+  from longjax.plan import report
+  from longjax.plan import search as searching
 
   log = functools.partial(print, file=sys.stderr)
   if search:
     reports = searching.search(config, where, documents, log)
   else:
-    plan.check(config, where, documents, log)
-    reports = [plan.plan(config, where, documents, log)]
+    report.check(config, where, documents, log)
+    reports = [report.plan(config, where, documents, log)]
   if json:
     print(as_json(reports, search))
   else:
@@ -168,7 +169,7 @@ if __name__ == '__main__':
       main,
       __doc__,
       switches=('json', 'search'),
-      topology=f'slice to compile for: {tpu.EXAMPLE}, v5e:16x16, tpu7x:4x4x4',
+      topology=f'slice to compile for: {EXAMPLE}, v5e:16x16, tpu7x:4x4x4',
       slices='number of such slices, default: 1',
       documents='lengths of documents: 65536, or by share of the rows '
       '524288:0.23,65536:0.77; default: one a row',

@@ -50,7 +50,7 @@ def test_attention_knows_nothing_of_the_model():
 def test_only_train_plan_and_launch_see_everything():
   """Nothing below imports them."""
   for file in files('**/*.py'):
-    if file.name not in ('train.py', 'plan.py', 'search.py'):
+    if file.name != 'train.py' and file.parent.name != 'plan':
       assert not imports(file) & {'longjax.train', 'launch'}, file
 
 

@@ -7,8 +7,9 @@ import commands
 import pytest
 
 from configs import tiny
-from longjax import flops, hbm, hlo, plan, search, tpu
+from longjax import flops
 from longjax.errors import InputError
+from longjax.plan import hbm, hlo, report, search, slices
 
 TINY = '--config=configs/tiny.py'
 aot = [
@@ -46,7 +47,7 @@ def test_what_cannot_work_is_refused_in_one_line(arguments, says):
 ])  # fmt: skip
 def test_a_topology_that_does_not_exist_is_refused(text, says):
   with pytest.raises(InputError, match=says):
-    tpu.parse(text)
+    slices.parse(text)
 
 
 @pytest.mark.parametrize('changes, says', [
@@ -56,7 +57,7 @@ def test_a_topology_that_does_not_exist_is_refused(text, says):
 ])  # fmt: skip
 def test_a_config_that_cannot_work_is_refused_before_any_compile(changes, says):
   with pytest.raises(InputError, match=says):
-    plan.check(tiny_config(**changes), tpu.parse('v5e:2x4'), '', print)
+    report.check(tiny_config(**changes), slices.parse('v5e:2x4'), '', print)
 
 
 @pytest.mark.skipif(
@@ -69,11 +70,11 @@ def test_without_the_compiler_it_says_what_to_install():
 
 def test_a_ring_is_kept_and_data_takes_the_rest_of_the_devices():
   config, said = tiny.get_config(), []
-  plan.check(config, tpu.parse('v5e:2x4'), '', said.append)
+  report.check(config, slices.parse('v5e:2x4'), '', said.append)
   assert dict(config.mesh) == dict(data=2, seq=4)
   assert not said
   config.train.batch = 8
-  plan.check(config, tpu.parse('v5e:2x4', slices=2), '', said.append)
+  report.check(config, slices.parse('v5e:2x4', slices=2), '', said.append)
   assert dict(config.mesh) == dict(data=4, seq=4)
   assert 'data 4 x seq 4' in said[0]
 
@@ -82,7 +83,7 @@ def test_a_ring_does_not_span_slices():
   config = tiny.get_config()
   config.mesh.update(data=1, seq=16)
   with pytest.raises(InputError, match=r'8 devices a slice.*seq=8'):
-    plan.check(config, tpu.parse('v5e:2x4', slices=2), '', print)
+    report.check(config, slices.parse('v5e:2x4', slices=2), '', print)
 
 
 @pytest.mark.parametrize('text, chips, devices', [
@@ -90,7 +91,7 @@ def test_a_ring_does_not_span_slices():
   ('v7x:2x2x1', 4, 8), ('v4:4x4x4', 64, 64), ('v6e:4x8', 32, 32),
 ])  # fmt: skip
 def test_topologies_have_their_chips_and_devices(text, chips, devices):
-  topology = tpu.parse(text)
+  topology = slices.parse(text)
   assert topology.chips == chips
   assert topology.chips * topology.per_chip == devices
 
@@ -129,13 +130,13 @@ def test_another_refusal_of_the_compiler_is_one_line():
 
 
 def test_rings_go_over_whole_axes_of_the_torus():
-  assert search.ring_sizes(tpu.parse('v5p:4x4x8')) == [1, 4, 8, 16, 32, 128]
-  assert search.ring_sizes(tpu.parse('7x:2x2x1')) == [1, 2, 4, 8]
+  assert search.ring_sizes(slices.parse('v5p:4x4x8')) == [1, 4, 8, 16, 32, 128]
+  assert search.ring_sizes(slices.parse('7x:2x2x1')) == [1, 2, 4, 8]
 
 
 def test_candidates_are_valid_fit_by_the_estimate_and_come_cheapest_first():
   config = tiny.get_config()
-  found = search.candidates(config, tpu.parse('v5e:2x4'), '')
+  found = search.candidates(config, slices.parse('v5e:2x4'), '')
   times = [seconds for seconds, _, _ in found]
   assert times == sorted(times)
   for _, gib, trial in found:
@@ -151,37 +152,37 @@ def compiled(*arguments, code=0):
 
 
 @pytest.fixture(scope='module')
-def report():
+def planned():
   return compiled('--topology=v5e:2x4')
 
 
 class TestCompiled:
   pytestmark = aot
 
-  def test_a_small_config_fits_and_its_parts_add_up(self, report):
-    assert report['fits']
-    assert report['caveat'] == 'compiled, not run on a TPU'
-    hbm, step = report['hbm'], report['step']
+  def test_a_small_config_fits_and_its_parts_add_up(self, planned):
+    assert planned['fits']
+    assert planned['caveat'] == 'compiled, not run on a TPU'
+    hbm, step = planned['hbm'], planned['step']
     assert 0 < hbm['arguments_gib'] < hbm['peak_gib'] < hbm['limit_gib']
     assert sum(step['parts_seconds'].values()) == pytest.approx(step['seconds'])
     assert 0 < step['mfu_causal'] == step['mfu_documents'] < 1
 
   def test_its_ring_is_asynchronous_and_as_long_as_the_config_says(
-    self, report
+    self, planned
   ):
-    ring = report['communication']['ring']
+    ring = planned['communication']['ring']
     assert ring['all_asynchronous']
     # In each of 4 layers k, v and 2 ids go 3 hops forward and 3 backward, dk
     # and dv 4: home.
     assert ring['executed'] == 4 * (2 * 3 * 4 + 2 * 4)
-    assert report['attention']['busiest_over_mean'] == 1
+    assert planned['attention']['busiest_over_mean'] == 1
 
-  def test_short_documents_need_less_attention(self, report):
+  def test_short_documents_need_less_attention(self, planned):
     short = compiled(
       '--topology=v5e:2x4', '--documents=64',
       '--config.data.layout=contiguous',
     )  # fmt: skip
-    work, whole = short['attention'], report['attention']
+    work, whole = short['attention'], planned['attention']
     assert work['needed_flops'] == whole['needed_flops'] / 4
     # A document on each member, and blocks as long as they are.
     assert work['executed_flops'] == whole['executed_flops'] / 4

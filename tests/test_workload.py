@@ -5,7 +5,7 @@ import pytest
 
 from configs import tiny
 from longjax.errors import InputError
-from longjax.workload import row_lengths, workload
+from longjax.plan.workload import row_lengths, workload
 
 
 def config_of(**changes):

@@ -2,7 +2,7 @@
 
 The real train step (train.build) is compiled for the devices of the slice;
 nothing of the size of a model is allocated. The compiler itself judges the
-memory; the time is that of the model in longjax/schedule.py.
+memory; the time is that of the model in schedule.py.
 """
 
 import collections
@@ -14,20 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from longjax import (
-  flops,
-  hbm,
-  hlo,
-  llama,
-  schedule,
-  sharding,
-  topology,
-  tpu,
-  train,
-)
+from longjax import flops, llama, sharding, topology, train
 from longjax.batch import Batch
 from longjax.errors import InputError
-from longjax.workload import Workload, workload
+from longjax.plan import hbm, hlo, schedule, slices
+from longjax.plan.workload import Workload, workload
 
 CAVEAT = 'compiled, not run on a TPU'
 
@@ -37,13 +28,13 @@ class Job(NamedTuple):
 
   config: Any  # ml_collections.ConfigDict
   model: llama.Llama
-  where: tpu.Slice
+  where: slices.Slice
   chip: flops.Chip
   mesh: Mesh
   work: Workload
 
 
-def check(config, where: tpu.Slice, documents: str, log) -> llama.Llama:
+def check(config, where: slices.Slice, documents: str, log) -> llama.Llama:
   """The model; config.mesh is made to fit. Needs no TPU compiler.
 
   Raises:
@@ -55,7 +46,7 @@ def check(config, where: tpu.Slice, documents: str, log) -> llama.Llama:
   return model
 
 
-def fit_mesh(config, where: tpu.Slice, log):
+def fit_mesh(config, where: slices.Slice, log):
   """Keeps mesh.seq and lets mesh.data take the rest of the devices."""
   devices, mesh = where.chips * where.per_chip, config.mesh
   if mesh.data * mesh.seq == devices and mesh.data % where.slices == 0:
@@ -92,7 +83,7 @@ def check_batch(config) -> llama.Llama:
     raise InputError(f'{error}; --config.train.{way} would do') from None
 
 
-def plan(config, where: tpu.Slice, documents: str, log) -> dict:
+def plan(config, where: slices.Slice, documents: str, log) -> dict:
   """Compiles the step of a checked config; everything there is to say.
 
   Returns:
@@ -191,7 +182,7 @@ def timed(job: Job, program: hlo.Program, calibration) -> schedule.Schedule:
   forward, backward = schedule.kernel_seconds(
     job.chip, [each * blocks for blocks in work.hops], calibration
   )
-  network = tpu.Network(job.mesh.devices.flatten().tolist())
+  network = slices.Network(job.mesh.devices.flatten().tolist())
   live = [blocks / work.pairs for blocks in work.hops]
   return schedule.schedule(
     program, schedule.Machine(job.chip, network, forward, backward, live)

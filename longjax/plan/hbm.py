@@ -6,9 +6,9 @@ import re
 
 import jax
 
-from longjax import hlo
 from longjax.errors import InputError
 from longjax.flops import Chip
+from longjax.plan import hlo
 
 GIB = 2**30
 

@@ -24,10 +24,10 @@ import collections
 import dataclasses
 from collections.abc import Sequence
 
-from longjax import hlo
 from longjax.flops import Chip
-from longjax.hlo import Instruction, Program
-from longjax.tpu import Network
+from longjax.plan import hlo
+from longjax.plan.hlo import Instruction, Program
+from longjax.plan.slices import Network
 
 # Names of the Pallas kernels of attention, as the program holds them.
 FORWARD, BACKWARD = 'attention_forward', 'attention_backward'

@@ -5,21 +5,22 @@ import math
 
 import jax
 
-from longjax import flops, hbm, llama, plan, schedule, tpu, train
+from longjax import flops, llama, train
 from longjax.errors import InputError
-from longjax.workload import workload
+from longjax.plan import hbm, report, schedule, slices
+from longjax.plan.workload import workload
 
 TRIES = 4  # compiled, at some minutes each
 
 
-def search(config, where: tpu.Slice, documents: str, log) -> list[dict]:
+def search(config, where: slices.Slice, documents: str, log) -> list[dict]:
   """Reports on the most promising meshes, remat policies and micro-batches.
 
   Args:
     config, where, documents, log: as for `plan`.
 
   Returns:
-    At most TRIES of plan.plan, best first; those that do not fit last.
+    At most TRIES of report.plan, best first; those that do not fit last.
   """
   trials = candidates(config, where, documents)
   if not trials:
@@ -34,12 +35,12 @@ def search(config, where: tpu.Slice, documents: str, log) -> list[dict]:
       f'{trial.model.remat}, micro_batches {trial.train.micro_batches}: about '
       f'{seconds:.3g} s and {gib:.1f} GiB'
     )
-    reports.append(plan.plan(trial, where, documents, log))
+    reports.append(report.plan(trial, where, documents, log))
   late = lambda r: r['step']['seconds'] if r['fits'] else math.inf
   return sorted(reports, key=late)
 
 
-def candidates(config, where: tpu.Slice, documents: str) -> list:
+def candidates(config, where: slices.Slice, documents: str) -> list:
   """[(seconds, GiB, config)], by the estimate, of what should fit; for each
   mesh and policy the fewest micro-batches that do."""
   chip = flops.CHIPS[where.generation]
@@ -53,7 +54,7 @@ def candidates(config, where: tpu.Slice, documents: str) -> list:
   return sorted(found, key=lambda x: x[0])
 
 
-def ring_sizes(where: tpu.Slice) -> list[int]:
+def ring_sizes(where: slices.Slice) -> list[int]:
   """Products of whole axes of the torus, so that a ring has short hops."""
   axes = (*where.dims, where.per_chip)
   subsets = itertools.chain.from_iterable(
