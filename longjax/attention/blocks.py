@@ -45,7 +45,7 @@ class Keys(NamedTuple):
 
   k: Any  # [J, B, K, s, H]
   v: Any  # [J, B, K, s, H]
-  ids: Ids  # of [J, B, s]
+  ids: Any  # [J, B, 2, s] int32, segment and index: one message a hop
 
 
 def of_queries(x, kv_heads: int, t: int):
@@ -108,7 +108,8 @@ def pairs(live, *marks):
 
 def sight(queries: Queries, keys: Keys, window: int):
   """(live, whole) [B, I, J]: which pairs to compute; which need no mask."""
-  spans = [ids_.span(x) for x in (queries.ids, keys.ids)]
+  kv_ids = Ids(keys.ids[:, :, 0], keys.ids[:, :, 1])
+  spans = [ids_.span(x) for x in (queries.ids, kv_ids)]
   q = jax.tree.map(lambda x: x.T[:, :, None], spans[0])
   kv = jax.tree.map(lambda x: x.T[:, None, :], spans[1])
   return ids_.meet(q, kv, window), ids_.whole(q, kv, window)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from longjax.attention import blocks, ids
 from longjax.attention.blocks import How, Keys, Queries
+from longjax.attention.ids import Ids
 from longjax.attention.partial import Partial
 
 
@@ -81,6 +82,7 @@ def _logits(q, k, q_ids, kv_ids, how):
   """[B, K, s, R] float32 in units of log 2, -inf where nobody may look."""
   scale = math.log2(math.e) / math.sqrt(q.shape[-1])
   logits = _dot('bksh,bkrh->bksr', k, q) * scale
+  kv_ids = Ids(kv_ids[:, 0], kv_ids[:, 1])
   seen = ids.visible(q_ids, kv_ids, how.window).swapaxes(1, 2)
   seen = jnp.tile(seen, (1, 1, q.shape[2] // seen.shape[2]))
   return jnp.where(seen[:, None], logits, -jnp.inf)

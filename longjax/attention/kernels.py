@@ -40,10 +40,8 @@ def cut(q, k, v, q_ids: Ids, kv_ids: Ids, how: How) -> tuple[Queries, Keys]:
   queries = Queries(
     blocks.of_queries(q, k.shape[2], t), blocks.of_ids(q_ids, t)
   )
-  keys = Keys(
-    blocks.of_keys(k, s), blocks.of_keys(v, s), blocks.of_ids(kv_ids, s)
-  )
-  return queries, keys
+  ids = jnp.stack(blocks.of_ids(kv_ids, s), 2)
+  return queries, Keys(blocks.of_keys(k, s), blocks.of_keys(v, s), ids)
 
 
 def with_back(queries: Queries, out, lse, dout) -> Queries:

@@ -258,7 +258,7 @@ def _rows(queries: Queries):
 
 def _columns(keys: Keys):
   """[J, B, s, 2] int32: segment and index of each key."""
-  return jnp.stack(keys.ids, 3)
+  return keys.ids.swapaxes(2, 3)
 
 
 def _chunk(count: int) -> int:
