@@ -35,7 +35,7 @@ def _forward(q, k, v, q_ids, kv_ids, axis, how):
   queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
   acc = kernels.part(partial.nothing(queries.q), queries, keys, how)
   acc = acc if axis is None else partial.merge(acc, axis)
-  out, lse = partial.finish(acc, *q.shape[2:0:-1])
+  out, lse = partial.finish(acc, q)
   out = out.astype(q.dtype)
   return out, (*saved, out, lse)
 

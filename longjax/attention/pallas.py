@@ -152,12 +152,12 @@ def _forward(
 
   def add(seen):
     q, peak, total = q_ref[...], peak_ref[...], total_ref[...]
-    count = k_ref.shape[0] // _step(k_ref)
+    count, scale = k_ref.shape[0] // _step(k_ref), _scale(q)
     logits = _logits(k_ref, q, 0, seen)
     for c in range(count):
-      ahead = _logits(k_ref, q, c + 1, seen) if c + 1 < count else None
-      new = jnp.maximum(peak, logits.max(0, keepdims=True))
-      p, shrink = jnp.exp2(logits - new), jnp.exp2(peak - new)
+      ahead = _logits(k_ref, q, c + 1, seen) if c + 1 < count else logits
+      new = jnp.maximum(peak, logits.max(0, keepdims=True) * scale)
+      p, shrink = jnp.exp2(logits * scale - new), jnp.exp2(peak - new)
       total = total * shrink + p.sum(0, keepdims=True)
       v = v_ref[_slice(v_ref, c), :]
       out_ref[...] = out_ref[...] * shrink + _dot(v, p.astype(v.dtype), 0, 0)
@@ -192,7 +192,7 @@ def _backward(
     for c in range(k_here.shape[0] // _step(k_here)):
       at = _slice(k_here, c)
       k, v = k_here[at, :], v_here[at, :]
-      p = jnp.exp2(_logits(k_here, q, c, seen) - lse_ref[...])
+      p = jnp.exp2(_logits(k_here, q, c, seen) * _scale(q) - lse_ref[...])
       dv_here[at, :] += _dot(p.astype(dout.dtype), dout, 1, 0)
       ds = p * (_dot(v, dout, 1, 1) - delta_ref[...])
       ds = ds.astype(q.dtype)
@@ -218,12 +218,15 @@ def _seen(q_ids, kv_ids, window, at):
 
 
 def _logits(k_ref, q, c, seen):
-  """[keys, R] float32 in units of log 2 for step c of the keys."""
+  """[keys, R] float32 for step c of the keys, to be multiplied by `_scale`."""
   at = _slice(k_ref, c)
-  logits = _dot(k_ref[at, :], q, 1, 1) * (
-    math.log2(math.e) / math.sqrt(q.shape[1])
-  )
+  logits = _dot(k_ref[at, :], q, 1, 1)
   return logits if seen is None else jnp.where(seen(at), logits, -jnp.inf)
+
+
+def _scale(q):
+  """Makes logits of a product, in units of log 2."""
+  return math.log2(math.e) / math.sqrt(q.shape[1])
 
 
 def _dot(a, b, axis_a, axis_b):

@@ -37,9 +37,15 @@ def merge(p: Partial, axis) -> Partial:
   return Partial(out, peak, total)
 
 
-def finish(p: Partial, heads: int, seq: int):
-  """(out [B, T, N, H], log-sum-exp [B, T, N]) float32; 0 if nothing seen."""
+def finish(p: Partial, q):
+  """The softmax of q [B, T, N, H] over all its keys, out of blocks.
+
+  Returns:
+    out [B, T, N, H] and its log-sum-exp [B, T, N], float32; out is 0 for a
+    query that sees nothing.
+  """
   total = jnp.where(p.total > 0, p.total, 1)
   out = (p.out / total).swapaxes(3, 4)
   lse = (p.peak + jnp.log2(total))[:, :, :, 0] * math.log(2)
-  return tuple(blocks.to_queries(x, heads, seq) for x in (out, lse))
+  whole = lambda x: blocks.to_queries(x, q.shape[2], q.shape[1])
+  return whole(out), whole(lse)

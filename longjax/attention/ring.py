@@ -39,8 +39,10 @@ def ring(q, k, v, q_ids, kv_ids, axis, how: How):
 def _forward(q, k, v, q_ids, kv_ids, axis, how):
   # Ties the ids to q: else, in a scan over layers, JAX computes every mask
   # once for all layers and keeps them, which is O(seq^2) (jax 0.10, 0.12).
-  inputs = jax.lax.optimization_barrier((q, k, v, q_ids, kv_ids))
-  queries, keys = kernels.cut(*inputs, how)
+  q, k, v, q_ids, kv_ids = jax.lax.optimization_barrier(
+    (q, k, v, q_ids, kv_ids)
+  )
+  queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
 
   def hop(carry, _):
     acc, keys = carry
@@ -51,14 +53,15 @@ def _forward(q, k, v, q_ids, kv_ids, axis, how):
   carry = (partial.nothing(queries.q), keys)
   acc, keys = _repeat(hop, carry, _members(axis) - 1)
   acc = kernels.part(acc, queries, keys, how)
-  out, lse = partial.finish(acc, *q.shape[2:0:-1])
+  out, lse = partial.finish(acc, q)
   out = checkpoint_name(out.astype(q.dtype), 'attn_out')
-  return out, (*inputs, out, checkpoint_name(lse, 'attn_lse'))
+  lse = checkpoint_name(lse, 'attn_lse')
+  return out, (q, k, v, q_ids, kv_ids, out, lse)
 
 
 def _backward(axis, how, saved, dout):
-  *inputs, out, lse = saved
-  queries, keys = kernels.cut(*inputs, how)
+  q, k, v, q_ids, kv_ids, out, lse = saved
+  queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
   queries = kernels.with_back(queries, out, lse, dout)
 
   def add(dq, keys, dkv, arriving):
@@ -79,8 +82,8 @@ def _backward(axis, how, saved, dout):
   carry = jax.lax.optimization_barrier((dq, arriving, dkv))
   carry = _repeat(hop, carry, n - 2)
   dq, _, dkv = add(*carry, arriving=None) if n > 1 else carry
-  grads = kernels.whole_grads(*inputs[:3], dq, *_shift(dkv, axis))
-  return *grads, *map(kernels.no_gradient, inputs[3:])
+  grads = kernels.whole_grads(q, k, v, dq, *_shift(dkv, axis))
+  return *grads, *map(kernels.no_gradient, (q_ids, kv_ids))
 
 
 ring.defvjp(_forward, _backward)
