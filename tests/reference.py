@@ -66,31 +66,74 @@ def rotate(x, positions, frequencies, temperature):
   return temperature * np.concatenate([turned.real, turned.imag], axis=-1)
 
 
-def visible(segments, index):
-  """[B, T, S] bool: keys of my own document that are not after me."""
-  same = segments[:, :, None] == segments[:, None, :]
-  real = segments[:, :, None] != 0
-  return same & real & (index[:, None, :] <= index[:, :, None])
+def visible(segments, index, keys=None, window=0):
+  """[B, T, S] bool: keys of my own document that are not after me.
+
+  Args:
+    segments, index: [B, T] of the queries; segment 0 is padding.
+    keys: (segments, index) [B, S] of the keys where they are not the queries.
+      Segment -1 is everybody's; index -1 is before all, however long ago.
+    window: the last so many tokens, mine included; 0 is all.
+  """
+  key_segments, key_index = (segments, index) if keys is None else keys
+  mine = key_segments[:, None, :] == segments[:, :, None]
+  mine |= key_segments[:, None, :] == -1
+  ago = index[:, :, None] - key_index[:, None, :]
+  recent = (ago < (window or np.inf)) | (key_index[:, None, :] == -1)
+  return mine & recent & (ago >= 0) & (segments[:, :, None] != 0)
 
 
-def attention(q, k, v, segments, index):
+def attention(q, k, v, segments, index, keys=None, window=0):
   """Softmax attention of packed documents.
 
   Args:
-    q: [B, T, N, H]; k, v: [B, T, K, H] with N a multiple of K.
-    segments, index: [B, T].
+    q: [B, T, N, H]; k, v: [B, S, K, H] with N a multiple of K.
+    segments, index, keys, window: as for `visible`.
 
   Returns:
     [B, T, N, H]; a query that sees nothing gets 0.
   """
-  group = q.shape[2] // k.shape[2]
-  k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)
-  scores = np.einsum('btnh,bsnh->bnts', q, k) / np.sqrt(q.shape[-1])
-  sees = visible(segments, index)[:, None]
+  weights = _softmax(q, k, visible(segments, index, keys, window))
+  return np.einsum('bnts,bsnh->btnh', weights, _repeated(v, q))
+
+
+def attention_grads(q, k, v, dout, segments, index, keys=None, window=0):
+  """Gradients of sum(attention * dout), by hand.
+
+  With O = P V, P = softmax(S), S = Q K^T / sqrt(H):  dV = P^T dO,
+  dP = dO V^T,  dS = P * (dP - sum_s dP * P),  dQ = dS K / sqrt(H),
+  dK = dS^T Q / sqrt(H); heads that share a key add up.
+
+  Args:
+    q, k, v, segments, index, keys, window: as for `attention`.
+    dout: [B, T, N, H].
+
+  Returns:
+    dq [B, T, N, H], dk, dv [B, S, K, H].
+  """
+  p = _softmax(q, k, visible(segments, index, keys, window))
+  dp = np.einsum('btnh,bsnh->bnts', dout, _repeated(v, q))
+  ds = p * (dp - (dp * p).sum(-1, keepdims=True)) / np.sqrt(q.shape[-1])
+  dq = np.einsum('bnts,bsnh->btnh', ds, _repeated(k, q))
+  dk = np.einsum('bnts,btnh->bsnh', ds, q)
+  dv = np.einsum('bnts,btnh->bsnh', p, dout)
+  batch, seq, kv_heads, dim = k.shape
+  shared = (batch, seq, kv_heads, -1, dim)
+  return dq, dk.reshape(shared).sum(3), dv.reshape(shared).sum(3)
+
+
+def _softmax(q, k, sees):
+  """Attention weights [B, N, T, S]; 0 for a query that sees nothing."""
+  scores = np.einsum('btnh,bsnh->bnts', q, _repeated(k, q))
+  scores, sees = scores / np.sqrt(q.shape[-1]), sees[:, None]
   peak = np.max(scores, axis=-1, keepdims=True, where=sees, initial=-1e300)
   weights = np.where(sees, np.exp(np.where(sees, scores - peak, 0)), 0)
-  total = weights.sum(-1, keepdims=True)
-  return np.einsum('bnts,bsnh->btnh', weights / np.maximum(total, 1e-300), v)
+  return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
+
+
+def _repeated(x, q):
+  """Keys or values [B, S, K, H] for each of the heads of q [B, T, N, H]."""
+  return np.repeat(x, q.shape[2] // x.shape[2], axis=2)
 
 
 def rms_norm(x, scale, eps):

@@ -37,7 +37,8 @@ STEP = 512  # keys of one matmul inside a block
 CHUNK = 2  # blocks of keys whose gradients stay on the chip, at most
 VMEM = 60 * 2**20  # bytes; TPU v5p and 7x have 64 MiB a core, the others more
 
-FIRST, WHOLE, ENTER = 1, 2, 4  # first of its queries, no mask, first of its row
+# Of a step: first of its queries, first of its row, to do without or with mask.
+FIRST, ENTER, WHOLE, MASKED = 1, 2, 4, 8
 
 
 def sizes(queries: int, keys: int, group: int, block: int):
@@ -205,7 +206,7 @@ def _backward(
 def _either(flag, add, q_ids, kv_ids, window):
   """add(seen) with a mask, or with none where everybody sees everybody."""
   pl.when(flag & WHOLE != 0)(lambda: add(None))
-  pl.when(flag & WHOLE == 0)(
+  pl.when(flag & MASKED != 0)(
     lambda: add(functools.partial(_seen, q_ids, kv_ids, window))
   )
 
@@ -243,11 +244,13 @@ def _steps(live, whole):
   """((b, i, j, flags) of [steps] int32, how many count) from [B, I, J]."""
   # At least one step a row: it carries over what is there, and zeroes dk, dv.
   i, j = (jax.lax.broadcasted_iota(jnp.int32, live.shape, x) for x in (1, 2))
-  live |= (i == 0) & (j == 0)
-  (b, i, j), (whole,), count = blocks.pairs(live, whole)
+  kept = live | ((i == 0) & (j == 0))
+  (b, i, j), (live, whole), count = blocks.pairs(kept, live, whole)
   new = lambda x: jnp.concatenate([jnp.ones(1, bool), x[1:] != x[:-1]])
-  flags = FIRST * (new(b) | new(i)) + WHOLE * whole + ENTER * new(b)
-  return (b, i, j, flags.astype(jnp.int32)), count
+  flag = lambda bit, on: jnp.where(on, jnp.int32(bit), 0)
+  flags = flag(FIRST, new(b) | new(i)) | flag(ENTER, new(b))
+  flags |= flag(WHOLE, whole) | flag(MASKED, live & ~whole)
+  return (b, i, j, flags), count
 
 
 def _rows(queries: Queries):

@@ -1,0 +1,144 @@
+"""The Pallas kernel, interpreted on the CPU: values, gradients, what it skips.
+
+Skipping is held for the kernel in plain JAX too.
+"""
+
+import attention_cases as cases
+import jax
+import numpy as np
+import pytest
+import reference
+from attention_cases import packed
+
+from longjax import attention
+from longjax.attention import Ids, blocks, kernels, pallas
+from longjax.attention.blocks import How
+from longjax.batch import one_document
+from longjax.data import layout
+
+pytestmark = pytest.mark.usefixtures('strict_dtypes')
+
+BLOCK = 128  # the least that the lanes of a TPU allow
+BORDERS = np.stack(
+  [packed(100, 156, 300, 44), packed(300, 212, 88)]
+)  # [2, 600]
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """Blocks of 128 queries; a chunk of keys is one block."""
+  monkeypatch.setattr(pallas, 'ROWS', BLOCK)
+  monkeypatch.setattr(pallas, 'CHUNK', BLOCK)
+
+
+def compiled(kernel='interpret', **how):
+  """Compiled anew, since tests change the kernel's sizes."""
+  return cases.compiled.__wrapped__(kernel=kernel, block=BLOCK, **how)
+
+
+def check(segments, heads, kv_heads, dim, window=0, **how):
+  case = cases.draw(cases.ids_of(segments), heads, kv_heads, dim)
+  got = compiled(window=window, **how)(case)
+  cases.check(got, cases.expected(case, window))
+
+
+@pytest.mark.parametrize('heads, kv_heads, dim', [
+  (2, 2, 64), (6, 2, 128), (4, 1, 64), (8, 1, 128), (16, 1, 64),
+])  # fmt: skip
+def test_any_grouping_and_size_of_heads_equals_the_oracle(heads, kv_heads, dim):
+  padded = BORDERS[:, 200:500].copy()
+  padded[1, -90:] = 0
+  check(padded, heads, kv_heads, dim)
+
+
+def test_many_chunks_of_keys_equal_the_oracle(small):
+  check(BORDERS, 4, 2, 64)
+
+
+def test_a_window_equals_the_oracle(small):
+  check(BORDERS[:, :400], 4, 2, 64, window=150)
+
+
+def test_a_ring_of_four_devices_equals_the_oracle(small, make_mesh):
+  segments = BORDERS.copy()
+  segments[:, 570:] = 0
+  check(segments, 4, 2, 64, mesh=make_mesh(1, 4))
+
+
+def test_combining_four_devices_equals_the_oracle(small, make_mesh):
+  """Values only: gradients of `combine` need shard_map's check_vma."""
+  case = cases.draw(cases.ids_of(BORDERS), 4, 2, 64)
+  attend = lambda q, k, v, q_ids, kv_ids: attention.attend(
+    q, k, v, q_ids, kv_ids, strategy='combine', mesh=make_mesh(1, 4),
+    block=BLOCK, kernel='interpret',
+  )  # fmt: skip
+  got = jax.jit(attend)(*case[:3], *case[4:])
+  want = cases.expected(case)['out']
+  np.testing.assert_allclose(got, want, rtol=0, atol=cases.ATOL['out'])
+
+
+SEEN, OTHER, PADDING, FUTURE = (1, 0), (9, 0), (0, 0), (1, 10_000)
+
+
+def blocks_of(*kinds) -> Ids:
+  """Ids [1, seq] of blocks, each one a (segment, first index)."""
+  segment, first = (np.repeat(x, BLOCK)[None] for x in np.transpose(kinds))
+  index = first + np.arange(BLOCK * len(kinds)) % BLOCK
+  return Ids(segment.astype(np.int32), index.astype(np.int32))
+
+
+def rows_of(*rows) -> Ids:
+  return Ids(*map(np.concatenate, zip(*rows)))
+
+
+# Queries and keys of one row. The second of the Pallas kernel's rows begins
+# with blocks that nobody computes; in plain JAX rows are computed together.
+ROW = (
+  blocks_of((1, 64), (5, 0), PADDING),
+  blocks_of(SEEN, OTHER, PADDING, FUTURE),
+)
+MIXED = (
+  blocks_of((5, 0), PADDING, (1, 64)),
+  blocks_of(FUTURE, SEEN, PADDING, OTHER),
+)
+
+
+@pytest.mark.parametrize('kernel, rows', [
+  ('blockwise', (ROW, ROW)), ('interpret', (ROW, MIXED)),
+])  # fmt: skip
+def test_what_nobody_sees_is_not_computed(kernel, rows, small):
+  """Blocks of NaN: of other documents, padding, the future."""
+  q_ids, kv_ids = (rows_of(*x) for x in zip(*rows))
+  case = cases.draw(q_ids, 4, 2, 64, kv_ids)
+  want = cases.expected(case)
+  run = compiled(kernel)
+  used = want['out'].any((2, 3)), want['dv'].any((2, 3))
+  poison = lambda x, used: np.where(used[:, :, None, None], x, np.nan)
+  poisoned = case._replace(
+    q=poison(case.q, used[0]), dout=poison(case.dout, used[0]),
+    k=poison(case.k, used[1]), v=poison(case.v, used[1]),
+  )  # fmt: skip
+  cases.check(run(poisoned), want)
+
+
+@pytest.mark.parametrize('window', [0, 700])
+@pytest.mark.parametrize('name', ['contiguous', 'zigzag'])
+def test_pairs_are_computed_and_masked_where_they_must_be(name, window, small):
+  """An independent count, of rows whose parts are whole blocks."""
+  row = one_document(np.zeros((2, 2048)))._replace(
+    segments=np.stack([packed(900, 1148), packed(300, 300, 1000, 448)])
+  )
+  laid = layout.arrange(row, name, 8, BLOCK)
+  ids = Ids(laid.segments, laid.index)
+  queries, keys = kernels.cut(
+    *np.zeros((3, 2, 2048, 1, 1), np.float32), ids, ids, How('interpret', BLOCK)
+  )
+  live, whole = blocks.sight(queries, keys, window)
+  sees = reference.visible(*ids, window=window)
+  sees = sees.reshape(2, 16, BLOCK, 16, BLOCK)
+  np.testing.assert_array_equal(live, sees.any((2, 4)))
+  np.testing.assert_array_equal(whole, sees.all((2, 4)))
+  (*_, flags), count = pallas._steps(live, whole)
+  flags = np.asarray(flags)[:count]
+  assert (flags & pallas.WHOLE != 0).sum() == whole.sum()
+  assert (flags & pallas.MASKED != 0).sum() == (live & ~whole).sum()
