@@ -3,9 +3,10 @@
 Fully sharded data parallelism (ZeRO-3, arXiv:1910.02054) by hand: `local` runs
 the part of a layer that multiplies with weights on each device's tokens. The
 weights are gathered in the dtype of the matmul, one mesh axis at a time, and
-their gradients take the same way back as sums in float32, so no device ever
-holds a whole gradient of the whole mesh. One axis at a time because XLA for
-TPU turns collectives over two axes into all-reduces of the whole array.
+their gradients take the same way back: rounded once on each device, to the
+dtype of the matmul, they are summed in float32 and each device receives the
+share that it keeps. One axis at a time because XLA for TPU turns a collective
+over both into an all-reduce of the whole array.
 """
 
 import functools

@@ -114,29 +114,33 @@ def rms_norm(x, scale, eps):
   return (x32 * scale).astype(x.dtype)
 
 
-# What multiplies with weights: functions of tokens and whole weights, for
-# `fsdp.local`.
+# What multiplies with weights: functions of the tokens of a device and of whole
+# weights, called through `fsdp.local`.
 
 
 def look_up(tokens, table):
+  """[B, T], [V, D] -> [B, T, D]."""
   # float32 around the look-up: the gradients of a row add up in float32.
   return table.astype(jnp.float32)[tokens].astype(table.dtype)
 
 
 def project(x, q, k, v):
+  """[B, T, D] -> queries [B, T, N, H], keys and values [B, T, K, H]."""
   return tuple(jnp.einsum('btd,dnh->btnh', x, w) for w in (q, k, v))
 
 
 def merge(heads, o):
+  """[B, T, N, H] -> [B, T, D]."""
   return jnp.einsum('btnh,nhd->btd', heads, o)
 
 
 def swiglu(x, gate, up, down):
+  """[B, T, D] -> [B, T, D], arXiv:2002.05202."""
   return (jax.nn.silu(x @ gate) * (x @ up)) @ down
 
 
 def to_vocab(x, head, *, tied):
-  """Logits in float32; a tied head is the embedding, [vocab, embed]."""
+  """[B, T, D] -> [B, T, V] float32; a tied head is the embedding, [V, D]."""
   equation = 'btd,vd->btv' if tied else 'btd,dv->btv'
   return jnp.einsum(equation, x, head, preferred_element_type=jnp.float32)
 
@@ -174,6 +178,7 @@ class Layer(nnx.Module):
     return x, cache
 
   def feed_forward(self, x, *weights):
+    """SwiGLU, of `mlp_chunk` tokens of a row at once."""
     if not self.config.mlp_chunk:
       return swiglu(x, *weights)
     return chunked(swiglu, self.config.mlp_chunk, [x], weights)
