@@ -103,7 +103,7 @@ def base(size='tiny', **rope) -> Any:
         sources=dict(),
         tokenizer='',  # '' is the one that came with the weights
         directory='',  # prepared shards; '' is a place in the cache
-        layout='zigzag',  # contiguous | zigzag | striped
+        layout='zigzag',  # contiguous | zigzag | striped | balanced
       ),
       train=dict(
         steps=100,

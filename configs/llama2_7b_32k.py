@@ -15,6 +15,7 @@ from configs import common
 def get_config():
   config = common.base('llama2_7b', base=500_000.0)  # section 4.1
   config.name = 'llama2_7b_32k'
+  config.model.block = 2048
   config.mesh.update(data=32, seq=2)
   config.train.update(
     steps=100_000,  # 400B tokens, section 2.1

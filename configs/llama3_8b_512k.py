@@ -15,7 +15,9 @@ from configs import common
 def get_config():
   config = common.base('llama3_8b', base=128_000_000.0)  # table 9
   config.name = 'llama3_8b_512k'
+  config.model.block = 2048
   config.mesh.update(data=4, seq=16)
+  config.data.layout = 'balanced'
   config.train.update(
     steps=2500,  # 20B tokens, table 9
     batch=16,  # 8M tokens, table 9

@@ -15,18 +15,19 @@ from ml_collections import ConfigDict, config_flags
 from longjax.errors import InputError
 
 
-def run(main, doc: str | None, **extra: str) -> int:
+def run(main, doc: str | None, switches=(), **extra: str) -> int:
   """Parses sys.argv, calls main(config, **flags), returns the exit code.
 
   Args:
     main: takes the config and a string for each extra flag.
     doc: what --help prints first.
+    switches: names of extra flags that take no value and give a bool.
     **extra: name = help of the flags beside --config.
   """
   command = pathlib.Path(sys.argv[0]).name
   sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
   try:
-    config, values = parse(sys.argv, doc, extra)
+    config, values = parse(sys.argv, doc, extra, switches)
     if config is None:
       return 0
     return main(config, **values) or 0
@@ -43,14 +44,17 @@ def run(main, doc: str | None, **extra: str) -> int:
     return 130
 
 
-def parse(argv, doc, extra):
+def parse(argv, doc, extra, switches=()):
   """(config, {flag: value}); (None, {}) after --help. Raises InputError."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', lock_config=True, flag_values=values, sys_argv=argv
   )
   for name, text in extra.items():
-    flags.DEFINE_string(name, '', text, flag_values=values)
+    if name in switches:
+      flags.DEFINE_bool(name, False, text, flag_values=values)
+    else:
+      flags.DEFINE_string(name, '', text, flag_values=values)
   if any(a in ('-h', '-help', '--help') for a in argv[1:]):
     print(help_text(argv, doc, extra))
     return None, {}

@@ -1,18 +1,46 @@
-"""Model FLOPs of a training step, and the peak of the chips we know."""
+"""Model FLOPs of a training step, and the chips we know."""
+
+from typing import NamedTuple
 
 import numpy as np
 
-# bf16 FLOP/s of one jax device, by `device_kind`. A TPU7x chip is 2 devices.
-PEAK = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
-  'TPU7x': 1153.5e12,
+
+class Chip(NamedTuple):
+  """What one jax device has. A TPU7x chip is two devices, the others one."""
+
+  name: str  # as in the names of topologies
+  peak: float  # bf16 FLOP/s
+  hbm: float  # bytes that the compiler may use
+  bandwidth: float  # of HBM, bytes/s
+  link: float  # of one ICI link in one direction, bytes/s
+  clock: float  # of the cycles that the compiler estimates, Hz
+
+
+# Peaks, bandwidths: public specifications; HBM: the limit in the compiler's
+# message when a program does not fit (libtpu 0.0.52); clocks: modelled.
+CHIPS = dict(
+  v4=Chip('v4', 275e12, 30.75 * 2**30, 1.23e12, 45e9, 1.05e9),
+  v5e=Chip('v5e', 197e12, 15.75 * 2**30, 0.81e12, 45e9, 1.5e9),
+  v5p=Chip('v5p', 459e12, 95.73 * 2**30, 2.77e12, 90e9, 1.75e9),
+  v6e=Chip('v6e', 918e12, 31.24 * 2**30, 1.64e12, 90e9, 1.75e9),
+  tpu7x=Chip('tpu7x', 1153.5e12, 94.74 * 2**30, 3.69e12, 90e9, 2.2e9),
+)
+# `device_kind` of jax: the name.
+KINDS = {
+  'TPU v4': 'v4',
+  'TPU v5 lite': 'v5e',
+  'TPU v5e': 'v5e',
+  'TPU v5': 'v5p',
+  'TPU v5p': 'v5p',
+  'TPU v6 lite': 'v6e',
+  'TPU v6e': 'v6e',
+  'TPU7x': 'tpu7x',
 }
+
+
+def chip(device_kind: str) -> Chip | None:
+  """What we know of a device, by its `device_kind`."""
+  return CHIPS.get(KINDS.get(device_kind, ''))
 
 
 def matmul_params(config) -> int:

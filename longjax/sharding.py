@@ -11,10 +11,10 @@ import math
 import os
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from longjax import topology
 from longjax.errors import InputError
 
 AXES = ('data', 'seq')
@@ -44,16 +44,22 @@ def on_tpu() -> bool:
   return wanted and bool(chips) and bool(importlib.util.find_spec('libtpu'))
 
 
-def make_mesh(data: int, seq: int) -> Mesh:
-  """A mesh of all devices, or InputError saying what does not fit."""
-  devices = jax.devices()
+def make_mesh(data: int, seq: int, devices=None) -> Mesh:
+  """A mesh of all devices, or InputError saying what does not fit.
+
+  Args:
+    data: rings, over which the rows of a batch are sharded.
+    seq: devices of a ring; neighbours are linked (longjax.topology).
+    devices: those to take instead of all that are here.
+  """
+  devices = jax.devices() if devices is None else devices
   if data < 1 or seq < 1 or data * seq != len(devices):
     raise InputError(
       f'mesh data {data} x seq {seq} needs {data * seq} devices, but '
       f'{len(devices)} are here ({devices[0].device_kind}); set '
       '--config.mesh.data and --config.mesh.seq'
     )
-  return Mesh(np.array(devices).reshape(data, seq), AXES)
+  return Mesh(topology.ring_order(devices, data, seq), AXES)
 
 
 def rows_axes(mesh) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from longjax import (
   provenance,
   rope,
   sharding,
+  topology,
   weights,
 )
 from longjax.batch import Batch
@@ -66,6 +67,8 @@ def main(config, workdir, log=print) -> int:
   data = training_data(run, tokenizer)
   evaluate = evaluation(run, tokenizer)
   log(describe(run))
+  if rings := topology.describe(mesh):
+    log(rings)
   log(data.summary(config.train.steps))
 
   step_fn, abstract = build(config, model, mesh)
@@ -201,7 +204,7 @@ def check(config) -> llama.Llama:
       f'train.micro_batches x mesh.data = {train.micro_batches * mesh.data}'
     )
   for length in (train.seq_len, config.eval.length):
-    layout.order(config.data.layout, length, mesh.seq)
+    layout.check(config.data.layout, length, mesh.seq)
   if config.optim.schedule not in optim.SCHEDULES:
     raise InputError(
       f'config.optim.schedule {config.optim.schedule!r} is none of '
@@ -280,6 +283,7 @@ def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
     config.seed,
     layout=config.data.layout,
     ring=config.mesh.seq,
+    block=run.model.block,
   )
 
 
@@ -415,12 +419,12 @@ def describe(run: Run) -> str:
 
 def utilization(run: Run, batch, seconds) -> dict:
   """{'mfu': model FLOPs utilization}; None for a chip we do not know."""
-  peak = flops.PEAK.get(run.mesh.devices.flat[0].device_kind)
-  if peak is None:
+  chip = flops.chip(run.mesh.devices.flat[0].device_kind)
+  if chip is None:
     return dict(mfu=None)
   squares = flops.squared_lengths(batch.segments)
   done = flops.train_step(run.model, batch.tokens.size, squares)
-  return dict(mfu=done / (seconds * peak * run.mesh.devices.size))
+  return dict(mfu=done / (seconds * chip.peak * run.mesh.devices.size))
 
 
 @contextlib.contextmanager

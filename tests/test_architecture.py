@@ -47,10 +47,10 @@ def test_attention_knows_nothing_of_the_model():
     assert all(i.startswith('longjax.attention') for i in ours), file
 
 
-def test_only_train_and_launch_see_everything():
+def test_only_train_plan_and_launch_see_everything():
   """Nothing below imports them."""
   for file in files('**/*.py'):
-    if file.name != 'train.py':
+    if file.name != 'train.py' and file.parent.name != 'plan':
       assert not imports(file) & {'longjax.train', 'launch'}, file
 
 

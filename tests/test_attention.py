@@ -11,6 +11,7 @@ import reference
 
 from longjax import attention
 from longjax.attention import Ids
+from longjax.attention import ids as attention_ids
 from longjax.data import layout
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
@@ -189,9 +190,12 @@ def test_blocks_that_do_not_meet_have_nothing_visible(rng):
       )
       for _ in range(2)
     )
-    any_visible = bool(attention.visible(q, kv).any())
-    met = bool(attention.ids.meet(q, kv))
+    sees = attention.visible(q, kv)
+    any_visible = bool(sees.any())
+    spans = attention_ids.span(q), attention_ids.span(kv)
+    met = bool(attention_ids.meet(*spans)[0])
     assert met or not any_visible
+    assert sees.all() or not attention_ids.whole(*spans)[0]
     saved += not met
   assert saved > 20
 

@@ -50,6 +50,7 @@ def test_a_config_changes_keys_of_the_base_and_adds_none(name):
   # arXiv:2410.02660 table 9; arXiv:2309.16039 sections 2.1 and 4.1
   ('llama3_8b_512k', 8 * 2**20, 2500, 1e-5, 1.28e8),
   ('llama2_7b_32k', 4 * 2**20, 100_000, 2e-5, 5e5),
+  ('llama2_70b_16k', 4 * 2**20, 100_000, 1e-5, 5e5),
 ])  # fmt: skip
 def test_recipes_have_the_numbers_of_their_papers(
   name, batch_tokens, steps, rate, base

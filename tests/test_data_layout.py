@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from bench import balance
 
 from longjax import batch, errors
+from longjax.attention.ids import ANY, Ids, meet
 from longjax.data import layout
+
+FIXED = ('contiguous', 'zigzag', 'striped')
 
 
 def test_small_orders_by_hand():
@@ -13,7 +17,7 @@ def test_small_orders_by_hand():
   assert layout.order('striped', 8, 2).tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
 
 
-@pytest.mark.parametrize('name', layout.LAYOUTS)
+@pytest.mark.parametrize('name', FIXED)
 @pytest.mark.parametrize('n', [1, 2, 4, 8])
 def test_every_layout_is_a_permutation_with_an_inverse(name, n):
   order = layout.order(name, 48, n) if n != 8 else layout.order(name, 64, n)
@@ -23,7 +27,8 @@ def test_every_layout_is_a_permutation_with_an_inverse(name, n):
 
 @pytest.mark.parametrize('name', layout.LAYOUTS)
 def test_one_device_has_all_tokens_in_order(name):
-  assert (layout.order(name, 6, 1) == np.arange(6)).all()
+  made = batch.one_document(np.arange(6))
+  assert (layout.arrange(made, name, 1, 3).index == np.arange(6)).all()
 
 
 def test_zigzag_devices_hold_an_early_and_a_late_half_of_equal_work():
@@ -56,3 +61,138 @@ def test_lengths_that_do_not_divide_are_refused_with_the_nearest():
     layout.order('striped', 9, 2)
   with pytest.raises(errors.InputError, match='zigzag'):
     layout.order('zig', 8, 2)
+  with pytest.raises(errors.InputError, match='multiple of 2'):
+    layout.balanced(np.ones((1, 9), int), 2, 4)
+
+
+def packed(rng, rows, seq):
+  """segments [rows, seq] of documents of odd lengths; the rest is padding."""
+  segments = np.zeros((rows, seq), np.int32)
+  for row in segments:
+    ends = np.sort(rng.choice(np.arange(1, seq), 5, replace=False))
+    for number, (a, b) in enumerate(zip([0, *ends], ends), 1):
+      row[a:b] = number
+  return segments
+
+
+def blocks_that_meet(segments, index, n, block):
+  """[rows, member, hop] as `work`, by asking `meet` of each pair of blocks."""
+  rows, seq = segments.shape
+  part = seq // n
+  cut = lambda member: [
+    slice(a, min(a + block, (member + 1) * part))
+    for a in range(member * part, (member + 1) * part, block)
+  ]
+  ids = lambda row, where: Ids(
+    *(x[row : row + 1, where] for x in (segments, index))
+  )
+  counts = np.zeros((rows, n, n), int)
+  for row, member, hop in np.ndindex(counts.shape):
+    counts[row, member, hop] = sum(
+      bool(meet(ids(row, q), ids(row, kv)))
+      for q in cut(member)
+      for kv in cut((member - hop) % n)
+    )
+  return counts
+
+
+def lay_out(segments, index, name, n, block):
+  """(segments, index) in a layout, the other arrays left aside."""
+  made = batch.one_document(np.zeros_like(segments))
+  made = made._replace(segments=segments, index=index)
+  laid = layout.arrange(made, name, n, block)
+  return laid.segments, laid.index
+
+
+@pytest.mark.parametrize('name', layout.LAYOUTS)
+@pytest.mark.parametrize('n, block', [(1, 16), (4, 8), (2, 7), (4, 64)])
+def test_work_counts_the_blocks_that_meet(name, n, block, rng):
+  segments = packed(rng, 2, 64)
+  index = np.tile(np.arange(64, dtype=np.int32), (2, 1))
+  segments, index = lay_out(segments, index, name, n, block)
+  segments[1, 5:9], index[1, 5:9] = ANY, -1
+  counts = layout.work(segments, index, n, block)
+  assert (counts == blocks_that_meet(segments, index, n, block)).all()
+
+
+def test_one_document_needs_half_of_the_square():
+  whole = np.ones((1, 64), np.int32)
+  assert layout.needed(whole, 8) == 8 * 8 / 2
+  two = np.repeat([[1, 2, 0]], [16, 32, 16], axis=1)
+  assert layout.needed(two, 8) == (2 * 2 + 4 * 4) / 2
+
+
+def test_a_causal_ring_of_contiguous_parts_waits_for_its_last_member():
+  index = np.arange(16)[None]
+  counts = layout.work(np.ones((1, 16), int), index, 4, 4)
+  assert counts.tolist() == [
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
+  ]
+
+
+def executed(segments, name, n, block):
+  """`work` of whole rows in a layout."""
+  index = np.tile(np.arange(segments.shape[1]), (len(segments), 1))
+  return layout.work(*lay_out(segments, index, name, n, block), n, block)
+
+
+def test_a_balanced_row_by_hand():
+  # Six chunks of 2 tokens; their queries meet 1 2 1 and 1 2 3 key chunks. The
+  # second fold, the more uneven, is dealt first: 5, 4, 3 to devices 0, 1, 2.
+  # Of the first, chunk 1 goes to device 2, then 0 to 1, and 2 is left for 0.
+  segments = np.array([[1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3]])
+  (order,) = layout.balanced(segments, 3, 2)
+  devices = order.reshape(3, 2, 2)[..., 0] // 2  # chunks of each
+  assert devices.tolist() == [[2, 5], [0, 4], [1, 3]]
+
+
+@pytest.mark.parametrize(
+  'n, block, chunk', [(4, 8, 8), (2, 4, 4), (8, 64, 16), (4, 12, 8)]
+)
+def test_balanced_deals_one_whole_chunk_of_each_fold_to_each_device(
+  n, block, chunk, rng
+):
+  orders = layout.balanced(packed(rng, 3, 256), n, block)
+  chunks = orders.reshape(3, n, 256 // n // chunk, chunk)
+  assert (np.diff(chunks, axis=3) == 1).all()  # whole
+  folds = chunks[..., 0] // (n * chunk)
+  assert (folds == np.arange(folds.shape[2])).all()  # in the order of the row
+  assert (np.sort(orders) == np.arange(256)).all()
+  back = np.take_along_axis(orders, layout.inverse(orders), axis=1)
+  assert (back == np.arange(256)).all()
+
+
+@pytest.mark.parametrize('n', [2, 4, 16])
+def test_balanced_is_zigzag_for_a_row_of_one_document(n):
+  whole = np.ones((1, 1024), int)
+  balanced, zigzag = (
+    executed(whole, name, n, 16) for name in ('balanced', 'zigzag')
+  )
+  assert (balanced.sum(2) == zigzag.sum(2)).all()
+  assert (balanced.max(1) == zigzag.max(1)).all()
+
+
+def test_balanced_executes_no_block_that_the_row_itself_would_not(rng):
+  segments = packed(rng, 4, 512)
+  balanced = executed(segments, 'balanced', 8, 16)
+  itself = executed(segments, 'contiguous', 1, 16)
+  assert (balanced.sum((1, 2)) == itself.sum((1, 2))).all()
+
+
+def test_padding_is_dealt_as_no_work():
+  segments = np.repeat([[1, 0]], 32, axis=1)  # the second half is padding
+  assert (executed(segments, 'balanced', 2, 8).sum(2) == [[5, 5]]).all()
+
+
+@pytest.mark.parametrize('n', [16, 32])
+def test_rows_of_prolong_are_skipped_and_even_over_the_ring(n, rng):
+  mixture = list(balance.rows(65_536, rng))
+  balanced = balance.measure(mixture, 'balanced', n, 128)
+  assert balanced.triangle <= 0.33
+  assert balanced.needed <= 1.02
+  assert balanced.member <= 1.01
+  assert balanced.worst_member <= 1.1
+  assert balanced.hop <= 1.05
+  zigzag = balance.measure(mixture, 'zigzag', n, 128)
+  assert zigzag.worst_member > 2
+  assert zigzag.hop > 1.15

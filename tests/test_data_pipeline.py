@@ -80,11 +80,13 @@ def test_the_batch_size_does_not_change_the_rows(data):
 
 def test_a_layout_only_permutes(data):
   plain = pipeline.Pipeline(data, 16, 3, 7).batch(3)
-  for name in ('zigzag', 'striped'):
-    pipe = pipeline.Pipeline(data, 16, 3, 7, layout=name, ring=4)
+  for name in ('zigzag', 'striped', 'balanced'):
+    pipe = pipeline.Pipeline(data, 16, 3, 7, layout=name, ring=4, block=2)
     moved = pipe.batch(3)
-    back = np.argsort(moved.index[0])
-    assert all((x == y[:, back]).all() for x, y in zip(plain, moved))
+    back = np.argsort(moved.index)
+    assert not (back == np.arange(16)).all()
+    for x, y in zip(plain, moved):
+      assert (x == np.take_along_axis(y, back, axis=1)).all()
 
 
 def test_arrays_are_small_types_of_one_shape(data):

@@ -46,10 +46,10 @@ def first_gradients(config, mesh, batch):
   """(loss, gradients) of the first step from random weights."""
   run = run_of(config, mesh)
   state, _ = train.fresh(run, train.build(config, run.model, mesh)[1], None)
-  order = layout.order(
-    config.data.layout, config.train.seq_len, mesh.shape['seq']
+  batch = layout.arrange(
+    batch, config.data.layout, mesh.shape['seq'], config.model.block
   )
-  batch = sharding.put(layout.apply(batch, order), mesh)
+  batch = sharding.put(batch, mesh)
   return jax.jit(lambda p, b: train.gradients(config, p, b, run.model, mesh))(
     state['params'], batch
   )
@@ -83,6 +83,12 @@ def test_a_step_on_eight_devices_is_the_step_on_one(
   batch, want = single
   config = tiny_config(*shape, train__batch=8, data__layout=name)
   assert_same_step(first_gradients(config, make_mesh(*shape), batch), want)
+
+
+def test_rows_laid_out_by_their_documents_give_the_same_step(single, make_mesh):
+  batch, want = single
+  config = tiny_config(2, 4, train__batch=8, data__layout='balanced')
+  assert_same_step(first_gradients(config, make_mesh(2, 4), batch), want)
 
 
 def test_micro_batches_give_the_gradient_of_the_whole(single, make_mesh):

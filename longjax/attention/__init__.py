@@ -3,7 +3,7 @@
 `attend` is the whole interface. A strategy is one function of local shards,
 run inside `shard_map`:
 
-  (q, k, v, q_ids, kv_ids, axis, block) -> out
+  (q, k, v, q_ids, kv_ids, axis, how) -> out
 
 `Ids` travel with the keys and `visible` alone decides what a query may see, so
 no strategy knows about documents, layouts, memories or caches.
@@ -14,18 +14,22 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from longjax.attention.blocks import How
+from longjax.attention.combine import combine
 from longjax.attention.ids import ANY, Ids, visible
+from longjax.attention.kernels import KERNELS
 from longjax.attention.ring import ring
+from longjax.attention.ulysses import group, ulysses
 
-__all__ = ['ANY', 'STRATEGIES', 'Ids', 'attend', 'visible']
+__all__ = ['ANY', 'KERNELS', 'STRATEGIES', 'Ids', 'attend', 'visible']
 
 
-def reference(q, k, v, q_ids, kv_ids, axis=None, block=0):
+def reference(q, k, v, q_ids, kv_ids, axis, how):
   """Dense attention as written in the books: O(seq^2) memory, for tests."""
-  del block
   k, v, kv_ids = _gathered((k, v, kv_ids), axis)
   B, T, N, H = q.shape
   K = k.shape[2]
@@ -33,36 +37,44 @@ def reference(q, k, v, q_ids, kv_ids, axis=None, block=0):
   logits = jnp.einsum(
     'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
   ) / math.sqrt(H)
-  seen = visible(q_ids, kv_ids)[:, None, None]
+  seen = visible(q_ids, kv_ids, how.window)[:, None, None]
   logits = jnp.where(seen, logits, -1e30)
   p = jnp.where(seen, jax.nn.softmax(logits, -1), 0).astype(v.dtype)
   return jnp.einsum('bkgts,bskh->btkgh', p, v).reshape(B, T, N, H)
 
 
-def gather(q, k, v, q_ids, kv_ids, axis, block):
+def gather(q, k, v, q_ids, kv_ids, axis, how):
   """Each device gathers all the keys, as Llama 3 was trained."""
   k, v, kv_ids = _gathered((k, v, kv_ids), axis)
-  return ring(q, k, v, q_ids, kv_ids, None, block)
+  return ring(q, k, v, q_ids, kv_ids, None, how)
 
 
-def blockwise(q, k, v, q_ids, kv_ids, axis, block):
+def blockwise(q, k, v, q_ids, kv_ids, axis, how):
   """No communication: for a sequence that is whole on its device."""
   if axis is not None and jax.lax.axis_size(axis) > 1:
     raise ValueError(
       f'attention blockwise needs the whole sequence on each device, but mesh '
       f'axis {axis!r} has {jax.lax.axis_size(axis)}; use ring or gather'
     )
-  return ring(q, k, v, q_ids, kv_ids, None, block)
+  return ring(q, k, v, q_ids, kv_ids, None, how)
 
 
 STRATEGIES = dict(
-  reference=reference, blockwise=blockwise, gather=gather, ring=ring
+  reference=reference,
+  blockwise=blockwise,
+  gather=gather,
+  ring=ring,
+  ulysses=ulysses,
+  hybrid=ulysses,
+  combine=combine,
 )
+RING, HEADS = 'ring', 'heads'  # the mesh axes that Ulysses splits `axis` into
 
 
 def attend(
-  q, k, v, q_ids, kv_ids, *, strategy='ring', mesh=None, axis='seq', block=512
-):
+  q, k, v, q_ids, kv_ids, *, strategy='ring', mesh=None, axis='seq', block=512,
+  window=0, ulysses=0, kernel=None,
+):  # fmt: skip
   """Exact attention.
 
   Args:
@@ -71,9 +83,14 @@ def attend(
     q_ids, kv_ids: Ids of [batch, seq] and [batch, kv_seq].
     strategy: a key of STRATEGIES.
     mesh: devices over which `axis` shards both sequences and the other axes
-      the batch (where it divides); None is one device.
+      the batch (where it divides); None is one device. `combine` shards only
+      the keys.
     axis: mesh axis of the sequence.
-    block: queries and keys per block of the computation.
+    block: keys per block of the computation.
+    window: tokens back that a query sees, itself included; 0 is all.
+    ulysses: devices of `axis` that exchange heads in hybrid; 0 is the most
+      that repeats no kv head.
+    kernel: a key of KERNELS; None is pallas on a TPU, else blockwise.
 
   Returns:
     [batch, seq, heads, dim] in q's dtype; 0 for a query that sees nothing.
@@ -83,30 +100,57 @@ def attend(
   """
   _check(q, k, v, q_ids, kv_ids, strategy)
   q_ids, kv_ids = Ids(*q_ids), Ids(*kv_ids)
-  attention = functools.partial(_call, STRATEGIES[strategy], block=block)
+  how = How(kernel or _kernel(mesh), block, window)
+  run = functools.partial(_call, STRATEGIES[strategy], how=how)
   if mesh is None:
-    return attention(q, k, v, q_ids, kv_ids, axis=None)
+    return run(q, k, v, q_ids, kv_ids, axis=None)
   if axis not in mesh.axis_names:
     raise ValueError(f'mesh has axes {mesh.axis_names}, none is {axis!r}')
-  mesh = _auto(mesh)
-  seq, n = q.shape[1], mesh.shape[axis]
-  q, k, v, q_ids, kv_ids = (_padded(x, n) for x in (q, k, v, q_ids, kv_ids))
-  rows = tuple(a for a in mesh.axis_names if a != axis)
-  if q.shape[0] % math.prod(mesh.shape[a] for a in rows):
-    rows = ()
-  spec = P(rows or None, axis)
+  seq, n, rows = q.shape[1], mesh.shape[axis], _rows(mesh, axis, q.shape[0])
+  if strategy in ('ulysses', 'hybrid'):
+    size = group(strategy, q.shape[2], k.shape[2], n, ulysses)
+    mesh, axis = _split(mesh, axis, size), (RING, HEADS)
+  kv_spec = P(rows, axis)
+  q_spec = P(rows) if strategy == 'combine' else kv_spec
+  q, q_ids = (q, q_ids) if strategy == 'combine' else _padded((q, q_ids), n)
+  k, v, kv_ids = _padded((k, v, kv_ids), n)
   out = jax.shard_map(
-    functools.partial(attention, axis=axis),
-    mesh=mesh,
-    in_specs=(spec,) * 5,
-    out_specs=spec,
+    functools.partial(run, axis=axis),
+    mesh=_auto(mesh),
+    in_specs=(q_spec, kv_spec, kv_spec, q_spec, kv_spec),
+    out_specs=q_spec,
+    # JAX cannot check what varies inside an interpreted kernel (0.10, 0.12).
+    check_vma=how.kernel != 'interpret',
   )(q, k, v, q_ids, kv_ids)
   return out[:, :seq]
 
 
-def _call(strategy, q, k, v, q_ids, kv_ids, *, axis, block):
+def _call(strategy, q, k, v, q_ids, kv_ids, *, axis, how):
   # By position: custom_vjp takes its static arguments so.
-  return strategy(q, k, v, q_ids, kv_ids, axis, block)
+  return strategy(q, k, v, q_ids, kv_ids, axis, how)
+
+
+def _kernel(mesh) -> str:
+  """Pallas where the devices are TPUs, also those that we only compile for."""
+  real = isinstance(mesh, Mesh)
+  platform = mesh.devices.flat[0].platform if real else jax.default_backend()
+  return 'pallas' if platform == 'tpu' else 'blockwise'
+
+
+def _rows(mesh, axis, batch):
+  """The mesh axes that shard the batch: all others, or none."""
+  rows = tuple(a for a in mesh.axis_names if a != axis)
+  divides = batch % math.prod(mesh.shape[a] for a in rows) == 0
+  return rows if rows and divides else None
+
+
+def _split(mesh, axis, size):
+  """The mesh with `axis` as two: a ring of groups of `size` neighbours."""
+  at = mesh.axis_names.index(axis)
+  before, n, after = np.split(mesh.devices.shape, [at, at + 1])
+  devices = mesh.devices.reshape(*before, n[0] // size, size, *after)
+  names = mesh.axis_names[:at], mesh.axis_names[at + 1 :]
+  return Mesh(devices, (*names[0], RING, HEADS, *names[1]))
 
 
 def _check(q, k, v, q_ids, kv_ids, strategy):

@@ -1,181 +1,103 @@
-"""Exact attention in blocks: softmax over part of the keys, and its gradient.
+"""The kernel in plain JAX: softmax over part of the keys, and its gradient.
 
-This is the seam behind which kernels live:
-
-  part(q, k, v, q_ids, kv_ids)  -> Partial(out, peak, total)
-  part_grad(..., lse, delta, dout) -> dq, dk, dv
-
-Both walk over blocks of queries and keys (arXiv:2112.05682, 2205.14135); a
-block pair in which nobody sees anybody is skipped, so causality, documents
-and padding save their share of the work. Memory is linear in the sequence.
-Legend: B batch, T queries, S keys, N heads, K kv heads, G = N/K, H dim.
+Walks over the pairs of a block of queries and one of keys (arXiv:2112.05682,
+2205.14135) in which somebody sees somebody: causality, documents and padding
+save their share of the work. Memory is linear in the sequence. The Pallas
+kernel behind the same seam (pallas.py) is held equal to this one.
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from longjax.attention.ids import Ids, meet, visible
-
-FLOOR = -1e30  # below any logit, and finite: exp(-inf - FLOOR) is 0
-
-
-class Partial(NamedTuple):
-  """Softmax over part of the keys, float32; `out` not yet over `total`."""
-
-  out: jax.Array  # [B, T, N, H] sum of exp(logit - peak) * v
-  peak: jax.Array  # [B, T, N] largest logit, at least FLOOR
-  total: jax.Array  # [B, T, N] sum of exp(logit - peak)
+from longjax.attention import blocks, ids
+from longjax.attention.blocks import How, Keys, Queries
+from longjax.attention.ids import Ids
+from longjax.attention.partial import Partial
 
 
-def merge(a: Partial, b: Partial) -> Partial:
-  """The softmax over the keys of both."""
-  peak = jnp.maximum(a.peak, b.peak)
-  wa, wb = jnp.exp(a.peak - peak), jnp.exp(b.peak - peak)
-  return Partial(
-    a.out * wa[..., None] + b.out * wb[..., None],
-    peak,
-    a.total * wa + b.total * wb,
-  )
+def sizes(queries: int, keys: int, group: int, block: int):
+  """(t, s): queries and keys of a block."""
+  del group
+  return min(block, queries), min(block, keys)
 
 
-def nothing(q) -> Partial:
-  """The softmax over no keys. zeros_like: varies over the mesh as q does."""
-  out = jnp.zeros_like(q, jnp.float32)
-  return Partial(out, out[..., 0] + FLOOR, out[..., 0])
+def part(acc: Partial, queries: Queries, keys: Keys, how: How) -> Partial:
+  """Adds these keys to the softmax `acc` over other keys."""
+  (rows, columns), _, count = _pairs(queries, keys, how)
+
+  def add(n, acc):
+    i, j = rows[n], columns[n]
+    k, v, kv_ids = _pick(keys, j)
+    before = _pick(acc, i)
+    logits = _logits(_pick(queries.q, i), k, _pick(queries.ids, i), kv_ids, how)
+    peak = jnp.maximum(before.peak, logits.max(2, keepdims=True))
+    p, shrink = jnp.exp2(logits - peak), jnp.exp2(before.peak - peak)
+    out = before.out * shrink + _dot('bksh,bksr->bkhr', v, p.astype(v.dtype))
+    total = before.total * shrink + p.sum(2, keepdims=True)
+    return _put(acc, Partial(out, peak, total), i)
+
+  return jax.lax.fori_loop(0, count, add, acc)
 
 
-def finish(p: Partial, dtype):
-  """(out [B, T, N, H], log-sum-exp [B, T, N] float32); 0 if nothing seen."""
-  total = jnp.where(p.total > 0, p.total, 1)
-  return (p.out / total[..., None]).astype(dtype), p.peak + jnp.log(total)
-
-
-def part(q, k, v, q_ids: Ids, kv_ids: Ids, block: int) -> Partial:
-  """Attention of q over these keys only.
+def part_grad(dq, queries: Queries, keys: Keys, how: How):
+  """Gradients through these keys, all but the factor 1 / sqrt(dim).
 
   Args:
-    q: [B, T, N, H]; k, v: [B, S, K, H].
-    q_ids, kv_ids: Ids of [B, T] and [B, S].
-    block: queries and keys of a block.
+    dq: [I, B, K, H, R] float32, what other keys gave.
+    queries: with what the backward pass knows of them.
+    keys: blocks of keys.
+    how: block and window.
+
+  Returns:
+    (dq with these keys, dk, dv [J, B, K, s, H] float32 of these alone)
   """
-  group = q.shape[2] // k.shape[2]
-  k, v, kv_ids = (_blocks(x, block) for x in (k, v, kv_ids))
+  (rows, columns), _, count = _pairs(queries, keys, how)
 
-  def row(q_block):
-    q, q_ids = q_block
-    heads = _by_kv_head(q, group)
+  def add(n, grads):
+    i, j = rows[n], columns[n]
+    k, v, kv_ids = _pick(keys, j)
+    q, q_ids, (dout, lse, delta) = _pick(queries, i)
+    dq, dk, dv = _pick(grads[0], i), *_pick(grads[1:], j)
+    p = jnp.exp2(_logits(q, k, q_ids, kv_ids, how) - lse)
+    dv += _dot('bksr,bkrh->bksh', p.astype(v.dtype), dout)
+    ds = p * (_dot('bksh,bkrh->bksr', v, dout) - delta)
+    ds = ds.astype(q.dtype)
+    dk += _dot('bksr,bkrh->bksh', ds, q)
+    dq += _dot('bksh,bksr->bkhr', k, ds)
+    return _put(grads[0], dq, i), *_put(grads[1:], (dk, dv), j)
 
-    def add(kv_block, acc):
-      k, v, kv_ids = kv_block
-      logits = _logits(heads, k, q_ids, kv_ids)
-      peak = jnp.maximum(acc.peak, logits.max(-1))
-      p, shrink = jnp.exp(logits - peak[..., None]), jnp.exp(acc.peak - peak)
-      out = _dot('bkgts,bskh->bkgth', p.astype(v.dtype), v)
-      out += acc.out * shrink[..., None]
-      return Partial(out, peak, acc.total * shrink + p.sum(-1))
-
-    def step(acc, kv_block):
-      seen = meet(q_ids, kv_block[2])
-      return jax.lax.cond(seen, add, lambda _, acc: acc, kv_block, acc), None
-
-    acc, _ = jax.lax.scan(step, nothing(heads), (k, v, kv_ids))
-    return Partial(*(_by_head(x) for x in acc))
-
-  rows = jax.lax.map(row, (_blocks(q, block), _blocks(q_ids, block)))
-  return Partial(*(_whole(x, q.shape[1]) for x in rows))
+  zeros = [jnp.zeros_like(x, jnp.float32) for x in (keys.k, keys.v)]
+  return jax.lax.fori_loop(0, count, add, (dq, *zeros))
 
 
-def part_grad(q, k, v, q_ids, kv_ids, lse, delta, dout, block):
-  """Gradients of q, k, v through these keys only, float32.
-
-  Args:
-    q, k, v, q_ids, kv_ids, block: as for `part`.
-    lse: [B, T, N] log-sum-exp over all the keys there are.
-    delta: [B, T, N] sum over dim of out * dout.
-    dout: [B, T, N, H].
-  """
-  group = q.shape[2] // k.shape[2]
-  queries = tuple(_blocks(x, block) for x in (q, q_ids, lse, delta, dout))
-
-  def column(dq, kv_block):
-    k, v, kv_ids = kv_block
-    scale = 1 / math.sqrt(q.shape[-1])
-
-    def add(q_block, dk, dv):
-      q, q_ids, lse, delta, dout = q_block
-      q, lse, delta, dout = (
-        _by_kv_head(x, group) for x in (q, lse, delta, dout)
-      )
-      p = jnp.exp(_logits(q, k, q_ids, kv_ids) - lse[..., None])
-      dv += _dot('bkgts,bkgth->bskh', p.astype(v.dtype), dout)
-      dp = _dot('bkgth,bskh->bkgts', dout, v)
-      ds = (p * (dp - delta[..., None]) * scale).astype(q.dtype)
-      dk += _dot('bkgts,bkgth->bskh', ds, q)
-      return _by_head(_dot('bkgts,bskh->bkgth', ds, k)), dk, dv
-
-    def skip(q_block, dk, dv):
-      return jnp.zeros_like(q_block[0], jnp.float32), dk, dv
-
-    def step(grads, q_block):
-      seen = meet(q_block[1], kv_ids)
-      dq, dk, dv = jax.lax.cond(seen, add, skip, q_block, *grads)
-      return (dk, dv), dq
-
-    zeros = tuple(jnp.zeros_like(x, jnp.float32) for x in (k, v))
-    grads, dq_column = jax.lax.scan(step, zeros, queries)
-    return dq + dq_column, grads
-
-  dq = jnp.zeros_like(queries[0], jnp.float32)
-  blocks = tuple(_blocks(x, block) for x in (k, v, kv_ids))
-  dq, (dk, dv) = jax.lax.scan(column, dq, blocks)
-  return (
-    _whole(dq, q.shape[1]),
-    _whole(dk, k.shape[1]),
-    _whole(dv, k.shape[1]),
-  )
+def _pairs(queries, keys, how):
+  """The rows of a batch go together: a pair counts if one row needs it."""
+  live, _ = blocks.sight(queries, keys, how.window)
+  return blocks.pairs(live.any(0))
 
 
-def _logits(q, k, q_ids, kv_ids):
-  """[B, K, G, t, s] float32, -inf where a query may not look."""
-  logits = _dot('bkgth,bskh->bkgts', q, k) / math.sqrt(q.shape[-1])
-  seen = visible(q_ids, kv_ids)[:, None, None]
-  return jnp.where(seen, logits, -jnp.inf)
+def _logits(q, k, q_ids, kv_ids, how):
+  """[B, K, s, R] float32 in units of log 2, -inf where nobody may look."""
+  scale = math.log2(math.e) / math.sqrt(q.shape[-1])
+  logits = _dot('bksh,bkrh->bksr', k, q) * scale
+  kv_ids = Ids(kv_ids[:, 0], kv_ids[:, 1])
+  seen = ids.visible(q_ids, kv_ids, how.window).swapaxes(1, 2)
+  seen = jnp.tile(seen, (1, 1, q.shape[2] // seen.shape[2]))
+  return jnp.where(seen[:, None], logits, -jnp.inf)
 
 
 def _dot(how, a, b):
   return jnp.einsum(how, a, b, preferred_element_type=jnp.float32)
 
 
-def _by_kv_head(x, group):
-  """[B, t, N, ...] -> [B, K, G, t, ...]: the queries of each kv head."""
-  x = x.reshape(*x.shape[:2], -1, group, *x.shape[3:])
-  return jnp.moveaxis(x, 1, 3)
+def _pick(tree, i):
+  """Block i of each array."""
+  pick = lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+  return jax.tree.map(pick, tree)
 
 
-def _by_head(x):
-  """[B, K, G, t, ...] -> [B, t, N, ...]."""
-  x = jnp.moveaxis(x, 3, 1)
-  return x.reshape(*x.shape[:2], -1, *x.shape[4:])
-
-
-def _blocks(tree, block):
-  """[B, seq, ...] -> [blocks, B, block, ...], padded with zeros (segment 0)."""
-
-  def split(x):
-    size = min(block, x.shape[1])
-    count = -(-x.shape[1] // size)
-    padding = [(0, 0)] * x.ndim
-    padding[1] = (0, count * size - x.shape[1])
-    x = jnp.pad(x, padding).reshape(x.shape[0], count, size, *x.shape[2:])
-    return jnp.moveaxis(x, 1, 0)
-
-  return jax.tree.map(split, tree)
-
-
-def _whole(x, seq):
-  """[blocks, B, block, ...] -> [B, seq, ...], the padding dropped."""
-  x = jnp.moveaxis(x, 0, 1)
-  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :seq]
+def _put(tree, block, i):
+  put = lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, i, 0)
+  return jax.tree.map(put, tree, block)

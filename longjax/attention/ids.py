@@ -14,30 +14,73 @@ class Ids(NamedTuple):
   index: Any  # [batch, seq] int32, order in the row, -1 is before all
 
 
-def visible(q: Ids, kv: Ids):
-  """[batch, q_seq, kv_seq] bool: same document and not in the future.
+def visible(q: Ids, kv: Ids, window: int = 0):
+  """[..., q_seq, kv_seq] bool: `sees` for each query and key.
+
+  Args:
+    q, kv: Ids of [..., q_seq] and [..., kv_seq].
+    window: as for `sees`.
+  """
+  column, row = (lambda x: x[..., :, None]), (lambda x: x[..., None, :])
+  return sees(Ids(*map(column, q)), Ids(*map(row, kv)), window)
+
+
+def sees(q: Ids, kv: Ids, window: int = 0):
+  """Whether q sees kv, element by element: same document, not in the future.
 
   Padding (segment 0) sees nothing and is seen by nobody.
+
+  Args:
+    q, kv: Ids of any shapes that broadcast.
+    window: how many tokens back a query sees, itself included; 0 is all.
+      What is before everything (index -1) is seen all the same.
   """
-  q_segment, kv_segment = q.segment[:, :, None], kv.segment[:, None, :]
-  same = (q_segment == kv_segment) | (kv_segment == ANY)
-  past = kv.index[:, None, :] <= q.index[:, :, None]
-  return same & past & (q_segment > 0)
+  same = (q.segment == kv.segment) | (kv.segment == ANY)
+  seen = same & (kv.index <= q.index) & (q.segment > 0)
+  if window:
+    seen &= (q.index - kv.index < window) | (kv.index < 0)
+  return seen
 
 
-def meet(q: Ids, kv: Ids):
-  """A bool: False only if `visible(q, kv)` has no True. Costs O(seq).
+class Span(NamedTuple):
+  """What a block of tokens holds, so that blocks can be told apart in O(1)."""
 
-  Compares the ranges of segments and of index, row by row.
-  """
+  first: Any  # smallest document; padding and ANY do not count
+  last: Any  # largest document
+  low: Any  # smallest index of a token that is not padding
+  high: Any  # largest index
+  any: Any  # whether ANY is among the segments
+  full: Any  # whether no token is padding
+
+
+def span(ids: Ids) -> Span:
+  """Span over the last axis: Ids [..., tokens] -> Span [...]."""
   big = jnp.iinfo(jnp.int32).max
-  q_real, kv_real = q.segment > 0, kv.segment != 0
-  first_q = jnp.where(q_real, q.segment, big).min(1)
-  last_q = q.segment.max(1)
-  first_kv = jnp.where(kv_real, kv.segment, big).min(1)
-  last_kv = kv.segment.max(1)
-  same = (first_q <= last_kv) & (first_kv <= last_q)
-  same |= (kv.segment == ANY).any(1) & (last_q > 0)
-  first_key = jnp.where(kv_real, kv.index, big).min(1)
-  last_query = jnp.where(q_real, q.index, -big).max(1)
-  return (same & (first_key <= last_query)).any()
+  document, real = ids.segment > 0, ids.segment != 0
+  return Span(
+    jnp.where(document, ids.segment, big).min(-1),
+    jnp.where(document, ids.segment, 0).max(-1),
+    jnp.where(real, ids.index, big).min(-1),
+    jnp.where(real, ids.index, -big).max(-1),
+    (ids.segment == ANY).any(-1),
+    real.all(-1),
+  )
+
+
+def meet(q: Span, kv: Span, window: int = 0):
+  """False only if no query of the one block sees a key of the other."""
+  seen = (q.first <= kv.last) & (kv.first <= q.last)
+  seen |= kv.any & (q.last > 0)
+  seen &= kv.low <= q.high
+  if window:
+    seen &= (q.low - kv.high < window) | (kv.low < 0)
+  return seen
+
+
+def whole(q: Span, kv: Span, window: int = 0):
+  """True only if every query of the one block sees every key of the other."""
+  seen = (q.first == q.last) & (kv.first == kv.last) & (q.first == kv.first)
+  seen &= ~kv.any & q.full & kv.full & (kv.high <= q.low)
+  if window:
+    seen &= q.high - kv.low < window
+  return seen

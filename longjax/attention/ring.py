@@ -1,87 +1,89 @@
 """Ring Attention, arXiv:2310.01889: keys travel once round the ring.
 
-On n devices the keys, values and their ids hop n - 1 times; partial softmaxes
-are merged in float32. The backward pass is written by hand, since a scan under
+On n devices the keys, values and their ids hop n - 1 times; each hop adds to a
+float32 softmax. The backward pass is written by hand, since a scan under
 autodiff would keep every hop: it saves the output and the log-sum-exp, sends
-the keys round again and their gradients with them, one hop further: home.
+the keys round again and their gradients one hop behind them: home.
+
+A hop's messages and its kernel do not need each other, so they run at once.
+XLA's scheduler sends only after the kernel unless told that both are wanted
+at the same time: that is what the `optimization_barrier` of each hop is for.
 """
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from longjax.attention import blockwise
+from longjax.attention import kernels, partial
+from longjax.attention.blocks import How
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def ring(q, k, v, q_ids, kv_ids, axis, block):
+def ring(q, k, v, q_ids, kv_ids, axis, how: How):
   """Attention of local queries over the keys of all members of the ring.
 
   Args:
     q: [batch, local seq, heads, dim]; k, v: [batch, local seq, kv_heads, dim].
     q_ids, kv_ids: Ids of [batch, local seq].
     axis: name of the mesh axis that shards the sequence; None is no ring.
-    block: queries and keys of a block.
+    how: kernel, block and window.
 
   Returns:
     [batch, local seq, heads, dim] in q's dtype.
   """
-  return _forward(q, k, v, q_ids, kv_ids, axis, block)[0]
+  return _forward(q, k, v, q_ids, kv_ids, axis, how)[0]
 
 
-def _forward(q, k, v, q_ids, kv_ids, axis, block):
+def _forward(q, k, v, q_ids, kv_ids, axis, how):
   # Ties the ids to q: else, in a scan over layers, JAX computes every mask
   # once for all layers and keeps them, which is O(seq^2) (jax 0.10, 0.12).
   q, k, v, q_ids, kv_ids = jax.lax.optimization_barrier(
     (q, k, v, q_ids, kv_ids)
   )
-
-  def add(acc, kv):
-    k, v, kv_ids = kv
-    here = blockwise.part(q, k, v, q_ids, kv_ids, block)
-    return blockwise.merge(acc, here)
+  queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
 
   def hop(carry, _):
-    acc, kv = carry
-    arriving = _shift(kv, axis)  # on its way while this hop computes
-    return (add(acc, kv), arriving), None
+    acc, keys = carry
+    arriving = _shift(keys, axis)
+    acc = kernels.part(acc, queries, keys, how)
+    return jax.lax.optimization_barrier((acc, arriving)), None
 
-  carry = (blockwise.nothing(q), (k, v, kv_ids))
-  acc, kv = _repeat(hop, carry, _members(axis) - 1)
-  out, lse = blockwise.finish(add(acc, kv), q.dtype)
-  out, lse = checkpoint_name(out, 'attn_out'), checkpoint_name(lse, 'attn_lse')
+  carry = (partial.nothing(queries.q), keys)
+  acc, keys = _repeat(hop, carry, _members(axis) - 1)
+  acc = kernels.part(acc, queries, keys, how)
+  out, lse = partial.finish(acc, q)
+  out = checkpoint_name(out.astype(q.dtype), 'attn_out')
+  lse = checkpoint_name(lse, 'attn_lse')
   return out, (q, k, v, q_ids, kv_ids, out, lse)
 
 
-def _backward(axis, block, saved, dout):
+def _backward(axis, how, saved, dout):
   q, k, v, q_ids, kv_ids, out, lse = saved
-  delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1)
+  queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
+  queries = kernels.with_back(queries, out, lse, dout)
 
-  def add(dq, kv, dkv):
-    k, v, kv_ids = kv
-    grads = blockwise.part_grad(q, k, v, q_ids, kv_ids, lse, delta, dout, block)
-    return dq + grads[0], (dkv[0] + grads[1], dkv[1] + grads[2])
+  def add(dq, keys, dkv, arriving):
+    """A hop; dkv are gradients of the keys that were here one hop before."""
+    dkv = _shift(dkv, axis)
+    dq, *here = kernels.part_grad(dq, queries, keys, how)
+    dq, here, arriving, dkv = jax.lax.optimization_barrier(
+      (dq, here, arriving, dkv)
+    )
+    return dq, arriving, jax.tree.map(jnp.add, dkv, here)
 
   def hop(carry, _):
-    dq, kv, dkv = carry
-    dq, dkv = add(dq, kv, dkv)
-    return (dq, *_shift((kv, dkv), axis)), None
+    return add(*carry, arriving=_shift(carry[1], axis)), None
 
-  dq, dk, dv = (jnp.zeros_like(x, jnp.float32) for x in (q, k, v))
-  carry = (dq, (k, v, kv_ids), (dk, dv))
-  dq, kv, dkv = _repeat(hop, carry, _members(axis) - 1)
-  dq, dkv = add(dq, kv, dkv)
-  dk, dv = _shift(dkv, axis)
-  return (
-    dq.astype(q.dtype),
-    dk.astype(k.dtype),
-    dv.astype(v.dtype),
-    _no_gradient(q_ids),
-    _no_gradient(kv_ids),
-  )
+  n, dq = _members(axis), partial.nothing(queries.q).out
+  arriving = _shift(keys, axis)
+  dq, *dkv = kernels.part_grad(dq, queries, keys, how)
+  carry = jax.lax.optimization_barrier((dq, arriving, dkv))
+  carry = _repeat(hop, carry, n - 2)
+  dq, _, dkv = add(*carry, arriving=None) if n > 1 else carry
+  grads = kernels.whole_grads(q, k, v, dq, *_shift(dkv, axis))
+  return *grads, *map(kernels.no_gradient, (q_ids, kv_ids))
 
 
 ring.defvjp(_forward, _backward)
@@ -101,9 +103,4 @@ def _shift(tree, axis):
 
 
 def _repeat(hop, carry, times):
-  return jax.lax.scan(hop, carry, length=times)[0] if times else carry
-
-
-def _no_gradient(ids):
-  """What a custom_vjp must return for integers."""
-  return jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), ids)
+  return jax.lax.scan(hop, carry, length=times)[0] if times > 0 else carry

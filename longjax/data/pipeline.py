@@ -5,6 +5,7 @@ gets what it would have got. Documents are put in a seeded order and packed
 into rows; the rows are shuffled anew in each epoch.
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,7 +29,15 @@ class Pipeline:
   """
 
   def __init__(
-    self, store, seq_len, batch, seed, *, layout='contiguous', ring=1
+    self,
+    store,
+    seq_len,
+    batch,
+    seed,
+    *,
+    layout='contiguous',
+    ring=1,
+    block=512,
   ):
     """Packs the documents of a store.
 
@@ -39,11 +48,15 @@ class Pipeline:
       seed: of the order of documents and rows.
       layout: one of layout.LAYOUTS.
       ring: devices that share a row.
+      block: of attention, which the layout may keep whole.
     """
     import grain
 
     self._store, self._seq_len, self._batch = store, seq_len, batch
-    self._order = layouts.order(layout, seq_len, ring)
+    layouts.check(layout, seq_len, ring)
+    self._arrange = functools.partial(
+      layouts.arrange, layout=layout, n=ring, block=block
+    )
     documents = np.random.default_rng(seed).permutation(len(store.lengths))
     self._packed = pack.concatenate(store.lengths, seq_len, documents)
     self.rows = len(self._packed)
@@ -90,6 +103,4 @@ class Pipeline:
 
   def _build(self, numbers) -> Batch:
     rows = [self._packed[i] for i in numbers]
-    return layouts.apply(
-      pack.batch(self._store, rows, self._seq_len), self._order
-    )
+    return self._arrange(pack.batch(self._store, rows, self._seq_len))

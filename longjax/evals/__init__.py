@@ -61,10 +61,14 @@ def check(config, store, tokenizer):
 def documents(store, config, mesh):
   """Batches of the first tokens of held-out documents, a row each."""
   length, rows = config.eval.length, mesh.shape['data']
-  order = layout.order(config.data.layout, length, mesh.shape['seq'])
   spans = pack.one_document_rows(store, length, config.eval.documents)
   for i in range(0, len(spans), rows):
-    yield layout.apply(pack.batch(store, spans[i : i + rows], length), order)
+    yield layout.arrange(
+      pack.batch(store, spans[i : i + rows], length),
+      config.data.layout,
+      mesh.shape['seq'],
+      config.model.block,
+    )
 
 
 def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:

@@ -1,0 +1,122 @@
+"""Queries and keys cut into blocks, as the kernels want them.
+
+The query heads that share a kv head are rows of one matrix, so K and V are
+never repeated: a block of queries is [R, H] with R = G * t rows, a block of
+keys [s, H]. Blocks come first, so that a kernel picks one by its number.
+Legend: I blocks of t queries, J blocks of s keys, B batch, K kv heads, G query
+heads of a kv head, H dim.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from longjax.attention import ids as ids_
+from longjax.attention.ids import Ids
+
+
+class How(NamedTuple):
+  """How a part of the attention is computed; static."""
+
+  kernel: str = 'blockwise'  # a key of kernels.KERNELS
+  block: int = 512  # keys of a block
+  window: int = 0  # tokens back that a query sees, 0 is all
+
+
+class Queries(NamedTuple):
+  """Blocks of queries."""
+
+  q: Any  # [I, B, K, R, H]
+  ids: Ids  # of [I, B, t]
+  back: Any = None  # Back, in the backward pass
+
+
+class Back(NamedTuple):
+  """What the backward pass knows of each query."""
+
+  dout: Any  # [I, B, K, R, H]
+  lse: Any  # [I, B, K, 1, R] float32, log2 of the softmax's denominator
+  delta: Any  # [I, B, K, 1, R] float32, sum over dim of out * dout
+
+
+class Keys(NamedTuple):
+  """Blocks of keys: what travels round the ring."""
+
+  k: Any  # [J, B, K, s, H]
+  v: Any  # [J, B, K, s, H]
+  ids: Any  # [J, B, 2, s] int32, segment and index: one message a hop
+
+
+def of_queries(x, kv_heads: int, t: int):
+  """[B, T, N, ...] -> [I, B, K, R, ...]; zeros fill the last block."""
+  x = _padded(x, t)
+  batch, seq, heads, *rest = x.shape
+  x = x.reshape(batch, seq // t, t, kv_heads, heads // kv_heads, *rest)
+  x = jnp.moveaxis(x, (1, 0, 3, 4, 2), (0, 1, 2, 3, 4))
+  return x.reshape(*x.shape[:3], -1, *rest)
+
+
+def to_queries(x, heads: int, seq: int):
+  """[I, B, K, R, ...] -> [B, T, N, ...], undoing `of_queries`."""
+  count, batch, kv_heads, rows, *rest = x.shape
+  group = heads // kv_heads
+  x = x.reshape(count, batch, kv_heads, group, rows // group, *rest)
+  x = jnp.moveaxis(x, (0, 1, 2, 3, 4), (1, 0, 3, 4, 2))
+  return x.reshape(batch, -1, heads, *rest)[:, :seq]
+
+
+def of_keys(x, s: int):
+  """[B, S, K, H] -> [J, B, K, s, H]; zeros fill the last block."""
+  x = _padded(x, s)
+  batch, seq, heads, dim = x.shape
+  x = x.reshape(batch, seq // s, s, heads, dim)
+  return jnp.moveaxis(x, (1, 0, 3, 2), (0, 1, 2, 3))
+
+
+def to_keys(x, seq: int):
+  """[J, B, K, s, H] -> [B, S, K, H], undoing `of_keys`."""
+  count, batch, heads, s, dim = x.shape
+  x = jnp.moveaxis(x, (0, 1, 2, 3), (1, 0, 3, 2))
+  return x.reshape(batch, count * s, heads, dim)[:, :seq]
+
+
+def of_ids(ids: Ids, size: int) -> Ids:
+  """Ids of [B, seq] -> of [blocks, B, size]; segment 0 fills the last."""
+  cut = lambda x: _padded(x, size).reshape(x.shape[0], -1, size)
+  return jax.tree.map(lambda x: jnp.moveaxis(cut(x), 1, 0), ids)
+
+
+def pairs(live, *marks):
+  """The block pairs to compute, in row-major order.
+
+  Args:
+    live: bool array of any shape.
+    marks: arrays of the same shape.
+
+  Returns:
+    (an int32 index array [live.size] for each axis, the marks in that order,
+    how many of them count)
+  """
+  number = jnp.arange(live.size, dtype=jnp.int32)
+  flat = (x.reshape(-1) for x in (~live, *marks))
+  # A sort and no gather, which a TPU would do elsewhere.
+  dead, *marks, order = jax.lax.sort((*flat, number), num_keys=1)
+  count = live.size - dead.sum(dtype=jnp.int32)
+  return jnp.unravel_index(order, live.shape), marks, count
+
+
+def sight(queries: Queries, keys: Keys, window: int):
+  """(live, whole) [B, I, J]: which pairs to compute; which need no mask."""
+  kv_ids = Ids(keys.ids[:, :, 0], keys.ids[:, :, 1])
+  spans = [ids_.span(x) for x in (queries.ids, kv_ids)]
+  q = jax.tree.map(lambda x: x.T[:, :, None], spans[0])
+  kv = jax.tree.map(lambda x: x.T[:, None, :], spans[1])
+  return ids_.meet(q, kv, window), ids_.whole(q, kv, window)
+
+
+def _padded(x, size: int):
+  """[B, seq, ...] filled up with zeros to a multiple of `size`."""
+  widths = [(0, 0)] * x.ndim
+  widths[1] = (0, -x.shape[1] % size)
+  return jnp.pad(x, widths)

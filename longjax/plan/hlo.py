@@ -1,0 +1,188 @@
+"""The compiled program as data: scheduled HLO text to lists of instructions.
+
+Only what the model of the schedule reads: names, shapes, operands, called
+computations, groups of devices. Format: `jax.stages.Compiled.as_text()` of a
+TPU executable, in which instructions stand in the order of execution.
+"""
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+BYTES = dict(
+  pred=1, s4=1, u4=1, s8=1, u8=1, s16=2, u16=2, bf16=2, f16=2, s32=4, u32=4,
+  f32=4, s64=8, u64=8, f64=8,
+)  # fmt: skip
+_COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
+_INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
+_ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\](?:\{[^}]*?(?:S\((\d+)\))?\})?')
+_CALLED = re.compile(r'\b(body|condition|calls|to_apply)=%?([\w.\-]+)')
+_BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
+
+
+class Array(NamedTuple):
+  """One array of a shape; space 0 is HBM, 1 VMEM, 5 the host's memory."""
+
+  dtype: str
+  dims: tuple[int, ...]
+  space: int
+
+  @property
+  def bytes(self) -> int:
+    return math.prod(self.dims) * BYTES.get(self.dtype, 0)
+
+
+class Instruction(NamedTuple):
+  name: str
+  op: str
+  shape: str
+  operands: tuple[str, ...]
+  text: str  # all after the operands
+
+  def arrays(self) -> list[Array]:
+    """The arrays of the result, of a tuple all."""
+    return arrays(self.shape)
+
+  def called(self) -> dict[str, str]:
+    """{'body': name, 'condition': name, 'calls': name}, those there are."""
+    return dict(_CALLED.findall(self.text))
+
+  def branches(self) -> list[str]:
+    found = _BRANCHES.search(self.text)
+    names = found[1].split(',') if found else []
+    return [n.strip().lstrip('%') for n in names]
+
+  def number(self, key: str) -> float | None:
+    """The value of "key":"123" in the backend's config."""
+    found = re.search(rf'"{key}":"(\d+)"', self.text)
+    return float(found[1]) if found else None
+
+  def channel(self) -> str | None:
+    """Of a collective: the same wherever it is started or ended."""
+    found = re.search(r'channel_id=(\d+)', self.text)
+    return found[1] if found else None
+
+  def op_name(self) -> str:
+    """Where in the traced program it comes from."""
+    found = re.search(r'op_name="([^"]*)"', self.text)
+    return found[1] if found else ''
+
+
+class Program(NamedTuple):
+  entry: str
+  computations: dict[str, list[Instruction]]
+
+  def trips(self, loop: Instruction) -> int:
+    """Iterations of a while loop: the one constant in its condition."""
+    condition = self.computations[loop.called()['condition']]
+    constants = [
+      i.operands[0]
+      for i in condition
+      if i.op == 'constant' and i.shape.startswith('s32[]')
+    ]
+    return int(constants[0]) if len(constants) == 1 else 1
+
+  def collective(self, instruction: Instruction) -> Instruction | None:
+    """The collective that this is, or that lies in what it calls."""
+    if instruction.op.removesuffix('-start') in COLLECTIVES:
+      return instruction
+    inside = self.computations.get(instruction.called().get('calls', ''), [])
+    return next((i for i in inside if i.op in COLLECTIVES), None)
+
+
+COLLECTIVES = (
+  'all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all',
+  'collective-permute',
+)  # fmt: skip
+
+
+def parse(text: str) -> Program:
+  """All computations of a module."""
+  computations, entry, lines = {}, '', []
+  for line in text.splitlines():
+    opening = not line.startswith(' ') and _COMPUTATION.match(line)
+    if opening:
+      lines = computations[opening[2]] = []
+      entry = opening[2] if opening[1] else entry
+    elif _INSTRUCTION.match(line):
+      lines.append(line)
+    elif lines and line != '}':  # the metadata of kernels has line breaks
+      lines[-1] += ' ' + line
+  return Program(
+    entry, {k: [instruction(x) for x in v] for k, v in computations.items()}
+  )
+
+
+def instruction(line: str) -> Instruction:
+  """`%name = shape op(operands), the rest`."""
+  found = _INSTRUCTION.match(line)
+  assert found, line
+  name, rest = found.groups()
+  end = _closing(rest) if rest.startswith('(') else rest.index(' ')
+  shape, rest = rest[:end], rest[end:].lstrip()
+  op, rest = rest.split('(', 1)
+  end = _closing('(' + rest) - 2
+  inside = rest[:end]
+  operands = re.findall(r'%([\w.\-]+)', inside) or [inside]
+  return Instruction(name, op, shape, tuple(operands), rest[end + 1 :])
+
+
+def _closing(text: str) -> int:
+  """The place behind the parenthesis that closes the first one."""
+  depth = 0
+  for found in re.finditer(r'[()]', text):
+    depth += 1 if found[0] == '(' else -1
+    if depth == 0:
+      return found.end()
+  raise ValueError(f'no closing parenthesis: {text[:80]}')
+
+
+@functools.lru_cache
+def arrays(shape: str) -> list[Array]:
+  """The arrays of a shape, of a tuple all."""
+  return [
+    Array(dtype, tuple(int(d) for d in dims.split(',') if d), int(space or 0))
+    for dtype, dims, space in _ARRAY.findall(shape)
+    if dtype in BYTES
+  ]
+
+
+@functools.lru_cache
+def group(text: str, devices: int) -> tuple[int, ...]:
+  """The first group of `replica_groups=...`, as places in the mesh.
+
+  Args:
+    text: of the instruction behind its operands.
+    devices: of the program; the group where none are named.
+  """
+  found = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', text)
+  if found:
+    sizes = re.findall(r"'?(\w+)'?=(\d+)", found[1])
+    wanted = re.findall(r'\w+', found[2])
+    places = np.arange(math.prod(int(s) for _, s in sizes))
+    places = places.reshape([int(s) for _, s in sizes])
+    inside = tuple(slice(None) if a in wanted else 0 for a, _ in sizes)
+    return tuple(places[inside].reshape(-1).tolist())
+  found = re.search(
+    r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
+  )
+  if found:
+    dims = [int(x) for x in found[3].split(',')]
+    order = [int(x) for x in found[4].split(',')] if found[4] else None
+    places = np.arange(math.prod(dims)).reshape(dims).transpose(order)
+    return tuple(places.reshape(-1)[: int(found[2])].tolist())
+  found = re.search(r'replica_groups=\{\{([\d,]*)\}', text)
+  if found:
+    return tuple(int(x) for x in found[1].split(','))
+  return tuple(range(devices))
+
+
+@functools.lru_cache
+def pairs(text: str) -> tuple[tuple[int, int], ...]:
+  """(source, target) of a collective-permute, as places in the mesh."""
+  found = re.search(r'source_target_pairs=\{(.*?)\}\}', text)
+  numbers = re.findall(r'\{(\d+),(\d+)', found[1] + '}') if found else []
+  return tuple((int(a), int(b)) for a, b in numbers)

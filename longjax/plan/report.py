@@ -1,0 +1,266 @@
+"""Whether a config fits a TPU slice and how fast it would be, without one.
+
+The real train step (train.build) is compiled for the devices of the slice;
+nothing of the size of a model is allocated. The compiler itself judges the
+memory; the time is that of the model in schedule.py.
+"""
+
+import collections
+import resource
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from longjax import flops, llama, sharding, topology, train
+from longjax.batch import Batch
+from longjax.errors import InputError
+from longjax.plan import hbm, hlo, schedule, slices
+from longjax.plan.workload import Workload, workload
+
+CAVEAT = 'compiled, not run on a TPU'
+
+
+class Job(NamedTuple):
+  """A config that was checked against a slice."""
+
+  config: Any  # ml_collections.ConfigDict
+  model: llama.Llama
+  where: slices.Slice
+  chip: flops.Chip
+  mesh: Mesh
+  work: Workload
+
+
+def check(config, where: slices.Slice, documents: str, log) -> llama.Llama:
+  """The model; config.mesh is made to fit. Needs no TPU compiler.
+
+  Raises:
+    InputError: the config, the mesh or the documents cannot work.
+  """
+  fit_mesh(config, where, log)
+  model = check_batch(config)
+  workload(config, documents)
+  return model
+
+
+def fit_mesh(config, where: slices.Slice, log):
+  """Keeps mesh.seq and lets mesh.data take the rest of the devices."""
+  devices, mesh = where.chips * where.per_chip, config.mesh
+  if mesh.data * mesh.seq == devices and mesh.data % where.slices == 0:
+    return
+  each = devices // where.slices
+  if mesh.seq < 1 or each % mesh.seq:
+    near = min(
+      (n for n in range(1, each + 1) if each % n == 0),
+      key=lambda n: abs(n - mesh.seq),
+    )
+    raise InputError(
+      f'{where.name} has {each} devices a slice, of which mesh.seq '
+      f'{mesh.seq} is no divisor; the nearest mesh is '
+      f'--config.mesh.data={devices // near} --config.mesh.seq={near}'
+    )
+  log(
+    f'mesh: data {devices // mesh.seq} x seq {mesh.seq}, as {where.name} '
+    f'has {devices} devices and the config asks for {mesh.data} x {mesh.seq}'
+  )
+  mesh.data = devices // mesh.seq
+
+
+def check_batch(config) -> llama.Llama:
+  """train.check, which here can say what would fit the mesh."""
+  try:
+    return train.check(config)
+  except InputError as error:
+    batch, data = config.train.batch, config.mesh.data
+    parts = max(config.train.micro_batches, 1)
+    if batch < 1 or batch % (parts * data) == 0:
+      raise
+    fits = [m for m in range(1, parts + 1) if batch % (m * data) == 0]
+    way = f'micro_batches={max(fits)}' if fits else f'batch={parts * data}'
+    raise InputError(f'{error}; --config.train.{way} would do') from None
+
+
+def plan(config, where: slices.Slice, documents: str, log) -> dict:
+  """Compiles the step of a checked config; everything there is to say.
+
+  Returns:
+    The report of docs/plan.md, json-like. `fits` is False if the compiler
+    ran out of HBM; then there is no schedule to speak of.
+
+  Raises:
+    InputError: no TPU compiler here, or it refuses for another reason.
+  """
+  devices = where.devices()
+  chip = flops.CHIPS[where.generation]
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq, devices)
+  job = Job(
+    config, train.check(config), where, chip, mesh,
+    workload(config, documents),
+  )  # fmt: skip
+  log(f'compiling for {where.name} ...')
+  began, cpu = time.monotonic(), time.process_time()
+  step, state = train.build(config, job.model, mesh)
+  batch = abstract_batch(config, mesh)
+  try:
+    compiled = step.lower(state, batch).compile()
+  except jax.errors.JaxRuntimeError as error:
+    compiled, lacking = None, hbm.out_of_memory(error, chip)
+  report = about(job) | dict(
+    compile=dict(
+      cpu_seconds=round(time.process_time() - cpu, 1),
+      wall_seconds=round(time.monotonic() - began, 1),
+      peak_rss_gib=round(rss(), 2),
+    )
+  )
+  if compiled is None:
+    return report | dict(fits=False, hbm=lacking)
+  return report | measured(job, compiled, state, batch)
+
+
+def abstract_batch(config, mesh) -> Batch:
+  """A batch of shapes, placed as `sharding.put` places one."""
+  shape = (config.train.batch, config.train.seq_len)
+  spec = NamedSharding(mesh, sharding.batch_spec(mesh, shape[0]))
+
+  def array(field):
+    dtype = jnp.float32 if field == 'weights' else jnp.int32
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=spec)
+
+  return Batch(*(array(field) for field in Batch._fields))
+
+
+def rss() -> float:
+  """The most memory this process has had, GiB."""
+  kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return kib / 2**20
+
+
+def about(job: Job) -> dict:
+  """What was compiled."""
+  step, where = job.config.train, job.where
+  return dict(
+    caveat=CAVEAT,
+    config=job.config.name,
+    topology=where.name,
+    slices=where.slices,
+    chips=where.chips,
+    devices=job.mesh.devices.size,
+    device_kind=job.mesh.devices.flat[0].device_kind,
+    mesh=dict(job.mesh.shape),
+    batch=step.batch,
+    micro_batches=step.micro_batches,
+    seq_len=step.seq_len,
+    remat=job.model.remat,
+    documents=dict(collections.Counter(job.work.lengths)),
+  )
+
+
+def measured(job: Job, compiled, state, batch) -> dict:
+  """The report on a program that fits."""
+  program = hlo.parse(compiled.as_text())
+  names = hbm.known_shapes(job.config, job.model, job.mesh, state['params'])
+  real = static = timed(job, program, schedule.CALIBRATION)
+  if real.calls[schedule.FORWARD]:
+    static = timed(job, program, 1)
+  return dict(
+    fits=True,
+    hbm=hbm.memory(compiled.memory_analysis(), job.chip)
+    | dict(holds=hbm.holds(program, state, batch, names)),
+    step=speed(job, real, static),
+    attention=attention(job),
+    communication=communication(job, real),
+  )
+
+
+def timed(job: Job, program: hlo.Program, calibration) -> schedule.Schedule:
+  """The modelled schedule, attention as the documents make it."""
+  model, work = job.model, job.work
+  each = 4 * work.block**2 * model.head_dim * model.heads
+  forward, backward = schedule.kernel_seconds(
+    job.chip, [each * blocks for blocks in work.hops], calibration
+  )
+  network = slices.Network(job.mesh.devices.flatten().tolist())
+  live = [blocks / work.pairs for blocks in work.hops]
+  return schedule.schedule(
+    program, schedule.Machine(job.chip, network, forward, backward, live)
+  )
+
+
+def speed(job: Job, real, static) -> dict:
+  """Seconds, tokens and utilization of a step."""
+  tokens = job.config.train.batch * job.config.train.seq_len
+  peak = job.chip.peak * job.mesh.devices.size
+  causal = job.config.train.batch * job.config.train.seq_len**2
+  done = lambda squares: flops.train_step(job.model, tokens, squares) / peak
+
+  def figures(modelled):
+    seconds = modelled.seconds
+    return dict(
+      seconds=seconds,
+      tokens_per_second_per_chip=tokens / seconds / job.where.chips,
+      mfu_causal=done(causal) / seconds,
+      mfu_documents=done(job.work.squares) / seconds,
+    )
+
+  parts = sorted(real.parts.items(), key=lambda item: -item[1])
+  return figures(real) | dict(parts_seconds=dict(parts), static=figures(static))
+
+
+def attention(job: Job) -> dict:
+  """FLOPs of attention in a step, over all devices."""
+  model, work = job.model, job.work
+  # Forward two matmuls of a block, backward five, and forward again if the
+  # output was not saved.
+  passes = 4 * (2 if model.remat == 'full' else 1) + 10
+  unit = model.layers * model.heads * model.head_dim * work.block**2
+  executed, needed = work.executed * unit * passes, work.needed * unit * 14
+  busiest = sum(work.hops) * job.config.train.micro_batches
+  members = job.mesh.devices.size
+  return dict(
+    executed_flops=executed,
+    needed_flops=needed,
+    executed_over_needed=executed / needed,
+    busiest_over_mean=float(busiest * members / work.executed),
+  )
+
+
+def communication(job: Job, real: schedule.Schedule) -> dict:
+  """Collectives by kind, what of them is exposed, and the ring.
+
+  Those of kind schedule.BETWEEN have no time.
+  """
+  records = real.collectives.values()
+  kinds = collections.defaultdict(
+    lambda: dict(asynchronous=0, synchronous=0, executed=0, gib=0.0)
+  )
+  for record in records:
+    kind = kinds[record.kind]
+    kind['asynchronous' if record.asynchronous else 'synchronous'] += 1
+    kind['executed'] += record.count
+    kind['gib'] += record.bytes / hbm.GIB
+  return dict(
+    exposed_seconds=real.exposed,
+    exposed_share=real.exposed / real.seconds,
+    collectives=dict(kinds),
+    ring=ring(job, [r for r in records if r.kind == 'collective-permute']),
+  )
+
+
+def ring(job: Job, permutes) -> dict:
+  """The permutes of the program: hidden or not, and how far they go."""
+  hops = topology.hops(job.mesh.devices)
+  seconds = sum(r.seconds for r in permutes)
+  exposed = sum(r.exposed for r in permutes)
+  return dict(
+    permutes=len(permutes),
+    executed=sum(r.count for r in permutes),
+    all_asynchronous=all(r.asynchronous for r in permutes),
+    over_attention=sum(r.over_attention for r in permutes),
+    seconds=seconds,
+    exposed_seconds=exposed,
+    hidden_share=1 - exposed / seconds if seconds else 1.0,
+    links_per_hop={str(k): v for k, v in hops.items()},
+  )

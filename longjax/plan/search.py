@@ -1,0 +1,137 @@
+"""The mesh, remat policy and micro-batches with which a config is fastest."""
+
+import itertools
+import math
+
+import jax
+
+from longjax import flops, llama, train
+from longjax.errors import InputError
+from longjax.plan import hbm, report, schedule, slices
+from longjax.plan.workload import workload
+
+TRIES = 4  # compiled, at some minutes each
+
+
+def search(config, where: slices.Slice, documents: str, log) -> list[dict]:
+  """Reports on the most promising meshes, remat policies and micro-batches.
+
+  Args:
+    config, where, documents, log: as for `plan`.
+
+  Returns:
+    At most TRIES of report.plan, best first; those that do not fit last.
+  """
+  trials = candidates(config, where, documents)
+  if not trials:
+    raise InputError(
+      f'no mesh of {where.name} divides train.batch {config.train.batch} '
+      f'and train.seq_len {config.train.seq_len}'
+    )
+  reports = []
+  for seconds, gib, trial in trials[:TRIES]:
+    log(
+      f'data {trial.mesh.data} x seq {trial.mesh.seq}, remat '
+      f'{trial.model.remat}, micro_batches {trial.train.micro_batches}: about '
+      f'{seconds:.3g} s and {gib:.1f} GiB'
+    )
+    reports.append(report.plan(trial, where, documents, log))
+  late = lambda r: r['step']['seconds'] if r['fits'] else math.inf
+  return sorted(reports, key=late)
+
+
+def candidates(config, where: slices.Slice, documents: str) -> list:
+  """[(seconds, GiB, config)], by the estimate, of what should fit; for each
+  mesh and policy the fewest micro-batches that do."""
+  chip = flops.CHIPS[where.generation]
+  found = []
+  for seq, remat in itertools.product(ring_sizes(where), llama.REMAT):
+    for trial in meshes(config, where, seq, remat):
+      seconds, size = estimate(trial, where, chip, documents)
+      if size < 0.97 * chip.hbm:
+        found.append((seconds, size / hbm.GIB, trial))
+        break
+  return sorted(found, key=lambda x: x[0])
+
+
+def ring_sizes(where: slices.Slice) -> list[int]:
+  """Products of whole axes of the torus, so that a ring has short hops."""
+  axes = (*where.dims, where.per_chip)
+  subsets = itertools.chain.from_iterable(
+    itertools.combinations(axes, k) for k in range(len(axes) + 1)
+  )
+  return sorted({math.prod(s) for s in subsets})
+
+
+def meshes(config, where, seq: int, remat: str):
+  """Valid configs with this ring, from few micro-batches to many."""
+  data = where.chips * where.per_chip // seq
+  rows = config.train.batch // data
+  for parts in (m for m in range(1, rows + 1) if rows % m == 0):
+    trial = config.copy_and_resolve_references()
+    trial.mesh.update(data=data, seq=seq)
+    trial.model.remat = remat
+    trial.train.micro_batches = parts
+    try:
+      train.check(trial)
+    except InputError:
+      continue
+    yield trial
+
+
+def estimate(config, where, chip, documents) -> tuple[float, float]:
+  """(seconds, bytes of HBM) of a step, without compiling: for an order of
+  trials, within some 20 % of what the compiler then says."""
+  model, work = train.llama_config(config), workload(config, documents)
+  step, mesh = config.train, config.mesh
+  devices = mesh.data * mesh.seq
+  # Tokens of a device in a micro-batch.
+  tokens = step.batch * step.seq_len // (devices * step.micro_batches)
+  params = sum(x.size for x in jax.tree.leaves(llama.abstract(model)))
+  # bfloat16 weights, gathered forward and backward, their gradients scattered
+  weights = 3 * 2 * params / (2 * len(where.dims) * chip.link)
+  layer = attention_seconds(model, work, chip, tokens)
+  seconds = model.layers * layer + weights + matmul_seconds(model, chip, tokens)
+  return step.micro_batches * seconds, (
+    params / devices * (16 if step.micro_batches > 1 else 12)
+    + tokens * model.layers * saved(model)
+    + working(model, tokens)
+  )
+
+
+def attention_seconds(model, work, chip, tokens: int) -> float:
+  """Of a layer; a hop takes as long as its kernel or its messages."""
+  each = 4 * work.block**2 * model.head_dim * model.heads
+  forward, backward = schedule.kernel_seconds(
+    chip, [each * blocks for blocks in work.hops], schedule.CALIBRATION
+  )
+  if len(work.hops) > 1:
+    numbers = 2 * tokens * model.kv_heads * model.head_dim / chip.link
+    forward = [max(hop, 2 * numbers) for hop in forward]
+    backward = [max(hop, 6 * numbers) for hop in backward]  # dk, dv in float32
+  return sum(forward) * (2 if model.remat == 'full' else 1) + sum(backward)
+
+
+def matmul_seconds(model, chip, tokens: int) -> float:
+  """Of a micro-batch, at 85 % of the peak; a third again if recomputed."""
+  passes = 6 if model.remat == 'none' else 8
+  return flops.matmul_params(model) * tokens * passes / chip.peak / 0.85
+
+
+def saved(model) -> int:
+  """Bytes of HBM per token and layer that wait for the backward pass."""
+  width = model.heads * model.head_dim
+  layer_in, attn_out, lse = 2 * model.embed, 2 * width, 4 * model.heads
+  inside = 8 * model.mlp + 12 * model.embed + 4 * width
+  return dict(
+    none=layer_in + attn_out + lse + inside,
+    attention=layer_in + attn_out + lse,
+    full=layer_in,
+    offload=lse,
+  ).get(model.remat, layer_in + attn_out + lse)
+
+
+def working(model, tokens: int) -> int:
+  """Bytes for a layer at work, and for embedding and head: two copies in
+  bfloat16 and their gradients. Fitted to the 8B model of the configs."""
+  return 60 * model.embed * tokens + 10 * model.vocab * model.embed

@@ -1,0 +1,131 @@
+"""What the rows of a step hold, and the attention that this makes.
+
+The compiled program is the same whatever the documents are; how many blocks of
+attention it executes, and who of the ring executes most, is not.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from longjax.attention.ulysses import group
+from longjax.batch import one_document
+from longjax.data import layout
+from longjax.errors import InputError
+
+
+class Workload(NamedTuple):
+  """The attention of a step: blocks are pairs of `block` tokens."""
+
+  lengths: tuple[int, ...]  # of the documents of each row
+  squares: float  # sum over documents of length^2
+  needed: float  # blocks, could they be cut to the token
+  executed: float  # blocks of all rows and members
+  hops: tuple[float, ...]  # blocks of the busiest member, a micro-batch
+  pairs: float  # blocks of a member in one hop, were all live
+  block: int  # tokens
+
+
+def workload(config, documents: str = '') -> Workload:
+  """The attention of one layer's forward pass in a step of this config.
+
+  Args:
+    config: with the mesh that it will have.
+    documents: see `row_lengths`.
+
+  Raises:
+    InputError: documents that no row can hold.
+  """
+  step, data = config.train, config.mesh.data
+  lengths = row_lengths(documents, step.batch, step.seq_len)
+  swap = exchange(config)
+  members = config.mesh.seq // swap
+  local = step.seq_len // members
+  block = min(config.model.block, local)
+  work = {x: _work(config, x, members) for x in set(lengths)}
+  if config.model.attention == 'gather':  # all keys at once
+    work = {x: w.sum(1, keepdims=True) for x, w in work.items()}
+  rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
+  squares = sum(_squares(x, step.seq_len) for x in lengths)
+  pairs = (-(-local // block)) ** 2 * (members // rows.shape[2]) / swap
+  return Workload(
+    lengths=lengths,
+    squares=squares,
+    needed=squares / 2 / block**2,
+    executed=float(rows.sum()),
+    hops=tuple(_busiest(rows / swap, step.micro_batches, data).tolist()),
+    pairs=pairs * step.batch / (step.micro_batches * data),
+    block=block,
+  )
+
+
+def exchange(config) -> int:
+  """Devices that swap heads for tokens: each computes a share of the heads,
+  and of a block as much less."""
+  model, n = config.model, config.mesh.seq
+  if model.attention not in ('ulysses', 'hybrid'):
+    return 1
+  try:
+    return group(model.attention, model.heads, model.kv_heads, n, 0)
+  except ValueError as error:
+    raise InputError(f'mesh.seq {n}: {error}') from None
+
+
+def row_lengths(documents: str, batch: int, seq_len: int) -> tuple[int, ...]:
+  """How long the documents of each row are; all of one row are equal.
+
+  Args:
+    documents: '' is one document a row, '65536' documents of that length,
+      '524288:0.23,65536:0.77' rows of each length by share.
+    batch: rows, dealt in proportion, in an order drawn once.
+    seq_len: tokens of a row.
+  """
+  mix = _mix(documents or str(seq_len), seq_len)
+  exact = np.array([share for _, share in mix]) * batch
+  count = np.floor(exact).astype(int)
+  rest = np.argsort(count - exact, kind='stable')[: batch - count.sum()]
+  count[rest] += 1
+  rows = np.repeat([length for length, _ in mix], count)
+  return tuple(np.random.default_rng(0).permutation(rows).tolist())
+
+
+def _mix(documents: str, seq_len: int) -> list[tuple[int, float]]:
+  """[(length, share)] with shares that add up to 1."""
+  wrong = InputError(
+    f'--documents {documents!r} is not a length (65536) or lengths by share '
+    f'that add up to 1 (524288:0.23,65536:0.77), each from 1 to seq_len '
+    f'{seq_len}'
+  )
+  try:
+    parts = [x.partition(':') for x in documents.split(',')]
+    mix = [(int(length), float(share or 1)) for length, _, share in parts]
+  except ValueError:
+    raise wrong from None
+  total = sum(share for _, share in mix)
+  fits = all(1 <= length <= seq_len and share > 0 for length, share in mix)
+  if not fits or abs(total - 1) > 0.005:
+    raise wrong
+  return [(length, share / total) for length, share in mix]
+
+
+def _squares(length: int, seq_len: int) -> float:
+  whole, rest = divmod(seq_len, length)
+  return float(whole * length**2 + rest**2)
+
+
+def _work(config, length: int, members: int) -> np.ndarray:
+  """Blocks of a row of such documents, [member, hop]."""
+  row = one_document(np.zeros(config.train.seq_len))
+  row = row._replace(segments=1 + row.index // length)
+  block = config.model.block
+  row = layout.arrange(row, config.data.layout, config.mesh.seq, block)
+  return layout.work(row.segments, row.index, members, block)[0]
+
+
+def _busiest(rows: np.ndarray, micro_batches: int, data: int) -> np.ndarray:
+  """Blocks by hop, of the member with most in the ring with most; the mean
+  over micro-batches. Rows go to them as in train.gradients."""
+  rows = rows.reshape(data, -1, micro_batches, *rows.shape[1:])
+  slowest = rows.sum(1).max(2)  # [ring, micro-batch, hop]
+  ring = slowest.sum(2).argmax(0)
+  return slowest[ring, np.arange(micro_batches)].mean(0)
