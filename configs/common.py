@@ -81,6 +81,7 @@ def model(size, **rope) -> Any:
       attention='ring',  # a name in longjax.attention.STRATEGIES
       block=512,  # queries and keys per attention block
       remat='attention',  # a name in longjax.llama.REMAT
+      mlp_chunk=0,  # tokens of a row in the feed-forward at once; 0 is all
     )
   )
 

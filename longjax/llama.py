@@ -6,8 +6,8 @@ Modules give structure and names; training handles plain dicts of arrays:
             'mlp_norm', 'gate', 'up', 'down'}, 'norm', 'head' unless tied}
 
 Legend: B batch, T seq, D embed, N heads, K kv_heads, H head_dim, F mlp, V
-vocab, L layers. Parameters are float32; `use` casts them to `config.dtype` for
-the matmuls; norms, RoPE and softmax compute in float32.
+vocab, L layers. Parameters are float32; `fsdp.local` gathers and casts them to
+`config.dtype` for the matmuls; norms, RoPE and softmax compute in float32.
 """
 
 import dataclasses
@@ -17,18 +17,29 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from longjax import attention, loss, rope, sharding
+from longjax import attention, fsdp, loss, rope
 from longjax.attention import Ids
 from longjax.batch import Batch
+from longjax.chunks import chunked
 from longjax.rope import Rope
 
 _policies = jax.checkpoint_policies
-# What the backward pass finds instead of computing it again. `attention` keeps
-# the ring from going round twice: right from about 128K tokens on.
+# What the backward pass finds instead of computing it again, besides the input
+# of each layer. `attention` keeps the ring from going round twice: right from
+# about 128K tokens on. `offload` keeps the same, the large arrays of it and the
+# inputs in the memory of the host: for more tokens than fit the chip. `none`
+# keeps everything, the gathered weights too: for models that fit each device.
 REMAT = dict(
   none=_policies.everything_saveable,
   attention=_policies.save_only_these_names('attn_out', 'attn_lse'),
+  offload=_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=['attn_lse'],
+    names_which_can_be_offloaded=['attn_out', 'layer_in'],
+    offload_src='device',
+    offload_dst='pinned_host',
+  ),
   full=_policies.nothing_saveable,
 )
 
@@ -54,6 +65,7 @@ class Llama:
   attention: str = 'ring'  # a key of attention.STRATEGIES
   block: int = 512  # queries and keys per block of attention
   remat: str = 'attention'  # a key of REMAT
+  mlp_chunk: int = 0  # tokens of a row in the feed-forward at once; 0 is all
 
   def __post_init__(self):
     counts = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
@@ -63,6 +75,8 @@ class Llama:
         raise ValueError(
           f'{field} must be at least 1, is {getattr(self, field)}'
         )
+    if self.mlp_chunk < 0:
+      raise ValueError(f'mlp_chunk must be at least 0, is {self.mlp_chunk}')
     if self.head_dim % 2 or self.norm_eps <= 0:
       raise ValueError(
         f'head_dim must be even and norm_eps positive, they are '
@@ -87,11 +101,11 @@ ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
                 'head_dim', 'norm_eps', 'tied')  # fmt: skip
 
 
-def param(rngs, shape, axes, fan_in=0):
-  """A float32 parameter with logical axes; ones where there is no fan_in."""
+def param(rngs, shape, fan_in=0):
+  """A float32 parameter; ones where there is no fan_in."""
   if not fan_in:
-    return nnx.Param(jnp.ones(shape), axes=axes)
-  return nnx.Param(rngs.params.normal(shape) / math.sqrt(fan_in), axes=axes)
+    return nnx.Param(jnp.ones(shape))
+  return nnx.Param(rngs.params.normal(shape) / math.sqrt(fan_in))
 
 
 def rms_norm(x, scale, eps):
@@ -100,39 +114,74 @@ def rms_norm(x, scale, eps):
   return (x32 * scale).astype(x.dtype)
 
 
+# What multiplies with weights: functions of the tokens of a device and of whole
+# weights, called through `fsdp.local`.
+
+
+def look_up(tokens, table):
+  """[B, T], [V, D] -> [B, T, D]."""
+  # float32 around the look-up: the gradients of a row add up in float32.
+  return table.astype(jnp.float32)[tokens].astype(table.dtype)
+
+
+def project(x, q, k, v):
+  """[B, T, D] -> queries [B, T, N, H], keys and values [B, T, K, H]."""
+  return tuple(jnp.einsum('btd,dnh->btnh', x, w) for w in (q, k, v))
+
+
+def merge(heads, o):
+  """[B, T, N, H] -> [B, T, D]."""
+  return jnp.einsum('btnh,nhd->btd', heads, o)
+
+
+def swiglu(x, gate, up, down):
+  """[B, T, D] -> [B, T, D], arXiv:2002.05202."""
+  return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+
+def to_vocab(x, head, *, tied):
+  """[B, T, D] -> [B, T, V] float32; a tied head is the embedding, [V, D]."""
+  equation = 'btd,vd->btv' if tied else 'btd,dv->btv'
+  return jnp.einsum(equation, x, head, preferred_element_type=jnp.float32)
+
+
 class Layer(nnx.Module):
   """Attention and SwiGLU, each behind a norm and beside a residual."""
 
   def __init__(self, c: Llama, rngs: nnx.Rngs):
     D, F, N, K, H = c.embed, c.mlp, c.heads, c.kv_heads, c.head_dim
     self.config = c
-    self.attn_norm = param(rngs, (D,), ('embed',))
-    self.q = param(rngs, (D, N, H), ('embed', 'heads', 'head_dim'), D)
-    self.k = param(rngs, (D, K, H), ('embed', 'kv_heads', 'head_dim'), D)
-    self.v = param(rngs, (D, K, H), ('embed', 'kv_heads', 'head_dim'), D)
-    self.o = param(rngs, (N, H, D), ('heads', 'head_dim', 'embed'), N * H)
-    self.mlp_norm = param(rngs, (D,), ('embed',))
-    self.gate = param(rngs, (D, F), ('embed', 'mlp'), D)
-    self.up = param(rngs, (D, F), ('embed', 'mlp'), D)
-    self.down = param(rngs, (F, D), ('mlp', 'embed'), F)
+    self.attn_norm = param(rngs, (D,))
+    self.q = param(rngs, (D, N, H), D)
+    self.k = param(rngs, (D, K, H), D)
+    self.v = param(rngs, (D, K, H), D)
+    self.o = param(rngs, (N, H, D), N * H)
+    self.mlp_norm = param(rngs, (D,))
+    self.gate = param(rngs, (D, F), D)
+    self.up = param(rngs, (D, F), D)
+    self.down = param(rngs, (F, D), F)
 
   def __call__(self, x, cos, sin, attend, cache, mesh):
     """x [B, T, D] -> x, cache. attend(q, k, v, cache) -> out, cache."""
     c = self.config
-    use = functools.partial(sharding.use, dtype=c.dtype, mesh=mesh)
+    local = functools.partial(fsdp.local, dtype=c.dtype, mesh=mesh)
+    x = checkpoint_name(x, 'layer_in')
     with jax.named_scope('attention'):
       h = rms_norm(x, self.attn_norm[...], c.norm_eps)
-      q, k, v = (
-        jnp.einsum('btd,dnh->btnh', h, use(w)) for w in (self.q, self.k, self.v)
-      )
+      q, k, v = local(project, [h], [self.q, self.k, self.v])
       q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
       out, cache = attend(q, k, v, cache)
-      x += jnp.einsum('btnh,nhd->btd', out, use(self.o))
+      x += local(merge, [out], [self.o])
     with jax.named_scope('mlp'):
       h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
-      h = jax.nn.silu(h @ use(self.gate)) * (h @ use(self.up))
-      x += h @ use(self.down)
-    return sharding.constrain(x, mesh), cache
+      x += local(self.feed_forward, [h], [self.gate, self.up, self.down])
+    return x, cache
+
+  def feed_forward(self, x, *weights):
+    """SwiGLU, of `mlp_chunk` tokens of a row at once."""
+    if not self.config.mlp_chunk:
+      return swiglu(x, *weights)
+    return chunked(swiglu, self.config.mlp_chunk, [x], weights)
 
 
 class Transformer(nnx.Module):
@@ -140,20 +189,18 @@ class Transformer(nnx.Module):
 
   def __init__(self, c: Llama, rngs: nnx.Rngs):
     self.config = c
-    self.embedding = param(
-      rngs, (c.vocab, c.embed), ('vocab', 'embed'), c.embed
-    )
+    self.embedding = param(rngs, (c.vocab, c.embed), c.embed)
     self.layers = jax.vmap(lambda r: Layer(c, r))(rngs.split(c.layers))
-    self.norm = param(rngs, (c.embed,), ('embed',))
+    self.norm = param(rngs, (c.embed,))
     if not c.tied:
-      self.head = param(rngs, (c.embed, c.vocab), ('embed', 'vocab'), c.embed)
+      self.head = param(rngs, (c.embed, c.vocab), c.embed)
 
   def __call__(self, tokens, positions, attend, cache, mesh):
     """[B, T] tokens -> [B, T, D] after the last norm, and the cache."""
     c = self.config
-    # float32 around the look-up: the gradients of a row add up in float32.
-    table = sharding.use(self.embedding, c.dtype, mesh).astype(jnp.float32)
-    x = sharding.constrain(table[tokens].astype(c.dtype), mesh)
+    x = fsdp.local(
+      look_up, [tokens], [self.embedding], dtype=c.dtype, mesh=mesh
+    )
     cos, sin = rope.cos_sin(positions, c.rope, c.head_dim)
 
     def body(x, layer_and_cache):
@@ -180,16 +227,6 @@ def init(config: Llama, key):
 def abstract(config: Llama):
   """The params as ShapeDtypeStructs."""
   return nnx.to_pure_dict(_abstract(config)[1])
-
-
-def axes(config: Llama):
-  """Like params: the logical axes of each, without the leading one of L."""
-  is_variable = lambda x: isinstance(x, nnx.Variable)
-  state = _abstract(config)[1]
-  names = jax.tree.map(
-    lambda v: v.get_metadata()['axes'], state, is_leaf=is_variable
-  )
-  return nnx.to_pure_dict(names)
 
 
 def run(params, config: Llama, tokens, positions, attend, cache, mesh=None):
@@ -225,23 +262,25 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
 
 
 def head(params, config: Llama):
-  """[embed, vocab] float32."""
-  return params['embedding'].T if config.tied else params['head']
+  """What `to_vocab` reads, float32."""
+  return params['embedding'] if config.tied else params['head']
 
 
 def nll(params, config: Llama, batch: Batch, *, chunk=1024, mesh=None):
   """Negative log-likelihood of each target, [batch, seq] float32, in nats."""
   x = hidden(params, config, batch, mesh)
-  weights = sharding.use(head(params, config), config.dtype, mesh)
-  return loss.nll(x, weights, batch.targets, chunk=chunk, mesh=mesh)
+  logits = functools.partial(to_vocab, tied=config.tied)
+  losses = functools.partial(loss.nll, logits=logits, chunk=chunk)
+  return fsdp.local(
+    losses, [x, jnp.asarray(batch.targets)], [head(params, config)],
+    dtype=config.dtype, mesh=mesh,
+  )  # fmt: skip
 
 
 def logits(params, config: Llama, x):
   """[batch, seq, vocab] float32 from hidden states [batch, seq, embed]."""
   weights = jnp.asarray(head(params, config)).astype(config.dtype)
-  return jnp.einsum(
-    'btd,dv->btv', x, weights, preferred_element_type=jnp.float32
-  )
+  return to_vocab(x, weights, tied=config.tied)
 
 
 def forward(params, config: Llama, batch: Batch):

@@ -1,8 +1,8 @@
 """Where arrays live: the mesh, parameters over all of it, batches over it.
 
 The mesh has axes `data` (rows) and `seq` (the ring). Parameters and optimizer
-state are sharded over both, whatever the axes mean for activations, and are
-gathered in the compute dtype where they are used.
+state are cut over both, whatever the axes mean for activations; `fsdp` gathers
+them where they are used.
 """
 
 import glob
@@ -18,8 +18,6 @@ from longjax import topology
 from longjax.errors import InputError
 
 AXES = ('data', 'seq')
-# The logical axes by which a parameter may be cut, best first.
-CUT = ('embed', 'mlp', 'vocab', 'heads', 'kv_heads', 'head_dim')
 
 
 def start(devices: int):
@@ -65,55 +63,60 @@ def make_mesh(data: int, seq: int, devices=None) -> Mesh:
 
 
 def rows_axes(mesh) -> tuple[str, ...]:
-  """The mesh axes that shard the rows of a batch: all but `seq`."""
-  return tuple(a for a in mesh.axis_names if a != 'seq')
+  """The mesh axes that shard the rows of a batch: all but `seq`.
+
+  An axis of one device shards nothing and is left out.
+  """
+  return tuple(a for a, n in mesh.shape.items() if a != 'seq' and n > 1)
 
 
 def batch_spec(mesh, rows: int) -> P:
   """[batch, seq]; rows that do not divide over the mesh are replicated."""
   axes = rows_axes(mesh)
   divides = rows % math.prod(mesh.shape[a] for a in axes) == 0
-  return P(axes if divides else None, 'seq')
+  return P(axes if axes and divides else None, 'seq')
 
 
-def use(weight, dtype, mesh=None):
-  """A parameter as the matmul needs it: cast, then whole on each device."""
-  weight = weight[...].astype(dtype)
-  if mesh is None:
-    return weight
-  return jax.lax.with_sharding_constraint(weight, NamedSharding(mesh, P()))
+def cuts(shape, mesh) -> dict[str, int]:
+  """{mesh axis: dim of a weight that it cuts}: the first that it divides.
+
+  `seq` cuts before the axes of the rows; an axis that divides no dim leaves
+  the weight replicated along it. Vectors (norms) are not cut.
+  """
+  left, dims = list(shape), {}
+  for axis in ('seq', *rows_axes(mesh)) if len(shape) > 1 else ():
+    n = mesh.shape[axis]
+    dim = next((d for d, size in enumerate(left) if size % n == 0), None)
+    if dim is not None:
+      left[dim] //= n
+      dims[axis] = dim
+  return dims
 
 
-def constrain(x, mesh=None):
-  """Keeps activations [batch, seq, ...] sharded like their batch."""
-  if mesh is None:
-    return x
-  spec = batch_spec(mesh, x.shape[0])
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+def spec(shape, mesh) -> P:
+  """Where a weight of this shape lives, as `cuts` says."""
+  dims = cuts(shape, mesh)
+  along = lambda dim: tuple(axis for axis in dims if dims[axis] == dim)
+  return P(*(along(dim) or None for dim in range(len(shape))))
 
 
-def params(axes, abstract, mesh):
-  """A NamedSharding for each parameter, over all devices where it divides.
+def params(abstract, mesh):
+  """A NamedSharding for each parameter.
 
   Args:
-    axes: tree of tuples, the logical axes of each (llama.axes).
-    abstract: tree of ShapeDtypeStructs; may have a leading layer dim more.
+    abstract: tree of arrays or ShapeDtypeStructs; those under 'layers' have a
+      leading dim of layers, which stays whole since a scan walks along it.
     mesh: the devices.
   """
-  devices = math.prod(mesh.shape.values())
 
-  def shard(names, leaf):
-    names = (None,) * (leaf.ndim - len(names)) + tuple(names)
-    spec = [None] * leaf.ndim
-    sizes = dict(zip(names, leaf.shape))
-    for name in CUT:
-      if name in sizes and sizes[name] % devices == 0:
-        spec[names.index(name)] = tuple(mesh.axis_names)
-        break
-    return NamedSharding(mesh, P(*spec))
+  def shard(path, leaf):
+    if path[0].key == 'layers':
+      cut = P(None, *spec(leaf.shape[1:], mesh))
+    else:
+      cut = spec(leaf.shape, mesh)
+    return NamedSharding(mesh, cut)
 
-  is_names = lambda x: isinstance(x, tuple)
-  return jax.tree.map(shard, axes, abstract, is_leaf=is_names)
+  return jax.tree.map_with_path(shard, abstract)
 
 
 def put(batch, mesh):

@@ -320,7 +320,7 @@ def build(config, model, mesh):
   """
   tx = optim.adamw(config.optim, config.train.steps)
   params = llama.abstract(model)
-  param_shardings = sharding.params(llama.axes(model), params, mesh)
+  param_shardings = sharding.params(params, mesh)
   replicated = NamedSharding(mesh, P())
   shardings = dict(
     params=param_shardings,
@@ -371,8 +371,12 @@ def gradients(config, params, batch, model, mesh):
     spec = P(None, *sharding.batch_spec(mesh, x.shape[1]))
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
-  zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-  return jax.lax.scan(add, zeros, Batch(*map(split, batch)))[0]
+  # The sums live where the parameters do.
+  zeros = jax.lax.with_sharding_constraint(
+    jax.tree.map(jnp.zeros_like, params), sharding.params(params, mesh)
+  )
+  start = (jnp.zeros(()), zeros)
+  return jax.lax.scan(add, start, Batch(*map(split, batch)))[0]
 
 
 def fresh(run: Run, abstract, source):

@@ -1,10 +1,11 @@
 """Reading a traced program: its collectives, its arrays."""
 
 import collections
+import re
 
 import jax
 
-COLLECTIVES = ('ppermute', 'all_gather', 'all_to_all', 'psum_scatter')
+COLLECTIVES = ('ppermute', 'all_gather', 'all_to_all', 'reduce_scatter')
 
 
 def equations(jaxpr, times=1):
@@ -42,3 +43,13 @@ def shapes(jaxpr) -> set:
     for v in eqn.outvars
     if hasattr(v.aval, 'shape')
   }
+
+
+def collective_shapes(text: str, name: str) -> list:
+  """Shapes of what one kind of collective makes in a compiled program."""
+  made = re.findall(rf'= (.*?) {name}(?:-start)?\(', text)
+  return [
+    tuple(int(n) for n in dims.split(',') if n)
+    for outputs in made
+    for dims in re.findall(r'[a-z]\d+\[([\d,]*)\]', outputs)
+  ]

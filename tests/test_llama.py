@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jaxprs
 import numpy as np
 import pytest
 import reference
@@ -46,6 +47,14 @@ def packed(rng, vocab, shape=(2, 64)):
   targets = np.roll(tokens, -1, 1)
   weights = (segments > 0).astype(np.float32)
   return Batch(tokens, targets, weights, segments, positions, index)
+
+
+def abstract_row(seq=64):
+  """A batch of one row, as ShapeDtypeStructs."""
+  dtype = lambda field: np.float32 if field == 'weights' else np.int32
+  return Batch(
+    *(jax.ShapeDtypeStruct((1, seq), dtype(f)) for f in Batch._fields)
+  )
 
 
 def oracle(params, config, batch):
@@ -130,10 +139,78 @@ def test_remat_changes_no_gradient(remat, rng):
     np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
+def traced_gradient(config, mesh=None):
+  """The jaxpr of the gradient over one row of 64 tokens."""
+  loss = lambda p, b: llama.nll(p, config, b, mesh=mesh).sum()
+  return jax.make_jaxpr(jax.grad(loss))(
+    llama.abstract(config), abstract_row()
+  ).jaxpr
+
+
+def test_the_ring_goes_round_again_only_in_full_remat(make_mesh):
+  mesh = make_mesh(1, 4)
+  hops = lambda jaxpr: jaxprs.collectives(jaxpr)['ppermute']
+  gradient = {
+    remat: hops(traced_gradient(small(remat=remat), mesh))
+    for remat in llama.REMAT
+  }
+  nll = lambda p, b: llama.nll(p, small(), b, mesh=mesh)
+  forward = jax.make_jaxpr(nll)(llama.abstract(small()), abstract_row()).jaxpr
+  assert gradient["none"] == gradient["attention"] == gradient["offload"]
+  assert gradient["full"] == gradient["none"] + hops(forward)
+
+
+def test_offload_sends_layer_inputs_and_attention_to_the_host():
+  config = small(remat='offload')
+  sent = [
+    v.aval.shape
+    for eqn, _ in jaxprs.equations(traced_gradient(config))
+    for v in eqn.outvars
+    if eqn.primitive.name == 'device_put' and 'host' in str(v.aval)
+  ]
+  layer_in, attn_out = (1, 64, 48), (1, 64, 8, 8)
+  assert sorted(sent) == sorted([layer_in, attn_out])
+
+
+@pytest.mark.parametrize('data, seq', [(1, 1), (2, 4)])
+@pytest.mark.parametrize('size', [7, 16, 99])
+def test_mlp_chunk_changes_no_loss_and_no_gradient(
+  size, data, seq, rng, make_mesh
+):
+  mesh, params = make_mesh(data, seq), params_of(small())
+  batch = packed(rng, 96)
+
+  def gradients(config):
+    loss = lambda p, b: llama.nll(p, config, b, mesh=mesh).sum()
+    return jax.jit(jax.value_and_grad(loss))(params, sharding.put(batch, mesh))
+
+  got, want = gradients(small(mlp_chunk=size)), gradients(small())
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+
+
+def test_mlp_chunk_needs_less_memory():
+  """The inside of the feed-forward, [seq, mlp], is most of this program."""
+  wide = dict(mlp=4096, layers=1)
+
+  def temporaries(config):
+    loss = lambda p, b: llama.nll(p, config, b, chunk=64).sum()
+    gradient = jax.jit(jax.grad(loss))
+    compiled = gradient.lower(
+      llama.abstract(config), abstract_row(2048)
+    ).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  whole = temporaries(small(LLAMA3 | wide))
+  inside = 2048 * 4096 * 4  # bytes of one of its arrays
+  assert whole > 2 * inside
+  assert temporaries(small(LLAMA3 | wide, mlp_chunk=128)) < whole - 2 * inside
+
+
 def test_init_is_the_same_on_any_mesh(make_mesh):
   config = small()
   mesh = make_mesh(2, 4)
-  shardings = sharding.params(llama.axes(config), llama.abstract(config), mesh)
+  shardings = sharding.params(llama.abstract(config), mesh)
   spread = jax.jit(llama.init, static_argnums=0, out_shardings=shardings)(
     config, jax.random.key(0)
   )
@@ -146,21 +223,15 @@ def test_init_is_the_same_on_any_mesh(make_mesh):
 OTHER = dict(
   vocab=128, layers=2, embed=64, mlp=96, heads=4, kv_heads=4, head_dim=16,
   norm_eps=1e-6, tied=True, rope=Rope(base=1e4), dtype='bfloat16',
-  attention='reference', block=8, remat='full',
+  attention='reference', block=8, remat='full', mlp_chunk=16,
 )  # fmt: skip
 
 
 def program(config):
   """The lowered gradient of the loss, its constants included."""
-  shape = (1, 64)
-  batch = Batch(
-    *(
-      jax.ShapeDtypeStruct(shape, np.float32 if f == 'weights' else np.int32)
-      for f in Batch._fields
-    )
-  )
   loss = lambda p, b: llama.nll(p, config, b).sum()
-  return jax.jit(jax.grad(loss)).lower(llama.abstract(config), batch).as_text()
+  gradient = jax.jit(jax.grad(loss))
+  return gradient.lower(llama.abstract(config), abstract_row()).as_text()
 
 
 @pytest.mark.parametrize(

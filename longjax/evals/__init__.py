@@ -73,7 +73,7 @@ def documents(store, config, mesh):
 
 def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
   """`model` with the fields of `like` that say how, not what, to compute."""
-  how = ('dtype', 'attention', 'block', 'remat')
+  how = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk')
   return dataclasses.replace(model, **{f: getattr(like, f) for f in how})
 
 
