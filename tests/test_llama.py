@@ -156,8 +156,8 @@ def test_the_ring_goes_round_again_only_in_full_remat(make_mesh):
   }
   nll = lambda p, b: llama.nll(p, small(), b, mesh=mesh)
   forward = jax.make_jaxpr(nll)(llama.abstract(small()), abstract_row()).jaxpr
-  assert gradient["none"] == gradient["attention"] == gradient["offload"]
-  assert gradient["full"] == gradient["none"] + hops(forward)
+  assert gradient['none'] == gradient['attention'] == gradient['offload']
+  assert gradient['full'] == gradient['none'] + hops(forward)
 
 
 def test_offload_sends_layer_inputs_and_attention_to_the_host():
