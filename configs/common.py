@@ -79,7 +79,8 @@ def model(size, **rope) -> Any:
       | rope,
       dtype='bfloat16',  # of matmuls; masters are float32, always
       attention='ring',  # a name in longjax.attention.STRATEGIES
-      block=512,  # queries and keys per attention block
+      block=512,  # keys per attention block; 2048 fills a TPU best
+      ulysses=0,  # devices that exchange heads in hybrid; 0 is the most
       remat='attention',  # a name in longjax.llama.REMAT
       mlp_chunk=0,  # tokens of a row in the feed-forward at once; 0 is all
     )

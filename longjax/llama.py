@@ -63,7 +63,8 @@ class Llama:
   rope: Rope = dataclasses.field(default_factory=Rope)
   dtype: str = 'bfloat16'  # of matmuls
   attention: str = 'ring'  # a key of attention.STRATEGIES
-  block: int = 512  # queries and keys per block of attention
+  block: int = 512  # keys per block of attention; 2048 fills a TPU best
+  ulysses: int = 0  # devices that exchange heads in hybrid; 0 is the most
   remat: str = 'attention'  # a key of REMAT
   mlp_chunk: int = 0  # tokens of a row in the feed-forward at once; 0 is all
 
@@ -75,8 +76,11 @@ class Llama:
         raise ValueError(
           f'{field} must be at least 1, is {getattr(self, field)}'
         )
-    if self.mlp_chunk < 0:
-      raise ValueError(f'mlp_chunk must be at least 0, is {self.mlp_chunk}')
+    for field in ('mlp_chunk', 'ulysses'):
+      if getattr(self, field) < 0:
+        raise ValueError(
+          f'{field} must be at least 0, is {getattr(self, field)}'
+        )
     if self.head_dim % 2 or self.norm_eps <= 0:
       raise ValueError(
         f'head_dim must be even and norm_eps positive, they are '
@@ -254,6 +258,7 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
     out = attention.attend(
       q, k, v, ids, ids,
       strategy=config.attention, mesh=mesh, block=config.block,
+      ulysses=config.ulysses,
     )  # fmt: skip
     return out, cache
 

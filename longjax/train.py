@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longjax import (
+  attention,
   checkpoint,
   cli,
   evals,
@@ -220,6 +221,11 @@ def check(config) -> llama.Llama:
       f'config.model.attention blockwise needs whole sequences, but mesh.seq '
       f'is {mesh.seq}; use ring or gather'
     )
+  heads = model.heads, model.kv_heads
+  try:
+    attention.exchange(model.attention, *heads, mesh.seq, model.ulysses)
+  except ValueError as error:
+    raise InputError(f'config.mesh.seq {mesh.seq}: {error}') from None
   return model
 
 

@@ -223,13 +223,13 @@ def test_init_is_the_same_on_any_mesh(make_mesh):
 OTHER = dict(
   vocab=128, layers=2, embed=64, mlp=96, heads=4, kv_heads=4, head_dim=16,
   norm_eps=1e-6, tied=True, rope=Rope(base=1e4), dtype='bfloat16',
-  attention='reference', block=8, remat='full', mlp_chunk=16,
+  attention='reference', block=8, remat='full', mlp_chunk=16, ulysses=1,
 )  # fmt: skip
 
 
-def program(config):
+def program(config, mesh=None):
   """The lowered gradient of the loss, its constants included."""
-  loss = lambda p, b: llama.nll(p, config, b).sum()
+  loss = lambda p, b: llama.nll(p, config, b, mesh=mesh).sum()
   gradient = jax.jit(jax.grad(loss))
   return gradient.lower(llama.abstract(config), abstract_row()).as_text()
 
@@ -237,10 +237,12 @@ def program(config):
 @pytest.mark.parametrize(
   'field', [f.name for f in dataclasses.fields(llama.Llama)]
 )
-def test_every_model_config_field_changes_the_program(field):
-  config = small()
+def test_every_model_config_field_changes_the_program(field, make_mesh):
+  config, mesh = small(), None
+  if field == 'ulysses':  # read by hybrid attention on a mesh
+    config, mesh = small(attention='hybrid'), make_mesh(1, 4)
   other = dataclasses.replace(config, **{field: OTHER[field]})
-  assert program(config) != program(other)
+  assert program(config, mesh) != program(other, mesh)
 
 
 SCALINGS = dict(

@@ -21,11 +21,10 @@ from jax.sharding import PartitionSpec as P
 from longjax.attention.blocks import How
 from longjax.attention.combine import combine
 from longjax.attention.ids import ANY, Ids, visible
-from longjax.attention.kernels import KERNELS
 from longjax.attention.ring import ring
-from longjax.attention.ulysses import group, ulysses
+from longjax.attention.ulysses import exchange, ulysses
 
-__all__ = ['ANY', 'KERNELS', 'STRATEGIES', 'Ids', 'attend', 'visible']
+__all__ = ['ANY', 'STRATEGIES', 'Ids', 'attend', 'exchange', 'visible']
 
 
 def reference(q, k, v, q_ids, kv_ids, axis, how):
@@ -90,7 +89,7 @@ def attend(
     window: tokens back that a query sees, itself included; 0 is all.
     ulysses: devices of `axis` that exchange heads in hybrid; 0 is the most
       that repeats no kv head.
-    kernel: a key of KERNELS; None is pallas on a TPU, else blockwise.
+    kernel: a key of kernels.KERNELS; None is pallas on a TPU, else blockwise.
 
   Returns:
     [batch, seq, heads, dim] in q's dtype; 0 for a query that sees nothing.
@@ -108,7 +107,7 @@ def attend(
     raise ValueError(f'mesh has axes {mesh.axis_names}, none is {axis!r}')
   seq, n, rows = q.shape[1], mesh.shape[axis], _rows(mesh, axis, q.shape[0])
   if strategy in ('ulysses', 'hybrid'):
-    size = group(strategy, q.shape[2], k.shape[2], n, ulysses)
+    size = exchange(strategy, q.shape[2], k.shape[2], n, ulysses)
     mesh, axis = _split(mesh, axis, size), (RING, HEADS)
   kv_spec = P(rows, axis)
   q_spec = P(rows) if strategy == 'combine' else kv_spec

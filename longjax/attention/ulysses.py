@@ -41,11 +41,11 @@ def ulysses(q, k, v, q_ids, kv_ids, axis, how: How):
   return _swap(out, inside, 1, 2)
 
 
-def group(strategy: str, heads: int, kv_heads: int, members: int, size: int):
-  """How many devices exchange heads: all, or as many as share the kv heads.
+def exchange(strategy: str, heads: int, kv_heads: int, members: int, size: int):
+  """How many devices exchange heads: all, some, or with a ring alone one.
 
   Args:
-    strategy: 'ulysses' or 'hybrid'.
+    strategy: a key of attention.STRATEGIES.
     heads, kv_heads: of the model.
     members: devices that share a sequence.
     size: what hybrid is asked for; 0 is the most that repeats no kv head.
@@ -53,6 +53,8 @@ def group(strategy: str, heads: int, kv_heads: int, members: int, size: int):
   Raises:
     ValueError: if heads or members are not a multiple of it.
   """
+  if strategy not in ('ulysses', 'hybrid'):
+    return 1
   if strategy == 'ulysses':
     size = members
   size = size or math.gcd(kv_heads, members)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longjax.attention.ulysses import group
+from longjax.attention import exchange
 from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
@@ -36,14 +36,18 @@ def workload(config, documents: str = '') -> Workload:
   Raises:
     InputError: documents that no row can hold.
   """
-  step, data = config.train, config.mesh.data
+  step, model = config.train, config.model
+  data, n = config.mesh.data, config.mesh.seq
   lengths = row_lengths(documents, step.batch, step.seq_len)
-  swap = exchange(config)
-  members = config.mesh.seq // swap
+  # Each device that exchanges heads has a share of them, of a block as well.
+  swap = exchange(
+    model.attention, model.heads, model.kv_heads, n, model.ulysses
+  )
+  members = n // swap
   local = step.seq_len // members
-  block = min(config.model.block, local)
+  block = min(model.block, local)
   work = {x: _work(config, x, members) for x in set(lengths)}
-  if config.model.attention == 'gather':  # all keys at once
+  if model.attention == 'gather':  # all keys at once
     work = {x: w.sum(1, keepdims=True) for x, w in work.items()}
   rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
   squares = sum(_squares(x, step.seq_len) for x in lengths)
@@ -57,18 +61,6 @@ def workload(config, documents: str = '') -> Workload:
     pairs=pairs * step.batch / (step.micro_batches * data),
     block=block,
   )
-
-
-def exchange(config) -> int:
-  """Devices that swap heads for tokens: each computes a share of the heads,
-  and of a block as much less."""
-  model, n = config.model, config.mesh.seq
-  if model.attention not in ('ulysses', 'hybrid'):
-    return 1
-  try:
-    return group(model.attention, model.heads, model.kv_heads, n, 0)
-  except ValueError as error:
-    raise InputError(f'mesh.seq {n}: {error}') from None
 
 
 def row_lengths(documents: str, batch: int, seq_len: int) -> tuple[int, ...]:
