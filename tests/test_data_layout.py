@@ -5,7 +5,7 @@ import pytest
 from bench import balance
 
 from longjax import batch, errors
-from longjax.attention.ids import ANY, Ids, meet
+from longjax.attention.ids import ANY, Ids, meet, span
 from longjax.data import layout
 
 FIXED = ('contiguous', 'zigzag', 'striped')
@@ -83,13 +83,11 @@ def blocks_that_meet(segments, index, n, block):
     slice(a, min(a + block, (member + 1) * part))
     for a in range(member * part, (member + 1) * part, block)
   ]
-  ids = lambda row, where: Ids(
-    *(x[row : row + 1, where] for x in (segments, index))
-  )
+  held = lambda row, where: span(Ids(segments[row, where], index[row, where]))
   counts = np.zeros((rows, n, n), int)
   for row, member, hop in np.ndindex(counts.shape):
     counts[row, member, hop] = sum(
-      bool(meet(ids(row, q), ids(row, kv)))
+      bool(meet(held(row, q), held(row, kv)))
       for q in cut(member)
       for kv in cut((member - hop) % n)
     )
