@@ -3,16 +3,16 @@
   python tests/bench/attention.py [seq_len ...]
 
 On the CPU, with SmolLM2's heads, float32: seconds and temporary memory of each
-strategy, and the ratio to the baseline that ran in the same process.
+strategy, and how many times less than the baseline in the same process.
 """
 
 import pathlib
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jax
+import measure
 import numpy as np
 from jax.sharding import Mesh
 
@@ -23,29 +23,11 @@ from longjax.data import layout
 DEVICES, BLOCK, DIM = 8, 256, 64
 
 
-def measure(attend, arguments):
-  """(seconds, bytes of temporaries on a device) of value and gradients."""
-  loss = lambda q, k, v: (attend(q, k, v) ** 2).sum()
-  step = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
-  compiled = step.lower(*arguments).compile()
-  jax.block_until_ready(compiled(*arguments))
-  began = time.perf_counter()
-  jax.block_until_ready(compiled(*arguments))
-  seconds = time.perf_counter() - began
-  return seconds, compiled.memory_analysis().temp_size_in_bytes
-
-
 def cases(seq):
-  """(name, attend, arguments): one causal document of `seq` tokens."""
-  rng = np.random.default_rng(0)
-  arguments = [
-    rng.standard_normal((1, seq, heads, DIM)).astype(np.float32)
-    for heads in (9, 3, 3)
-  ]
+  """(name, attend): one causal document of `seq` tokens."""
   yield (
     'jax.nn.dot_product_attention',
     lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True),
-    arguments,
   )
   for devices, strategy in ((1, 'blockwise'), (DEVICES, 'ring')):
     mesh = Mesh(
@@ -60,22 +42,18 @@ def cases(seq):
         q, k, v, ids, ids, strategy=strategy, mesh=mesh, block=BLOCK
       )
 
-    yield f'{strategy} on {devices}', attend, arguments
+    yield f'{strategy} on {devices}', attend
 
 
 def main(lengths):
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', DEVICES)
   for seq in lengths:
-    base = None
-    for name, attend, arguments in cases(seq):
-      seconds, temporaries = measure(attend, arguments)
-      base = base or (seconds, temporaries)
-      print(
-        f'{seq:6} tokens  {name:30} {seconds:7.2f} s '
-        f'({base[0] / seconds:5.2f}x)  {temporaries / 2**20:8.0f} MiB '
-        f'({temporaries / base[1]:.3f}x)'
-      )
+    arguments, base = measure.inputs(seq, 9, 3, DIM), None
+    for name, attend in cases(seq):
+      cost = measure.cost(attend, arguments)
+      base = base or cost
+      print(f'{seq:6} tokens  {name:30} {cost} {cost.beside(base)}', flush=True)
 
 
 if __name__ == '__main__':

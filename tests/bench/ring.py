@@ -12,7 +12,6 @@ what else the machine does. Errors are against float64, of 2,048 tokens.
 
 import pathlib
 import sys
-import time
 import types
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -20,6 +19,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 import reference
 from jax.extend import backend
@@ -33,7 +33,7 @@ from longjax.data import layout
 DEVICES, HEADS, DIM = 8, 8, 64
 CHUNK = 512  # ringattention's fastest of 256, 512, 1024
 BLOCK = 256  # our fastest of 128, 256, 512
-RUNS, EXACT = 3, 2048  # EXACT: tokens of the comparison with float64
+EXACT = 2048  # tokens of the comparison with float64
 
 
 def theirs(mesh, seq):
@@ -67,54 +67,21 @@ def ours(mesh, order, segments):
 
 
 def inputs(seq):
-  """q, k, v and the gradient of the output, [1, seq, HEADS, DIM]."""
-  rng = np.random.default_rng(0)
-  return rng.standard_normal((4, 1, seq, HEADS, DIM)).astype(np.float32)
-
-
-def compiled(attend, arguments):
-  """(q, k, v, dout) -> (out, dq, dk, dv)."""
-
-  def run(q, k, v, dout):
-    out, vjp = jax.vjp(attend, q, k, v)
-    return out, *vjp(dout)
-
-  return jax.jit(run).lower(*arguments).compile()
-
-
-def measure(attend, seq):
-  """(CPU seconds, seconds, MiB of temporaries on a device)."""
-  arguments = inputs(seq)
-  run = compiled(attend, arguments)
-  spent = []
-  for _ in range(RUNS):
-    began = time.process_time(), time.perf_counter()
-    jax.block_until_ready(run(*arguments))
-    spent.append(
-      (time.process_time() - began[0], time.perf_counter() - began[1])
-    )
-  temporaries = run.memory_analysis().temp_size_in_bytes / 2**20
-  return *(min(x) for x in zip(*spent)), temporaries
+  return measure.inputs(seq, HEADS, HEADS, DIM)
 
 
 def errors(attend, order):
   """The largest error of out, dq, dk and dv of a causal row in an order."""
   arguments = inputs(EXACT)
-  got = compiled(attend, arguments)(*(x[:, order] for x in arguments))
-  exact = arguments.astype(np.float64)
+  run = measure.compiled(attend, arguments)
+  got = run(*(x[:, order] for x in arguments))
+  exact = [x.astype(np.float64) for x in arguments]
   ids = np.ones((1, EXACT)), np.arange(EXACT)[None]
-  out = reference.attention(*exact[:3], *ids)
-  grads = reference.attention_grads(*exact, *ids)
-  return [
-    float(np.abs(x - y[:, order]).max()) for x, y in zip(got, (out, *grads))
-  ]
-
-
-def report(name, found, base):
-  cpu, wall, temporaries = found
-  ratios = ' '.join(f'{b / x:6.2f}x' for x, b in zip(found, base))
-  figures = f'{cpu:8.2f} CPU s {wall:8.2f} s {temporaries:8.1f} MiB'
-  print(f'{name:28} {figures}  {ratios}', flush=True)
+  want = (
+    reference.attention(*exact[:3], *ids),
+    *reference.attention_grads(*exact, *ids),
+  )
+  return [float(np.abs(x - y[:, order]).max()) for x, y in zip(got, want)]
 
 
 def main(seq=16_384):
@@ -123,20 +90,20 @@ def main(seq=16_384):
   mesh = Mesh(np.array(jax.devices()).reshape(1, -1), ('data', 'seq'))
   zigzag = lambda seq: layout.order('zigzag', seq, DEVICES)
   one = lambda seq: np.ones(seq, int)
-  print(f'{seq} tokens on {DEVICES} devices; the ratios: the first / this')
-  base = measure(theirs(mesh, seq), seq)
-  report('ringattention, causal', base, base)
-  whole = measure(ours(mesh, zigzag(seq), one(seq)), seq)
-  report('longjax, causal', whole, base)
+  print(f'{seq} tokens on {DEVICES} devices; then, how many times less')
+  base = measure.cost(theirs(mesh, seq), inputs(seq))
+  print(f'ringattention, causal     {base}')
+  causal = measure.cost(ours(mesh, zigzag(seq), one(seq)), inputs(seq))
+  print(f'longjax, causal           {causal} {causal.beside(base)}')
   documents = np.arange(seq) // (seq // DEVICES) + 1
-  packed = measure(ours(mesh, zigzag(seq), documents), seq)
-  report('longjax, eight documents', packed, whole)
+  packed = measure.cost(ours(mesh, zigzag(seq), documents), inputs(seq))
+  print(f'longjax, eight documents  {packed} {packed.beside(causal)}')
   for name, attend, order in (
     ('ringattention', theirs(mesh, EXACT), np.arange(EXACT)),
     ('longjax', ours(mesh, zigzag(EXACT), one(EXACT)), zigzag(EXACT)),
   ):
     largest = ' '.join(f'{x:.1e}' for x in errors(attend, order))
-    print(f'{name:28} largest error of out, dq, dk, dv: {largest}')
+    print(f'{name:14} largest error of out, dq, dk, dv: {largest}')
 
 
 if __name__ == '__main__':
