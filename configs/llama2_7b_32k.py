@@ -5,8 +5,8 @@
       --config.data.tokenizer=/data/tokenizer.json
 
 For 64 chips of TPU v5p. The paper does not disclose its data mix, and gives
-no optimizer: AdamW is that of Llama 2. Not run on a TPU; traced in
-tests/test_configs.py.
+no optimizer: AdamW is that of Llama 2. Not run on a TPU; its step
+is traced in tests/test_configs.py.
 """
 
 from configs import common

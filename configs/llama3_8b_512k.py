@@ -5,8 +5,8 @@
 
 For 64 chips of TPU v5p. The weights are a run of stage 1 (64K tokens, base
 8e6); the data is what launch/prepare.py made of the documents of the mix,
-whose shares (section 2.2) are not set here. Not run on a TPU; traced in
-tests/test_configs.py.
+whose shares (section 2.2) are not set here. Not run on a TPU; compiled
+for one ahead of time (docs/plan.md).
 """
 
 from configs import common
