@@ -42,6 +42,8 @@ def theirs(mesh, seq, chunk):
   jax.lib.xla_bridge = types.SimpleNamespace(get_backend=backend.get_backend)
   from ringattention import ringattention_jax
 
+  chunk = min(chunk, seq // DEVICES)
+
   blocks = dict(
     causal_block_size=1, deterministic=True, dropout_rng=None, attn_pdrop=0.0,
     query_chunk_size=chunk, key_chunk_size=chunk, dtype=jnp.float32,
