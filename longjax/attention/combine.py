@@ -41,6 +41,12 @@ def _forward(q, k, v, q_ids, kv_ids, axis, how):
 
 
 def _backward(axis, how, saved, dout):
+  if how.kernel == 'interpret' and axis is not None:
+    # Without check_vma JAX would divide dk and dv by the members of the axis.
+    raise NotImplementedError(
+      'combine has no gradient over a mesh with the interpreted kernel; use '
+      'kernel=None'
+    )
   q, k, v, q_ids, kv_ids, *back = saved
   local_q, local_q_ids, *back = _local((q, q_ids, *back, dout), axis)
   queries, keys = kernels.cut(local_q, k, v, local_q_ids, kv_ids, how)
