@@ -172,9 +172,9 @@ class TestCompiled:
   ):
     ring = planned['communication']['ring']
     assert ring['all_asynchronous']
-    # In each of 4 layers k, v and 2 ids go 3 hops forward and 3 backward, dk
+    # In each of 4 layers k, v and ids go 3 hops forward and 3 backward, dk
     # and dv 4: home.
-    assert ring['executed'] == 4 * (2 * 3 * 4 + 2 * 4)
+    assert ring['executed'] == 4 * (2 * 3 * 3 + 2 * 4)
     assert planned['attention']['busiest_over_mean'] == 1
 
   def test_short_documents_need_less_attention(self, planned):

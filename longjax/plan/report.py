@@ -245,12 +245,12 @@ def communication(job: Job, real: schedule.Schedule) -> dict:
     exposed_seconds=real.exposed,
     exposed_share=real.exposed / real.seconds,
     collectives=dict(kinds),
-    ring=ring(job, [r for r in records if r.kind == 'collective-permute']),
+    ring=ring(job, [r for r in records if r.ring]),
   )
 
 
 def ring(job: Job, permutes) -> dict:
-  """The permutes of the program: hidden or not, and how far they go."""
+  """The messages of the ring: hidden or not, and how far they go."""
   hops = topology.hops(job.mesh.devices)
   seconds = sum(r.seconds for r in permutes)
   exposed = sum(r.exposed for r in permutes)

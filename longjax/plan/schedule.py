@@ -98,6 +98,7 @@ class Collective:
   exposed: float = 0.0
   over_attention: bool = False  # attention runs between its start and done
   pairs: tuple = ()  # of a permute
+  ring: bool = False  # a message of the ring, not one that XLA made
 
 
 @dataclasses.dataclass
@@ -346,6 +347,7 @@ class _Walk:
     arrays = result.arrays()
     if kind == 'collective-permute':
       record.pairs = hlo.pairs(inner.text)
+      record.ring = '/ppermute"' in inner.text  # by the name that JAX gave it
       size = arrays[0].bytes
       return size, size * network.load(record.pairs) / link
     group = hlo.group(inner.text, len(network.places))
