@@ -40,7 +40,13 @@ SHAPES = dict(
 
 
 @pytest.mark.parametrize('rows, tied', [(1, True), (2, False)])
-@pytest.mark.parametrize('shapes', SHAPES)
+@pytest.mark.parametrize(
+  'shapes',
+  [
+    pytest.param(x, marks=[] if x == 'both' else pytest.mark.slow)
+    for x in SHAPES
+  ],
+)
 def test_gradients_are_those_of_one_device_however_weights_and_rows_divide(
   shapes, rows, tied, rng, make_mesh
 ):
