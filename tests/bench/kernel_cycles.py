@@ -18,7 +18,12 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from longjax.plan.slices import ENVIRONMENT
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
 # Topology and bf16 FLOPs of a core in one cycle.
 CHIPS = dict(
   v5p=('v5p:2x2x1', 131_072),
@@ -97,11 +102,7 @@ def report(chip: str, block: int):
   topology, flops = CHIPS[chip]
   with tempfile.TemporaryDirectory() as dump:
     flags = f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
-    quiet = dict(
-      JAX_PLATFORMS='cpu', TPU_SKIP_MDS_QUERY='1', TPU_ACCELERATOR_TYPE='v5p-8',
-      TPU_WORKER_HOSTNAMES='localhost', ALLOW_MULTIPLE_LIBTPU_LOAD='true',
-      PYTHONPATH=str(ROOT), LIBTPU_INIT_ARGS=flags,
-    )  # fmt: skip
+    quiet = ENVIRONMENT | dict(PYTHONPATH=str(ROOT), LIBTPU_INIT_ARGS=flags)
     code = (
       f'import runpy; runpy.run_path({str(__file__)!r})'
       f'["compile_kernels"]({topology!r}, {block})'
