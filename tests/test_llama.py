@@ -75,10 +75,18 @@ ROPES = dict(
 )
 
 
-@pytest.mark.parametrize('scaling', ROPES)
-@pytest.mark.parametrize('kind', ['Llama 2', 'Llama 3', 'tied'])
+@pytest.mark.parametrize('kind, scaling', [
+  *(('Llama 3', scaling) for scaling in ROPES),
+  ('Llama 2', 'none'),
+  ('tied', 'llama3'),
+  *(
+    pytest.param(kind, scaling, marks=pytest.mark.slow)
+    for kind, kept in (('Llama 2', 'none'), ('tied', 'llama3'))
+    for scaling in ROPES if scaling != kept
+  ),
+])  # fmt: skip
 def test_logits_equal_the_float64_oracle_on_packed_documents(
-  scaling, kind, rng
+  kind, scaling, rng
 ):
   architecture = LLAMA2 if kind == 'Llama 2' else LLAMA3
   config = small(architecture | dict(tied=kind == 'tied'), ROPES[scaling])
@@ -172,8 +180,12 @@ def test_offload_sends_layer_inputs_and_attention_to_the_host():
   assert sorted(sent) == sorted([layer_in, attn_out])
 
 
-@pytest.mark.parametrize('data, seq', [(1, 1), (2, 4)])
-@pytest.mark.parametrize('size', [7, 16, 99])
+@pytest.mark.parametrize('size, data, seq', [
+  (7, 2, 4),
+  (99, 1, 1),
+  pytest.param(16, 2, 4, marks=pytest.mark.slow),
+  pytest.param(99, 2, 4, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_mlp_chunk_changes_no_loss_and_no_gradient(
   size, data, seq, rng, make_mesh
 ):

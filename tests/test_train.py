@@ -75,8 +75,13 @@ def assert_same_step(got, want):
     assert error <= 1e-4 * np.abs(w).max(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize('name', ['contiguous', 'zigzag'])
-@pytest.mark.parametrize('shape', [(2, 4), (1, 8), (8, 1)])
+@pytest.mark.parametrize('shape, name', [
+  ((2, 4), 'zigzag'),
+  ((1, 8), 'contiguous'),
+  ((8, 1), 'zigzag'),
+  pytest.param((2, 4), 'contiguous', marks=pytest.mark.slow),
+  pytest.param((1, 8), 'zigzag', marks=pytest.mark.slow),
+])  # fmt: skip
 def test_a_step_on_eight_devices_is_the_step_on_one(
   shape, name, single, make_mesh
 ):
