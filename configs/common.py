@@ -83,6 +83,8 @@ def model(size, **rope) -> Any:
       ulysses=0,  # devices that exchange heads in hybrid; 0 is the most
       remat='attention',  # a name in longjax.llama.REMAT
       mlp_chunk=0,  # tokens of a row in the feed-forward at once; 0 is all
+      # Focused Transformer: longjax/crossbatch.py
+      memory=dict(layers=(), rows=(), wrap=False),
     )
   )
 

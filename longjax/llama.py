@@ -13,16 +13,18 @@ vocab, L layers. Parameters are float32; `fsdp.local` gathers and casts them to
 import dataclasses
 import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from longjax import attention, fsdp, loss, rope
+from longjax import attention, crossbatch, fsdp, loss, rope
 from longjax.attention import Ids
 from longjax.batch import Batch
 from longjax.chunks import chunked
+from longjax.crossbatch import Memory
 from longjax.rope import Rope
 
 _policies = jax.checkpoint_policies
@@ -67,8 +69,13 @@ class Llama:
   ulysses: int = 0  # devices that exchange heads in hybrid; 0 is the most
   remat: str = 'attention'  # a key of REMAT
   mlp_chunk: int = 0  # tokens of a row in the feed-forward at once; 0 is all
+  memory: Memory = dataclasses.field(default_factory=Memory)
 
   def __post_init__(self):
+    for field, kind in (('rope', Rope), ('memory', Memory)):
+      value = getattr(self, field)
+      if not isinstance(value, kind):  # a mapping, as configs and files have it
+        object.__setattr__(self, field, kind(**value))
     counts = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
               'head_dim', 'block')  # fmt: skip
     for field in counts:
@@ -99,6 +106,28 @@ class Llama:
         raise ValueError(
           f'{field} {getattr(self, field)!r} is none of {", ".join(known)}'
         )
+    if any(layer >= self.layers for layer in self.memory.layers):
+      raise ValueError(
+        f'memory layers {self.memory.layers} are not all among the '
+        f'{self.layers} layers, which count from 0'
+      )
+
+  def runs(self) -> list[tuple[int, int, bool]]:
+    """(first layer, layer after the last, do they have a memory): layers of one
+    kind that follow one another."""
+    kinds = [layer in self.memory.layers for layer in range(self.layers)]
+    starts = [
+      i for i in range(self.layers) if not i or kinds[i] != kinds[i - 1]
+    ]
+    return [
+      (start, stop, kinds[start])
+      for start, stop in zip(starts, [*starts[1:], self.layers])
+    ]
+
+  def at_rest(self) -> 'Llama':
+    """The same model without what only training does to it."""
+    memory = dataclasses.replace(self.memory, rows=(), wrap=False)
+    return dataclasses.replace(self, memory=memory)
 
 
 ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
@@ -165,16 +194,22 @@ class Layer(nnx.Module):
     self.up = param(rngs, (D, F), D)
     self.down = param(rngs, (F, D), F)
 
-  def __call__(self, x, cos, sin, attend, cache, mesh):
-    """x [B, T, D] -> x, cache. attend(q, k, v, cache) -> out, cache."""
+  def __call__(self, x, turn, attend, cache, mesh, first=None):
+    """x [B, T, D] -> x, cache.
+
+    attend(q, k, v, cache) -> out, cache. turn and first are (cos, sin) of the
+    tokens and of their first position; with `first`, which is given in memory
+    layers, attend gets as fifth argument the keys turned by it.
+    """
     c = self.config
     local = functools.partial(fsdp.local, dtype=c.dtype, mesh=mesh)
     x = checkpoint_name(x, 'layer_in')
     with jax.named_scope('attention'):
       h = rms_norm(x, self.attn_norm[...], c.norm_eps)
       q, k, v = local(project, [h], [self.q, self.k, self.v])
-      q, k = rope.rotate(q, cos, sin), rope.rotate(k, cos, sin)
-      out, cache = attend(q, k, v, cache)
+      far = [] if first is None else [rope.rotate(k, *first)]
+      q, k = rope.rotate(q, *turn), rope.rotate(k, *turn)
+      out, cache = attend(q, k, v, cache, *far)
       x += local(merge, [out], [self.o])
     with jax.named_scope('mlp'):
       h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
@@ -199,21 +234,37 @@ class Transformer(nnx.Module):
     if not c.tied:
       self.head = param(rngs, (c.embed, c.vocab), c.embed)
 
-  def __call__(self, tokens, positions, attend, cache, mesh):
+  def __call__(self, tokens, positions, attend, cache, mesh, recall=None):
     """[B, T] tokens -> [B, T, D] after the last norm, and the cache."""
     c = self.config
     x = fsdp.local(
       look_up, [tokens], [self.embedding], dtype=c.dtype, mesh=mesh
     )
-    cos, sin = rope.cos_sin(positions, c.rope, c.head_dim)
+    turn = rope.cos_sin(positions, c.rope, c.head_dim)
+    if recall is None:
+      x, cache = self.walk(x, self.layers, turn, attend, cache, mesh)
+      return rms_norm(x, self.norm[...], c.norm_eps), cache
+    start = rope.cos_sin(jnp.zeros((1, 1), jnp.int32), c.rope, c.head_dim)
+    caches = []
+    for (first, stop, remembers), here in zip(c.runs(), cache):
+      layers = jax.tree.map(
+        operator.itemgetter(slice(first, stop)), self.layers
+      )
+      how = (recall, here, mesh, start) if remembers else (attend, here, mesh)
+      x, here = self.walk(x, layers, turn, *how)
+      caches.append(here)
+    return rms_norm(x, self.norm[...], c.norm_eps), caches
+
+  def walk(self, x, layers, turn, attend, cache, mesh, first=None):
+    """Through layers of one kind, stacked: [B, T, D] -> [B, T, D], cache."""
 
     def body(x, layer_and_cache):
       layer, cache = layer_and_cache
-      return layer(x, cos, sin, attend, cache, mesh)
+      return layer(x, turn, attend, cache, mesh, first)
 
-    body = jax.checkpoint(body, policy=REMAT[c.remat], prevent_cse=False)
-    x, cache = jax.lax.scan(body, x, (self.layers, cache))
-    return rms_norm(x, self.norm[...], c.norm_eps), cache
+    policy = REMAT[self.config.remat]
+    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.lax.scan(body, x, (layers, cache))
 
 
 @functools.lru_cache
@@ -233,10 +284,27 @@ def abstract(config: Llama):
   return nnx.to_pure_dict(_abstract(config)[1])
 
 
-def run(params, config: Llama, tokens, positions, attend, cache, mesh=None):
-  """Hidden states with any attention: attend(q, k, v, cache) -> out, cache."""
+def run(
+  params, config: Llama, tokens, positions, attend, cache, mesh=None,
+  recall=None,
+):  # fmt: skip
+  """Hidden states with any attention.
+
+  Args:
+    params, config: the model.
+    tokens, positions: [batch, seq].
+    attend: (q, k, v, cache) -> out, cache.
+    cache: a tree of arrays with a leading dim of layers, or None.
+    mesh: shards rows and 'seq'; None is one device.
+    recall: (q, k, v, cache, keys as at the first position) -> out, cache: the
+      attention of memory layers. None: they attend as all layers do. If given,
+      `cache` is a list of trees, one for each of config.runs().
+
+  Returns:
+    [batch, seq, embed] after the last norm, and the cache as it is now.
+  """
   model = nnx.merge(_abstract(config)[0], params)
-  return model(tokens, positions, attend, cache, mesh)
+  return model(tokens, positions, attend, cache, mesh, recall)
 
 
 def hidden(params, config: Llama, batch: Batch, mesh=None):
@@ -254,16 +322,22 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
   batch = Batch(*(jnp.asarray(x) for x in batch))
   ids = Ids(batch.segments, batch.index)
 
-  def attend(q, k, v, cache):
+  def attend(q, k, v, cache, kv_ids=ids):
     out = attention.attend(
-      q, k, v, ids, ids,
+      q, k, v, ids, kv_ids,
       strategy=config.attention, mesh=mesh, block=config.block,
       ulysses=config.ulysses,
     )  # fmt: skip
     return out, cache
 
-  x, _ = run(params, config, batch.tokens, batch.positions, attend, None, mesh)
-  return x
+  def recall(q, k, v, cache, far):
+    k, v, kv_ids = crossbatch.beside(k, v, far, ids, config.memory, mesh)
+    return attend(q, k, v, cache, kv_ids)
+
+  run_ = functools.partial(run, params, config, batch.tokens, batch.positions)
+  if config.memory.rows:
+    return run_(attend, [None] * len(config.runs()), mesh, recall)[0]
+  return run_(attend, None, mesh)[0]
 
 
 def head(params, config: Llama):

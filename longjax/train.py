@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import pathlib
 import signal
 import time
@@ -24,7 +25,6 @@ from longjax import (
   metrics,
   optim,
   provenance,
-  rope,
   sharding,
   topology,
   weights,
@@ -89,7 +89,7 @@ def main(config, workdir, log=print) -> int:
       as_released = evals.compute_as(released, model)
       evaluate('as released', state['params'], as_released)
     if start == 0 and not terminated:
-      evaluate('recipe, untrained', state['params'], model)
+      evaluate('recipe, untrained', state['params'], model.at_rest())
     if not terminated:
       save = functools.partial(checkpoints.save, about=about)
       state = loop(run, data, step_fn, state, save, terminated)
@@ -98,7 +98,9 @@ def main(config, workdir, log=print) -> int:
     return PREEMPTED
 
   last = f'recipe, {config.train.steps} steps'
-  evaluate(last, state['params'], model, again=start < config.train.steps)
+  evaluate(
+    last, state['params'], model.at_rest(), again=start < config.train.steps
+  )
   if lead:
     log(f'wrote {report.write(run.workdir, config)}')
   return 0
@@ -162,8 +164,8 @@ def llama_config(config) -> llama.Llama:
   """The section `model` of a config, or InputError."""
   fields = config.model.to_dict()
   try:
-    return llama.Llama(**fields | dict(rope=rope.Rope(**fields['rope'])))
-  except (ValueError, ArithmeticError) as error:
+    return llama.Llama(**fields)
+  except (ValueError, TypeError, ArithmeticError) as error:
     raise InputError(f'config.model: {error}') from None
 
 
@@ -221,6 +223,15 @@ def check(config) -> llama.Llama:
       f'config.model.attention blockwise needs whole sequences, but mesh.seq '
       f'is {mesh.seq}; use ring or gather'
     )
+  try:
+    model.memory.check(train.batch // train.micro_batches)
+  except ValueError as error:
+    raise InputError(f'config.model.memory: {error}') from None
+  if model.memory.rows and train.micro_batches > 1:
+    raise InputError(
+      'config.model.memory.rows are the rows of a batch one after the other, '
+      'which train.micro_batches does not keep together: use 1'
+    )
   heads = model.heads, model.kv_heads
   try:
     attention.exchange(model.attention, *heads, mesh.seq, model.ulysses)
@@ -244,7 +255,8 @@ def identity(run: Run, tokenizer, data) -> dict:
   """What a checkpoint says of its run; a resumed run must say the same."""
   config = run.config
   return dict(
-    model=dataclasses.asdict(run.model),
+    # As it comes back from a file: lists for tuples.
+    model=json.loads(json.dumps(dataclasses.asdict(run.model))),
     tokenizer=tokenizer.digest,
     data=data.digest,
     seed=config.seed,

@@ -11,6 +11,7 @@ import reference
 from configs import common
 from longjax import llama, sharding
 from longjax.batch import Batch, one_document
+from longjax.crossbatch import Memory
 from longjax.rope import Rope
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
@@ -236,6 +237,7 @@ OTHER = dict(
   vocab=128, layers=2, embed=64, mlp=96, heads=4, kv_heads=4, head_dim=16,
   norm_eps=1e-6, tied=True, rope=Rope(base=1e4), dtype='bfloat16',
   attention='reference', block=8, remat='full', mlp_chunk=16, ulysses=1,
+  memory=Memory(layers=(1,), rows=((-1,),)),
 )  # fmt: skip
 
 
