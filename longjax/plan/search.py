@@ -88,8 +88,9 @@ def estimate(config, where, chip, documents) -> tuple[float, float]:
   # Tokens of a device in a micro-batch.
   tokens = step.batch * step.seq_len // (devices * step.micro_batches)
   params = sum(x.size for x in jax.tree.leaves(llama.abstract(model)))
-  # bfloat16 weights, gathered forward and backward, their gradients scattered
-  weights = 3 * 2 * params / (2 * len(where.dims) * chip.link)
+  # Weights gathered forward and backward in bfloat16, gradients scattered in
+  # float32.
+  weights = (2 + 2 + 4) * params / (2 * len(where.dims) * chip.link)
   layer = attention_seconds(model, work, chip, tokens)
   seconds = model.layers * layer + weights + matmul_seconds(model, chip, tokens)
   return step.micro_batches * seconds, (
