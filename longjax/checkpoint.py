@@ -152,40 +152,74 @@ def reason(error) -> str:
   return f'{type(error).__name__}: {text[:200]}'
 
 
-def load_params(path):
-  """(params as numpy, about) of a run directory or one of its checkpoints.
+def load_params(path, shardings=None):
+  """(params, about) of a run directory or one of its checkpoints.
+
+  Args:
+    path: a run directory, its checkpoints/, or one of these.
+    shardings: of each parameter; without them the params are numpy arrays.
+
+  Returns:
+    The params in float32, whatever they were stored in; what was saved beside.
 
   Raises:
     InputError: nothing there, or it does not verify.
   """
-  path = pathlib.Path(path).resolve()
-  root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
-  found = steps(root)
-  if not found and path.is_dir() and path.name.isdigit():
-    root, found = path.parent, [int(path.name)]
-  if not found:
-    raise InputError(
-      f'{path} holds no checkpoint; a longjax run directory is needed, or a '
-      '.gguf file'
-    )
+  root, step = find(path)
   try:
     with ocp.training.Checkpointer(str(root)) as orbax:
-      metadata = orbax.metadata(found[0])
-      params = _on_host(orbax, found[0], metadata.metadata['params'])
+      metadata = orbax.metadata(step)
+      saved = metadata.metadata['params']
+      params = _load(orbax, step, saved, shardings or _host(saved))
       about = metadata.custom_metadata or {}
       _verify(dict(params=params), about)
+      params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   except Exception as error:  # whatever Orbax raises
     raise InputError(
-      f'checkpoint {root / str(found[0])} cannot be used: {reason(error)}'
+      f'checkpoint {root / str(step)} cannot be used: {reason(error)}'
     ) from error
-  return jax.device_get(params), about
+  return params if shardings else jax.device_get(params), about
 
 
-def _on_host(orbax, step, saved):
-  """The params alone, in host memory."""
+def about(path) -> dict:
+  """What was saved beside the newest checkpoint of a run directory."""
+  root, step = find(path)
+  try:
+    with ocp.training.Checkpointer(str(root)) as orbax:
+      return orbax.metadata(step).custom_metadata or {}
+  except Exception as error:  # whatever Orbax raises
+    raise InputError(
+      f'checkpoint {root / str(step)} cannot be used: {reason(error)}'
+    ) from error
+
+
+def find(path):
+  """(directory of checkpoints, step): the newest of a run directory, or the
+  one that `path` is."""
+  path = pathlib.Path(path).resolve()
+  root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
+  if found := steps(root):
+    return root, found[0]
+  if path.is_dir() and path.name.isdigit():
+    return path.parent, int(path.name)
+  raise InputError(
+    f'{path} holds no checkpoint; a longjax run directory is needed, or '
+    'weights of others in a form that launch/convert.py reads'
+  )
+
+
+def _host(saved):
+  """A sharding in host memory for each array."""
   place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+  return jax.tree.map(lambda _: place, saved)
+
+
+def _load(orbax, step, saved, shardings):
+  """The params alone, straight into their shardings."""
   abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), saved
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    saved,
+    shardings,
   )
   context = ocp.Context()
   context.pytree_options.loading.partial_load = True

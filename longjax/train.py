@@ -404,14 +404,17 @@ def fresh(run: Run, abstract, source):
   released = None
   if source:
     run.log(f'importing {source}')
-    params, released = weights.load(source, dtype=model.dtype)
-    for field in llama.ARCHITECTURE:
-      mine, theirs = getattr(model, field), getattr(released, field)
-      if mine != theirs:
-        raise InputError(
-          f'config.model.{field} is {mine}, but that of {source} is {theirs}'
-        )
-    params = jax.device_put(params, shardings['params'])
+
+    def place(found):
+      for field in llama.ARCHITECTURE:
+        mine, theirs = getattr(model, field), getattr(found, field)
+        if mine != theirs:
+          raise InputError(
+            f'config.model.{field} is {mine}, but that of {source} is {theirs}'
+          )
+      return shardings['params']
+
+    params, released = weights.load(source, dtype=model.dtype, place=place)
   else:
     init = functools.partial(llama.init, model)
     params = jax.jit(init, out_shardings=shardings['params'])(

@@ -15,7 +15,7 @@ import pytest
 
 from longjax import checkpoint, errors, llama, rope, weights
 from longjax.weights import gguf as reader
-from longjax.weights import names
+from longjax.weights import names, source
 
 # V vocab, D embed, F mlp, N heads, K kv_heads, H head_dim, L layers
 V, D, F, N, K, H, L = 96, 64, 128, 4, 2, 16, 3
@@ -110,6 +110,13 @@ def expected(tensors, tied=False):
   return params if tied else params | {'head': tensors['output.weight'].T}
 
 
+def read(path):
+  """(params, fields) of a GGUF file."""
+  found = reader.source(path)
+  source.check(found)
+  return source.arrays(found), found.fields
+
+
 def assert_same_params(found, wanted):
   assert found.keys() == wanted.keys()
   for name, want in wanted.items():
@@ -171,7 +178,7 @@ def test_names_of_every_format():
 def test_gguf_in_float32_is_read_exactly(tmp_path, tied):
   tensors = stored_tensors(tied)
   path = write(tmp_path / 'x.gguf', tensors)
-  params, fields = reader.read(path)
+  params, fields = read(path)
   assert_same_params(params, expected(tensors, tied))
   rope_fields = dict(base=500_000.0)
   assert fields == FIELDS | dict(tied=tied, rope=rope_fields)
@@ -182,7 +189,7 @@ def test_quantized_gguf_is_what_dequantizing_gives(tmp_path, kind):
   kind = gguf.GGMLQuantizationType[kind]
   tensors = stored_tensors()
   types = {name: kind for name, x in tensors.items() if x.ndim == 2}
-  params, _ = reader.read(write(tmp_path / 'x.gguf', tensors, types=types))
+  params, _ = read(write(tmp_path / 'x.gguf', tensors, types=types))
   for name in types:
     tensors[name] = gguf.dequantize(gguf.quantize(tensors[name], kind), kind)
   assert_same_params(params, expected(tensors))
@@ -190,7 +197,7 @@ def test_quantized_gguf_is_what_dequantizing_gives(tmp_path, kind):
 
 def test_written_back_every_tensor_is_the_stored_one(tmp_path):
   tensors = stored_tensors()
-  params, fields = reader.read(write(tmp_path / 'x.gguf', tensors))
+  params, fields = read(write(tmp_path / 'x.gguf', tensors))
   for row in names.rows(fields):
     for layer in names.layers(row, fields):
       *parents, key = row.path.split('/')
@@ -219,7 +226,7 @@ def test_rope_scaling_is_read_from_the_metadata(tmp_path, name):
   keys, wanted = SCALED[name]
   keys = {f'llama.rope.scaling.{key}': value for key, value in keys.items()}
   path = write(tmp_path / 'x.gguf', stored_tensors(), METADATA | keys)
-  _, fields = reader.read(path)
+  _, fields = read(path)
   assert fields['rope'] == dict(base=500_000.0, **wanted)
 
 
@@ -248,7 +255,7 @@ def test_divisors_that_are_not_llama31_are_refused(tmp_path):
   tensors['rope_freqs.weight'] = llama31_divisors(8.0) + np.float32(0.01)
   path = write(tmp_path / 'x.gguf', tensors)
   with pytest.raises(errors.InputError, match=r'x\.gguf.*rope_freqs\.weight'):
-    reader.read(path)
+    read(path)
 
 
 # Damage.
@@ -257,7 +264,7 @@ def test_divisors_that_are_not_llama31_are_refused(tmp_path):
 def assert_refused(path, *words):
   """One line that names the file and says these words."""
   with pytest.raises(errors.InputError) as caught:
-    reader.read(path)
+    read(path)
   message = str(caught.value)
   assert '\n' not in message
   for word in (path, *words):
@@ -299,7 +306,7 @@ def test_no_damaged_byte_of_the_header_gives_anything_but_input_error(tmp_path):
     with open(path, 'wb') as file:
       file.write(damaged)
     with contextlib.suppress(errors.InputError):
-      reader.read(path)
+      read(path)
 
 
 def test_a_missing_tensor_is_named(tmp_path):

@@ -1,45 +1,115 @@
-"""Weights in: `params, config = weights.load(path)`, whatever the format."""
+"""Weights in: `params, config = weights.load(path)`, whatever the format.
+
+How to read this package: `names` is the one table of tensor names; `gguf`,
+`huggingface` and `meta` each turn a path into a `source.Source` of tensors
+that are not read yet (`files` maps safetensors and PyTorch files); `source`
+checks them and hands them out; `export` writes Hugging Face's form; `convert`
+goes between files and checkpoints, in little memory.
+"""
 
 import glob
 import os
 
+import jax
+
 from longjax import errors, llama, rope
-from longjax.weights import gguf
+from longjax.weights import gguf, huggingface, meta, names
+from longjax.weights import source as sources
+
+FORMATS = (
+  'a .gguf file or a directory with one, a directory with config.json and '
+  'safetensors (Hugging Face) or with params.json and consolidated.*.pth '
+  '(Meta), or a longjax checkpoint or run directory'
+)
 
 
-def load(path, *, dtype='float32'):
+def load(path, *, dtype='float32', place=None):
   """Loads a model.
 
   Args:
-    path: a .gguf file, a directory with exactly one, or a longjax checkpoint
-      or run directory.
+    path: one of FORMATS.
     dtype: of the config that is returned, that is of matmuls: 'float32' or
       'bfloat16'. Parameters are float32 always.
+    place: called with the config before any tensor is read; returns a
+      jax.sharding.Sharding for each parameter. Each host then reads what it
+      holds, one parameter at a time. Without it, arrays are numpy's.
 
   Returns:
-    params: dict of numpy arrays, layers stacked; the caller places them.
+    params: dict of arrays, layers stacked.
     config: the `llama.Llama` that reads them.
+
+  Raises:
+    InputError: names the file or tensor that is missing or damaged.
   """
-  file = gguf_file(path)
-  if file:
-    params, fields = gguf.read(file)
-    return params, _config(file, fields, dtype)
-  if os.path.isdir(path):
+  source = find(path)
+  if source is None:
     from longjax import checkpoint  # late: Orbax takes seconds to import
 
-    params, about = checkpoint.load_params(path)
-    if 'model' not in about:
-      raise errors.InputError(f'{path}: a checkpoint that names no model')
-    return params, _config(path, about['model'], dtype)
-  problem = 'has no known format' if os.path.exists(path) else 'does not exist'
-  raise errors.InputError(
-    f'{path} {problem}; weights are a .gguf file, a directory with one, or a '
-    'longjax checkpoint or run directory'
-  )
+    config = as_config(path, checkpoint.about(path).get('model'), dtype)
+    params, _ = checkpoint.load_params(path, place and place(config))
+    return params, config
+  config = as_config(path, source.fields, dtype)
+  sources.check(source)
+  if place is None:
+    return sources.arrays(source), config
+  return _placed(source, place(config)), config
 
 
-def _config(path, fields, dtype):
+def _placed(source, shardings):
+  """Every parameter in its sharding; only one is in host memory at a time."""
+  found = {}
+  for row in names.rows(source.fields):
+    shape = sources.shapes(source.fields)[row.path]
+    *parents, key = row.path.split('/')
+    sharding = (shardings[parents[0]] if parents else shardings)[key]
+    mine = sharding.addressable_devices_indices_map(shape)
+    # Replicas share a part; a slice is not hashable before Python 3.12.
+    indices = {str(index): index for index in mine.values()}
+    parts = dict(
+      zip(indices, sources.parts(source, row, list(indices.values())))
+    )
+    found[row.path] = jax.make_array_from_callback(
+      shape, sharding, lambda index, parts=parts: parts[str(index)]
+    )
+  return sources.tree(found)
+
+
+def find(path):
+  """The Source that `path` is or holds; None for a checkpoint of ours."""
+  if not os.path.exists(path):
+    raise errors.InputError(f'{path} does not exist; weights are {FORMATS}')
+  readers = _readers(path)
+  if len(readers) > 1:
+    raise errors.InputError(
+      f'{path} holds weights in {len(readers)} formats: '
+      f'{", ".join(readers)}; keep one'
+    )
+  for read in readers.values():
+    return read()
+  if os.path.isdir(path):
+    return None
+  raise errors.InputError(f'{path} has no known format; weights are {FORMATS}')
+
+
+def _readers(path) -> dict:
+  """{what was found: a function that reads it}."""
+  found = {}
+  if file := gguf_file(path):
+    found[os.path.basename(file)] = lambda: gguf.source(file)
+  if os.path.isfile(os.path.join(path, meta.PARAMS)):
+    found[meta.PARAMS] = lambda: meta.source(os.fspath(path))
+  # A run directory has a config.json too.
+  if os.path.isfile(os.path.join(path, huggingface.CONFIG)) and not (
+    os.path.isdir(os.path.join(path, 'checkpoints'))
+  ):
+    found[huggingface.CONFIG] = lambda: huggingface.source(os.fspath(path))
+  return found
+
+
+def as_config(path, fields, dtype) -> llama.Llama:
   """The llama.Llama with these fields; errors name the path."""
+  if fields is None:
+    raise errors.InputError(f'{path}: a checkpoint that names no model')
   try:
     settings = rope.Rope(**fields['rope'])
     return llama.Llama(**(fields | dict(rope=settings, dtype=dtype)))

@@ -1,4 +1,4 @@
-"""Reads a Llama from a GGUF file, one tensor at a time, in float32.
+"""Reads a Llama from a GGUF file; quantized tensors come out in float32.
 
 The `gguf` package parses and dequantizes; this file holds what it reads to
 what a Llama must have, and refuses the rest in one line that names the file
@@ -11,7 +11,8 @@ import gguf
 import numpy as np
 
 from longjax import errors, rope
-from longjax.weights import names
+from longjax.weights.files import mapped
+from longjax.weights.source import BFLOAT16, Source, Tensor
 
 EMBEDDING = 'token_embd.weight'
 HEAD = 'output.weight'
@@ -31,35 +32,35 @@ KEYS = frozenset([
 ])  # fmt: skip
 
 
-def read(path):
-  """Reads weights and architecture.
+FLOATS = {
+  gguf.GGMLQuantizationType.F64: np.dtype('f8'),
+  gguf.GGMLQuantizationType.F32: np.dtype('f4'),
+  gguf.GGMLQuantizationType.F16: np.dtype('f2'),
+  gguf.GGMLQuantizationType.BF16: BFLOAT16,
+}
 
-  Args:
-    path: a GGUF file of general.architecture 'llama'.
 
-  Returns:
-    params: float32 numpy arrays as `llama.forward` reads them, layers stacked.
-    fields: dict of the architectural fields of a `llama.Llama`; its `rope` is
-      a dict of the fields of a `rope.Rope`.
-  """
+def source(path) -> Source:
+  """The model of a GGUF file of general.architecture 'llama'."""
+  path = str(path)
   try:
-    return _read(path)
+    reader = _open(path)
+    tensors = {x.name: _tensor(path, x) for x in reader.tensors}
+    metadata = _metadata(reader)
+    fields = _fields(metadata, tensors)
   except ValueError as error:  # ours, rope.Rope's, or of damaged metadata
     message = ' '.join(str(error).split())  # a damaged name may have newlines
     raise errors.InputError(f'{path}: {message}') from error
-
-
-def _read(path):
-  reader = _open(path)
-  tensors = {tensor.name: tensor for tensor in reader.tensors}
-  fields = _fields(_metadata(reader), tensors)
-  _check_tensors(fields, tensors)
-  params: dict = {'layers': {}}
-  for row in names.rows(fields):
-    *parents, key = row.path.split('/')
-    into = params[parents[0]] if parents else params
-    into[key] = _parameter(row, fields, tensors)
-  return params, fields
+  tensors.pop(ROPE_FACTORS, None)
+  window = metadata.get('context_length', 0)
+  return Source(
+    path,
+    'gguf',
+    fields,
+    tensors,
+    (path,),
+    window=window if isinstance(window, int) else 0,
+  )
 
 
 class _Reader(gguf.GGUFReader):
@@ -162,7 +163,7 @@ def _fields(metadata, tensors):
         f'{head_dim}'
       )
   return dict(
-    vocab=int(tensors[EMBEDDING].shape[-1]),
+    vocab=tensors[EMBEDDING].shape[0],
     layers=need('block_count'),
     embed=embed,
     mlp=need('feed_forward_length'),
@@ -213,8 +214,11 @@ def _llama3(metadata, tensor, base, head_dim):
   The file holds the divisors, not the rule; the largest is the factor. Every
   Llama 3.1, 3.2 and 3.3 was released with window 8192 and factors 1 and 4.
   """
-  _check_shape(tensor, (head_dim // 2,))
-  divisors = _values(tensor)
+  if tensor.shape != (head_dim // 2,):
+    raise errors.InputError(f'{ROPE_FACTORS} has shape {tensor.shape}')
+  divisors = np.asarray(tensor.read(), np.float32)
+  if not np.isfinite(divisors).all():
+    raise errors.InputError(f'{ROPE_FACTORS} holds NaN or infinity')
   fields: dict = dict(
     base=base,
     scaling='llama3',
@@ -234,63 +238,22 @@ def _llama3(metadata, tensor, base, head_dim):
   )
 
 
-def _check_tensors(fields, tensors):
-  """Refuses missing, unknown and misshapen tensors before any is read."""
-  if fields['layers'] > len(tensors):  # damaged: don't list millions of names
-    raise errors.InputError(
-      f'lacks tensors: llama.block_count is {fields["layers"]}, the file has '
-      f'{len(tensors)} tensors'
-    )
-  wanted = {
-    names.name(row, 'gguf', layer): names.stored_shape(row, fields)
-    for row in names.rows(fields)
-    for layer in names.layers(row, fields)
-  }
-  for verb, wrong in (
-    ('lacks', sorted(wanted.keys() - tensors.keys())),
-    (
-      'has the unknown',
-      sorted(tensors.keys() - wanted.keys() - {ROPE_FACTORS}),
-    ),
-  ):
-    if wrong:
+def _tensor(path, stored) -> Tensor:
+  """A tensor of the reader, without the reader and what it has mapped."""
+  kind, name = stored.tensor_type, stored.name
+  shape = tuple(int(n) for n in reversed(stored.shape))
+  offset, raw = int(stored.data_offset), stored.data
+  if kind in FLOATS:
+    return mapped(path, FLOATS[kind], shape, offset)
+  packed = mapped(path, raw.dtype, raw.shape, offset)
+
+  def read():
+    try:
+      return gguf.dequantize(packed.read(), kind)
+    except NotImplementedError:
       raise errors.InputError(
-        f'{verb} tensor {wrong[0]}; {len(wrong)} such, for a Llama of '
-        f'{fields["layers"]} layers'
-      )
-  for name, shape in wanted.items():
-    _check_shape(tensors[name], shape)
+        f'{path}: {name} has quantization type {kind.name}, which the gguf '
+        'package cannot read; convert the file to Q8_0, F16 or F32'
+      ) from None
 
-
-def _check_shape(tensor, shape):
-  found = tuple(int(n) for n in reversed(tensor.shape))
-  if found != shape:
-    raise errors.InputError(
-      f'{tensor.name} has shape {found}, the metadata wants {shape}'
-    )
-
-
-def _parameter(row, fields, tensors):
-  """One of our parameters, filled layer by layer."""
-  layers = names.layers(row, fields)
-  dims = names.sizes(row.dims, fields)
-  out = np.empty((len(layers), *dims), np.float32)
-  for i, layer in enumerate(layers):
-    tensor = tensors[names.name(row, 'gguf', layer)]
-    out[i] = names.ours(row, _values(tensor), fields, 'gguf')
-  return out[0] if layers == (None,) else out
-
-
-def _values(tensor):
-  """A tensor as float32, dims in numpy order; refuses what is not finite."""
-  try:
-    values = gguf.dequantize(tensor.data, tensor.tensor_type)
-  except NotImplementedError:
-    raise errors.InputError(
-      f'{tensor.name} has quantization type '
-      f'{tensor.tensor_type.name}, which the gguf package cannot read; '
-      'convert the file to Q8_0, F16 or F32'
-    ) from None
-  if not np.isfinite(values).all():
-    raise errors.InputError(f'{tensor.name} holds NaN or infinity')
-  return values
+  return Tensor(shape, np.dtype('f4'), read)

@@ -1,0 +1,303 @@
+"""Reads a Llama in Hugging Face's form: config.json beside tensor files.
+
+Llama 2, 3, 3.1, 3.2, SmolLM2, OpenLLaMA and LongLLaMA (its memory layers are
+a matter of the config that trains it, its weights are OpenLLaMA's). The rope
+settings are read in both dialects: `rope_theta` with `rope_scaling`, and
+`rope_parameters` of transformers 5.
+"""
+
+import math
+import os
+import re
+
+from longjax import errors
+from longjax.weights import files
+from longjax.weights.source import Source, Tensor, is_plain_rope, same
+
+CONFIG = 'config.json'
+ARCHITECTURES = ('LlamaForCausalLM', 'LLaMAForCausalLM', 'LongLlamaForCausalLM')
+# Whole or as an index of shards, in the order in which transformers looks.
+WEIGHTS = (
+  'model.safetensors',
+  'model.safetensors.index.json',
+  'pytorch_model.bin',
+  'pytorch_model.bin.index.json',
+)
+# What would change the maths, and the values with which it does not.
+NEUTRAL = {
+  'hidden_act': ('silu', 'swish'),
+  'attention_bias': (False, None),
+  'mlp_bias': (False, None),
+  'sliding_window': (None,),
+  'partial_rotary_factor': (1, None),
+  'quantization_config': (None,),
+  'num_local_experts': (None, 0, 1),
+  'no_rope_layers': (None, []),
+  'attn_logit_softcapping': (None,),
+  'final_logit_softcapping': (None,),
+  'embedding_multiplier': (1, None),
+  'attention_multiplier': (None,),
+  'residual_multiplier': (1, None),
+  'logits_scaling': (1, None),
+}
+# Keys of `rope_scaling` and `rope_parameters`, and ours.
+ROPE_KEYS = dict(
+  factor='factor',
+  original_max_position_embeddings='original_length',
+  low_freq_factor='low_freq_factor',
+  high_freq_factor='high_freq_factor',
+  beta_fast='beta_fast',
+  beta_slow='beta_slow',
+)
+ROPE_TYPES = {
+  'default': (),
+  'linear': ('factor',),
+  'llama3': (
+    'factor',
+    'original_max_position_embeddings',
+    'low_freq_factor',
+    'high_freq_factor',
+  ),
+  'yarn': (
+    'factor',
+    'original_max_position_embeddings',
+    'beta_fast',
+    'beta_slow',
+  ),
+}
+HEADS = 'num_attention_heads'
+HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
+
+
+def source(directory) -> Source:
+  """The model of a directory with config.json."""
+  path = os.path.join(directory, CONFIG)
+  config = files.load_json(path)
+  try:
+    fields = _fields(config)
+  except errors.InputError as error:
+    raise errors.InputError(f'{path}: {error}') from None
+  tensors, read = _tensors(directory)
+  tensors = _without_frequencies(directory, tensors, fields)
+  tensors = _without_tied_head(directory, tensors, fields)
+  return Source(
+    str(directory),
+    'huggingface',
+    fields,
+    tensors,
+    (path, *read),
+    window=_window(config),
+  )
+
+
+# config.json
+
+
+def _fields(config) -> dict:
+  """The fields of a llama.Llama."""
+  _refuse_other_models(config)
+  embed, heads = _count(config, 'hidden_size'), _count(config, HEADS)
+  if 'head_dim' not in config and embed % heads:
+    raise errors.InputError(
+      f'hidden_size {embed} is not a multiple of num_attention_heads {heads}'
+    )
+  head_dim = _count(config, 'head_dim', embed // heads)
+  return dict(
+    vocab=_count(config, 'vocab_size'),
+    layers=_count(config, 'num_hidden_layers'),
+    embed=embed,
+    mlp=_count(config, 'intermediate_size'),
+    heads=heads,
+    kv_heads=_count(config, 'num_key_value_heads', heads),
+    head_dim=head_dim,
+    norm_eps=_positive(config, 'rms_norm_eps', 1e-6),
+    tied=bool(config.get('tie_word_embeddings', False)),
+    rope=_rope(config),
+  )
+
+
+def _refuse_other_models(config):
+  names = config.get('architectures') or []
+  kind = config.get('model_type')
+  if not all(name in ARCHITECTURES for name in names) or (
+    not names and kind not in ('llama', 'longllama')
+  ):
+    raise errors.InputError(
+      f'architectures {names}, model_type {kind!r}: read are '
+      f'{", ".join(ARCHITECTURES)}'
+    )
+  for key, neutral in NEUTRAL.items():
+    if key in config and config[key] not in neutral:
+      raise errors.InputError(
+        f'{key} = {str(config[key])[:80]} would change the model in a way that '
+        'longjax does not have'
+      )
+
+
+def _count(config, key, default=None) -> int:
+  value = config.get(key)
+  value = default if value is None else value
+  if type(value) is not int or value < 1:
+    raise errors.InputError(f'needs a whole number as {key}, got {value!r}')
+  return value
+
+
+def _positive(config, key, default=None) -> float:
+  value = config.get(key)
+  value = default if value is None else value
+  if not isinstance(value, int | float) or not 0 < value < math.inf:
+    raise errors.InputError(f'needs a positive number as {key}, got {value!r}')
+  return float(value)
+
+
+def _window(config) -> int:
+  window = config.get('max_position_embeddings')
+  return window if type(window) is int and window > 0 else 0
+
+
+def _rope(config) -> dict:
+  """The fields of a rope.Rope, from either dialect or from both alike."""
+  plain = dict(base=_positive(config, 'rope_theta', 10_000.0))
+  told = [
+    _rope_dialect(config, config[key], key)
+    for key in ('rope_parameters', 'rope_scaling')
+    if config.get(key) is not None
+  ]
+  found = told[0] if told else plain
+  base = plain['base'] if 'rope_theta' in config else found['base']
+  if any(other != found for other in told) or base != found['base']:
+    raise errors.InputError(
+      'rope_parameters contradicts rope_theta and rope_scaling: remove those '
+      'with which the model was not trained'
+    )
+  return found
+
+
+def _rope_dialect(config, settings, where) -> dict:
+  if not isinstance(settings, dict):
+    raise errors.InputError(f'{where} = {settings!r} is not an object')
+  settings = {k: v for k, v in settings.items() if v is not None}
+  names = {settings.pop(k) for k in ('rope_type', 'type') if k in settings}
+  kind = names.pop() if names else 'default'
+  if names or kind not in ROPE_TYPES:
+    raise errors.InputError(
+      f'{where} has the type {kind!r}; read are {", ".join(ROPE_TYPES)}'
+    )
+  base = _positive(settings, 'rope_theta', config.get('rope_theta', 10_000.0))
+  settings.pop('rope_theta', None)
+  fields = dict(base=base)
+  if kind != 'default':
+    fields |= dict(scaling=kind, **_rope_numbers(config, settings, kind, where))
+  known = {*ROPE_TYPES[kind], *_harmless(settings, fields)}
+  unknown = sorted(settings.keys() - known)
+  if unknown:
+    raise errors.InputError(
+      f'{where}.{unknown[0]} = {settings[unknown[0]]!r} is not read for '
+      f'{kind!r}: longjax has no such rope'
+    )
+  return fields
+
+
+def _rope_numbers(config, settings, kind, where) -> dict:
+  """The numbers of a scaling; what is left out is as in transformers."""
+  defaults = dict(beta_fast=32.0, beta_slow=1.0)
+  if kind in ('yarn', 'llama3'):
+    window = config.get('original_max_position_embeddings', _window(config))
+    defaults['original_max_position_embeddings'] = window
+  fields = {}
+  for key in ROPE_TYPES[kind]:
+    try:
+      fields[ROPE_KEYS[key]] = _positive(settings, key, defaults.get(key))
+    except errors.InputError as error:
+      raise errors.InputError(f'{where}: {error}') from None
+  if 'original_length' in fields:
+    fields['original_length'] = int(fields['original_length'])
+  return fields
+
+
+def _harmless(settings, fields):
+  """Keys that say what holds anyway."""
+  factor = fields.get('factor', 1.0)
+  temperature = 0.1 * math.log(max(factor, 1.0)) + 1
+  told = settings.get('attention_factor')
+  if isinstance(told, int | float) and math.isclose(
+    told, temperature if fields.get('scaling') == 'yarn' else 1.0, rel_tol=1e-6
+  ):
+    yield 'attention_factor'
+  if settings.get('truncate') is True:
+    yield 'truncate'
+  if settings.get('partial_rotary_factor') == 1:
+    yield 'partial_rotary_factor'
+  yield 'finetuned'
+  yield 'max_position_embeddings'
+  if not fields.get('scaling') or fields['scaling'] == 'linear':
+    yield 'original_max_position_embeddings'
+
+
+# Tensors
+
+
+def _tensors(directory):
+  """({name: Tensor}, the files that hold them)."""
+  found = next(
+    (n for n in WEIGHTS if os.path.lexists(os.path.join(directory, n))), None
+  )
+  if found is None:
+    raise errors.InputError(
+      f'{directory}: has {CONFIG} but none of {", ".join(WEIGHTS)}'
+    )
+  path = files.inside(directory, found)
+  if not found.endswith('.json'):
+    return _read(path), (path,)
+  places = files.load_json(path).get('weight_map')
+  if not isinstance(places, dict) or not places:
+    raise errors.InputError(f'{path}: has no weight_map')
+  paths = {
+    name: files.inside(directory, name)
+    for name in sorted({*map(str, places.values())})
+  }
+  tensors: dict[str, Tensor] = {}
+  for name, shard in paths.items():
+    here = _read(shard)
+    listed = {tensor for tensor, place in places.items() if place == name}
+    for verb, wrong in (
+      ('lacks', listed - here.keys()),
+      ('has, and the index does not list,', here.keys() - listed),
+    ):
+      if wrong:
+        raise errors.InputError(f'{shard}: {verb} tensor {min(wrong)}')
+    tensors |= here
+  return tensors, (path, *paths.values())
+
+
+def _read(path):
+  kind = files.safetensors if path.endswith('.safetensors') else files.pytorch
+  return kind(path)
+
+
+def _without_frequencies(directory, tensors, fields):
+  """Old files hold RoPE's plain frequencies; they must be those we use."""
+  kept = {}
+  for name, tensor in tensors.items():
+    if not re.fullmatch(
+      r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq', name
+    ):
+      kept[name] = tensor
+    elif not is_plain_rope(tensor, fields):
+      raise errors.InputError(
+        f'{directory}: {name} is not the rope of base {fields["rope"]["base"]} '
+        f'in {CONFIG}'
+      )
+  return kept
+
+
+def _without_tied_head(directory, tensors, fields):
+  """A tied model may store its head too; it must be the embedding."""
+  if not fields['tied'] or HEAD not in tensors or EMBEDDING not in tensors:
+    return tensors
+  if not same(tensors[HEAD], tensors[EMBEDDING]):
+    raise errors.InputError(
+      f'{directory}: {HEAD} is not {EMBEDDING}, but {CONFIG} says '
+      'tie_word_embeddings'
+    )
+  return {name: x for name, x in tensors.items() if name != HEAD}
