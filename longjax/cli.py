@@ -1,6 +1,7 @@
 """What the commands in `launch/` share: flags, configs, and how they fail.
 
-A command is a function `main(config, flag=...)`. Whatever a user can mend is
+A command is a function `main(config, flag=...)`, or one of (verb, config,
+flag=...). A flag `dry_run` is spelled --dry-run. Whatever a user can mend is
 answered with one line on stderr and exit code 2, before anything is compiled.
 """
 
@@ -15,22 +16,24 @@ from ml_collections import ConfigDict, config_flags
 from longjax.errors import InputError
 
 
-def run(main, doc: str | None, switches=(), **extra: str) -> int:
+def run(main, doc: str | None, switches=(), verbs=(), **extra: str) -> int:
   """Parses sys.argv, calls main(config, **flags), returns the exit code.
 
   Args:
     main: takes the config and a string for each extra flag.
     doc: what --help prints first.
     switches: names of extra flags that take no value and give a bool.
+    verbs: if any, the first argument is one, and the first of main's too.
     **extra: name = help of the flags beside --config.
   """
   command = pathlib.Path(sys.argv[0]).name
   sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
   try:
-    config, values = parse(sys.argv, doc, extra, switches)
+    argv, verb = take_verb(sys.argv, verbs)
+    config, values = parse(argv, doc, extra, switches)
     if config is None:
       return 0
-    return main(config, **values) or 0
+    return main(*verb, config, **values) or 0
   except InputError as error:
     print(f'{command}: {one_line(error)}', file=sys.stderr)
     return 2
@@ -44,18 +47,46 @@ def run(main, doc: str | None, switches=(), **extra: str) -> int:
     return 130
 
 
+def take_verb(argv, verbs) -> tuple[list[str], list[str]]:
+  """(argv without its verb, [the verb]); or InputError."""
+  rest, first = argv[1:], (argv[1:] or [''])[0]
+  if not verbs or asks_help(argv):
+    return [argv[0], *(x for x in rest if x not in verbs)], []
+  if first not in verbs:
+    near = nearest(first, verbs) if first.strip('-') else ''
+    raise InputError(
+      f'the first argument is one of {", ".join(verbs)}, not {first!r}{near}'
+    )
+  return [argv[0], *rest[1:]], [first]
+
+
+def asks_help(argv) -> bool:
+  return any(a in ('-h', '-help', '--help') for a in argv[1:])
+
+
+def overrides(argv) -> list[str]:
+  """The --config.KEY=VALUE among the arguments, each as one word."""
+  found = []
+  for argument, following in zip(argv, [*argv[1:], '--']):
+    if re.match(r'--?config\.', argument):
+      alone = '=' in argument or following.startswith('-')
+      found.append(argument if alone else f'{argument}={following}')
+  return found
+
+
 def parse(argv, doc, extra, switches=()):
   """(config, {flag: value}); (None, {}) after --help. Raises InputError."""
+  extra = {name.replace('_', '-'): text for name, text in extra.items()}
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
     'config', lock_config=True, flag_values=values, sys_argv=argv
   )
   for name, text in extra.items():
-    if name in switches:
+    if name.replace('-', '_') in switches:
       flags.DEFINE_bool(name, False, text, flag_values=values)
     else:
       flags.DEFINE_string(name, '', text, flag_values=values)
-  if any(a in ('-h', '-help', '--help') for a in argv[1:]):
+  if asks_help(argv):
     print(help_text(argv, doc, extra))
     return None, {}
   _refuse_unknown(argv, extra)
@@ -68,7 +99,7 @@ def parse(argv, doc, extra, switches=()):
     raise InputError(f'{stray[0]!r} is not a flag; flags are --name=value')
   if config is None:
     raise InputError('--config=configs/NAME.py is needed; see --help')
-  return config, {name: values[name].value for name in extra}
+  return config, {n.replace('-', '_'): values[n].value for n in extra}
 
 
 def help_text(argv, doc, extra) -> str:
@@ -76,7 +107,7 @@ def help_text(argv, doc, extra) -> str:
   lines = [(doc or '').strip(), '', 'flags:', '  --config: configs/NAME.py']
   lines += [f'  --{name}: {text}' for name, text in extra.items()]
   lines += ['  --config.KEY=VALUE: change a key of the config, one of', '']
-  config = _config_file(argv) or 'configs/common.py'
+  config = config_file(argv) or 'configs/common.py'
   lines += [f'    {k}={v!r}' for k, v in keys(_load(config)).items()]
   return '\n'.join(lines)
 
@@ -104,7 +135,7 @@ def nearest(name, known) -> str:
 
 def _refuse_unknown(argv, extra):
   """Names each unknown flag or config key, with its nearest relative."""
-  path = _config_file(argv)
+  path = config_file(argv)
   known = keys(_load(path)) if path else {}
   for argument in argv[1:]:
     name = re.match(r'--?([^=]*)', argument)
@@ -140,7 +171,8 @@ def _is_part(key, known):
   return key in known or any(k.startswith(key + '.') for k in known)
 
 
-def _config_file(argv):
+def config_file(argv) -> str | None:
+  """The value of --config, or None."""
   for i, argument in enumerate(argv[1:], 1):
     if argument in ('--config', '-config') and i + 1 < len(argv):
       return argv[i + 1]
@@ -173,7 +205,7 @@ def _loaded(config):
 
 
 def _say(argv, error) -> str:
-  path = _config_file(argv)
+  path = config_file(argv)
   file = pathlib.Path(str(path).split(':', maxsplit=1)[0])
   if path and not file.is_file():
     beside = [str(p) for p in file.parent.glob('*.py')]

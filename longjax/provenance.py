@@ -25,8 +25,14 @@ def write(workdir, config, tokenizer):
 
 
 def commit() -> str:
-  """The commit of this checkout, '+' if files differ from it."""
+  """The commit of this checkout, '+' if files differ from it.
+
+  Where launch/pod.py put the files there is no checkout, but a note of it.
+  """
   root = pathlib.Path(__file__).parent
+  pushed = root.parent / '.pushed'
+  if pushed.is_file():
+    return json.loads(pushed.read_text())['commit']
 
   def git(*arguments):
     command = ['git', '-C', str(root), *arguments]

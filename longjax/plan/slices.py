@@ -40,8 +40,13 @@ class Slice(NamedTuple):
     return f'{self.generation}:{"x".join(map(str, self.dims))}'
 
   @property
+  def size(self) -> int:
+    """Chips of one slice."""
+    return math.prod(self.dims)
+
+  @property
   def chips(self) -> int:
-    return self.slices * math.prod(self.dims)
+    return self.slices * self.size
 
   @property
   def per_chip(self) -> int:

@@ -1,0 +1,162 @@
+"""What is asked of Google Cloud: a slice, under a name, in a tier.
+
+A slice has its name of launch/plan.py, v5p:4x4x4. Google counts chips in the
+names of v5e and v6e, but TensorCores, two a chip, in those of v4 and v5p.
+Names of machine types and images: docs.cloud.google.com/tpu/docs, Nov 2026.
+"""
+
+import json
+import math
+import pathlib
+import re
+from typing import NamedTuple
+
+from longjax import cli
+from longjax.errors import InputError
+from longjax.plan import slices
+
+# By generation: the name of the type, units a chip in it, the image of a VM.
+TYPES = {
+  'v4': ('v4', 2, 'tpu-ubuntu2204-base'),
+  'v5e': ('v5litepod', 1, 'v2-alpha-tpuv5-lite'),
+  'v5p': ('v5p', 2, 'v2-alpha-tpuv5'),
+  'v6e': ('v6e', 1, 'v2-alpha-tpuv6e'),
+}
+# The only shapes in two dimensions.
+PLANES = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+# The shapes that a count stands for in three; others are asked for as such.
+TORI = (
+  (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8),
+  (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 24),
+)  # fmt: skip
+NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
+LABEL = 'longjax'  # its value is the name of the pod that made the thing
+
+
+class Pod(NamedTuple):
+  """One request, and what shall run there."""
+
+  name: str  # of the queued resource, or of the workload
+  slice: slices.Slice | None  # needed to make one
+  tier: str = 'on-demand'  # on-demand | spot | reserved
+  reservation: str = ''  # its name, where GKE needs one
+  project: str = ''  # '' is gcloud's own setting, here and below
+  zone: str = ''
+  service_account: str = ''
+  runtime: str = ''  # image of the VMs; '' is that of TYPES
+  cluster: str = ''  # of GKE; '' is one of the pod's own
+  workdir: str = ''  # gs://..., where the run lives
+  arguments: tuple[str, ...] = ()  # what launch/tpu.py is given
+
+  @property
+  def place(self) -> list[str]:
+    """The flags that say where, of gcloud and of xpk."""
+    flags = dict(project=self.project, zone=self.zone)
+    return [f'--{k}={v}' for k, v in flags.items() if v]
+
+
+def name(text: str) -> str:
+  """A name as Google Cloud takes it, from that of a config; or InputError."""
+  made = text.replace('_', '-')
+  if not NAME.fullmatch(made):
+    raise InputError(
+      f'the pod cannot be called {text!r}: lower case letters, digits and '
+      'hyphens, at most 40, a letter first; give --name'
+    )
+  return made
+
+
+def parse(topology: str, count: int) -> slices.Slice:
+  """The slice, if Google Cloud has it; InputError names the nearest."""
+  where = slices.parse(topology, count)
+  if len(where.dims) == 2 and where.dims not in PLANES:
+    near = min(PLANES, key=lambda p: abs(math.log(math.prod(p) / where.size)))
+    near = slices.Slice(where.generation, near, 1)
+    raise InputError(
+      f'--topology {topology} cannot be had; nearest is {near.name}'
+    )
+  return where
+
+
+def hardware(where: slices.Slice) -> list[str]:
+  """The flags of gcloud that say which slice."""
+  kind, units, _ = TYPES[where.generation]
+  if where.dims in PLANES + TORI:
+    return [f'--accelerator-type={kind}-{units * where.size}']
+  shape = 'x'.join(map(str, where.dims))
+  return [f'--type={kind}', f'--topology={shape}']
+
+
+def cost(pod: Pod, plan: str, config) -> list[str]:
+  """What it will cost, in lines for a person.
+
+  Args:
+    plan: a file that `launch/plan.py --json` wrote for this config and slice,
+      or ''.
+
+  Raises:
+    InputError: the plan is not one, or of something else.
+  """
+  assert pod.slice
+  count = f'{pod.slice.slices} x ' if pod.slice.slices > 1 else ''
+  lines = [
+    f'{pod.name}: {count}{pod.slice.name}, {pod.slice.chips} chips, '
+    f'{pod.tier}: {pod.slice.chips} chip-hours an hour, from when it is there '
+    'until pod.py down'
+  ]
+  mesh, devices = config.mesh, pod.slice.chips * pod.slice.per_chip
+  if mesh.data * mesh.seq != devices:
+    lines += [
+      f'note: config.mesh is data {mesh.data} x seq {mesh.seq}, but the slice '
+      f'has {devices} devices; training will want --config.mesh.data='
+      f'{max(devices // mesh.seq, 1)}'
+    ]
+  if plan:
+    seconds = predicted(pod, plan, config)
+    hours = config.train.steps * seconds / 3600
+    lines += [
+      f'{config.train.steps} steps of {seconds:.1f} s (predicted, not '
+      f'measured) are {hours:,.1f} hours: {hours * pod.slice.chips:,.0f} '
+      'chip-hours without starts, compiling and evaluation'
+    ]
+  return lines
+
+
+def predicted(pod: Pod, plan: str, config) -> float:
+  """Seconds of a step, from the plan."""
+  assert pod.slice
+  try:
+    report = json.loads(pathlib.Path(plan).read_text())
+    of = report['config'], report['topology'], report['slices']
+    fits, seconds = report['fits'], report.get('step', {}).get('seconds', 0.0)
+  except (ValueError, KeyError, TypeError, AttributeError):
+    raise InputError(
+      f'--plan {plan} is not what launch/plan.py --json prints'
+    ) from None
+  wanted = config.name, pod.slice.name, pod.slice.slices
+  if of != wanted:
+    given = f'{of[0]} on {of[2]} x {of[1]}'
+    asked = f'{wanted[0]} on {wanted[2]} x {wanted[1]}'
+    raise InputError(f'--plan {plan} is of {given}, but asked is {asked}')
+  if not fits:
+    raise InputError(
+      f'--plan {plan} says that the config does not fit {pod.slice.name}; '
+      'try launch/plan.py --search'
+    )
+  return seconds
+
+
+def tier(spot: bool, reserved: bool) -> str:
+  """Of the two switches."""
+  if spot and reserved:
+    raise InputError('--spot and --reserved exclude each other')
+  return 'spot' if spot else 'reserved' if reserved else 'on-demand'
+
+
+def verb(text: str, known) -> str:
+  """A verb, or InputError with the nearest."""
+  if text not in known:
+    raise InputError(
+      f'{text!r} is not one of {", ".join(known)}{cli.nearest(text, known)}'
+    )
+  return text

@@ -1,0 +1,127 @@
+"""A cloud in a directory: the test puts this on PATH as `gcloud`.
+
+$FAKE_CLOUD/script.json plays it:
+  now      states of the queued resource; each `describe` takes the first, the
+           last stays; [] is NOT_FOUND
+  lives    what `create` makes of `now`, one by one
+  trains   a line of shell that trains, for each life
+  refuse   what `create` answers instead
+  away     workers that ssh does not reach, and how often
+  drop     how often ssh dies after it did its work
+Workers are directories, homes of their own; what ssh is given runs there.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+CLOUD = pathlib.Path(os.environ['FAKE_CLOUD'])
+BROKEN = (
+  'ERROR: (gcloud.compute.tpus.queued-resources.ssh) [/usr/bin/ssh] exited '
+  'with return code [255].'
+)
+
+
+def main(argv) -> int:
+  with (CLOUD / 'calls.jsonl').open('a') as file:
+    file.write(json.dumps(argv) + '\n')
+  script = json.loads((CLOUD / 'script.json').read_text())
+  code = play(argv, script)
+  (CLOUD / 'script.json').write_text(json.dumps(script))
+  return code
+
+
+def play(argv, script) -> int:
+  if argv[:2] == ['storage', 'cat']:
+    return cat(argv[-1])
+  verb, name = argv[3], argv[4]
+  if verb == 'describe':
+    return describe(name, script)
+  if verb == 'create':
+    return create(argv, script)
+  if verb == 'delete':
+    script['now'] = []
+    shutil.rmtree(CLOUD / 'workers')
+    return 0
+  if verb == 'scp':
+    for home in homes(argv):
+      shutil.copy(argv[4], home)
+    return 0
+  return ssh(argv, script)
+
+
+def describe(name, script) -> int:
+  now = script['now']
+  if not now:
+    text = f"NOT_FOUND: Resource 'projects/p/queuedResources/{name}' was not"
+    return fail(f'(gcloud.compute.tpus.queued-resources.describe) {text} found')
+  state, _, why = now[0].partition('|')
+  about = dict(state=state)
+  if why:
+    about['failedData'] = dict(error=dict(code=8, message=why))
+  nodes = [dict(node=dict(labels=script.get('labels', {})))]
+  print(json.dumps(dict(state=about, tpu=dict(nodeSpec=nodes))))
+  script['now'] = now[1:] or now
+  return 0
+
+
+def create(argv, script) -> int:
+  if script.get('refuse'):
+    return fail(script['refuse'])
+  script['now'] = script['lives'].pop(0)
+  label = next(x for x in argv if x.startswith('--labels='))
+  key, value = label.removeprefix('--labels=').split('=')
+  script['labels'] = {key: value}
+  (CLOUD / 'train').write_text((script.get('trains') or ['sleep 60']).pop(0))
+  for i in range(script.get('workers', 2)):
+    (CLOUD / 'workers' / f'w{i}').mkdir(parents=True)
+  return 0
+
+
+def ssh(argv, script) -> int:
+  command = argv[-1].removeprefix('--command=')
+  code, away = 0, script.get('away', {})
+  for home in homes(argv):
+    if away.get(home.name):
+      away[home.name] -= 1
+      fail(BROKEN.removeprefix('ERROR: '))
+      code = 255
+      continue
+    done = subprocess.run(
+      ['bash', '-c', command], cwd=home, text=True, check=False,
+      env=os.environ | dict(HOME=str(home), WORKER=home.name),
+      capture_output=True,
+    )  # fmt: skip
+    if not script.get('drop'):
+      sys.stdout.write(done.stdout)
+    sys.stderr.write(done.stderr)
+    code = code or done.returncode
+  if script.get('drop'):
+    script['drop'] -= 1
+    return fail(BROKEN.removeprefix('ERROR: '), 255)
+  return code
+
+
+def cat(url) -> int:
+  file = CLOUD / 'bucket' / url.removeprefix('gs://')
+  if not file.exists():
+    return fail('(gcloud.storage.cat) The following URLs matched no objects')
+  sys.stdout.write(file.read_text()[-4096:])
+  return 0
+
+
+def homes(argv):
+  found = sorted((CLOUD / 'workers').iterdir())
+  return found if '--worker=all' in argv else found[:1]
+
+
+def fail(text, code=1) -> int:
+  print(f'ERROR: {text}', file=sys.stderr)
+  return code
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
