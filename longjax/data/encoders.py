@@ -1,0 +1,123 @@
+"""The two libraries that turn text into ids, seen alike.
+
+`Hub` is the `tokenizers` library, `SentencePiece` the library of that name;
+each is exact for the models that its own authors wrote. An encoder has
+
+  vocab            number of ids
+  bos, eos         names of the tokens that the model itself names so, or ''
+  starts_document  whether its authors put `bos` before a text
+  ident            name of a token -> id or None
+  encode           texts -> lists of ids, on all cores; special names are text
+  decode           ids -> text, with the names of special tokens
+  definition       everything that decides ids, as JSON
+  files            file name -> content, which transformers reads too
+"""
+
+import base64
+import itertools
+import json
+
+import sentencepiece
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+
+from longjax.data import vocabularies
+
+
+class Hub:
+  """A tokenizer.json."""
+
+  def __init__(self, definition: str):
+    self._inner = tokenizers.Tokenizer.from_str(definition)
+    self._inner.encode_special_tokens = True  # special names are plain text
+    self._inner.no_truncation()
+    self._inner.no_padding()
+    self.vocab = self._inner.get_vocab_size(with_added_tokens=True)
+    self.bos = self.eos = ''  # a tokenizer_config.json names them
+    self._around = self._inner.encode('').ids  # from its post-processor
+    self.ident = self._inner.token_to_id
+
+  def starts_document(self, bos: int | None) -> bool:
+    return bos in self._around
+
+  def encode(self, texts) -> list[list[int]]:
+    encoded = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+    return [e.ids for e in encoded]
+
+  def decode(self, ids: list[int]) -> str:
+    return self._inner.decode(ids, skip_special_tokens=False)
+
+  def definition(self) -> dict:
+    # Of the parts that decide ids, not of the file: the library adds fields
+    # to its JSON from one version to the next.
+    whole = json.loads(self._inner.to_str())
+    model = whole['model']
+    parts = {k: whole[k] for k in ('normalizer', 'pre_tokenizer', 'decoder')}
+    parts['added'] = [[t['id'], t['content']] for t in whole['added_tokens']]
+    parts['vocab'] = self._inner.get_vocab(with_added_tokens=True)
+    parts['merges'] = model.get('merges')
+    switches = ('byte_fallback', 'ignore_merges', 'fuse_unk', 'unk_token')
+    parts |= {key: model[key] for key in switches if model.get(key)}
+    if model.get('type', 'BPE') != 'BPE':
+      parts['model'] = model
+    return parts
+
+  def files(self) -> dict[str, bytes]:
+    return {'tokenizer.json': self._inner.to_str(pretty=True).encode()}
+
+
+class SentencePiece:
+  """A tokenizer.model of SentencePiece (Llama 2, OpenLLaMA)."""
+
+  def __init__(self, model: bytes):
+    form = sentencepiece_model_pb2.ModelProto  # pyright: ignore
+    self._proto = form.FromString(model)
+    for part in ('trainer_spec', 'normalizer_spec'):  # they end the file
+      if not self._proto.pieces or not self._proto.HasField(part):
+        raise ValueError(f'it has {len(self._proto.pieces)} pieces, no {part}')
+    self._inner = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self._model = model
+    self.vocab = self._inner.get_piece_size()
+    names = [piece.piece for piece in self._proto.pieces]
+    self._ids = {name: i for i, name in enumerate(names)}
+    self._control = {
+      i: piece.piece
+      for i, piece in enumerate(self._proto.pieces)
+      if piece.type in (piece.CONTROL, piece.UNKNOWN)
+    }
+    ends = (self._inner.bos_id(), self._inner.eos_id())
+    self.bos, self.eos = (names[i] if i >= 0 else '' for i in ends)
+    self.ident = self._ids.get
+
+  def starts_document(self, bos: int | None) -> bool:
+    return bos is not None
+
+  def encode(self, texts) -> list[list[int]]:
+    return self._inner.encode(texts, out_type=int)
+
+  def decode(self, ids: list[int]) -> str:
+    # The library gives nothing for control tokens.
+    parts = []
+    for name, run in itertools.groupby(ids, self._control.get):
+      known = [i for i in run if i < self.vocab]
+      parts.append(name * len(known) if name else self._inner.decode(known))
+    return ''.join(parts)
+
+  def definition(self) -> dict:
+    trained, normal = self._proto.trainer_spec, self._proto.normalizer_spec
+    return dict(
+      pieces=[[p.piece, p.score, p.type] for p in self._proto.pieces],
+      model=[trained.model_type, trained.byte_fallback],
+      suffix=trained.treat_whitespace_as_suffix,
+      charsmap=base64.b64encode(normal.precompiled_charsmap).decode(),
+      prefix=normal.add_dummy_prefix,
+      collapse=normal.remove_extra_whitespaces,
+      escape=normal.escape_whitespaces,
+    )
+
+  def files(self) -> dict[str, bytes]:
+    files = {'tokenizer.model': self._model}
+    by_user = any(p.type == p.USER_DEFINED for p in self._proto.pieces)
+    if self._proto.trainer_spec.model_type == vocabularies.BPE and not by_user:
+      files |= Hub(vocabularies.sentencepiece_json(self._proto)).files()
+    return files
