@@ -1,0 +1,206 @@
+"""Generation against whole forward passes, on one device and on eight."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+from test_llama import packed, params_of, small
+
+from longjax import generate, llama, sharding
+from longjax.batch import one_document
+from longjax.data import tokenizer
+from longjax.errors import InputError
+
+CONFIG = small()
+LENGTHS = (5, 77, 39)
+
+
+@pytest.fixture(scope='module')
+def params():
+  return params_of(CONFIG)
+
+
+@pytest.fixture(scope='module')
+def prompts():
+  rng = np.random.default_rng(0)
+  return [rng.integers(0, CONFIG.vocab, n) for n in LENGTHS]
+
+
+@pytest.fixture(scope='module')
+def one_device(params, prompts):
+  return generate.generate(params, CONFIG, prompts, 200, chunk=32)
+
+
+forward = jax.jit(llama.forward, static_argnums=1)
+
+
+def test_each_token_is_that_of_a_whole_forward_pass(
+  params, prompts, one_device
+):
+  """Teacher forcing: one pass over prompt and answer checks every token."""
+  for prompt, answer in zip(prompts, one_device):
+    assert len(answer) == 200
+    tokens = np.zeros(280, np.int64)
+    tokens[: len(prompt) + 200] = np.concatenate([prompt, answer])
+    logits = forward(params, CONFIG, one_document(tokens))[0]
+    likeliest = np.asarray(logits.argmax(-1))[len(prompt) - 1 :]
+    np.testing.assert_array_equal(likeliest[:200], answer)
+
+
+def test_eight_devices_and_odd_chunks_generate_the_same_200_tokens(
+  params, prompts, one_device, make_mesh
+):
+  mesh = make_mesh(1, 8)
+  sharded = generate.placed(params, CONFIG, mesh)
+  answers = generate.generate(
+    sharded, CONFIG, prompts, 200, mesh=mesh, chunk=21
+  )
+  np.testing.assert_array_equal(answers, one_device)
+
+
+def test_rows_over_data_and_filled_up_groups_change_nothing(
+  params, prompts, one_device, make_mesh
+):
+  mesh = make_mesh(2, 2)
+  sharded = generate.placed(params, CONFIG, mesh)
+  answers = generate.generate(
+    sharded, CONFIG, prompts, 9, mesh=mesh, chunk=16, rows=2
+  )
+  np.testing.assert_array_equal(answers, [a[:9] for a in one_device])
+
+
+def test_samples_are_those_of_the_seed_on_any_mesh_and_in_any_group(
+  params, prompts, make_mesh
+):
+  draw = lambda seed, **how: generate.generate(
+    params if 'mesh' not in how
+    else generate.placed(params, CONFIG, how['mesh']),
+    CONFIG, prompts, 16, chunk=32,
+    sampling=generate.Sampling(1.0, 0.9, seed), **how,
+  )  # fmt: skip
+  first = draw(7)
+  np.testing.assert_array_equal(first, draw(7, mesh=make_mesh(2, 2), rows=2))
+  assert not np.array_equal(first, draw(8))
+
+
+def test_the_nucleus_is_the_least_set_of_the_likeliest(rng):
+  logits = np.log([[0.5, 0.05, 0.3, 0.15], [0.1, 0.2, 0.3, 0.4]])
+  kept = lambda p: np.asarray(generate._nucleus(logits, p)).tolist()
+  assert kept(0.6) == [[True, False, True, False], [False, False, True, True]]
+  assert kept(0.0) == [[True, False, False, False], [False, False, False, True]]
+  assert np.all(kept(1.0))
+
+
+def test_samples_have_the_probabilities_of_the_model():
+  """20,000 draws from three tokens: within five standard deviations."""
+  p = np.array([0.6, 0.3, 0.1])
+  logits = np.tile(np.log(p), (20_000, 1)).astype(np.float32)
+  draw = (np.float32(1), np.float32(1), np.int32(0), np.arange(20_000))
+  counts = np.bincount(generate._drawn(logits, draw, 3), minlength=3)
+  deviation = np.sqrt(20_000 * p * (1 - p))
+  assert np.all(np.abs(counts - 20_000 * p) < 5 * deviation)
+
+
+def test_an_answer_ends_before_an_end_and_at_a_stop_string(
+  params, prompts, one_device
+):
+  prompt, answer = prompts[:1], one_device[0]
+  end = int(answer[12])
+  first = int(np.flatnonzero(answer == end)[0])
+  ended = generate.generate(params, CONFIG, prompt, 200, ends=(end,), chunk=32)
+  np.testing.assert_array_equal(ended[0], answer[:first])
+  asked = []
+  stopped = lambda ids: asked.append(len(ids)) or len(ids) >= 40
+  cut = generate.generate(params, CONFIG, prompt, 200, stopped, chunk=32)
+  assert asked == [32, 64]
+  np.testing.assert_array_equal(cut[0], answer[:64])
+
+
+def test_stop_strings_are_looked_for_in_the_text():
+  tokens = tokenizer.load('bytes')
+  stopped = generate.stop_at(tokens, ['\n\n', 'END'])
+  assert not stopped(tokens.encode('one\ntwo EN'))
+  assert stopped(tokens.encode('one\ntwo END of it'))
+  assert generate.stop_at(tokens, []) is None
+
+
+def test_many_lengths_share_a_few_programs(params, rng):
+  """Prompts of 1 to 60 tokens: as many programs as powers of two."""
+  before = generate._decode._cache_size()
+  for length in (33, 40, 49, 60):
+    prompt = [rng.integers(0, CONFIG.vocab, length)]
+    generate.generate(params, CONFIG, prompt, 3, chunk=32)
+  assert generate._decode._cache_size() - before == 1
+
+
+def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
+  """A device holds an eighth of the slots, in what is compiled too."""
+  mesh = make_mesh(1, 8)
+  sharded = generate.placed(params, CONFIG, mesh)
+  state = generate.empty(CONFIG, 1, 4096, 64, mesh)
+  slots = state.cache.k.shape[3]
+  assert 512 <= slots <= 576
+  shard = state.cache.k.addressable_shards[0].data.shape
+  assert shard == (CONFIG.layers, 1, 1, slots, CONFIG.kv_heads, CONFIG.head_dim)
+  lengths = np.array([4000], np.int32)
+  reading = generate.prefill.lower(
+    sharded, state, np.zeros((1, 64), np.int32), lengths, np.int32(0),
+    config=CONFIG, mesh=mesh,
+  )  # fmt: skip
+  draw = (np.float32(0), np.float32(1), np.int32(0), np.arange(1))
+  writing = generate._decode.lower(
+    sharded, state, lengths, np.zeros(1, bool), np.int32(500), np.int32(9),
+    np.full(4, -1), draw, config=CONFIG, mesh=mesh,
+  )  # fmt: skip
+  for lowered in (reading, writing):
+    text = lowered.compile().as_text()
+    gathered = re.findall(r'= \w+\[([\d,]*)\]\S* all-gather', text)
+    sizes = [np.prod([int(d) for d in x.split(',')]) for x in gathered if x]
+    # The whole keys of one layer would be 8 times as many elements.
+    assert max(sizes, default=0) < slots * CONFIG.kv_heads * CONFIG.head_dim
+
+
+def test_losses_come_back_in_the_order_of_the_text(params, rng, make_mesh):
+  batch = packed(rng, CONFIG.vocab, (3, 61 + 3))
+  wanted = np.asarray(llama.nll(params, CONFIG, batch))
+  mesh = make_mesh(2, 4)
+  model = generate.lm(
+    params, CONFIG, mesh=mesh, rows=2, arrangement='zigzag', loss_chunk=16
+  )
+  seen = batch.segments > 0
+  np.testing.assert_allclose(model.nll(batch)[seen], wanted[seen], atol=1e-4)
+  short = type(batch)(*(x[:, :57] for x in batch))
+  seen = short.segments > 0
+  np.testing.assert_allclose(
+    model.nll(short)[seen], wanted[:, :57][seen], atol=1e-4
+  )
+
+
+def test_matrices_are_kept_in_the_dtype_of_the_matmuls(rng):
+  config = small(dtype='bfloat16')
+  params = params_of(config)
+  kept = generate.placed(params, config)
+  assert kept['layers']['q'].dtype == 'bfloat16'
+  assert kept['layers']['attn_norm'].dtype == 'float32'
+  batch = packed(rng, config.vocab)
+  nll = jax.jit(llama.nll, static_argnums=1)
+  np.testing.assert_array_equal(
+    nll(params, config, batch), nll(kept, config, batch)
+  )
+
+
+def test_what_cannot_be_continued_is_refused(params):
+  run = lambda *prompts: generate.generate(params, CONFIG, prompts, 4)
+  with pytest.raises(InputError, match='prompt 1 is empty'):
+    run([1, 2], [])
+  with pytest.raises(InputError, match='96 .* 0 to 95'):
+    run([1, 96])
+  assert run() == []
+
+
+def test_params_lie_where_the_mesh_says(params, make_mesh):
+  mesh = make_mesh(1, 8)
+  placed = generate.placed(jax.device_get(params), CONFIG, mesh)
+  wanted = sharding.params(params, mesh)
+  assert placed['embedding'].sharding == wanted['embedding']
