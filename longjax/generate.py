@@ -40,6 +40,9 @@ class Sampling(NamedTuple):
   seed: int = 0
 
 
+GREEDY = Sampling()
+
+
 class LM(NamedTuple):
   """What evaluations receive: a model as two functions."""
 
@@ -118,7 +121,7 @@ def placed(params, config: llama.Llama, mesh=None):
 
 def generate(
   params, config: llama.Llama, prompts, count: int, stopped=None, *, mesh=None,
-  sampling=Sampling(), ends=(), rows=0, chunk=CHUNK,
+  sampling=GREEDY, ends=(), rows=0, chunk=CHUNK,
 ) -> list[np.ndarray]:  # fmt: skip
   """Continues each prompt.
 
@@ -227,8 +230,9 @@ def empty(config, rows: int, tokens: int, chunk: int, mesh=None) -> State:
   compiled and little is wasted.
   """
   n = _ring(mesh)
-  grain = max(chunk // n, 1 << max((tokens // n).bit_length() - 3, 0))
-  slots = -(-(-(-tokens // n)) // grain) * grain
+  needed = -(-tokens // n)
+  grain = max(chunk // n, 1 << max(needed.bit_length() - 3, 0))
+  slots = needed + -needed % grain
   return _empty(config, rows, n, slots, mesh)
 
 

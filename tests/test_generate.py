@@ -12,7 +12,7 @@ from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
 
-CONFIG = small()
+CONFIG = small(layers=2)
 LENGTHS = (5, 77, 39)
 
 
@@ -178,7 +178,7 @@ def test_losses_come_back_in_the_order_of_the_text(params, rng, make_mesh):
 
 
 def test_matrices_are_kept_in_the_dtype_of_the_matmuls(rng):
-  config = small(dtype='bfloat16')
+  config = small(layers=2, dtype='bfloat16')
   params = params_of(config)
   kept = generate.placed(params, config)
   assert kept['layers']['q'].dtype == 'bfloat16'
@@ -194,7 +194,7 @@ def test_what_cannot_be_continued_is_refused(params):
   run = lambda *prompts: generate.generate(params, CONFIG, prompts, 4)
   with pytest.raises(InputError, match='prompt 1 is empty'):
     run([1, 2], [])
-  with pytest.raises(InputError, match='96 .* 0 to 95'):
+  with pytest.raises(InputError, match='the model has 0 to 95'):
     run([1, 96])
   assert run() == []
 
