@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -287,7 +288,7 @@ def abstract(config: Llama):
 def run(
   params, config: Llama, tokens, positions, attend, cache, mesh=None,
   recall=None,
-):  # fmt: skip
+) -> tuple[Any, Any]:  # fmt: skip
   """Hidden states with any attention.
 
   Args:
@@ -348,10 +349,15 @@ def head(params, config: Llama):
 def nll(params, config: Llama, batch: Batch, *, chunk=1024, mesh=None):
   """Negative log-likelihood of each target, [batch, seq] float32, in nats."""
   x = hidden(params, config, batch, mesh)
+  return losses(params, config, x, batch.targets, chunk=chunk, mesh=mesh)
+
+
+def losses(params, config: Llama, x, targets, *, chunk, mesh=None):
+  """`nll` of targets [batch, seq] from hidden states [batch, seq, embed]."""
   logits = functools.partial(to_vocab, tied=config.tied)
-  losses = functools.partial(loss.nll, logits=logits, chunk=chunk)
+  of_tokens = functools.partial(loss.nll, logits=logits, chunk=chunk)
   return fsdp.local(
-    losses, [x, jnp.asarray(batch.targets)], [head(params, config)],
+    of_tokens, [x, jnp.asarray(targets)], [head(params, config)],
     dtype=config.dtype, mesh=mesh,
   )  # fmt: skip
 
