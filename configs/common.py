@@ -97,6 +97,7 @@ def base(size='tiny', **rope) -> Any:
       notes=(),  # what a reader of the report must know
       seed=0,
       weights='',  # a path, 'package:...' (data/packages) or 'random'
+      moments=False,  # also those of AdamW, if weights is a longjax run
       model=model(size, **rope),
       mesh=dict(data=1, seq=1),
       data=dict(
@@ -107,6 +108,7 @@ def base(size='tiny', **rope) -> Any:
         tokenizer='',  # '' is the one that came with the weights
         directory='',  # prepared shards; '' is a place in the cache
         layout='zigzag',  # contiguous | zigzag | striped | balanced
+        skip_steps=(),  # steps whose batches are passed over
       ),
       train=dict(
         steps=100,
@@ -114,6 +116,7 @@ def base(size='tiny', **rope) -> Any:
         micro_batches=1,  # parts that a step is computed in
         seq_len=2048,  # tokens of a row
         loss_chunk=1024,  # tokens whose logits exist at once, per device
+        profile_steps=(),  # to trace into profile/; or send SIGUSR1
       ),
       optim=dict(
         learning_rate=2e-5,
@@ -126,9 +129,16 @@ def base(size='tiny', **rope) -> Any:
         eps=1e-8,
         weight_decay=0.1,  # of matrices; never of norms
         clip=1.0,  # global norm
-        max_skipped=5,  # steps in a row with a non-finite gradient
+        spike_sigmas=6.0,  # above the mean of the window; 0 admits spikes
+        spike_window=128,  # steps
+        max_skipped=5,  # steps in a row: not finite, or a spike
       ),
-      checkpoint=dict(every_steps=100, keep=2),
+      checkpoint=dict(
+        every_steps=100,
+        keep=2,  # the newest
+        keep_every_steps=0,  # and those at multiples of this
+        max_failed=5,  # saves in a row
+      ),
       eval=dict(
         sources=dict(),  # held-out documents, as data.sources
         documents=1,  # how many of them

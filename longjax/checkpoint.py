@@ -5,15 +5,19 @@ beside it and compared after loading; the newest checkpoint that verifies wins.
 The digest does not depend on the mesh.
 """
 
+import contextlib
 import functools
-import pathlib
+import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from longjax import hosts
 from longjax.errors import InputError
 
 BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -50,19 +54,44 @@ def digest(tree) -> dict[str, str]:
 
 
 class Checkpoints:
-  """The checkpoints of one run, in `directory`/<step>."""
+  """The checkpoints of one run, in `directory`/<step>.
 
-  def __init__(self, directory, keep: int, log=print):
-    self.directory = pathlib.Path(directory).resolve()
-    self.keep, self.log = keep, log
+  A save that fails leaves the earlier ones as they are and training goes on;
+  the next try is after 1, 2, 4 ... steps, until too many failed in a row.
+
+  Attributes:
+    retry_step: when to try again, after a save that failed; else None.
+  """
+
+  def __init__(
+    self, directory, keep: int, log=print, *, keep_every=0, max_failed=5
+  ):
+    """Opens nothing yet.
+
+    Args:
+      directory: local or gs://.
+      keep: how many of the newest stay.
+      log: called with lines about what failed or was passed over.
+      keep_every: every so many steps, one stays for good; 0 is none.
+      max_failed: saves in a row that may fail.
+    """
+    self.directory = absolute(directory)
+    self.keep, self.keep_every, self.log = keep, keep_every, log
+    self.max_failed, self.failed = max_failed, 0
+    self.retry_step = None
+    self._saving = None  # the step that is being saved
 
   @functools.cached_property
   def orbax(self):
     """Opened when it is first needed: that makes the directory."""
     policies = ocp.training.preservation_policies
+    kept: list = [policies.LatestN(self.keep)]
+    if self.keep_every:
+      kept.append(policies.EveryNSteps(self.keep_every))
+    policy: Any = policies.AnyPreservationPolicy(kept)
     return ocp.training.Checkpointer(
       str(self.directory),
-      preservation_policy=policies.LatestN(self.keep),  # pyright: ignore
+      preservation_policy=policy,
       cleanup_tmp_directories=True,
     )
 
@@ -70,33 +99,95 @@ class Checkpoints:
     """Starts saving in the background; waits for the one before.
 
     Args:
-      state: {'params', 'opt', 'step'}.
+      state: {'params', 'opt', ..., 'step'}.
       about: small JSON to store beside it.
-    """
-    step = int(state['step'])
-    self.orbax.wait()
-    about = dict(about, digests=digest(state))
-    if self.orbax.save_async(step, state, custom_metadata=about) is None:
-      raise RuntimeError(f'Orbax did not save step {step}')
 
-  def restore(self, abstract):
+    Raises:
+      InputError: saving failed too often.
+    """
+    self._wait()
+    step = int(state['step'])
+    about = dict(about, step=step, digests=digest(state))
+    self._saving, self.retry_step = step, None
+    try:
+      if self.orbax.save_async(step, state, custom_metadata=about) is None:
+        raise RuntimeError(f'Orbax did not save step {step}')
+    except Exception as error:  # whatever storage raises
+      self._failed(step, error)
+
+  def save_and_wait(self, state, about: dict):
+    """Saves, and tries again at growing intervals until it is done.
+
+    Raises:
+      InputError: saving failed too often.
+    """
+    while True:
+      self.save(state, about)
+      if self._wait():
+        return
+      time.sleep(2 ** (self.failed - 1))
+
+  def look(self):
+    """Takes notice of a save in the background that failed meanwhile."""
+    if jax.process_count() > 1:
+      return  # not all would notice at once; they do when they save again
+    if self._saving is not None and not self.orbax.is_saving_in_progress():
+      self._wait()
+
+  def _wait(self) -> bool:
+    """For the save in the background; whether it, if any, succeeded."""
+    step = self._saving
+    if step is None:
+      return self.failed == 0
+    try:
+      self.orbax.wait()
+    except Exception as error:  # whatever storage raises
+      self._failed(step, error)
+      return False
+    self._saving, self.failed = None, 0
+    return True
+
+  def _failed(self, step, error):
+    """Says so, and leaves no trace of it."""
+    self._saving, self.failed = None, self.failed + 1
+    self.retry_step = step + 2 ** (self.failed - 1)
+    with contextlib.suppress(Exception):  # it raises the same error again
+      self.orbax.close()
+    self.__dict__.pop('orbax', None)
+    with contextlib.suppress(OSError):
+      _remove_temporaries(self.directory)
+    problem = (
+      f'step {step} could not be saved to {self.directory}: {reason(error)}'
+    )
+    newest = next(iter(steps(self.directory)), None)
+    have = 'no step is saved' if newest is None else f'step {newest} is saved'
+    if self.failed >= self.max_failed:
+      raise InputError(
+        f'{problem}; that was failure {self.failed} in a row, {have}; mend the '
+        'storage and run the same command again'
+      ) from error
+    self.log(
+      f'WARNING: {problem}; {have}; training goes on, the next try is after '
+      f'step {self.retry_step}'
+    )
+
+  def restore(self, abstract, check=lambda about: None):
     """(state, about) of the newest checkpoint that verifies, or None.
 
     Newer ones, that do not, are renamed to <step>.damaged.
 
     Args:
       abstract: the state as ShapeDtypeStructs with shardings.
+      check: called with `about` before anything is loaded; its InputError
+        ends the search.
     """
-    found = steps(self.directory)
+    found = hosts.from_lead(steps(self.directory))
     for i, step in enumerate(found):
-      try:
-        state = self.orbax.load(step, abstract)
-        about = self.orbax.metadata(step).custom_metadata or {}
-        _verify(state, about)
-      except Exception as error:  # whatever Orbax raises: try the one before
+      state, about, problem = self._attempt(step, abstract, check)
+      problems = [p for p in hosts.gathered(problem) if p]
+      if problems:
         self.log(
-          f'checkpoint {self.directory / str(step)} passed over: '
-          f'{reason(error)}'
+          f'checkpoint {self.directory / str(step)} passed over: {problems[0]}'
         )
         continue
       self._put_aside(found[:i])
@@ -108,13 +199,31 @@ class Checkpoints:
       )
     return None
 
+  def _attempt(self, step, abstract, check):
+    """(state, about, '') or (None, {}, why not)."""
+    for seconds in (1, 4, None):  # storage may be away for a while
+      try:
+        about = self.orbax.metadata(step).custom_metadata or {}
+        check(about)
+        state = self.orbax.load(step, abstract)
+        _verify(state, about)
+        return state, about, ''
+      except InputError:
+        raise
+      except Exception as error:  # whatever Orbax raises
+        if seconds is None or not transient(error):
+          return None, {}, reason(error)
+        self.log(f'step {step}: {reason(error)}; trying again in {seconds} s')
+        time.sleep(seconds)
+    raise AssertionError('the last attempt returns')
+
   def _put_aside(self, damaged):
     """Out of the way of the steps that will be saved again."""
     if not damaged:
       return
     self.orbax.close()
     del self.orbax
-    for step in damaged if jax.process_index() == 0 else ():
+    for step in damaged if hosts.lead() else ():
       path = self.directory / str(step)
       path.rename(path.with_name(f'{step}.damaged-{time.time_ns()}'))
 
@@ -122,8 +231,11 @@ class Checkpoints:
     """Waits for what is being saved."""
     if 'orbax' not in self.__dict__:
       return
-    self.orbax.wait()
-    self.orbax.close()
+    try:
+      self._wait()
+    finally:
+      if 'orbax' in self.__dict__:
+        self.orbax.close()
 
 
 def _verify(state, about):
@@ -137,17 +249,48 @@ def _verify(state, about):
     )
 
 
+def absolute(directory) -> epath.Path:
+  """As Orbax needs it; a gs:// path is one already."""
+  path = epath.Path(directory)
+  return path if '://' in str(path) else path.resolve()
+
+
 def steps(directory) -> list[int]:
   """Steps of the finished checkpoints in a directory, newest first."""
-  directory = pathlib.Path(directory)
+  directory = epath.Path(directory)
   names = [p.name for p in directory.iterdir()] if directory.is_dir() else []
   return sorted((int(n) for n in names if n.isdigit()), reverse=True)
 
 
+def _remove_temporaries(directory):
+  """What saves that failed have left."""
+  for path in directory.glob('*.orbax-checkpoint-tmp*') if hosts.lead() else ():
+    path.rmtree()
+
+
+def _causes(error):
+  """The error and what caused it, outermost first."""
+  while error is not None:
+    yield error
+    error = error.__cause__
+
+
+TRANSIENT = re.compile('UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|50[0234]|429')
+
+
+def transient(error) -> bool:
+  """Whether storage may answer if it is asked again."""
+  permanent = FileNotFoundError | PermissionError | IsADirectoryError
+  return any(
+    (isinstance(e, OSError) and not isinstance(e, permanent))
+    or TRANSIENT.search(str(e)[:200])
+    for e in _causes(error)
+  )
+
+
 def reason(error) -> str:
   """The first cause, in one line: Orbax wraps it."""
-  while error.__cause__ is not None:
-    error = error.__cause__
+  *_, error = _causes(error)
   text = ' '.join(str(error).split())
   return f'{type(error).__name__}: {text[:200]}'
 
@@ -166,28 +309,38 @@ def load_params(path, shardings=None):
     InputError: nothing there, or it does not verify.
   """
   root, step = find(path)
-  try:
-    with ocp.training.Checkpointer(str(root)) as orbax:
-      metadata = orbax.metadata(step)
-      saved = metadata.metadata['params']
-      params = _load(orbax, step, saved, shardings or _host(saved))
-      about = metadata.custom_metadata or {}
-      _verify(dict(params=params), about)
-      params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  except Exception as error:  # whatever Orbax raises
-    raise InputError(
-      f'checkpoint {root / str(step)} cannot be used: {reason(error)}'
-    ) from error
+  with _usable(root, step), ocp.training.Checkpointer(str(root)) as orbax:
+    metadata = orbax.metadata(step)
+    saved = metadata.metadata['params']
+    params = _load(orbax, step, saved, shardings or _host(saved))
+    about = metadata.custom_metadata or {}
+    _verify(dict(params=params), about)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
   return params if shardings else jax.device_get(params), about
+
+
+def load_moments(path, abstract):
+  """The optimizer state of a run, placed as `abstract`; see `load_params`."""
+  root, step = find(path)
+  with _usable(root, step), ocp.training.Checkpointer(str(root)) as orbax:
+    found = _load_part(orbax, step, dict(opt=abstract))
+    _verify(found, orbax.metadata(step).custom_metadata or {})
+  return found['opt']
 
 
 def about(path) -> dict:
   """What was saved beside the newest checkpoint of a run directory."""
   root, step = find(path)
+  with _usable(root, step), ocp.training.Checkpointer(str(root)) as orbax:
+    return orbax.metadata(step).custom_metadata or {}
+
+
+@contextlib.contextmanager
+def _usable(root, step):
+  """Whatever Orbax raises is an InputError that names the checkpoint."""
   try:
-    with ocp.training.Checkpointer(str(root)) as orbax:
-      return orbax.metadata(step).custom_metadata or {}
-  except Exception as error:  # whatever Orbax raises
+    yield
+  except Exception as error:
     raise InputError(
       f'checkpoint {root / str(step)} cannot be used: {reason(error)}'
     ) from error
@@ -196,7 +349,7 @@ def about(path) -> dict:
 def find(path):
   """(directory of checkpoints, step): the newest of a run directory, or the
   one that `path` is."""
-  path = pathlib.Path(path).resolve()
+  path = absolute(path)
   root = path / 'checkpoints' if (path / 'checkpoints').is_dir() else path
   if found := steps(root):
     return root, found[0]
@@ -221,7 +374,11 @@ def _load(orbax, step, saved, shardings):
     saved,
     shardings,
   )
+  return _load_part(orbax, step, dict(params=abstract))['params']
+
+
+def _load_part(orbax, step, abstract):
   context = ocp.Context()
   context.pytree_options.loading.partial_load = True
   with context:
-    return orbax.load(step, dict(params=abstract))['params']
+    return orbax.load(step, abstract)

@@ -1,6 +1,9 @@
 """What a run tells: metrics.jsonl first, TensorBoard and a line from it."""
 
+import contextlib
 import json
+import math
+import os
 import pathlib
 import time
 
@@ -17,26 +20,47 @@ TAGS = dict(
   step_seconds='perf/step_seconds',
   tokens_per_second='perf/tokens_per_second',
   mfu='perf/mfu',
+  data_seconds='perf/data_wait_seconds',
+  goodput='perf/goodput',
 )
 
 
 class Metrics:
-  """The writer of one run directory."""
+  """The writer of one run directory.
 
-  def __init__(self, workdir, start: int, steps: int, log=print):
-    """Lines of steps after `start` are dropped: they will be run again."""
+  Nothing that happens to its files ends training.
+
+  Attributes:
+    tokens: trained on so far.
+    dropped_seconds: of steps that will be run again.
+  """
+
+  def __init__(self, workdir, start: int, steps: int, log=print, tokens=0):
+    """Lines of steps after `start` are dropped: they will be run again.
+
+    Args:
+      workdir: of the run.
+      start: the last step that is kept.
+      steps: of the whole run.
+      log: called with a line a step.
+      tokens: of the steps up to `start`; 0 is what their lines say.
+    """
     self.path = pathlib.Path(workdir) / 'metrics.jsonl'
-    lines = [x for x in read(workdir) if x['step'] <= start]
-    text = ''.join(json.dumps(x) + '\n' for x in lines)
+    lines = read(workdir)
+    kept = [x for x in lines if x['step'] <= start]
+    self.steps, self.log = steps, log
+    self.tokens = tokens or (kept[-1]['tokens'] if kept else 0)
+    self.seconds, self.done = 0.0, 0
+    self.dropped_seconds = sum(
+      x.get('step_seconds', 0.0) for x in lines if x['step'] > start
+    )
+    text = ''.join(json.dumps(x) + '\n' for x in kept)
     temporary = self.path.with_suffix('.tmp')
     temporary.write_text(text)
     temporary.replace(self.path)
     self.file = self.path.open('a')
-    self.board = EventFileWriter(str(pathlib.Path(workdir) / 'tb'))
+    self.board = self._open_board(pathlib.Path(workdir) / 'tb')
     self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
-    self.tokens = lines[-1]['tokens'] if lines else 0
-    self.steps, self.log = steps, log
-    self.seconds, self.done = 0.0, 0
 
   def step(self, step: int, tokens: int, seconds: float, values: dict):
     """One line a step; `values` are floats or None.
@@ -58,8 +82,7 @@ class Metrics:
       tokens_per_second=tokens / seconds,
     )
     line |= {k: v for k, v in values.items() if k not in line}
-    self.file.write(json.dumps(line) + '\n')
-    self.file.flush()
+    self._write(json.dumps({k: finite(v) for k, v in line.items()}) + '\n')
     self._event(
       step,
       summary=Summary(value=[
@@ -83,26 +106,72 @@ class Metrics:
     if line.get('mfu') is not None:
       parts.append(f'mfu {line["mfu"]:.1%}')
     if line.get('skipped'):
-      parts.append('SKIPPED: loss or gradient not finite')
+      known = math.isfinite(line['loss']) and math.isfinite(line['grad_norm'])
+      why = 'a spike' if known else 'loss or gradient not finite'
+      parts.append(f'SKIPPED: {why}')
     parts.append(f'eta {duration(each * (self.steps - line["step"]))}')
     return '  '.join(parts)
 
   def close(self):
-    self.file.close()
-    self.board.close()
+    with contextlib.suppress(OSError):
+      self.file.close()
+    if self.board is not None:
+      self.board.close()
+
+  def _write(self, text):
+    """Appends a line; to a new file if somebody has moved the old one."""
+    try:
+      here = self.path.stat() if self.path.exists() else None
+      if not here or not os.path.samestat(here, os.fstat(self.file.fileno())):
+        self.file.close()
+        self.file = self.path.open('a')
+      self.file.write(text)
+      self.file.flush()
+    except OSError as error:
+      self.log(f'WARNING: {self.path}: {error.strerror}; training goes on')
+
+  def _open_board(self, directory):
+    """None, and a warning, if TensorBoard's files cannot be written."""
+    try:
+      return EventFileWriter(str(directory))
+    except OSError as error:
+      self.log(
+        f'WARNING: {directory}: {error.strerror}; nothing for TensorBoard is '
+        'written, metrics.jsonl has it all'
+      )
+      return None
 
   def _event(self, step, **what):
-    self.board.add_event(Event(wall_time=time.time(), step=step, **what))
+    if self.board is None:
+      return
+    try:
+      self.board.add_event(Event(wall_time=time.time(), step=step, **what))
+    except Exception as error:  # of its thread, whatever that met
+      self.log(f'WARNING: TensorBoard: {error}; no more is written for it')
+      self.board = None
 
 
 class Silent:
   """The writer of a process that leaves writing to another."""
 
+  dropped_seconds = 0.0
+
+  def __init__(self, tokens=0):
+    """Counts only `tokens`, as Metrics does."""
+    self.tokens = tokens
+
   def step(self, step, tokens, seconds, values):
-    """Does nothing."""
+    """Counts."""
+    self.tokens += tokens
 
   def close(self):
     """Does nothing."""
+
+
+def finite(value):
+  """JSON knows neither nan nor inf: they become null."""
+  bad = isinstance(value, float) and not math.isfinite(value)
+  return None if bad else value
 
 
 def read(workdir) -> list[dict]:

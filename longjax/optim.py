@@ -71,11 +71,49 @@ def shardings(tx, params, param_shardings, mesh):
   )
 
 
-def update(config, steps, state, grads, loss):
-  """One step of {'params', 'opt', 'step'}, guarded.
+def guard_init(config):
+  """What the guard remembers, see `admit`.
 
-  Where the loss or a gradient is not finite, params and moments stay bitwise
-  what they were and only `step` moves on.
+  `losses` and `norms` [optim.spike_window]: of the last steps that were
+  finite; `taken`: how many there were; `skipped`: steps in a row.
+  """
+  window = jnp.zeros(config.spike_window, jnp.float32)
+  zero = jnp.zeros((), jnp.int32)
+  return dict(losses=window, norms=window, taken=zero, skipped=zero)
+
+
+def admit(config, guard, loss, norm):
+  """Whether a step may change the parameters, and the guard after it.
+
+  It may not if loss or gradient norm is not finite, nor if one is above the
+  mean + optim.spike_sigmas standard deviations of the last spike_window
+  finite steps (after the skip of spikes of OLMo 2, arXiv:2501.00656). Such a
+  value is remembered as that bound, so that a level that is here to stay
+  becomes the normal one while a spike does not.
+  """
+  full = guard['taken'] >= config.spike_window
+  at = guard['taken'] % config.spike_window
+  finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+  ok, after = finite, dict(guard)
+  for name, value in (('losses', loss), ('norms', norm)):
+    past = guard[name]
+    # Where all are nearly the same, a deviation of 1 % is no spike yet.
+    deviation = jnp.maximum(past.std(), 0.01 * jnp.abs(past.mean()))
+    bound = past.mean() + config.spike_sigmas * deviation
+    bound = jnp.where(full & (config.spike_sigmas > 0), bound, jnp.inf)
+    ok &= value <= bound
+    new = past.at[at].set(jnp.minimum(value, bound))
+    after[name] = jnp.where(finite, new, past)
+  after['taken'] = guard['taken'] + finite
+  after['skipped'] = jnp.where(ok, 0, guard['skipped'] + 1)
+  return ok, after
+
+
+def update(config, steps, state, grads, loss):
+  """One step of {'params', 'opt', 'guard', 'step'}, guarded by `admit`.
+
+  In a step that is not admitted, params and moments stay bitwise what they
+  were; `step` moves on.
 
   Args:
     config: the section `optim` of a config.
@@ -90,7 +128,7 @@ def update(config, steps, state, grads, loss):
   """
   tx = adamw(config, steps)
   norm = optax.tree.norm(grads)
-  ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+  ok, guard = admit(config, state['guard'], loss, norm)
   # The schedule counts the steps that were taken, not those skipped.
   count = optax.tree_utils.tree_get(state['opt'], 'ScaleByScheduleState').count
   lr = jnp.asarray(schedule(config, steps)(count), jnp.float32)
@@ -98,6 +136,13 @@ def update(config, steps, state, grads, loss):
   new = (optax.apply_updates(state['params'], updates), opt)
   keep = lambda new, old: jnp.where(ok, new, old)
   params, opt = jax.tree.map(keep, new, (state['params'], state['opt']))
-  state = dict(params=params, opt=opt, step=state['step'] + 1)
+  state = dict(params=params, opt=opt, guard=guard, step=state['step'] + 1)
   skipped = 1.0 - ok.astype(jnp.float32)
   return state, dict(loss=loss, grad_norm=norm, lr=lr, skipped=skipped)
+
+
+def restart_schedule(opt):
+  """The optimizer state of an earlier stage, its schedule at the start."""
+  is_schedule = lambda x: isinstance(x, optax.ScaleByScheduleState)
+  restart = lambda x: x._replace(count=x.count * 0) if is_schedule(x) else x
+  return jax.tree.map(restart, opt, is_leaf=is_schedule)

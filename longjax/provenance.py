@@ -1,5 +1,6 @@
 """What ran, with which code: config.json, code.json and tokenizer/ of a run."""
 
+import contextlib
 import json
 import pathlib
 import shlex
@@ -7,7 +8,9 @@ import subprocess
 import sys
 from importlib import metadata
 
-PACKAGES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain')
+PACKAGES = (
+  'jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'grain',
+)  # fmt: skip
 
 
 def write(workdir, config, tokenizer):
@@ -17,11 +20,20 @@ def write(workdir, config, tokenizer):
   code = dict(
     command=shlex.join(['python', *sys.argv]),
     commit=commit(),
-    versions={package: metadata.version(package) for package in PACKAGES},
+    versions=versions(),
   )
   for name, content in (('config', config.to_dict()), ('code', code)):
     text = json.dumps(content, indent=1)
     (workdir / f'{name}.json').write_text(text + '\n')
+
+
+def versions() -> dict[str, str]:
+  """{package: version} of what computes and stores, if it is here."""
+  found = {}
+  for package in PACKAGES:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      found[package] = metadata.version(package)
+  return found
 
 
 def commit() -> str:

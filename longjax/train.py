@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import signal
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,11 +20,18 @@ from longjax import (
   cli,
   evals,
   flops,
+  goodput,
+  hosts,
   llama,
+  lock,
   metrics,
   optim,
+  preflight,
+  profiler,
   provenance,
+  resume,
   sharding,
+  signals,
   topology,
   weights,
 )
@@ -34,7 +40,7 @@ from longjax.data import layout, packages, pipeline, prepare
 from longjax.errors import InputError
 from longjax.evals import report
 
-PREEMPTED = 75  # exit code: run the same command again
+PREEMPTED = signals.PREEMPTED  # exit code: run the same command again
 
 
 class Run(NamedTuple):
@@ -46,6 +52,17 @@ class Run(NamedTuple):
   workdir: pathlib.Path
   lead: bool  # this process writes and speaks for all
   log: Callable  # called with lines for a person
+  clock: goodput.Clock  # where the time goes
+  asked: signals.Asked  # what signals ask for
+
+
+class Inputs(NamedTuple):
+  """What a run reads, found and checked before anything is written."""
+
+  source: pathlib.Path | None  # of the weights; None is random weights
+  tokenizer: Any
+  data: pipeline.Pipeline
+  evaluate: Callable
 
 
 def main(config, workdir, log=print) -> int:
@@ -55,109 +72,234 @@ def main(config, workdir, log=print) -> int:
     The exit code: 0 done, 75 preempted.
 
   Raises:
-    InputError: before anything is trained or overwritten.
+    InputError: before anything is trained or overwritten, or later, when
+      training cannot go on: then from the newest checkpoint it can.
+    SystemExit: with 75, if preempted while there was nothing to save.
   """
-  model = check(config)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  lead = jax.process_index() == 0
+  model, lead = check(config), hosts.lead()
   log = log if lead else lambda _: None
-  run = Run(config, model, mesh, pathlib.Path(workdir), lead, log)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
+  workdir, clock = pathlib.Path(workdir), goodput.Clock()
+  with signals.listening() as asked:
+    run = Run(config, model, mesh, workdir, lead, log, clock, asked)
+    preflight.processes(config, log)
+    preflight.links(mesh)
+    found = hosts.together(lambda: inputs(run))
+    preflight.same('tokenizer', found.tokenizer.digest)
+    preflight.same('data', found.data.digest)
+    log(describe(run))
+    if rings := topology.describe(mesh):
+      log(rings)
+    log(found.data.summary(config.train.steps))
+    with locked(run) as check_lock, contextlib.closing(clock):
+      return train(run, found, check_lock)
 
-  source = weights_file(run)
-  tokenizer = prepare.find_tokenizer(config, log)
-  data = training_data(run, tokenizer)
-  evaluate = evaluation(run, tokenizer)
-  log(describe(run))
-  if rings := topology.describe(mesh):
-    log(rings)
-  log(data.summary(config.train.steps))
 
-  step_fn, abstract = build(config, model, mesh)
-  checkpoints = checkpoint.Checkpoints(
-    run.workdir / 'checkpoints', config.checkpoint.keep, log
-  )
-  about = identity(run, tokenizer, data)
-  state, released = restored(run, checkpoints, abstract, about), None
-  if state is None:
-    state, released = fresh(run, abstract, source)
-  start = int(state['step'])
-  if lead:
-    provenance.write(run.workdir, config, tokenizer)
+def train(run: Run, found: Inputs, check_lock) -> int:
+  """From the first look at the checkpoints to the report; the exit code."""
+  config, model, steps = run.config, run.model, run.config.train.steps
+  evaluate, about = found.evaluate, identity(run, found)
+  step_fn, abstract = build(config, model, run.mesh)
+  with contextlib.closing(checkpoints_of(run)) as checkpoints:
+    if check_storage(checkpoints, abstract) < steps:
+      step_fn = compile_step(run, step_fn, abstract)
+    state, tokens = restored(run, checkpoints, abstract, about)
+    released = None
+    if state is None:
+      state, released = fresh(run, abstract, found.source)
+    start = int(state['step'])
+    if run.lead:
+      provenance.write(run.workdir, config, found.tokenizer)
 
-  with contextlib.closing(checkpoints), on_sigterm() as terminated:
     if start == 0 and released and released.rope != model.rope:
       as_released = evals.compute_as(released, model)
       evaluate('as released', state['params'], as_released)
-    if start == 0 and not terminated:
+    if start == 0:
       evaluate('recipe, untrained', state['params'], model.at_rest())
-    if not terminated:
-      save = functools.partial(checkpoints.save, about=about)
-      state = loop(run, data, step_fn, state, save, terminated)
-  if int(state['step']) < config.train.steps:
-    log(f'SIGTERM after step {int(state["step"])}: run the same command again')
-    return PREEMPTED
 
-  last = f'recipe, {config.train.steps} steps'
-  evaluate(
-    last, state['params'], model.at_rest(), again=start < config.train.steps
-  )
-  if lead:
-    log(f'wrote {report.write(run.workdir, config)}')
+    def save(state, tokens, wait):
+      check_lock()
+      how = checkpoints.save_and_wait if wait else checkpoints.save
+      with run.clock.spent('saving'):
+        how(state, dict(about, tokens=tokens))
+
+    with run.asked.unsaved():
+      state = loop(run, found.data, step_fn, state, tokens, checkpoints, save)
+    if int(state['step']) < steps:
+      run.log(
+        f'SIGTERM after step {int(state["step"])}, which is saved: run the '
+        'same command again'
+      )
+      return PREEMPTED
+    last = f'recipe, {steps} steps'
+    evaluate(last, state['params'], model.at_rest(), again=start < steps)
+  run.clock.write()
+  if run.lead:
+    run.log(f'wrote {report.write(run.workdir, config)}')
   return 0
 
 
-def loop(run: Run, data, step_fn, state, save, terminated):
+def loop(run: Run, data, step_fn, state, tokens, checkpoints, save):
   """The state after the last step, or after the one in which we were asked
-  to end. Either way it was saved."""
+  to end. Either way it was saved.
+
+  Args:
+    run: the run.
+    data: batches by step.
+    step_fn: compiled.
+    state: to start from.
+    tokens: that it was trained on.
+    checkpoints: which say when a save that failed is to be tried again.
+    save: (state, tokens, wait): saves, in the background or not.
+  """
   config, start, steps = run.config, int(state['step']), run.config.train.steps
   if start == steps:
     return state
-  batches, skipped = data.iterate(start), 0
-  first = sharding.put(data.batch(start), run.mesh)
-  step_fn = compile_step(step_fn, state, first, run.log)
-  with contextlib.closing(writer(run, start)) as metric:
+  skipped = int(state['guard']['skipped'])  # in a row
+  batches = placed_batches(run, data, start)
+  with (
+    contextlib.closing(writer(run, start, tokens)) as metric,
+    contextlib.closing(tracer(run)) as trace,
+  ):
+    run.clock.lose(metric.dropped_seconds)
+    batch, placed = next(batches)
     for step in range(start + 1, steps + 1):
-      began = time.monotonic()
-      batch = next(batches)
-      state, values = step_fn(state, sharding.put(batch, run.mesh))
-      line = {k: float(v) for k, v in jax.device_get(values).items()}
-      seconds = time.monotonic() - began
-      line |= utilization(run, batch, seconds)
-      metric.step(step, batch.tokens.size, seconds, line)
-      skipped = skipped + 1 if line['skipped'] else 0
-      if skipped > config.optim.max_skipped:
-        raise InputError(
-          f'steps {step - skipped + 1} to {step}: loss or gradient not finite; '
-          'nothing of them was kept. Look at their batches, or lower '
-          '--config.optim.learning_rate'
-        )
-      last = step == steps or bool(terminated)
-      if last or step % config.checkpoint.every_steps == 0:
-        save(state)
+      trace.before(step)
+      if step in config.data.skip_steps:
+        run.log(f'step {step}: in data.skip_steps, its batch is passed over')
+        state = dict(state, step=state['step'] + 1)
+        batch, placed = next(batches)
+      else:
+        began = time.monotonic()
+        state, values = step_fn(state, placed)
+        (after, placed), waited = while_computing(batches, values)
+        line = {k: float(v) for k, v in jax.device_get(values).items()}
+        seconds = time.monotonic() - began
+        line |= usage(run, batch, seconds, waited)
+        metric.step(step, batch.tokens.size, seconds, line)
+        batch = after
+        skipped = skipped + 1 if line['skipped'] else 0
+        if skipped > config.optim.max_skipped:
+          raise InputError(too_many_skipped(step, skipped, checkpoints))
+      trace.after(step)
+      checkpoints.look()
+      last = hosts.anyone(run.asked.end, run.mesh) or step == steps
+      due = step % config.checkpoint.every_steps == 0
+      if last or due or step == checkpoints.retry_step:
+        save(state, metric.tokens, wait=last)
       if last:
         break
   return state
 
 
-def writer(run: Run, start: int):
-  """Where the lines of the steps go: on one process, to the run directory."""
-  if run.lead:
-    return metrics.Metrics(run.workdir, start, run.config.train.steps, run.log)
-  return metrics.Silent()
+def placed_batches(run: Run, data, start: int):
+  """(batch on the host, the same on the devices) from step `start` on."""
+  for batch in data.iterate(start):
+    yield batch, sharding.put(batch, run.mesh)
 
 
-def compile_step(step_fn, state, batch, log):
-  """The compiled step; says how long it took and what it needs."""
-  log('compiling the train step ...')
+def while_computing(batches, values):
+  """(the next of batches, seconds that the devices waited for it)."""
   began = time.monotonic()
-  compiled = step_fn.lower(state, batch).compile()
+  batch = next(batches)
+  waited = values['loss'].is_ready()  # they were done first
+  return batch, (time.monotonic() - began) * waited
+
+
+def usage(run: Run, batch, seconds, waited) -> dict:
+  """What a step took of chips and time; adds it to the clock."""
+  run.clock.add('training', seconds - waited)
+  run.clock.add('waiting for data', waited)
+  line = utilization(run, batch, seconds)
+  return line | dict(data_seconds=waited, goodput=run.clock.goodput())
+
+
+def too_many_skipped(step, skipped, checkpoints) -> str:
+  """Names the steps, which are the ids of their batches."""
+  bad = tuple(range(step - skipped + 1, step + 1))
+  newest = next(iter(checkpoint.steps(checkpoints.directory)), 0)
+  return (
+    f'steps {bad[0]} to {step}: loss or gradient not finite, or a spike; '
+    f'nothing of them was kept. Step {newest} is saved; go on from there '
+    f"without their batches, --config.data.skip_steps='{bad}', or lower "
+    '--config.optim.learning_rate'
+  )
+
+
+def writer(run: Run, start: int, tokens: int):
+  """Where the lines of the steps go: on one process, to the run directory."""
+  if not run.lead:
+    return metrics.Silent(tokens)
+  steps = run.config.train.steps
+  return metrics.Metrics(run.workdir, start, steps, run.log, tokens)
+
+
+def tracer(run: Run) -> profiler.Profiler:
+  """Traces the steps of train.profile_steps, or when asked."""
+  return profiler.Profiler(
+    run.workdir / 'profile', run.config.train.profile_steps, run.asked, run.log
+  )
+
+
+@contextlib.contextmanager
+def locked(run: Run):
+  """The run directory is ours; yields a check that it still is."""
+  taken = hosts.together(
+    lambda: lock.Lock(run.workdir, run.log) if run.lead else None
+  )
+  if taken is None:
+    yield lambda: None
+    return
+  with contextlib.closing(taken):
+    run.clock.keep(run.workdir)
+    yield taken.check
+
+
+def checkpoints_of(run: Run) -> checkpoint.Checkpoints:
+  """As the section `checkpoint` of the config says."""
+  ask = run.config.checkpoint
+  return checkpoint.Checkpoints(
+    run.workdir / 'checkpoints', ask.keep, run.log,
+    keep_every=ask.keep_every_steps, max_failed=ask.max_failed,
+  )  # fmt: skip
+
+
+def check_storage(checkpoints, abstract) -> int:
+  """The newest step that is saved, or 0; refuses where nothing can be."""
+  saved = hosts.from_lead(checkpoint.steps(checkpoints.directory))
+  hosts.together(
+    lambda: preflight.storage(checkpoints.directory, abstract, len(saved))
+  )
+  return max(saved, default=0)
+
+
+def compile_step(run: Run, step_fn, abstract):
+  """The compiled step; says how long it took and what it needs."""
+  run.log('compiling the train step ...')
+  began = time.monotonic()
+  with run.clock.spent('compiling'):
+    batch = abstract_batch(run.config, run.mesh)
+    compiled = step_fn.lower(abstract, batch).compile()
   seconds, memory = time.monotonic() - began, compiled.memory_analysis()
-  log(
+  run.log(
     f'compiled in {metrics.duration(seconds)}: state '
     f'{memory.argument_size_in_bytes / 2**30:.2f} GiB and temporaries '
     f'{memory.temp_size_in_bytes / 2**30:.2f} GiB a device'
   )
+  preflight.memory(compiled, run.mesh.devices.flat[0].device_kind)
   return compiled
+
+
+def abstract_batch(config, mesh) -> Batch:
+  """A batch of shapes, placed as `sharding.put` places one."""
+  shape = (config.train.batch, config.train.seq_len)
+  spec = NamedSharding(mesh, sharding.batch_spec(mesh, shape[0]))
+
+  def array(field):
+    dtype = jnp.float32 if field == 'weights' else jnp.int32
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=spec)
+
+  return Batch(*(array(field) for field in Batch._fields))
 
 
 def llama_config(config) -> llama.Llama:
@@ -185,9 +327,13 @@ LEAST = {
   'optim.min_ratio': 0,
   'optim.weight_decay': 0,
   'optim.clip': 1e-9,
+  'optim.spike_sigmas': 0,
+  'optim.spike_window': 2,
   'optim.max_skipped': 0,
   'checkpoint.every_steps': 1,
   'checkpoint.keep': 1,
+  'checkpoint.keep_every_steps': 0,
+  'checkpoint.max_failed': 1,
   'eval.documents': 1,
   'eval.length': 0,
   'eval.window': 0,
@@ -213,6 +359,7 @@ def check(config) -> llama.Llama:
       f'config.optim.schedule {config.optim.schedule!r} is none of '
       f'{", ".join(optim.SCHEDULES)}'
     )
+  check_run(config)
   if not all(0 <= depth <= 1 for depth in config.eval.passkey_depths):
     raise InputError(
       'config.eval.passkey_depths are shares from 0 to 1, got '
@@ -240,6 +387,27 @@ def check(config) -> llama.Llama:
   return model
 
 
+def check_run(config):
+  """The part of `check` about how a run goes, rather than what it learns."""
+  flat = cli.keys(config)
+  for key in ('data.skip_steps', 'train.profile_steps'):
+    if not all(isinstance(step, int) for step in flat[key]):
+      raise InputError(f'config.{key} are numbers of steps, got {flat[key]}')
+  if config.moments and config.weights == 'random':
+    raise InputError(
+      'config.moments takes those of the run that config.weights names, but '
+      "it is 'random'"
+    )
+
+
+def inputs(run: Run) -> Inputs:
+  """Finds and checks what the run reads; no device is used."""
+  source = weights_file(run)
+  tokenizer = prepare.find_tokenizer(run.config, run.log)
+  data = training_data(run, tokenizer)
+  return Inputs(source, tokenizer, data, evaluation(run, tokenizer))
+
+
 def weights_file(run: Run):
   """Where the weights are, fetched if need be; None is random weights."""
   if not run.config.weights:
@@ -251,39 +419,49 @@ def weights_file(run: Run):
   return packages.locate(run.config.weights, run.log)
 
 
-def identity(run: Run, tokenizer, data) -> dict:
-  """What a checkpoint says of its run; a resumed run must say the same."""
-  config = run.config
+def identity(run: Run, found: Inputs) -> dict:
+  """What a checkpoint says of its run, small and readable."""
   return dict(
-    # As it comes back from a file: lists for tuples.
+    # As they come back from a file: lists for tuples.
+    config=json.loads(json.dumps(run.config.to_dict())),
     model=json.loads(json.dumps(dataclasses.asdict(run.model))),
-    tokenizer=tokenizer.digest,
-    data=data.digest,
-    seed=config.seed,
-    batch=config.train.batch,
-    seq_len=config.train.seq_len,
+    tokenizer=found.tokenizer.digest,
+    data=found.data.digest,
+    versions=provenance.versions(),
+    commit=provenance.commit(),
+    mesh=dict(run.mesh.shape),
+    processes=jax.process_count(),
   )
 
 
 def restored(run: Run, checkpoints, abstract, about):
-  """The state to go on from, or None; refuses that of another run."""
-  found = checkpoints.restore(abstract)
-  if found is None:
-    return None
-  state, before = found
-  for key, now in about.items():
-    if before.get(key) != now:
+  """(the state to go on from, its tokens), or (None, 0).
+
+  Refuses that of another run.
+  """
+  steps = run.config.train.steps
+
+  def check(before):
+    resume.check(before['config'], about['config'], run.workdir, run.log)
+    for key in ('tokenizer', 'data'):
+      if before.get(key) != about[key]:
+        raise InputError(
+          f'{run.workdir} was trained with another {key}, digest '
+          f'{before.get(key)}, now {about[key]}; use another --workdir'
+        )
+    if before['step'] > steps:
       raise InputError(
-        f'{run.workdir} was trained with another {key}: {before.get(key)}, '
-        f'now {now}; use another --workdir'
+        f'{run.workdir} is at step {before["step"]}, past config.train.steps '
+        f'{steps}; use another --workdir'
       )
-  if int(state['step']) > run.config.train.steps:
-    raise InputError(
-      f'{run.workdir} is at step {int(state["step"])}, past config.train.steps '
-      f'{run.config.train.steps}; use another --workdir'
-    )
+
+  with run.clock.spent('restoring'):
+    found = checkpoints.restore(abstract, check)
+  if found is None:
+    return None, 0
+  state, before = found
   run.log(f'resumed from step {int(state["step"])}')
-  return state
+  return state, before.get('tokens', 0)
 
 
 def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
@@ -315,13 +493,15 @@ def evaluation(run: Run, tokenizer):
   def evaluate(name, params, model, again=False):
     if not (config.eval.length or config.eval.passkey_lengths):
       return
-    if report.has(run.workdir, name, config) and not again:
+    has = run.lead and report.has(run.workdir, name, config)
+    if hosts.from_lead(has) and not again:
       return
     run.log(f'evaluating: {name}')
     began = time.monotonic()
-    results = evals.evaluate(
-      params, model, run.mesh, config, held_out, tokenizer, run.log
-    )
+    with run.clock.spent('evaluating'):
+      results = evals.evaluate(
+        params, model, run.mesh, config, held_out, tokenizer, run.log
+      )
     if run.lead:
       report.keep(run.workdir, name, config, results)
     run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
@@ -334,21 +514,24 @@ def build(config, model, mesh):
 
   Returns:
     step: (state, Batch of jax arrays) -> (state, dict of scalars), jitted.
-    abstract: {'params', 'opt', 'step'} as ShapeDtypeStructs with shardings.
+    abstract: {'params', 'opt', 'guard', 'step'} as ShapeDtypeStructs with
+      shardings.
   """
   tx = optim.adamw(config.optim, config.train.steps)
   params = llama.abstract(model)
   param_shardings = sharding.params(params, mesh)
   replicated = NamedSharding(mesh, P())
-  shardings = dict(
-    params=param_shardings,
-    opt=optim.shardings(tx, params, param_shardings, mesh),
-    step=replicated,
-  )
   shapes = dict(
     params=params,
     opt=jax.eval_shape(tx.init, params),
+    guard=jax.eval_shape(lambda: optim.guard_init(config.optim)),
     step=jax.ShapeDtypeStruct((), jnp.int32),
+  )
+  shardings = dict(
+    params=param_shardings,
+    opt=optim.shardings(tx, params, param_shardings, mesh),
+    guard=jax.tree.map(lambda _: replicated, shapes['guard']),
+    step=replicated,
   )
   abstract = jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -420,10 +603,18 @@ def fresh(run: Run, abstract, source):
     params = jax.jit(init, out_shardings=shardings['params'])(
       jax.random.key(config.seed)
     )
-  tx = optim.adamw(config.optim, config.train.steps)
-  opt = jax.jit(tx.init, out_shardings=shardings['opt'])(params)
-  step = jax.device_put(jnp.zeros((), jnp.int32), shardings['step'])
-  return dict(params=params, opt=opt, step=step), released
+  if config.moments:
+    run.log(f'moments of {source}, their schedule restarted')
+    opt = checkpoint.load_moments(source, abstract['opt'])
+    opt = optim.restart_schedule(opt)
+  else:
+    tx = optim.adamw(config.optim, config.train.steps)
+    opt = jax.jit(tx.init, out_shardings=shardings['opt'])(params)
+  rest = jax.jit(
+    lambda: dict(guard=optim.guard_init(config.optim), step=jnp.int32(0)),
+    out_shardings={k: shardings[k] for k in ('guard', 'step')},
+  )()
+  return dict(params=params, opt=opt, **rest), released
 
 
 def describe(run: Run) -> str:
@@ -446,14 +637,3 @@ def utilization(run: Run, batch, seconds) -> dict:
   squares = flops.squared_lengths(batch.segments)
   done = flops.train_step(run.model, batch.tokens.size, squares)
   return dict(mfu=done / (seconds * chip.peak * run.mesh.devices.size))
-
-
-@contextlib.contextmanager
-def on_sigterm():
-  """A list that is empty until the process is asked to end."""
-  asked, before = [], None
-  with contextlib.suppress(ValueError):  # not the main thread: not our signal
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-  yield asked
-  if before is not None:
-    signal.signal(signal.SIGTERM, before)

@@ -32,7 +32,7 @@ def refused(workdir, *overrides):
   )  # fmt: skip
   assert (workdir / 'metrics.jsonl').read_text() == '{"step": 1}\n'
   kept = {p.name for p in workdir.iterdir()}
-  assert kept <= {'metrics.jsonl', 'checkpoints'}
+  assert kept <= {'metrics.jsonl', 'checkpoints', 'goodput.json'}
   assert not list(workdir.glob('checkpoints/*'))
   return line
 

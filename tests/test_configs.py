@@ -6,7 +6,6 @@ import pathlib
 import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
-from test_train import abstract_batch
 
 from configs import common
 from longjax import sharding, train
@@ -29,7 +28,8 @@ def test_the_whole_train_step_of_a_config_traces(name):
   sizes = (config.mesh.data, config.mesh.seq)
   mesh = AbstractMesh(sizes, sharding.AXES, (AxisType.Auto,) * 2)
   step, state = train.build(config, model, mesh)
-  after, values = jax.eval_shape(step, state, abstract_batch(config, mesh))
+  batch = train.abstract_batch(config, mesh)
+  after, values = jax.eval_shape(step, state, batch)
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(after) == shapes(state)
   assert set(values) == {'loss', 'grad_norm', 'lr', 'skipped'}

@@ -8,7 +8,7 @@ import jaxprs
 import numpy as np
 import pytest
 from test_llama import packed, params_of, small
-from test_train import abstract_batch, tiny_config
+from test_train import tiny_config
 
 from longjax import fsdp, llama, sharding, train
 
@@ -90,7 +90,7 @@ def step_and_arguments():
   devices = np.array(jax.devices()).reshape(2, 4)
   mesh = jax.sharding.Mesh(devices, sharding.AXES)
   step, state = train.build(config, train.llama_config(config), mesh)
-  return step, (state, abstract_batch(config, mesh))
+  return step, (state, train.abstract_batch(config, mesh))
 
 
 def test_weights_travel_in_the_dtype_of_the_matmul_gradients_in_float32(

@@ -3,13 +3,12 @@
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import jaxprs
 import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import optim, sharding, train
+from longjax import goodput, optim, sharding, signals, train
 from longjax.batch import Batch
 from longjax.data import layout
 
@@ -39,7 +38,10 @@ def packed_batch(rng, config):
 
 def run_of(config, mesh):
   model = train.llama_config(config)
-  return train.Run(config, model, mesh, pathlib.Path(), True, print)
+  return train.Run(
+    config, model, mesh, pathlib.Path(), True, print, goodput.Clock(),
+    signals.Asked(),
+  )  # fmt: skip
 
 
 def first_gradients(config, mesh, batch):
@@ -106,20 +108,7 @@ def lowered(seq_len, make_mesh):
   config = tiny_config(1, 8, train__batch=1, train__seq_len=seq_len)
   mesh = make_mesh(1, 8)
   step, state = train.build(config, train.llama_config(config), mesh)
-  return step, (state, abstract_batch(config, mesh))
-
-
-def abstract_batch(config, mesh):
-  shape = (config.train.batch, config.train.seq_len)
-  spec = jax.sharding.NamedSharding(
-    mesh, sharding.batch_spec(mesh, config.train.batch)
-  )
-  return Batch(*(
-    jax.ShapeDtypeStruct(
-      shape, jnp.float32 if f == 'weights' else jnp.int32, sharding=spec
-    )
-    for f in Batch._fields
-  ))  # fmt: skip
+  return step, (state, train.abstract_batch(config, mesh))
 
 
 def test_memory_grows_with_the_sequence_and_not_with_its_square(make_mesh):
@@ -156,6 +145,7 @@ def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
   assert float(values['skipped']) == 1
   after = jax.device_get(state)
   assert after.pop('step') == before.pop('step') + 1
+  assert after['guard'].pop('skipped') == before['guard'].pop('skipped') + 1
   jax.tree.map(np.testing.assert_array_equal, after, before)
 
 

@@ -11,11 +11,9 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from longjax import flops, llama, sharding, topology, train
-from longjax.batch import Batch
 from longjax.errors import InputError
 from longjax.plan import hbm, hlo, schedule, slices
 from longjax.plan.workload import Workload, workload
@@ -103,7 +101,7 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   log(f'compiling for {where.name} ...')
   began, cpu = time.monotonic(), time.process_time()
   step, state = train.build(config, job.model, mesh)
-  batch = abstract_batch(config, mesh)
+  batch = train.abstract_batch(config, mesh)
   try:
     compiled = step.lower(state, batch).compile()
   except jax.errors.JaxRuntimeError as error:
@@ -118,18 +116,6 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   if compiled is None:
     return report | dict(fits=False, hbm=lacking)
   return report | measured(job, compiled, state, batch)
-
-
-def abstract_batch(config, mesh) -> Batch:
-  """A batch of shapes, placed as `sharding.put` places one."""
-  shape = (config.train.batch, config.train.seq_len)
-  spec = NamedSharding(mesh, sharding.batch_spec(mesh, shape[0]))
-
-  def array(field):
-    dtype = jnp.float32 if field == 'weights' else jnp.int32
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=spec)
-
-  return Batch(*(array(field) for field in Batch._fields))
 
 
 def rss() -> float:

@@ -1,0 +1,108 @@
+"""Where the time of a run went, over all its restarts: goodput.json.
+
+Goodput is the share of the time since the first start in which steps were
+trained whose result was kept.
+"""
+
+import contextlib
+import itertools
+import json
+import pathlib
+import time
+from collections.abc import Iterator
+
+# What a run spends its time with; the rest is 'starting'.
+KINDS = (
+  'training', 'compiling', 'restoring', 'saving', 'evaluating',
+  'waiting for data', 'lost to restarts',
+)  # fmt: skip
+WRITE_SECONDS = 10
+
+
+class Clock:
+  """The time of this start, beside that of the starts before."""
+
+  def __init__(self):
+    """Begins to count; writes nothing before `keep`."""
+    self.path, self._before = None, []
+    self._began = self._written = time.monotonic()
+    self._start = time.time()
+    self._seconds = {kind: 0.0 for kind in KINDS}
+
+  def keep(self, workdir):
+    """Goes on from the starts before, and writes to the run directory."""
+    self.path = pathlib.Path(workdir) / 'goodput.json'
+    self._before = read(workdir)
+
+  @contextlib.contextmanager
+  def spent(self, kind: str) -> Iterator[None]:
+    """Counts what happens inside; not to be nested."""
+    began = time.monotonic()
+    try:
+      yield
+    finally:
+      self.add(kind, time.monotonic() - began)
+
+  def add(self, kind: str, seconds: float):
+    """Counts seconds that were measured elsewhere."""
+    self._seconds[kind] += seconds
+    if time.monotonic() - self._written > WRITE_SECONDS:
+      self.write()
+
+  def lose(self, seconds: float):
+    """Steps of an earlier start that were not saved will be run again."""
+    self._seconds['lost to restarts'] += seconds
+
+  def starts(self) -> list[dict]:
+    """One {kind: seconds} for each start, 'began' and 'seconds' among them."""
+    here = dict(
+      began=self._start, seconds=time.monotonic() - self._began, **self._seconds
+    )
+    return [*self._before, here]
+
+  def goodput(self) -> float:
+    """Share of training that was kept."""
+    return summary(self.starts())['goodput']
+
+  def write(self):
+    """Keeps what is known so far; a disk that fails must not end training."""
+    self._written = time.monotonic()
+    if self.path is None:
+      return
+    with contextlib.suppress(OSError):
+      temporary = self.path.with_suffix('.tmp')
+      temporary.write_text(json.dumps(self.starts(), indent=1))
+      temporary.replace(self.path)
+
+  def close(self):
+    """The last write."""
+    self.write()
+
+
+def read(workdir) -> list[dict]:
+  """The starts of a run so far; [] if there is no or no whole file."""
+  try:
+    return json.loads((pathlib.Path(workdir) / 'goodput.json').read_text())
+  except (OSError, ValueError):
+    return []
+
+
+def summary(starts) -> dict:
+  """{kind: seconds} over all starts, with what is none of KINDS.
+
+  Returns:
+    KINDS, 'starting', 'down' (between two starts), 'seconds' of all, and
+    'goodput'.
+  """
+  total: dict = {k: sum(s.get(k, 0.0) for s in starts) for k in KINDS}
+  up = sum(s['seconds'] for s in starts)
+  # 'lost to restarts' is training of an earlier start, counted there.
+  total['starting'] = up - sum(total[k] for k in KINDS[:-1])
+  total['down'] = sum(
+    max(after['began'] - before['began'] - before['seconds'], 0.0)
+    for before, after in itertools.pairwise(starts)
+  )  # clocks may jump
+  total['training'] -= total['lost to restarts']
+  total['seconds'] = up + total['down']
+  total['goodput'] = max(total['training'], 0.0) / max(total['seconds'], 1e-9)
+  return total

@@ -1,0 +1,82 @@
+"""What the processes of one job tell each other.
+
+With one process each function answers by itself and touches no device.
+"""
+
+import functools
+import json
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from longjax.errors import InputError
+
+BYTES = 16_384  # that a process can say at once
+
+
+def lead() -> bool:
+  """Whether this process writes and speaks for all."""
+  return jax.process_index() == 0
+
+
+def gathered(text: str) -> list[str]:
+  """What each process says, in their order; all must call this."""
+  if jax.process_count() == 1:
+    return [text]
+  said = np.zeros(BYTES, np.uint8)
+  data = np.frombuffer(text.encode()[:BYTES], np.uint8)
+  said[: len(data)] = data
+  rows = multihost_utils.process_allgather(said)
+  return [bytes(x).rstrip(b'\0').decode(errors='replace') for x in rows]
+
+
+def from_lead(value):
+  """The value, small JSON, that the lead process has; all must call this."""
+  return json.loads(gathered(json.dumps(value) if lead() else '')[0])
+
+
+def together(action) -> Any:
+  """What action() returns here; InputError everywhere if it failed anywhere.
+
+  A process that fails alone would leave the others waiting for it.
+  """
+  value, problem = None, ''
+  try:
+    value = action()
+  except InputError as error:
+    problem = str(error)
+  except OSError as error:  # of a file: no space, no right
+    if not error.filename or jax.process_count() > 1:
+      problem = f'{error.filename}: {error.strerror}'
+    else:
+      raise
+  problems = gathered(problem)
+  failed = [i for i, text in enumerate(problems) if text]
+  if not failed:
+    return value
+  where = f' (processes {failed})' if len(problems) > 1 else ''
+  raise InputError(problems[failed[0]] + where)
+
+
+def anyone(flag: bool, mesh) -> bool:
+  """Whether any process has its flag set; all must call this.
+
+  One small all-reduce, behind whatever the devices are doing.
+  """
+  if jax.process_count() == 1:
+    return bool(flag)
+  sharding = NamedSharding(mesh, P(mesh.axis_names))
+  flags = jax.make_array_from_callback(
+    (mesh.size,), sharding, lambda _: np.full(1, flag, np.int32)
+  )
+  return bool(_largest(mesh)(flags))
+
+
+@functools.cache
+def _largest(mesh):
+  replicated = NamedSharding(mesh, P())
+  return jax.jit(lambda x: x.max(), out_shardings=replicated)

@@ -1,0 +1,163 @@
+"""Start-up checks: what would fail later fails here, in seconds, before any
+weight is loaded, and on all processes alike."""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import sys
+import time
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from longjax import flops, hosts, provenance
+from longjax.errors import InputError
+
+SPARE = 0.08  # of HBM: the next batch, evaluations, the copy for a save
+SKEW_SECONDS = 30
+CHECKPOINTS = 3  # for which there must be space: those kept, and a new one
+
+
+def processes(config, log):
+  """Refuses a job whose processes differ in config, code or versions."""
+  same('config', digest(json.dumps(config.to_dict(), sort_keys=True)))
+  same('code', code())
+  environment = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
+  versions = provenance.versions() | dict(
+    python=sys.version.split()[0],
+    **{k: os.environ[k] for k in environment if k in os.environ},
+  )
+  same('versions', ' '.join(f'{k}={v}' for k, v in versions.items()))
+  clocks = [float(x) for x in hosts.gathered(f'{time.time():.1f}')]
+  if max(clocks) - min(clocks) > SKEW_SECONDS:
+    log(
+      f'WARNING: the clocks of the hosts differ by '
+      f'{max(clocks) - min(clocks):.0f} s; times in logs will, too'
+    )
+  if jax.default_backend() == 'tpu':
+    libtpu_pair()
+
+
+def same(what: str, mine: str):
+  """InputError on all processes, that shows all, if they do not agree."""
+  said: dict[str, list] = {}
+  for process, text in enumerate(hosts.gathered(mine)):
+    said.setdefault(text, []).append(process)
+  if len(said) > 1:
+    parts = (f'{text} on processes {where}' for text, where in said.items())
+    raise InputError(
+      f'the processes of this job differ in {what}: {"; ".join(parts)}; start '
+      'all with the same files and flags'
+    )
+
+
+def digest(text: str) -> str:
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def code() -> str:
+  """Of the files of longjax, as they are on this disk."""
+  root = pathlib.Path(__file__).parent
+  files = sorted(root.rglob('*.py'))
+  parts = (f'{f.relative_to(root)}\0{f.read_text()}' for f in files)
+  return digest('\0'.join(parts))
+
+
+def libtpu_pair():
+  """Refuses a libtpu that this jax was not released with."""
+  required = metadata.requires('jax') or ()
+  wanted = next((r for r in required if r.startswith('libtpu')), '')
+  version = re.match(r'libtpu\s*==\s*([\d.]+)', wanted)
+  have = provenance.versions().get('libtpu', 'no libtpu')
+  if version and not f'{have}.'.startswith(version[1].rstrip('.') + '.'):
+    raise InputError(
+      f'jax {jax.__version__} goes with {wanted.split(";")[0].strip()}, but '
+      f"libtpu {have} is installed; pip install 'jax[tpu]=={jax.__version__}'"
+    )
+
+
+def links(mesh):
+  """Refuses devices whose sum, or round of the ring, comes out wrong."""
+  axes, ring = mesh.axis_names, mesh.shape['seq']
+  size = mesh.size
+  place = NamedSharding(mesh, P(axes))
+  numbers = np.arange(size, dtype=np.int32)
+  x = jax.make_array_from_callback((size,), place, lambda i: numbers[i])
+
+  @jax.jit
+  @functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=P(axes), out_specs=(P(), P())
+  )
+  def ask(x):
+    total = jax.lax.psum(x, axes)
+    onward = [(i, (i + 1) % ring) for i in range(ring)]
+    came = jax.lax.ppermute(x, 'seq', onward)
+    before = (x // ring) * ring + (x - 1) % ring
+    wrong = jax.lax.psum((came != before).astype(jnp.int32), axes)
+    return total, wrong
+
+  total, wrong = (int(a[0]) for a in jax.device_get(ask(x)))
+  if total != size * (size - 1) // 2 or wrong:
+    raise InputError(
+      f'the devices compute wrongly: the sum of 0 to {size - 1} is {total}, '
+      f'and {wrong} of {size} did not hear from their neighbour in the ring; '
+      'start again without that slice'
+    )
+
+
+def memory(compiled, device_kind: str):
+  """Refuses a step that leaves too little of a chip's memory."""
+  chip = flops.chip(device_kind)
+  if chip is None:
+    return
+  size = compiled.memory_analysis()
+  need = (
+    size.argument_size_in_bytes + size.temp_size_in_bytes
+    + size.output_size_in_bytes - size.alias_size_in_bytes
+  )  # fmt: skip
+  if need > (1 - SPARE) * chip.hbm:
+    raise InputError(
+      f'the train step needs {need / 2**30:.2f} GiB of the '
+      f'{chip.hbm / 2**30:.2f} GiB of a {chip.name}, of which {SPARE:.0%} must '
+      'stay free; raise mesh.seq or train.micro_batches, lower '
+      'train.loss_chunk, or choose another model.remat'
+    )
+
+
+def storage(directory, state, saved: int):
+  """Refuses a directory of checkpoints that cannot be written or is full.
+
+  Args:
+    directory: of checkpoints, an epath.Path.
+    state: arrays or ShapeDtypeStructs that a checkpoint holds.
+    saved: how many checkpoints are there already.
+  """
+  probe = directory / f'.probe-{os.getpid()}'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe.write_text('written')
+    moved = probe.rename(directory / f'{probe.name}-moved')
+    moved.unlink()
+  except Exception as error:  # local or remote: whatever its library raises
+    raise InputError(
+      f'{directory}: checkpoints cannot be written there: {error}'
+    ) from None
+  if '://' in str(directory):
+    return
+  each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+  need = max(CHECKPOINTS - saved, 1) * each
+  free = shutil.disk_usage(directory).free
+  if free < need:
+    raise InputError(
+      f'{directory}: {free / 2**30:.2f} GiB are free, but '
+      f'{max(CHECKPOINTS - saved, 1)} checkpoints need {need / 2**30:.2f}; '
+      'free space, or use another --workdir'
+    )

@@ -1,0 +1,45 @@
+"""Traces of some steps, to look at with xprof: `xprof --logdir RUN/profile`."""
+
+import jax
+
+ASKED_STEPS = 3  # that SIGUSR1 asks for
+
+
+class Profiler:
+  """Traces the steps of a config, and those that a signal asks for."""
+
+  def __init__(self, directory, steps, asked, log):
+    """Traces nothing yet.
+
+    Args:
+      directory: where traces go.
+      steps: to trace, from the smallest to the largest; () is none.
+      asked: signals.Asked.
+      log: called with a line for each trace.
+    """
+    self.directory, self.asked, self.log = str(directory), asked, log
+    self.first, self.last = (min(steps), max(steps)) if steps else (0, 0)
+    self.running = False
+
+  def before(self, step: int):
+    """Starts a trace if this step is to be in it."""
+    if self.asked.profile:
+      self.asked.profile = False
+      self.first, self.last = step, step + ASKED_STEPS - 1
+    if self.first <= step <= self.last and not self.running:
+      options = jax.profiler.ProfileOptions()
+      options.python_tracer_level = 0
+      jax.profiler.start_trace(self.directory, profiler_options=options)
+      self.running = True
+
+  def after(self, step: int):
+    """Writes the trace if this step was its last."""
+    if self.running and step >= self.last:
+      self.close()
+
+  def close(self):
+    """Writes what there is."""
+    if self.running:
+      self.running = False
+      jax.profiler.stop_trace()
+      self.log(f'profile written to {self.directory}')
