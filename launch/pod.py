@@ -10,13 +10,15 @@
 v4, v5e, v5p and v6e are queued resources of Cloud TPU, through gcloud; tpu7x
 is GKE, through xpk. --dry-run prints the commands of other programs and runs
 none. supervise does all of the first three, and again when a slice is taken
-away. Keys of the config (--config.a.b=v) go to launch/tpu.py as they are.
+away. Keys of the config (--config.a.b=v) go to launch/tpu.py as they are; the
+bucket of the workdir is the directory bucket/ there, for weights and data.
 docs/tpu.md leads from an empty project to a run. Not run on a TPU.
 
 Exit code 0: done; 1: the cloud, or the training, failed; 2: the input is wrong.
 """
 
 import pathlib
+import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -28,6 +30,8 @@ from longjax.pod.terminal import CommandFailed, Rehearsal, Terminal
 
 VERBS = ('up', 'push', 'run', 'logs', 'status', 'supervise', 'down')
 MAKES = ('up', 'supervise')
+TRAINS = ('run', 'supervise')
+GS = r'gs://[a-z0-9][a-z0-9._-]+/.+'
 PUSHES = ('push', 'run', 'supervise')
 
 
@@ -82,7 +86,7 @@ def asked(verb, config, flags) -> request.Pod:
     tier=request.tier(flags['spot'], flags['reserved']),
     **{k: flags[k] for k in PASSED},
   )
-  if verb in ('run', 'supervise') and not pod.workdir.startswith('gs://'):
+  if verb in TRAINS and not re.fullmatch(GS, pod.workdir):
     raise InputError(
       f'{verb} needs --workdir=gs://BUCKET/RUN: all workers write to it, and '
       'the disks of a slice are lost with it'

@@ -54,7 +54,7 @@ def test_a_config_that_cannot_work_is_refused_before_any_compile(
   assert not workdir.exists()
 
 
-@pytest.mark.parametrize('script', ['tpu.py', 'prepare.py'])
+@pytest.mark.parametrize('script', ['tpu.py', 'prepare.py', 'pod.py'])
 def test_help_is_enough_to_use_a_command(script):
   done = commands.run(script, '--help')
   assert done.returncode == 0

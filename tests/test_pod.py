@@ -27,6 +27,8 @@ QUOTA = "Quota 'TPUV5PPerProjectPerZoneForTPUAPI' exhausted. Limit 64 in zone"
 
 STUBS = dict(
   hostname='echo $WORKER',
+  gcsfuse='echo "$WORKER $*" >>$FAKE_CLOUD/mounts; ls >"${@: -1}/mounted"',
+  mountpoint='test -f "$2/mounted"',
   # The system's Python: pip brings uv, uv makes .venv, whose python trains.
   python3="""
     echo "$WORKER $*" >>$FAKE_CLOUD/installs
@@ -149,7 +151,7 @@ longjax/llama3-8b-512k/TREE && bash \
 longjax/llama3-8b-512k/TREE/longjax/pod/worker.sh install'
 {QUEUED} ssh llama3-8b-512k {EVERYWHERE} --command='bash \
 longjax/llama3-8b-512k/code/longjax/pod/worker.sh start \
---config=configs/llama3_8b_512k.py --workdir=gs://bucket/run'
+bucket --config=configs/llama3_8b_512k.py --workdir=gs://bucket/run'
 {QUEUED} describe llama3-8b-512k {WHERE} --format=json
 {QUEUED} ssh llama3-8b-512k {EVERYWHERE} --command='bash \
 longjax/llama3-8b-512k/code/longjax/pod/worker.sh status'
@@ -199,7 +201,7 @@ def test_tpu7x_goes_through_xpk():
     '--tpu-type=tpu7x-4x4x4 --num-slices=1 --base-docker-image=python:3.12 '
     '--script-dir=CACHE/pods/TREE --max-restarts=10 '
     "--restart-on-exit-codes=1,75 --command='pip install -q uv && uv pip "
-    'install -q --system -r requirements.txt "jax[tpu]" && exec python '
+    'install -q --system -r requirements.txt "jax[tpu]" gcsfs && exec python '
     'launch/tpu.py --config=configs/llama3_8b_512k.py '
     "--workdir=gs://bucket/run'",
     f'xpk workload list {place} --wait-for-job-completion=llama3-8b-512k',
@@ -255,6 +257,7 @@ def test_what_a_shell_would_act_on_stays_one_word_for_the_worker(hostile):
   (['up', *RUN, '--topology=v5e:4x4', '--plan=none.json'], 'none.json'),
   (['run', RUN[0]], 'run needs --workdir=gs://BUCKET/RUN'),
   (['run', RUN[0], '--workdir=/data/x'], 'run needs --workdir=gs://'),
+  (['run', RUN[0], '--workdir=gs://-o;x/y'], 'run needs --workdir=gs://'),
   (['down', *RUN], 'What is on its disks is lost. Nobody is there to say yes'),
   (['push', '--config=configs/none.py'], 'there is no config configs/none.py'),
 ])  # fmt: skip
@@ -392,9 +395,25 @@ def test_training_outlives_the_connection_and_leaves_its_exit_code(
   said = []
   assert verbs.logs(Terminal(), pod(), said.append) == 1
   assert said[0].count('last words') == 2  # of all workers
-  assert '-r requirements.txt jax[tpu]' in (there / 'installs').read_text()
+  assert (
+    '-r requirements.txt jax[tpu] gcsfs' in (there / 'installs').read_text()
+  )
   trained = (there / 'trained').read_text().splitlines()
   assert trained == [f'launch/tpu.py {" ".join(pod().arguments)}'] * 2
+
+
+def test_the_bucket_of_the_workdir_is_mounted_where_the_run_looks(
+  cloud, checkout
+):
+  there = cloud(trains=['test -f bucket/mounted; exit $?'])
+  code = started(there, checkout)
+  wait_for(lambda: states() == ['exited', 'exited'])
+  assert [x['code'] for x in queued.workers(Terminal(), pod())] == [0, 0]
+  verbs.run(Terminal(), pod(), code, 3, again=False, log=lambda _: None)
+  mounts = (there / 'mounts').read_text().splitlines()
+  where = there / 'workers/w0/longjax/run/bucket'
+  assert mounts[0] == f'w0 --implicit-dirs -o ro bucket {where}'
+  assert len(mounts) == 2  # once on each worker
 
 
 def test_push_twice_installs_once(cloud, checkout):

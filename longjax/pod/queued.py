@@ -87,7 +87,7 @@ def push(terminal, pod, code):
 
 def start(terminal, pod) -> list[dict]:
   """Starts training on all workers; on those that train already, nothing."""
-  return _worker(terminal, pod, 'start', *pod.arguments)
+  return _worker(terminal, pod, 'start', pod.bucket, *pod.arguments)
 
 
 def stop(terminal, pod):

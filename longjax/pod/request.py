@@ -49,6 +49,11 @@ class Pod(NamedTuple):
   arguments: tuple[str, ...] = ()  # what launch/tpu.py is given
 
   @property
+  def bucket(self) -> str:
+    """That of the workdir."""
+    return self.workdir.removeprefix('gs://').split('/')[0]
+
+  @property
   def place(self) -> list[str]:
     """The flags that say where, of gcloud and of xpk."""
     flags = dict(project=self.project, zone=self.zone)

@@ -2,7 +2,8 @@
 # On each worker of a slice, from the tree that launch/pod.py pushed there:
 #
 #   worker.sh install       Python, the packages; then `code` leads to this tree
-#   worker.sh start ARGS    launch/tpu.py ARGS, in a session of its own
+#   worker.sh start B ARGS  bucket B as bucket/, read-only; then launch/tpu.py
+#                           ARGS, in a session of its own
 #   worker.sh status        a line: idle, running, exited with a code, or lost
 #   worker.sh stop          SIGTERM, which saves a checkpoint; in the end SIGKILL
 #
@@ -11,6 +12,7 @@
 set -euo pipefail
 tree=$(cd "$(dirname "$0")/../.." && pwd -P)
 home=$(dirname "$tree")
+gcsfuse=3.11.1
 patience=${LONGJAX_STOP_SECONDS:-90}
 
 say() { echo "longjax worker=$(hostname) $*"; }
@@ -24,15 +26,31 @@ install() {
     export PYTHONPATH="$home/uv"
     python3 -m uv venv -q --clear --python 3.12 .venv
     python3 -m uv pip install -q --python .venv/bin/python \
-      -r requirements.txt 'jax[tpu]'
+      -r requirements.txt 'jax[tpu]' gcsfs
     touch .installed
   fi
   ln -sfn "$(basename "$tree")" "$home/code"
   say state=installed
 }
 
+bucket() {
+  if ! command -v gcsfuse >/dev/null; then
+    deb=gcsfuse_${gcsfuse}_amd64.deb
+    url=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download
+    curl -fsSL "$url/v$gcsfuse/$deb" -o "/tmp/$deb"
+    sudo apt-get install -qq -y "/tmp/$deb" >/dev/null
+  fi
+  mkdir -p "$home/bucket"
+  if ! mountpoint -q "$home/bucket"; then
+    gcsfuse --implicit-dirs -o ro "$1" "$home/bucket" >&2
+  fi
+  ln -sfn "$home/bucket" "$tree/bucket"
+}
+
 start() {
   cd "$tree"
+  bucket "$1"
+  shift
   exec 9>>"$home/lock"
   if ! flock -n 9; then
     say state=running "pid=$(cat "$home/pid")" already

@@ -61,7 +61,7 @@ def start(terminal, pod, code, restarts: int) -> None:
   train = shlex.join(['python', 'launch/tpu.py', *pod.arguments])
   command = (
     'pip install -q uv && uv pip install -q --system -r requirements.txt '
-    f'"jax[tpu]" && exec {train}'
+    f'"jax[tpu]" gcsfs && exec {train}'
   )
   terminal.run([
     'xpk', 'workload', 'create', f'--workload={pod.name}', *_cluster(pod),
