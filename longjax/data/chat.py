@@ -1,0 +1,217 @@
+"""Chat: messages to tokens and to the tokens that are learned.
+
+A message is {'role': 'system' | 'user' | 'assistant', 'content': text}. The
+templates write a conversation as their authors did:
+
+  llama2    Meta's llama (chat_completion): <s>[INST] ... [/INST] ... </s>
+  llama3    Meta's llama3 (ChatFormat): header, message, <|eot_id|>; like it
+            and the template at Hugging Face, unlike llama-models, it strips
+            the spaces around a message
+  chatml    <|im_start|>role, message, <|im_end|>
+  smollm2   chatml with SmolLM2's system prompt where there is none
+
+What the messages say is text: a '<|eot_id|>' in a message ends no turn.
+Learned are the answers of the assistant and what ends them, or, for long
+documents in a message, everything (Llama 2 Long, arXiv:2309.16039, 4.3, where
+the loss on the long input helps most).
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from longjax import errors
+
+ROLES = ('system', 'user', 'assistant')
+LOSSES = ('answers', 'all')
+SMOLLM2_SYSTEM = (
+  'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
+)
+
+
+class Chat(NamedTuple):
+  """A tokenized conversation."""
+
+  tokens: np.ndarray  # int32 [tokens]
+  weights: np.ndarray  # uint8 [tokens], 1: this token is to be predicted
+
+
+class Piece(NamedTuple):
+  """Text, or the name of a special token, and whether it is learned."""
+
+  text: str
+  learned: bool = False
+  special: bool = False
+
+
+def encode(messages, tokenizer, template: str, loss='answers') -> Chat:
+  """The tokens of a conversation and which of them are learned.
+
+  Args:
+    messages: a list of messages; one at least is the assistant's.
+    tokenizer: a data.tokenizer.Tokenizer.
+    template: a name in TEMPLATES.
+    loss: 'answers', or 'all' for everything but the first token.
+
+  Returns:
+    Tokens with their own begin and end, and a weight for each of them. The
+    weights 1 / length of LongAlign are made when they are packed.
+
+  Raises:
+    InputError: what is not a conversation, or a template for a tokenizer that
+      lacks its special tokens.
+  """
+  _check(messages, template)
+  if loss not in LOSSES:
+    raise errors.InputError(f'chat loss {loss!r} is none of {LOSSES}')
+  if not any(m['role'] == 'assistant' for m in messages):
+    raise errors.InputError('a conversation without an answer has no targets')
+  chat = _encode(TEMPLATES[template](messages), tokenizer, template)
+  if loss == 'all':
+    chat.weights[:] = 1
+  chat.weights[0] = 0  # nothing comes before it
+  return chat
+
+
+def prompt(messages, tokenizer, template: str) -> np.ndarray:
+  """int32 [tokens] up to where the assistant's next answer begins."""
+  _check(messages, template)
+  if messages[-1]['role'] == 'assistant':
+    raise errors.InputError('the last message is an answer already')
+  pieces = TEMPLATES[template](messages, opened=True)
+  return _encode(pieces, tokenizer, template).tokens
+
+
+def _llama2(messages, opened=False) -> Iterator[Piece]:
+  system, turns = '', list(messages)
+  if turns[0]['role'] == 'system':
+    system = f'<<SYS>>\n{turns.pop(0)["content"]}\n<</SYS>>\n\n'
+  expected = ['user', 'assistant'] * len(turns)
+  if not turns or any(m['role'] != r for m, r in zip(turns, expected)):
+    raise errors.InputError(
+      'the llama2 template needs user and assistant in turns, after one system '
+      f'message or none; got {", ".join(m["role"] for m in messages)}'
+    )
+  for message in turns:
+    text = message['content']
+    if message['role'] == 'user':
+      yield Piece('<s>', special=True)
+      yield Piece(f'[INST] {(system + text).strip()} [/INST]')
+      system = ''
+    else:
+      yield Piece(f' {text.strip()} ', learned=True)
+      yield Piece('</s>', learned=True, special=True)
+
+
+def _llama3(messages, opened=False) -> Iterator[Piece]:
+  yield Piece('<|begin_of_text|>', special=True)
+  for message in messages:
+    learned = message['role'] == 'assistant'
+    yield from _llama3_header(message['role'])
+    yield Piece(message['content'].strip(), learned)
+    yield Piece('<|eot_id|>', learned, special=True)
+  if opened:
+    yield from _llama3_header('assistant')
+
+
+def _llama3_header(role) -> Iterator[Piece]:
+  yield Piece('<|start_header_id|>', special=True)
+  yield Piece(role)
+  yield Piece('<|end_header_id|>', special=True)
+  yield Piece('\n\n')
+
+
+def _chatml(messages, opened=False) -> Iterator[Piece]:
+  for message in messages:
+    learned = message['role'] == 'assistant'
+    yield Piece('<|im_start|>', special=True)
+    yield Piece(message['role'] + '\n')
+    yield Piece(message['content'], learned)
+    yield Piece('<|im_end|>', learned, special=True)
+    yield Piece('\n')
+  if opened:
+    yield Piece('<|im_start|>', special=True)
+    yield Piece('assistant\n')
+
+
+def _smollm2(messages, opened=False) -> Iterator[Piece]:
+  if messages[0]['role'] != 'system':
+    messages = [dict(role='system', content=SMOLLM2_SYSTEM), *messages]
+  return _chatml(messages, opened)
+
+
+TEMPLATES = dict(
+  llama2=_llama2, llama3=_llama3, chatml=_chatml, smollm2=_smollm2
+)
+
+
+def _check(messages, template):
+  """Raises InputError for what is not a list of messages."""
+  if template not in TEMPLATES:
+    raise errors.InputError(
+      f'chat template {template!r} is none of {", ".join(TEMPLATES)}'
+    )
+  if not isinstance(messages, list) or not messages:
+    raise errors.InputError('a conversation is a list of messages, not empty')
+  for number, message in enumerate(messages):
+    known = isinstance(message, dict) and message.get('role') in ROLES
+    if not known or not isinstance(message.get('content'), str):
+      raise errors.InputError(
+        f'message {number} of a conversation needs a role, one of '
+        f'{", ".join(ROLES)}, and a text as content'
+      )
+
+
+def _encode(pieces, tokenizer, template) -> Chat:
+  """Special tokens by name, and the text between them as one."""
+  tokens, weights = [], []
+  for run in _runs(pieces):
+    if run[0].special:
+      ids = _special(run[0].text, tokenizer, template)
+    else:
+      ids = tokenizer.encode(''.join(piece.text for piece in run))
+    begin = _learned_from(run, ids, tokenizer)
+    tokens.append(ids)
+    weights.append(np.arange(len(ids)) >= begin)
+  return Chat(
+    np.concatenate(tokens).astype(np.int32),
+    np.concatenate(weights).astype(np.uint8),
+  )
+
+
+def _runs(pieces) -> Iterator[list[Piece]]:
+  """Special tokens one by one, and the pieces between two of them."""
+  run = []
+  for piece in pieces:
+    if piece.special:
+      yield from [run] if run else []
+      yield [piece]
+      run = []
+    else:
+      run.append(piece)
+  if run:
+    yield run
+
+
+def _special(name, tokenizer, template) -> np.ndarray:
+  ident = tokenizer.ident(name)
+  if ident is None:
+    raise errors.InputError(
+      f'the chat template {template!r} needs the token {name}, which the '
+      f'tokenizer of {tokenizer.vocab} ids lacks; use another template'
+    )
+  return np.array([ident])
+
+
+def _learned_from(run, ids, tokenizer) -> int:
+  """The first learned token of a run, whose learned pieces are its last.
+
+  A token that begins in what is given and ends in what is learned is learned.
+  """
+  given = ''.join(piece.text for piece in run if not piece.learned)
+  if not any(piece.learned for piece in run):
+    return len(ids)
+  before = tokenizer.encode(given)[: len(ids)]
+  differs = np.flatnonzero(before != ids[: len(before)])
+  return int(differs[0]) if len(differs) else len(before)
