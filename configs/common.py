@@ -75,6 +75,8 @@ def model(size, **rope) -> Any:
         high_freq_factor=4.0,
         beta_fast=32.0,
         beta_slow=1.0,
+        divisors=(),
+        xpos=0.0,
       )
       | rope,
       dtype='bfloat16',  # of matmuls; masters are float32, always

@@ -198,7 +198,7 @@ class Layer(nnx.Module):
   def __call__(self, x, turn, attend, cache, mesh, first=None):
     """x [B, T, D] -> x, cache.
 
-    attend(q, k, v, cache) -> out, cache. turn and first are (cos, sin) of the
+    attend(q, k, v, cache) -> out, cache. turn and first are `rope.turns` of the
     tokens and of their first position; with `first`, which is given in memory
     layers, attend gets as fifth argument the keys turned by it.
     """
@@ -208,8 +208,8 @@ class Layer(nnx.Module):
     with jax.named_scope('attention'):
       h = rms_norm(x, self.attn_norm[...], c.norm_eps)
       q, k, v = local(project, [h], [self.q, self.k, self.v])
-      far = [] if first is None else [rope.rotate(k, *first)]
-      q, k = rope.rotate(q, *turn), rope.rotate(k, *turn)
+      far = [] if first is None else [rope.rotate(k, *first[1])]
+      q, k = rope.rotate(q, *turn[0]), rope.rotate(k, *turn[1])
       out, cache = attend(q, k, v, cache, *far)
       x += local(merge, [out], [self.o])
     with jax.named_scope('mlp'):
@@ -241,11 +241,11 @@ class Transformer(nnx.Module):
     x = fsdp.local(
       look_up, [tokens], [self.embedding], dtype=c.dtype, mesh=mesh
     )
-    turn = rope.cos_sin(positions, c.rope, c.head_dim)
+    turn = rope.turns(positions, c.rope, c.head_dim)
     if recall is None:
       x, cache = self.walk(x, self.layers, turn, attend, cache, mesh)
       return rms_norm(x, self.norm[...], c.norm_eps), cache
-    start = rope.cos_sin(jnp.zeros((1, 1), jnp.int32), c.rope, c.head_dim)
+    start = rope.turns(jnp.zeros((1, 1), jnp.int32), c.rope, c.head_dim)
     caches = []
     for (first, stop, remembers), here in zip(c.runs(), cache):
       layers = jax.tree.map(

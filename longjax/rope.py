@@ -32,20 +32,24 @@ class Rope:
   `none` is RoPE (arXiv:2104.09864), with a raised `base` RoPE ABF
   (arXiv:2309.16039, section 4.1). `linear` is Position Interpolation
   (arXiv:2306.15595) and SuperHOT. `nope` does not rotate (arXiv:2305.19466).
+  With `xpos` any of them also decays with the distance.
   """
 
   base: float = 10_000.0
   scaling: str = 'none'  # a key of SCALINGS
   factor: float = 1.0  # new window / trained window
-  original_length: int = 0  # trained window in tokens: llama3, yarn
+  original_length: int = 0  # trained window in tokens: all but none to ntk
   low_freq_factor: float = 1.0  # llama3
   high_freq_factor: float = 4.0  # llama3
   beta_fast: float = 32.0  # yarn: turns in the window, kept above
   beta_slow: float = 1.0  # yarn: turns in the window, interpolated below
+  divisors: tuple = ()  # longrope: of the frequency of each pair
+  xpos: float = 0.0  # tokens over which xPos decays once; 0 is not at all
 
   def __post_init__(self):
     scaling = str(self.scaling).lower()
     object.__setattr__(self, 'scaling', ALIASES.get(scaling, scaling))
+    object.__setattr__(self, 'divisors', tuple(map(float, self.divisors)))
     if self.scaling not in SCALINGS:
       raise ValueError(
         f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
@@ -65,7 +69,17 @@ class Rope:
         f'rope needs beta_fast > beta_slow, got {self.beta_fast} and '
         f'{self.beta_slow}'
       )
-    if self.scaling in ('llama3', 'yarn') and self.original_length < 1:
+    if (self.scaling == 'longrope') != bool(self.divisors) or any(
+      divisor <= 0 for divisor in self.divisors
+    ):
+      raise ValueError(
+        f'rope divisors, a positive one for each pair, are read by scaling '
+        f'longrope, which needs them; got {len(self.divisors)} with scaling '
+        f'{self.scaling!r}'
+      )
+    if self.xpos < 0:
+      raise ValueError(f'rope xpos must be at least 0 tokens, is {self.xpos}')
+    if self.scaling in LENGTH and self.original_length < 1:
       raise ValueError(
         f'rope scaling {self.scaling} needs original_length, the trained '
         f'window in tokens, got {self.original_length}'
@@ -73,7 +87,7 @@ class Rope:
     if self.scaling in ('none', 'nope') and self.factor != 1:
       raise ValueError(
         f'rope factor {self.factor} is not read by scaling {self.scaling!r}: '
-        'name a scaling (linear, ntk, yarn, llama3) or leave the factor out'
+        'name a scaling (linear, ntk, yarn, llama3 ...) or leave the factor out'
       )
 
 
@@ -118,6 +132,24 @@ def _yarn(rope, head_dim):
   return plain / rope.factor * interpolated + plain * (1 - interpolated)
 
 
+def _by_parts(rope, head_dim):
+  """NTK-by-parts, arXiv:2309.00071, eq. 17 and 18: a ramp in turns."""
+  plain = _plain(rope, head_dim)
+  turns = rope.original_length * plain / (2 * math.pi)
+  low, high = rope.beta_slow, rope.beta_fast
+  kept = np.clip((turns - low) / (high - low), 0, 1)
+  return (1 - kept) * plain / rope.factor + kept * plain
+
+
+def _longrope(rope, head_dim):
+  """LongRoPE, arXiv:2402.13753: each pair has a divisor, found by a search."""
+  if len(rope.divisors) != head_dim // 2:
+    raise ValueError(
+      f'rope divisors: {len(rope.divisors)} for {head_dim // 2} pairs'
+    )
+  return _plain(rope, head_dim) / np.array(rope.divisors)
+
+
 def _llama3(rope, head_dim):
   """Llama 3.1 and 3.2: long waves are interpolated, short ones kept."""
   plain = _plain(rope, head_dim)
@@ -132,8 +164,30 @@ def _nope(rope, head_dim):
 
 
 SCALINGS = dict(
-  none=_plain, linear=_linear, ntk=_ntk, yarn=_yarn, llama3=_llama3, nope=_nope
+  none=_plain,
+  linear=_linear,
+  ntk=_ntk,
+  ntk_by_parts=_by_parts,
+  yarn=_yarn,
+  yarn_paper=_by_parts,
+  longrope=_longrope,
+  llama3=_llama3,
+  nope=_nope,
 )
+LENGTH = ('ntk_by_parts', 'yarn', 'yarn_paper', 'longrope', 'llama3')
+
+
+def temperature(rope: Rope) -> float:
+  """The factor on cos and sin of queries and of keys.
+
+  1 but for YaRN (arXiv:2309.00071, eq. 22), whose code and paper agree in it,
+  and LongRoPE, as its models compute it.
+  """
+  if rope.scaling in ('yarn', 'yarn_paper'):
+    return 0.1 * math.log(rope.factor) + 1
+  if rope.scaling == 'longrope':
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_length))
+  return 1.0
 
 
 def frequencies(rope: Rope, head_dim: int):
@@ -144,15 +198,11 @@ def frequencies(rope: Rope, head_dim: int):
     head_dim: dim of a head, even.
 
   Returns:
-    ([head_dim/2] float64 frequencies in radians per position, the factor on
-    cos and sin, which is 1 but for YaRN: arXiv:2309.00071, eq. 22).
+    ([head_dim/2] float64 frequencies in radians per position, `temperature`).
   """
   if head_dim % 2:
     raise ValueError(f'head_dim must be even to rotate pairs, got {head_dim}')
-  temperature = 1.0
-  if rope.scaling == 'yarn':
-    temperature = 0.1 * math.log(rope.factor) + 1
-  return SCALINGS[rope.scaling](rope, head_dim), temperature
+  return SCALINGS[rope.scaling](rope, head_dim), temperature(rope)
 
 
 def _turns(frequency):
@@ -182,15 +232,34 @@ def cos_sin(positions, rope: Rope, head_dim: int):
   Returns:
     Two float32 arrays [batch, seq, head_dim/2], times the temperature.
   """
-  frequency, temperature = frequencies(rope, head_dim)
+  frequency, factor = frequencies(rope, head_dim)
   high, low = (jnp.asarray(x) for x in _turns(frequency))
   p = jnp.asarray(positions).astype(jnp.uint32)[..., None]
   turns = high * p + _high_product(low, p)  # modulo one turn, in 2^-32 turns
   # As a signed number the fraction is in [-1/2, 1/2) turn.
   turns = jax.lax.bitcast_convert_type(turns, jnp.int32)
   angle = turns.astype(jnp.float32) * np.float32(2 * math.pi / 2**32)
-  scale = np.float32(temperature)
+  scale = np.float32(factor)
   return jnp.cos(angle) * scale, jnp.sin(angle) * scale
+
+
+def turns(positions, rope: Rope, head_dim: int):
+  """((cos, sin) for the queries, (cos, sin) for the keys).
+
+  They are the same, as `cos_sin` gives them, but for xPos, arXiv:2212.10554:
+  pair j of a query at m and a key at n counts z_j ** ((m - n) / xpos) times,
+  z_j = (2 j + 0.4 d) / 1.4 d. Queries get z ** (m / xpos), keys z ** (-n /
+  xpos), in float32; within 50 times `xpos` tokens nothing overflows.
+  """
+  cos, sin = cos_sin(positions, rope, head_dim)
+  if not rope.xpos:
+    return (cos, sin), (cos, sin)
+  pairs = np.arange(0, head_dim, 2, dtype=np.float64)
+  log_z = np.log((pairs + 0.4 * head_dim) / (1.4 * head_dim)) / rope.xpos
+  decay = jnp.exp(
+    jnp.asarray(positions).astype(jnp.float32)[..., None] * np.float32(log_z)
+  )
+  return (cos * decay, sin * decay), (cos / decay, sin / decay)
 
 
 def rotate(x, cos, sin):

@@ -20,20 +20,32 @@ def rope_frequencies(
   high_freq_factor=4.0,
   beta_fast=32.0,
   beta_slow=1.0,
+  divisors=(),
+  xpos=0.0,
 ):
   """Radians per position, [head_dim/2], and the factor on cos and sin."""
   pair = np.arange(head_dim // 2, dtype=np.float64)
-  if scaling == 'nope':  # arXiv:2305.19466: no rotation
-    return 0 * pair, 1.0
   if scaling == 'ntk':  # NTK-aware: the slowest pair is slowed by `factor`
     return (base * factor ** (head_dim / (head_dim - 2))) ** (
       -2 * pair / head_dim
     ), 1.0
   plain = base ** (-2 * pair / head_dim)
-  if scaling == 'none':
-    return plain, 1.0
-  if scaling == 'linear':  # Position Interpolation, arXiv:2306.15595
-    return plain / factor, 1.0
+  simple = dict(
+    none=plain,
+    linear=plain / factor,  # Position Interpolation, arXiv:2306.15595
+    nope=0 * pair,  # arXiv:2305.19466: no rotation
+  )
+  if scaling in simple:
+    return simple[scaling], 1.0
+  if scaling == 'longrope':  # arXiv:2402.13753
+    grown = np.sqrt(1 + np.log(factor) / np.log(original_length))
+    return plain / np.array(divisors), grown
+  if scaling in ('ntk_by_parts', 'yarn_paper'):  # arXiv:2309.00071, section 3
+    turns = original_length / (2 * np.pi / plain)
+    ramp = (turns - beta_slow) / (beta_fast - beta_slow)
+    ramp = np.where(turns < beta_slow, 0, np.where(turns > beta_fast, 1, ramp))
+    grown = 0.1 * np.log(factor) + 1 if scaling == 'yarn_paper' else 1.0
+    return (1 - ramp) * plain / factor + ramp * plain, grown
   if scaling == 'llama3':  # Llama 3.1, apply_scaling of its model.py
     wavelength = 2 * np.pi / plain
     smooth = (original_length / wavelength - low_freq_factor) / (
@@ -64,6 +76,15 @@ def rotate(x, positions, frequencies, temperature):
   angles = positions[:, :, None, None] * frequencies
   turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
   return temperature * np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def xpos_scale(positions, head_dim, base):
+  """xPos, arXiv:2212.10554: what queries [B, T, N, H] are multiplied by."""
+  if not base:
+    return 1.0
+  zeta = (2 * np.arange(head_dim // 2) + 0.4 * head_dim) / (1.4 * head_dim)
+  scale = zeta ** (positions[:, :, None, None] / base)
+  return np.concatenate([scale, scale], -1)
 
 
 def visible(segments, index, keys=None, window=0):
@@ -152,13 +173,15 @@ def forward(params, config, tokens, *, segments, positions, index):
   """
   p = {k: v for k, v in params.items() if k != 'layers'} | params['layers']
   p = {name: np.asarray(x, np.float64) for name, x in p.items()}
-  turn = rope_frequencies(p['q'].shape[-1], **config['rope'])
+  head_dim = p['q'].shape[-1]
+  turn = rope_frequencies(head_dim, **config['rope'])
+  decay = xpos_scale(positions, head_dim, config['rope'].get('xpos', 0))
   eps = config['norm_eps']
   x = p['embedding'][tokens]
   for i in range(config['layers']):
     h = rms_norm(x, p['attn_norm'][i], eps)
-    q = rotate(_project(h, p['q'][i]), positions, *turn)
-    k = rotate(_project(h, p['k'][i]), positions, *turn)
+    q = rotate(_project(h, p['q'][i]), positions, *turn) * decay
+    k = rotate(_project(h, p['k'][i]), positions, *turn) / decay
     out = attention(q, k, _project(h, p['v'][i]), segments, index)
     x = x + np.tensordot(out, p['o'][i], axes=2)
     h = rms_norm(x, p['mlp_norm'][i], eps)

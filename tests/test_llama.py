@@ -21,6 +21,9 @@ LLAMA3 = dict(heads=8, kv_heads=2, head_dim=8, tied=False)
 SCALED = dict(base=5e5, scaling='llama3', factor=8.0, original_length=64)
 
 
+LONGROPE = dict(
+  scaling='longrope', factor=4.0, original_length=16, divisors=(1, 1.5, 3, 4)
+)
 ABF = Rope(base=5e5)
 
 
@@ -73,6 +76,9 @@ ROPES = dict(
   yarn=Rope(scaling='yarn', factor=16.0, original_length=64),
   llama3=Rope(**SCALED),
   nope=Rope(scaling='nope'),
+  yarn_paper=Rope(scaling='yarn_paper', factor=16.0, original_length=64),
+  longrope=Rope(**LONGROPE),
+  xpos=Rope(base=5e5, xpos=16.0),
 )
 
 
@@ -264,12 +270,15 @@ SCALINGS = dict(
   linear=Rope(scaling='linear', factor=8.0),
   llama3=Rope(**SCALED | dict(original_length=8192)),
   yarn=Rope(scaling='yarn', factor=16.0, original_length=4096),
+  longrope=Rope(**LONGROPE | dict(divisors=(1.0,) * 32)),
 )
 
 
 @pytest.mark.parametrize('scaling, field, value', [
   ('none', 'base', 1e6),
   ('none', 'scaling', 'nope'),
+  ('none', 'xpos', 512.0),
+  ('longrope', 'divisors', (2.0,) * 32),
   ('linear', 'factor', 4.0),
   ('llama3', 'original_length', 4096),
   ('llama3', 'low_freq_factor', 2.0),

@@ -19,6 +19,8 @@ EVERY = [
   Rope(**LLAMA31),
   Rope(**LLAMA31 | dict(factor=32.0)),
   Rope(scaling='nope'),
+  Rope(**YARN | dict(scaling='yarn_paper')),
+  Rope(**YARN | dict(scaling='ntk_by_parts')),
 ]
 
 
@@ -108,6 +110,131 @@ def test_ntk_is_a_larger_base(base, factor, want):
   )
 
 
+def test_yarn_s_paper_ramps_in_turns_and_its_code_in_pairs():
+  """Both keep what turns 32 times and interpolate what turns once; between
+  them the code interpolates more."""
+  plain, _ = rope.frequencies(Rope(), 128)
+  code, same = rope.frequencies(Rope(**YARN), 128)
+  paper, temperature = rope.frequencies(
+    Rope(**YARN | dict(scaling='yarn_paper')), 128
+  )
+  turns = 4096 * plain / (2 * np.pi)
+  np.testing.assert_array_equal(paper[turns >= 32], plain[turns >= 32])
+  np.testing.assert_array_equal(paper[turns <= 1], plain[turns <= 1] / 16)
+  # By hand: pair 30 turns 4096 * 1e4 ** -(60 / 128) / 2 pi = 8.6926 times,
+  # so it keeps 7.6926 / 31 of itself.
+  kept = 7.6926 / 31
+  np.testing.assert_allclose(
+    paper[30], plain[30] * (kept + (1 - kept) / 16), rtol=1e-4
+  )
+  assert (code[25:40] > paper[25:40]).all()
+  assert temperature == same
+
+
+def test_longrope_divides_each_pair_by_its_own():
+  divisors = tuple(np.linspace(1, 32, 32))
+  r = Rope(
+    scaling='longrope', factor=16.0, original_length=4096, divisors=divisors
+  )
+  frequency, temperature = rope.frequencies(r, 64)
+  plain, _ = rope.frequencies(Rope(), 64)
+  np.testing.assert_allclose(frequency * divisors, plain, rtol=1e-15)
+  np.testing.assert_allclose(temperature, np.sqrt(1 + 4 / 12), rtol=1e-12)
+
+
+@pytest.mark.parametrize('base, longer', [
+  (1e4, (18, 0)), (5e5, (32, 18)), (8e6, (37, 26)), (1.28e8, (41, 32)),
+])  # fmt: skip
+def test_pairs_with_waves_longer_than_the_window(base, longer):
+  waves = 2 * np.pi / rope.frequencies(Rope(base=base), 128)[0]
+  assert ((waves > 4096).sum(), (waves > 65_536).sum()) == longer
+
+
+@pytest.mark.parametrize('base, last', [(1e6, 1.240938e-6), (2e6, 6.272253e-7)])
+def test_bases_of_code_llama_and_longalign(base, last):
+  frequency, _ = rope.frequencies(Rope(base=base), 128)
+  np.testing.assert_allclose(frequency[63], last, rtol=1e-6)
+
+
+DISTANCES = [0, 1, 10, 100, 1000, 4096, 8192, 16_384, 30_000]
+
+
+@pytest.mark.parametrize('r, want', [
+  (
+    Rope(),
+    [11.314, 10.977, 7.570, 5.399, 1.799, -0.598, 0.282, -1.610, -1.058],
+  ),
+  (
+    Rope(scaling='linear', factor=8.0),
+    [11.314, 11.308, 10.801, 7.490, 4.724, 2.483, 2.313, 1.350, 0.439],
+  ),
+  (
+    Rope(base=5e5),
+    [11.314, 11.064, 8.646, 6.913, 5.569, 4.330, 3.003, 1.509, 0.370],
+  ),
+])  # fmt: skip
+def test_scores_of_ones_by_distance_are_llama_2_long_s_figure_4(r, want):
+  ones = np.ones((1, len(DISTANCES), 1, 128), np.float32)
+  at = rope.cos_sin(np.array([DISTANCES]), r, 128)
+  zero = rope.cos_sin(np.zeros((1, len(DISTANCES)), np.int32), r, 128)
+  scores = (rope.rotate(ones, *at) * rope.rotate(ones, *zero)).sum(-1)
+  np.testing.assert_allclose(scores[0, :, 0] / np.sqrt(128), want, atol=6e-4)
+
+
+@pytest.mark.parametrize('r, want', [
+  (Rope(), 0.109383),
+  (Rope(scaling='linear', factor=4.0), 0.029025),
+  (Rope(scaling='linear', factor=8.0), 0.014556),
+  (Rope(base=5e5), 0.078816),
+])  # fmt: skip
+def test_sine_between_neighbours_is_theorem_1_of_llama_2_long(r, want):
+  """(2/d) sum sin(theta): how far apart consecutive positions lie."""
+  frequency, _ = rope.frequencies(r, 128)
+  np.testing.assert_allclose(np.sin(frequency).mean(), want, atol=5e-7)
+
+
+def test_interpolated_scores_keep_within_the_bound_of_their_paper(rng):
+  """arXiv:2306.15595, theorem 2.1: half way between two positions the score is
+  within d max|h| / (32 ln 1e4) of the mean of the two."""
+  frequency, _ = rope.frequencies(Rope(), 128)
+  q, k = rng.standard_normal((2, 64)) + 1j * rng.standard_normal((2, 64))
+  h = q * k.conj()
+  score = lambda s: (np.exp(1j * np.outer(s, frequency)) @ h).real
+  n = np.arange(2048)
+  error = np.abs(score(n + 0.5) - (score(n) + score(n + 1)) / 2)
+  bound = 128 * np.abs(h).max() / (32 * np.log(1e4))
+  np.testing.assert_allclose(32 * np.log(1e4), 294.7309, rtol=1e-6)
+  assert (error <= bound).all()
+
+
+def test_xpos_decays_by_its_formula():
+  """z_0, z_1 and z_63 of the formula, arXiv:2212.10554, over `xpos` tokens."""
+  r = Rope(base=5e5, xpos=512.0)
+  (cos, sin), (k_cos, k_sin) = rope.turns(np.array([[0, 512]]), r, 128)
+  decay = np.hypot(cos, sin)[0]
+  np.testing.assert_allclose(decay[0], 1, rtol=1e-6)
+  np.testing.assert_allclose(
+    decay[1, [0, 1, 63]], [0.285714, 0.296875, 0.988839], rtol=1e-5
+  )
+  np.testing.assert_allclose(np.hypot(k_cos, k_sin)[0] * decay, 1, rtol=1e-6)
+
+
+def test_xpos_scores_depend_on_the_distance_only(rng):
+  q, k = rng.standard_normal((2, 1, 1, 1, 64)).astype(np.float32)
+
+  def score(m, n):
+    at = [
+      rope.turns(np.array([[p]]), Rope(base=5e5, xpos=2048.0), 64)
+      for p in (m, n)
+    ]
+    return float((rope.rotate(q, *at[0][0]) * rope.rotate(k, *at[1][1])).sum())
+
+  for shift in (7, 31_000):
+    np.testing.assert_allclose(
+      score(1000 + shift, shift), score(1000, 0), atol=2e-5
+    )
+
+
 def test_interpolation_at_a_multiple_is_the_plain_angle():
   plain = rope.cos_sin(np.array([[100]]), Rope(), 64)
   stretched = rope.cos_sin(
@@ -149,6 +276,10 @@ def test_other_names_mean_the_same():
     (dict(scaling='yarn', factor=2.0), 'original_length'),
     (dict(factor=8.0), 'name a scaling'),
     (dict(base=0.5), 'base > 1'),
+    (dict(scaling='longrope', factor=2.0, original_length=64), 'divisors'),
+    (dict(divisors=(1.0, 2.0)), 'divisors'),
+    (dict(xpos=-1.0), 'xpos'),
+    (dict(scaling='yarn_paper', factor=2.0), 'original_length'),
   ],
 )
 def test_a_rope_that_cannot_be_meant_is_refused(fields, says):
