@@ -31,6 +31,10 @@ from longjax.pod.terminal import CommandFailed, Rehearsal, Terminal
 VERBS = ('up', 'push', 'run', 'logs', 'status', 'supervise', 'down')
 MAKES = ('up', 'supervise')
 TRAINS = ('run', 'supervise')
+PASSED = (
+  'reservation', 'project', 'zone', 'service_account', 'runtime', 'cluster',
+  'workdir',
+)  # fmt: skip
 GS = r'gs://[a-z0-9][a-z0-9._-]+/.+'
 PUSHES = ('push', 'run', 'supervise')
 
@@ -117,7 +121,8 @@ def confirm(question: str, sure: bool):
     return
   if not sys.stdin.isatty():
     raise InputError(f'{question} Nobody is there to say yes; give --yes')
-  if input(f'{question} [y/N] ').strip().lower() not in ('y', 'yes'):
+  print(f'{question} [y/N] ', end='', flush=True)
+  if sys.stdin.readline().strip().lower() not in ('y', 'yes'):
     raise InputError('nothing was done')
 
 
@@ -133,11 +138,6 @@ def number(flag: str, text: str, default: int) -> int:
     raise InputError(f'--{flag} {text!r} is not a number')
   return int(text or default)
 
-
-PASSED = (
-  'reservation', 'project', 'zone', 'service_account', 'runtime', 'cluster',
-  'workdir',
-)  # fmt: skip
 
 if __name__ == '__main__':
   sys.exit(

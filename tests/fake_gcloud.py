@@ -2,7 +2,7 @@
 
 $FAKE_CLOUD/script.json plays it:
   now      states of the queued resource; each `describe` takes the first, the
-           last stays; [] is NOT_FOUND
+           last stays; [] is NOT_FOUND; OFFLINE is no answer
   lives    what `create` makes of `now`, one by one
   trains   a line of shell that trains, for each life
   refuse   what `create` answers instead
@@ -58,13 +58,15 @@ def describe(name, script) -> int:
   if not now:
     text = f"NOT_FOUND: Resource 'projects/p/queuedResources/{name}' was not"
     return fail(f'(gcloud.compute.tpus.queued-resources.describe) {text} found')
+  script['now'] = now[1:] or now
   state, _, why = now[0].partition('|')
+  if state == 'OFFLINE':
+    return fail('(gcloud.compute) There was a problem refreshing your tokens')
   about = dict(state=state)
   if why:
     about['failedData'] = dict(error=dict(code=8, message=why))
-  nodes = [dict(node=dict(labels=script.get('labels', {})))]
+  nodes = [dict(node=script.get('node', {}))]
   print(json.dumps(dict(state=about, tpu=dict(nodeSpec=nodes))))
-  script['now'] = now[1:] or now
   return 0
 
 
@@ -72,9 +74,10 @@ def create(argv, script) -> int:
   if script.get('refuse'):
     return fail(script['refuse'])
   script['now'] = script['lives'].pop(0)
-  label = next(x for x in argv if x.startswith('--labels='))
-  key, value = label.removeprefix('--labels=').split('=')
-  script['labels'] = {key: value}
+  flags = dict(x[2:].split('=', 1) for x in argv if '=' in x)
+  key, value = flags['labels'].split('=')
+  kind = flags['accelerator-type']
+  script['node'] = dict(labels={key: value}, acceleratorType=kind)
   (CLOUD / 'train').write_text((script.get('trains') or ['sleep 60']).pop(0))
   for i in range(script.get('workers', 2)):
     (CLOUD / 'workers' / f'w{i}').mkdir(parents=True)

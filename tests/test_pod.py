@@ -2,10 +2,12 @@
 when the cloud does what clouds do. The workers of the fake are real shells."""
 
 import contextlib
+import io
 import json
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -261,14 +263,17 @@ def test_what_a_shell_would_act_on_stays_one_word_for_the_worker(hostile):
   (['down', *RUN], 'What is on its disks is lost. Nobody is there to say yes'),
   (['push', '--config=configs/none.py'], 'there is no config configs/none.py'),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(arguments, says):
-  done = subprocess.run(
-    [sys.executable, 'launch/pod.py', *arguments], cwd=ROOT, check=False,
-    capture_output=True, text=True, stdin=subprocess.DEVNULL,
-  )  # fmt: skip
-  assert done.returncode == 2, done.stderr
-  assert len(done.stderr.splitlines()) == 1
-  assert says in done.stderr
+def test_what_cannot_be_is_refused_in_one_line(
+  arguments, says, monkeypatch, capsys
+):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(sys, 'argv', ['pod.py', *arguments])
+  monkeypatch.setattr(sys, 'stdin', io.StringIO())
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_path('launch/pod.py', run_name='__main__')
+  lines = capsys.readouterr().err.splitlines()
+  assert (ended.value.code, len(lines)) == (2, 1)
+  assert says in lines[0]
 
 
 def test_without_gcloud_the_user_is_told_where_it_is():
@@ -465,8 +470,7 @@ def test_when_ssh_misses_a_worker_run_again_starts_only_that(cloud, checkout):
   verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
   code = tree.read(checkout)
   verbs.push(Terminal(), pod(), code, lambda _: None)
-  script = json.loads((there / 'script.json').read_text())
-  (there / 'script.json').write_text(json.dumps(script | dict(away=dict(w1=1))))
+  edit(there, away=dict(w1=1))
   said = []
   again = lambda: verbs.run(Terminal(), pod(), code, 3, False, said.append)
   with pytest.raises(CommandFailed, match='return code'):
@@ -501,10 +505,10 @@ def test_without_code_on_the_workers_run_says_push(cloud):
 def test_down_deletes_what_up_made_and_nothing_else(cloud):
   said = []
   down = lambda: verbs.down(Terminal(), pod(), said.append)
-  there = cloud(now=['ACTIVE'], labels={})
+  there = cloud(now=['ACTIVE'], node={})
   with pytest.raises(InputError, match='was not made by pod'):
     down()
-  cloud(now=['ACTIVE'], labels=dict(longjax='another'))
+  cloud(now=['ACTIVE'], node=dict(labels=dict(longjax='another')))
   with pytest.raises(InputError, match='was not made by pod'):
     down()
   cloud()
@@ -573,21 +577,67 @@ def test_a_broken_connection_neither_stops_nor_doubles_training(
 ):
   there = cloud(trains=['sleep 1; exit 0'], drop=0)
   started(there, checkout)
-  script = json.loads((there / 'script.json').read_text())
-  script |= dict(drop=2, away=dict(w1=1))
-  (there / 'script.json').write_text(json.dumps(script))
+  edit(there, drop=2, away=dict(w1=1))
   before = asked(there)
   assert watched(checkout) == 0
   assert asked(there) == before
 
 
-def test_workers_out_of_reach_for_long_are_given_up(cloud, checkout):
-  there = cloud(away=dict(w1=5), trains=['exit 0'])
+def test_workers_out_of_reach_for_long_are_given_up(
+  cloud, checkout, monkeypatch
+):
+  monkeypatch.setattr(watch, 'PATIENCE', 3)
+  there = cloud(away=dict(w1=3), trains=['exit 0', 'exit 0'])
   verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
-  script = json.loads((there / 'script.json').read_text())
-  (there / 'script.json').write_text(json.dumps(script | dict(trains=['true'])))
   assert watched(checkout) == 0
   assert asked(there)[:3] == ['create', 'delete', 'create']
+
+
+def test_a_run_out_of_reach_that_makes_steps_is_left_alone(
+  cloud, checkout, monkeypatch
+):
+  monkeypatch.setattr(watch, 'PATIENCE', 3)
+  steps = iter(range(1, 99))
+  there = cloud(trains=['exit 0'])
+  started(there, checkout)
+  edit(there, away=dict(w1=5))
+  last = lambda: dict(step=next(steps))
+  assert watched(checkout, last_step=last) == 0
+  assert 'delete' not in asked(there)
+
+
+def test_while_this_machine_is_offline_nothing_is_deleted(cloud, checkout):
+  there = cloud(trains=['exit 0'])
+  started(there, checkout)
+  edit(there, now=['OFFLINE'] * 4 + ['ACTIVE'])
+  assert watched(checkout) == 0
+  edit(there, now=['OFFLINE'])
+  assert watched(checkout, retries=3) == 1
+  assert 'delete' not in asked(there)
+
+
+def test_a_slice_of_another_size_is_not_taken_for_ours(cloud):
+  there = cloud()
+  verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
+  larger = pod(slice=request.parse('v5p:4x4x8', 1))
+  with pytest.raises(InputError, match='as v5p-128, not v5p:4x4x8'):
+    verbs.up(Terminal(), larger, lambda _: None, lambda _: None)
+  assert asked(there) == ['create']
+
+
+def test_status_names_who_does_not_answer(cloud, checkout):
+  there, said = cloud(), []
+  started(there, checkout)
+  edit(there, away=dict(w1=1))
+  assert verbs.status(Terminal(), pod(), said.append) == 0
+  assert said[1].startswith('w0: running')
+  assert 'others do not answer' in said[2]
+
+
+def edit(there, **changes):
+  """Changes the script."""
+  script = json.loads((there / 'script.json').read_text())
+  (there / 'script.json').write_text(json.dumps(script | changes))
 
 
 def test_supervise_takes_up_what_is_there(cloud, checkout):

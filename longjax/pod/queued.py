@@ -18,14 +18,19 @@ GCLOUD = ['gcloud', 'compute', 'tpus', 'queued-resources']
 EVERYWHERE = ['--node=all', '--worker=all']
 FIRST = ['--node=0', '--worker=0']
 READY = ('ACTIVE',)
-LOST = ('FAILED', 'SUSPENDING', 'SUSPENDED', 'PREEMPTED', 'DELETING')
+LOST = ('FAILED', 'SUSPENDED', 'PREEMPTED')  # SUSPENDING, DELETING pass
 UNREACHED = 'return code [255]'  # what gcloud says when ssh itself failed
 SSH_SECONDS = 1800  # an install is the longest
 
 
 def state(terminal, pod, quiet=False) -> tuple[str, str]:
-  """(state of the request, why it failed); ('', '') if there is none."""
+  """(state of the request, why it failed); ('', '') if there is none.
+
+  Raises:
+    InputError: it is of another size than the slice of the pod.
+  """
   found = _describe(terminal, pod, quiet)
+  _check_size(found, pod)
   about = found.get('state', {})
   failed = about.get('failedData', {}).get('error', {}).get('message', '')
   return about.get('state', ''), failed
@@ -57,8 +62,7 @@ def delete(terminal, pod) -> bool:
   found = _describe(terminal, pod)
   if not found:
     return False
-  nodes = found.get('tpu', {}).get('nodeSpec', [])
-  labels = [n.get('node', {}).get('labels', {}) for n in nodes]
+  labels = [node.get('labels', {}) for node in _nodes(found)]
   if not labels or any(x.get(request.LABEL) != pod.name for x in labels):
     raise InputError(
       f'the queued resource {pod.name} was not made by pod.py, which deletes '
@@ -158,6 +162,22 @@ def read(text: str) -> list[dict]:
         one[key] = int(value)
       found.append(one)
   return found
+
+
+def _check_size(found: dict, pod):
+  for node in _nodes(found) if pod.slice else ():
+    kind = node.get('acceleratorType', '').rsplit('/', 1)[-1]
+    asked = request.hardware(pod.slice)
+    if kind and len(asked) == 1 and asked != [f'--accelerator-type={kind}']:
+      raise InputError(
+        f'{pod.name} is there, but as {kind}, not {pod.slice.name}; pod.py '
+        'down deletes it, --name makes another'
+      )
+
+
+def _nodes(found: dict) -> list[dict]:
+  specs = found.get('tpu', {}).get('nodeSpec', [])
+  return [spec.get('node', {}) for spec in specs]
 
 
 def _describe(terminal, pod, quiet=False) -> dict:

@@ -92,7 +92,7 @@ def status(terminal, pod, log=print) -> int:
     if on_gke(pod):
       log(xpk.listing(terminal, pod).rstrip())
     else:
-      for line in map(describe, queued.workers(terminal, pod)):
+      for line in look_at_workers(terminal, pod):
         log(line)
   if pod.workdir:
     log(progress(last_step(terminal, pod)))
@@ -118,6 +118,16 @@ def supervise(terminal, pod, code, retries, log=print, sleep=time.sleep) -> int:
   push(terminal, pod, code, log)
   run(terminal, pod, code, retries, again=False, log=log)
   return 1 if xpk.wait(terminal, pod) else 0
+
+
+def look_at_workers(terminal, pod) -> list[str]:
+  """A line for each worker, and one if some did not answer."""
+  try:
+    return [describe(x) for x in queued.workers(terminal, pod)]
+  except queued.NotPushed as error:
+    return [str(error)]
+  except CommandFailed as error:
+    return [*map(describe, error.workers), f'others do not answer: {error}']
 
 
 def describe(worker: dict) -> str:

@@ -3,7 +3,8 @@
 A slice that was taken away, or whose workers end with exit code 75, is deleted
 and asked for again; a crash is followed by a start in the same place. Exit
 code 0 and exit code 2 end it: what a user must mend, no retry mends. Every
-turn looks anew, so that the command can be interrupted and given again.
+turn looks anew, so that the command can be interrupted and given again; and
+where this machine is offline, nothing is deleted.
 """
 
 import time
@@ -14,7 +15,10 @@ from longjax.pod.terminal import CommandFailed
 
 REFUSED, PREEMPTED = 2, 75  # exit codes of launch/tpu.py
 POLL_SECONDS = 60
-PATIENCE = 5  # looks in a row: workers out of reach, or ending one by one
+PATIENCE = 10  # looks in a row without a new step
+ENDS = dict(done=0, refused=REFUSED)
+PATIENT = {'out of reach': 'lost', 'ending': 'crashed'}  # and then
+TROUBLE = ('lost', 'preempted', 'crashed', 'unknown', *PATIENT)
 LONGEST_WAIT_SECONDS = 900
 
 
@@ -30,37 +34,31 @@ def watch(
     log: called with lines for a person.
     sleep: called with seconds.
   """
-  failures, waits, step, before = 0, 0, 0, ''
+  failures, waits, step, before = 0, 0, 0, None
   while True:
     saw, why = look(terminal, pod)
     if (saw, why) != before:
       log(f'{pod.name}: {saw}{why and f": {why}"}')
     before = saw, why
-    if saw == 'done':
-      return 0
-    if saw == 'refused':
-      return REFUSED
-    if saw in ('out of reach', 'ending'):
-      waits += 1
-      if waits < PATIENCE:
-        sleep(POLL_SECONDS)
-        continue
-      saw = 'lost' if saw == 'out of reach' else 'crashed'
-    waits, failed = 0, ''
-    if saw in ('lost', 'crashed', 'preempted'):
-      failed = f'{saw}: {why}' if why else saw
-      if saw == 'crashed':
-        log(queued.last_words(terminal, pod).rstrip())
+    if saw in ENDS:
+      return ENDS[saw]
+    now = last_step().get('step', 0) if saw in TROUBLE else step
+    new, step = now > step, max(now, step)
+    waits = 1 if new else waits + 1
+    if saw in PATIENT and waits < PATIENCE:
+      sleep(POLL_SECONDS)
+      continue
+    saw, waits = PATIENT.get(saw, saw), 0
+    failed = f'{saw}: {why}' if saw in TROUBLE else ''
     try:
-      act(terminal, pod, code, saw)
+      act(terminal, pod, code, saw, log)
     except CommandFailed as error:
       failed = str(error)
       log(failed)
     if not failed:
       sleep(POLL_SECONDS if saw in ('waiting', 'running') else 0)
       continue
-    now = last_step().get('step', 0)
-    failures, step = (1 if now > step else failures + 1), max(now, step)
+    failures = 1 if new else failures + 1
     if failures > retries:
       log(f'{retries} retries in a row without a new step; the last: {failed}')
       return 1
@@ -73,21 +71,23 @@ def look(terminal, pod) -> tuple[str, str]:
   """(what is, a line on it).
 
   absent, waiting, lost: the slice; empty, running, ending, done, refused,
-  preempted, crashed: its workers; out of reach: nobody knows.
+  preempted, crashed: its workers; out of reach: some of them; unknown: the
+  cloud does not answer, so nothing may be concluded.
   """
   try:
     state, why = queued.state(terminal, pod, quiet=True)
-    if state in queued.READY:
-      return verdict(queued.workers(terminal, pod, quiet=True), '')
+  except CommandFailed as error:
+    return 'unknown', str(error)
+  if state in queued.LOST:
+    return 'lost', f'{state}{why and f", {why}"}'
+  if state not in queued.READY:
+    return ('waiting' if state else 'absent'), state
+  try:
+    return verdict(queued.workers(terminal, pod, quiet=True), '')
   except queued.NotPushed:
     return 'empty', ''
   except CommandFailed as error:
     return verdict(error.workers, str(error))
-  if not state:
-    return 'absent', ''
-  if state in queued.LOST:
-    return 'lost', f'{state}{why and f", {why}"}'
-  return 'waiting', state
 
 
 def verdict(workers: list[dict], unreached: str) -> tuple[str, str]:
@@ -119,13 +119,14 @@ def verdict(workers: list[dict], unreached: str) -> tuple[str, str]:
   return saw
 
 
-def act(terminal, pod, code, saw: str):
+def act(terminal, pod, code, saw: str, log):
   """What helps against what was seen."""
   if saw == 'absent':
     queued.create(terminal, pod)
   elif saw in ('lost', 'preempted'):
     queued.delete(terminal, pod)
   elif saw == 'crashed':
+    log(queued.last_words(terminal, pod).rstrip())
     queued.stop(terminal, pod)
     queued.start(terminal, pod)
   elif saw == 'empty':
