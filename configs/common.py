@@ -109,6 +109,16 @@ def base(size='tiny', **rope) -> Any:
         sources=dict(),
         tokenizer='',  # '' is the one that came with the weights
         directory='',  # prepared shards; '' is a place in the cache
+        # Which documents make up which share of the rows, packed how: see
+        # longjax/data/mixture.py. Empty: all documents, end to end.
+        mix=dict(),
+        # What RoPE is told (longjax/data/positions.py): plain | pose |
+        # skipalign | e2llm, and for the last three below which position.
+        positions=dict(kind='plain', target=0, chunks=2, window=0),
+        # ((share of all steps, tokens of a segment at most), ...): rows are
+        # cut into shorter segments, longjax/data/context.py. () is never.
+        curriculum=(),
+        loss='tokens',  # the mean over tokens | documents (LongAlign)
         layout='zigzag',  # contiguous | zigzag | striped | balanced
         skip_steps=(),  # steps whose batches are passed over
       ),

@@ -17,6 +17,8 @@ MAY_CHANGE = (
   'optim.max_skipped',
 )  # fmt: skip
 
+NAMED = ('data.sources', 'data.mix')  # whose keys are names that users give
+
 
 def check(before: dict, now: dict, workdir, log):
   """Says what differs; InputError for what makes it another run.
@@ -41,14 +43,18 @@ def check(before: dict, now: dict, workdir, log):
 
 
 def differences(before: dict, now: dict) -> dict:
-  """{flat key: (before, now)}, of keys that both know and of sources."""
+  """{flat key: (before, now)}, of keys that both know, of sources and
+  mixtures."""
   old, new = flat(before), flat(now)
   nothing = 'nothing'
   return {
     key: (old.get(key, nothing), new.get(key, nothing))
     for key in sorted(old | new)
     if old.get(key, nothing) != new.get(key, nothing)
-    and ((key in old and key in new) or key.startswith('data.sources'))
+    and (
+      (key in old and key in new)
+      or key.startswith(('data.sources', 'data.mix'))
+    )
   }  # a key that only one knows came or went with the code
 
 

@@ -119,6 +119,57 @@ def params(abstract, mesh):
   return jax.tree.map_with_path(shard, abstract)
 
 
+def held(shape, mesh) -> list[tuple[slice, list[slice]]]:
+  """What of a batch the devices of this process hold.
+
+  Args:
+    shape: (batch, seq).
+    mesh: the devices.
+
+  Returns:
+    [(rows, [columns, ...])], all slices with a start.
+  """
+  parts = {}
+  for rows, columns in _indices(shape, mesh):
+    parts.setdefault(rows, set()).add(columns)
+  return [
+    (slice(*rows), [slice(*c) for c in sorted(columns)])
+    for rows, columns in sorted(parts.items())
+  ]
+
+
+def put_held(parts, shape, mesh):
+  """The parts of `held` as one global Batch.
+
+  Args:
+    parts: a Batch of arrays for each (rows, columns) of `held`, in order.
+    shape: (batch, seq) of the whole.
+    mesh: the devices.
+  """
+  where = [
+    (rows.start, columns.start)
+    for rows, cuts in held(shape, mesh) for columns in cuts
+  ]  # fmt: skip
+  sharding = NamedSharding(mesh, batch_spec(mesh, shape[0]))
+
+  def place(*arrays):
+    by_start = dict(zip(where, arrays, strict=True))
+
+    def read(index):
+      return by_start[tuple(i.start or 0 for i in index)]
+
+    return jax.make_array_from_callback(shape, sharding, read)
+
+  return jax.tree.map(place, *parts)
+
+
+def _indices(shape, mesh):
+  """Yields ((first row, end), (first column, end)) of each device here."""
+  sharding = NamedSharding(mesh, batch_spec(mesh, shape[0]))
+  for index in sharding.addressable_devices_indices_map(tuple(shape)).values():
+    yield tuple(i.indices(n)[:2] for i, n in zip(index, shape))
+
+
 def put(batch, mesh):
   """A host batch as global arrays: each process places what it holds."""
 

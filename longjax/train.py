@@ -176,7 +176,7 @@ def loop(run: Run, data, step_fn, state, tokens, checkpoints, save):
         line = {k: float(v) for k, v in jax.device_get(values).items()}
         seconds = time.monotonic() - began
         line |= usage(run, batch, seconds, waited)
-        metric.step(step, batch.tokens.size, seconds, line)
+        metric.step(step, batch.tokens, seconds, line)
         batch = after
         skipped = skipped + 1 if line['skipped'] else 0
         if skipped > config.optim.max_skipped:
@@ -193,9 +193,10 @@ def loop(run: Run, data, step_fn, state, tokens, checkpoints, save):
 
 
 def placed_batches(run: Run, data, start: int):
-  """(batch on the host, the same on the devices) from step `start` on."""
-  for batch in data.iterate(start):
-    yield batch, sharding.put(batch, run.mesh)
+  """(pipeline.Step, its Batch on the devices) from step `start` on."""
+  shape = (run.config.train.batch, run.config.train.seq_len)
+  for step, parts in data.iterate(start, sharding.held(shape, run.mesh)):
+    yield step, sharding.put_held(parts, shape, run.mesh)
 
 
 def while_computing(batches, values):
@@ -352,8 +353,8 @@ def check(config) -> llama.Llama:
       f'config.train.batch {train.batch} is not a multiple of '
       f'train.micro_batches x mesh.data = {train.micro_batches * mesh.data}'
     )
-  for length in (train.seq_len, config.eval.length):
-    layout.check(config.data.layout, length, mesh.seq)
+  pipeline.check(config)
+  layout.check(config.data.layout, config.eval.length, mesh.seq)
   if config.optim.schedule not in optim.SCHEDULES:
     raise InputError(
       f'config.optim.schedule {config.optim.schedule!r} is none of '
@@ -472,15 +473,7 @@ def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
       f'the tokenizer has {tokenizer.vocab} ids, but config.model.vocab is '
       f'only {model.vocab}'
     )
-  return pipeline.Pipeline(
-    prepare.prepare(config, tokenizer, run.log),
-    config.train.seq_len,
-    config.train.batch,
-    config.seed,
-    layout=config.data.layout,
-    ring=config.mesh.seq,
-    block=run.model.block,
-  )
+  return pipeline.Pipeline(prepare.prepare(config, tokenizer, run.log), config)
 
 
 def evaluation(run: Run, tokenizer):
@@ -634,6 +627,5 @@ def utilization(run: Run, batch, seconds) -> dict:
   chip = flops.chip(run.mesh.devices.flat[0].device_kind)
   if chip is None:
     return dict(mfu=None)
-  squares = flops.squared_lengths(batch.segments)
-  done = flops.train_step(run.model, batch.tokens.size, squares)
+  done = flops.train_step(run.model, batch.tokens, batch.squares())
   return dict(mfu=done / (seconds * chip.peak * run.mesh.devices.size))

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from configs import common
 from longjax import errors
 from longjax.data import pipeline, store
 
@@ -24,6 +25,19 @@ def data(tmp_path_factory):
   return store.open_store(directory)
 
 
+def pipe_of(data, seq_len, batch, seed, ring=1, layout='contiguous', **changes):
+  """A Pipeline; changes are sections of the config by name."""
+  config = common.base('tiny')
+  config.seed = seed
+  config.train.update(seq_len=seq_len, batch=batch)
+  config.model.block = 2
+  config.mesh.seq = ring
+  config.data.layout = layout
+  for section, values in changes.items():
+    config[section].update(values)
+  return pipeline.Pipeline(data, config)
+
+
 def equal(a, b):
   return all((x == y).all() for x, y in zip(a, b))
 
@@ -37,23 +51,25 @@ def row_names(batches):
 
 @pytest.mark.parametrize('rows', [1, 3, 4])
 def test_iterate_equals_batch_from_any_step(data, rows):
-  pipe = pipeline.Pipeline(data, 16, rows, 7, layout='zigzag', ring=4)
+  pipe = pipe_of(data, 16, rows, 7, layout='zigzag', ring=4)
   straight = [pipe.batch(step) for step in range(40)]
   for start in (0, 1, 25):
     ahead = itertools.islice(pipe.iterate(start), 10)
-    for step, got in enumerate(ahead, start):
-      assert equal(got, straight[step])
+    for number, (step, (got,)) in enumerate(ahead, start):
+      assert step.number == number
+      assert equal(got, straight[number])
 
 
 def test_a_new_process_sees_the_same_batches(data):
-  one = pipeline.Pipeline(data, 16, 3, 7)
-  two = pipeline.Pipeline(store.open_store(data.directory), 16, 3, 7)
+  one = pipe_of(data, 16, 3, 7)
+  two = pipe_of(store.open_store(data.directory), 16, 3, 7)
   assert all(equal(one.batch(s), two.batch(s)) for s in (0, 5, 31))
 
 
 def test_each_epoch_reads_every_row_once_in_another_order(data):
-  pipe = pipeline.Pipeline(data, 18, 5, 7)
-  assert (pipe.rows, pipe.tokens_per_epoch, pipe.dropped) == (50, 900, 0)
+  pipe = pipe_of(data, 18, 5, 7)
+  (part,) = pipe.parts
+  assert (len(part.packs), part.packs.dropped) == (50, 0)
   first = row_names(pipe.batch(s) for s in range(10))
   second = row_names(pipe.batch(s) for s in range(10, 20))
   assert sorted(first) == sorted(second)
@@ -62,26 +78,26 @@ def test_each_epoch_reads_every_row_once_in_another_order(data):
 
 
 def test_batches_straddle_epochs_without_losing_rows(data):
-  pipe = pipeline.Pipeline(data, 18, 4, 7)  # 50 rows: 12.5 batches
+  pipe = pipe_of(data, 18, 4, 7)  # 50 rows: 12.5 batches
   names = row_names(pipe.batch(s) for s in range(25))
   assert sorted(names[:50]) == sorted(names[50:])
 
 
 def test_the_seed_decides_the_packing_and_the_order(data):
-  one, two = (pipeline.Pipeline(data, 16, 3, seed) for seed in (1, 2))
+  one, two = (pipe_of(data, 16, 3, seed) for seed in (1, 2))
   assert not equal(one.batch(0), two.batch(0))
 
 
 def test_the_batch_size_does_not_change_the_rows(data):
-  small, large = (pipeline.Pipeline(data, 16, b, 7) for b in (2, 4))
+  small, large = (pipe_of(data, 16, b, 7) for b in (2, 4))
   rows = [np.concatenate([small.batch(s).tokens for s in (0, 1)])]
   assert (rows[0] == large.batch(0).tokens).all()
 
 
 def test_a_layout_only_permutes(data):
-  plain = pipeline.Pipeline(data, 16, 3, 7).batch(3)
+  plain = pipe_of(data, 16, 3, 7).batch(3)
   for name in ('zigzag', 'striped', 'balanced'):
-    pipe = pipeline.Pipeline(data, 16, 3, 7, layout=name, ring=4, block=2)
+    pipe = pipe_of(data, 16, 3, 7, layout=name, ring=4)
     moved = pipe.batch(3)
     back = np.argsort(moved.index)
     assert not (back == np.arange(16)).all()
@@ -90,7 +106,7 @@ def test_a_layout_only_permutes(data):
 
 
 def test_arrays_are_small_types_of_one_shape(data):
-  made = pipeline.Pipeline(data, 16, 3, 7).batch(0)
+  made = pipe_of(data, 16, 3, 7).batch(0)
   assert {a.shape for a in made} == {(3, 16)}
   assert [str(a.dtype) for a in made] == [
     'int32',
@@ -103,12 +119,12 @@ def test_arrays_are_small_types_of_one_shape(data):
 
 
 def test_repeated_data_is_told(data):
-  pipe = pipeline.Pipeline(data, 18, 5, 7)
-  assert pipe.epochs(10) == 1
+  pipe = pipe_of(data, 18, 5, 7)
+  assert pipe.epochs(10) == dict(all=1)
   assert 'repeated' not in pipe.summary(10)
   assert '1.10 epochs: the data is repeated' in pipe.summary(11)
 
 
 def test_too_little_data_is_refused(data):
-  with pytest.raises(errors.InputError, match='900 tokens do not fill'):
-    pipeline.Pipeline(data, 901, 1, 0)
+  with pytest.raises(errors.InputError, match='do not fill one pack'):
+    pipe_of(data, 901, 1, 0)

@@ -1,106 +1,243 @@
 """The pipeline: batch number i is a pure function of (store, config, seed, i).
 
 Nothing is remembered between steps, so a resumed run asks for batch(step) and
-gets what it would have got. Documents are put in a seeded order and packed
-into rows; the rows are shuffled anew in each epoch.
+gets what it would have got. Documents are put in a seeded order and packed;
+the packs of each part of the mixture are shuffled anew in each epoch, and
+Grain mixes the parts. What a row holds is known before a token is read, so a
+host reads only the rows, and keeps only the columns, that its devices hold.
 """
 
 import functools
+import hashlib
+import json
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from longjax import errors
 from longjax.batch import Batch
+from longjax.data import context, mixture, pack, positions
+from longjax.data import deal as dealing
 from longjax.data import layout as layouts
-from longjax.data import pack
+from longjax.errors import InputError
 
-MANY_ROWS = 1 << 48  # more than any run reads
+MANY_PACKS = 1 << 48  # more than any run reads
+COUNTED = 4000  # groups of rows; the shares of more are taken from these
+LOSSES = ('tokens', 'documents')
+ALL = slice(None)
+
+
+class Step(NamedTuple):
+  """What a step reads, before it is read."""
+
+  number: int
+  plans: list[pack.Plan]  # of the rows, in the order of the mixture
+  parts: list[int]  # which part of the mixture each of them is of
+  places: np.ndarray  # places[r]: which of them is row r of the batch
+  tokens: int  # of all rows, padding included
+
+  def squares(self) -> float:
+    """The sum of length^2 over the segments of all rows."""
+    return sum(plan.squares() for plan in self.plans)
+
+
+def check(config):
+  """InputError if the section `data` cannot be meant; reads no file."""
+  seq_len = config.train.seq_len
+  mixture.check(config)
+  positions.check(config.data.positions, seq_len)
+  context.check(config.data.curriculum, seq_len)
+  layouts.check(config.data.layout, seq_len, config.mesh.seq)
+  if config.data.loss not in LOSSES:
+    raise InputError(
+      f'data.loss {config.data.loss!r} is none of {", ".join(LOSSES)}'
+    )
 
 
 class Pipeline:
   """Batches of packed rows.
 
   Attributes:
-    rows: rows in an epoch.
-    tokens_per_epoch: tokens in those rows.
-    dropped: tokens that fill no whole row, so are never read.
-    digest: of the store that they come from.
+    parts: of the mixture, mixture.Part.
+    digest: of everything that decides what is in which batch.
   """
 
-  def __init__(
-    self,
-    store,
-    seq_len,
-    batch,
-    seed,
-    *,
-    layout='contiguous',
-    ring=1,
-    block=512,
-  ):
-    """Packs the documents of a store.
-
-    Args:
-      store: a store.Store.
-      seq_len: tokens of a row.
-      batch: rows of a batch.
-      seed: of the order of documents and rows.
-      layout: one of layout.LAYOUTS.
-      ring: devices that share a row.
-      block: of attention, which the layout may keep whole.
-    """
-    import grain
-
-    self._store, self._seq_len, self._batch = store, seq_len, batch
-    layouts.check(layout, seq_len, ring)
+  def __init__(self, store, config):
+    """Packs the documents of a store as a config says; reads no token."""
+    check(config)
+    self._store, self._config = store, config
+    self._seq_len, self._batch = config.train.seq_len, config.train.batch
     self._arrange = functools.partial(
-      layouts.arrange, layout=layout, n=ring, block=block
+      layouts.arrange,
+      layout=config.data.layout,
+      n=config.mesh.seq,
+      block=config.model.block,
     )
-    documents = np.random.default_rng(seed).permutation(len(store.lengths))
-    self._packed = pack.concatenate(store.lengths, seq_len, documents)
-    self.rows = len(self._packed)
-    self.dropped = self._packed.dropped
-    self.digest = store.digest
-    self.tokens_per_epoch = self.rows * seq_len
-    if not self.rows:
-      raise errors.InputError(
-        f'{store.directory}: {int(store.lengths.sum())} tokens do not fill '
-        f'one row of {seq_len}; add documents or lower train.seq_len'
-      )
-    # Batches may straddle epochs: no row is left out.
-    # Without a number, `repeat` makes a length that does not fit into an int.
-    epochs = MANY_ROWS // self.rows
-    numbers = grain.MapDataset.range(self.rows).seed(seed).shuffle()
-    numbers = numbers.repeat(epochs)
-    self._batches = numbers.batch(batch, batch_fn=list).map(self._build)
-    # The default buffers 500 batches.
-    self._reading = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    self.parts = mixture.parts(store, config)
+    self._rows = mixture.group(mixture.check(config), config)
+    self._groups = self._mixed()
+    self.digest = self._digest()
 
   def batch(self, step: int) -> Batch:
     """Batch of a step, numpy [batch, seq_len] in the layout's order."""
-    made = self._batches[step]
-    assert made is not None  # grain's type for filtered elements
-    return made
+    (whole,) = self.part(self.plan(step))
+    return whole
 
-  def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-    """Batches from a step on without end, built ahead in two threads."""
-    return iter(self._batches[start_step:].to_iter_dataset(self._reading))
+  def plan(self, step: int) -> Step:
+    """What is in which row of a step."""
+    config, first = self._config, step * self._batch // self._rows
+    plans, parts = [], []
+    for number in range(first, first + self._batch // self._rows):
+      part, packs = self._groups[number]
+      plans += self._group(self.parts[part], packs)
+      parts += [part] * self._rows
+    limit = context.segment_length(
+      config.data.curriculum, step, config.train.steps
+    )
+    if limit:
+      plans = [pack.cut(plan, limit) for plan in plans]
+    places = np.arange(self._batch)
+    if self._rows == 1:  # else rows are consecutive for a reason
+      costs = [plan.squares() for plan in plans]
+      parts_of_step = config.train.micro_batches
+      places = dealing.deal(costs, config.mesh.data, parts_of_step)
+    return Step(step, plans, parts, places, self._batch * self._seq_len)
 
-  def epochs(self, steps: int) -> float:
-    """How often the data is read in so many steps."""
-    return steps * self._batch / self.rows
+  def part(self, step: Step, rows=ALL, columns=(ALL,)) -> list[Batch]:
+    """Some rows of a batch, in the layout's order, cut to some columns.
+
+    Memory holds one row beside what is asked for.
+
+    Args:
+      step: what `plan` said.
+      rows: slice of the batch.
+      columns: slices of the rows.
+
+    Returns:
+      A Batch for each of `columns`.
+    """
+    made = []
+    for row in step.places[rows].tolist():
+      whole = self._row(step, row)
+      made.append([[x[cut].copy() for x in whole] for cut in columns])
+    return [Batch(*map(np.stack, zip(*part))) for part in zip(*made)]
+
+  def iterate(self, start_step: int = 0, held=((ALL, (ALL,)),)) -> Iterator:
+    """Steps from one on without end, built ahead in two threads.
+
+    Args:
+      start_step: the first.
+      held: (rows, columns) for `part`, as this host's devices hold them
+        (sharding.held).
+
+    Returns:
+      Yields (Step, [Batch, ...]), the parts of `held` one after another.
+    """
+    import grain
+
+    def build(number):
+      step = self.plan(number)
+      return step, [x for where in held for x in self.part(step, *where)]
+
+    # The default buffers 500 batches.
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    steps = grain.MapDataset.range(start_step, MANY_PACKS).map(build)
+    return iter(steps.to_iter_dataset(ahead))
+
+  def epochs(self, steps: int) -> dict[str, float]:
+    """How often the packs of each part are read in so many steps."""
+    rows = self.rows_read(steps)
+    a_row = {part.name: self._seq_len / part.length for part in self.parts}
+    return {
+      part.name: rows[part.name] * a_row[part.name] / len(part.packs)
+      for part in self.parts
+    }
+
+  def rows_read(self, steps: int) -> dict[str, int]:
+    """Rows of each part in so many steps, counted."""
+    counts = dict.fromkeys((part.name for part in self.parts), 0)
+    if len(self.parts) == 1:
+      return {self.parts[0].name: steps * self._batch}
+    groups = steps * self._batch // self._rows
+    for number in range(min(groups, COUNTED)):
+      counts[self.parts[self._groups[number][0]].name] += self._rows
+    if groups > COUNTED:
+      scale = groups / COUNTED
+      counts = {name: round(n * scale) for name, n in counts.items()}
+    return counts
 
   def summary(self, steps: int) -> str:
-    """A line that says what so many steps read, and whether data repeats."""
-    epochs = self.epochs(steps)
-    return (
-      f'{self.rows} rows of {self._seq_len} tokens from '
-      f'{len(self._store.lengths)} documents ({self.dropped} tokens fill no '
-      f'row); {steps} steps read {epochs:.2f} epochs'
-      + (': the data is repeated' if epochs > 1 else '')
-    )
+    """A line for each part: what so many steps read, and how often."""
+    rows, epochs = self.rows_read(steps), self.epochs(steps)
+    total, lines = max(1, sum(rows.values())), []
+    for part in self.parts:
+      name = part.name
+      lines.append(
+        f'{name}: {rows[name]:,} rows of {self._seq_len} '
+        f'({rows[name] / total:.2%}, asked {part.weight:.2%}); '
+        f'{len(part.packs):,} packs of {part.length} from {part.documents:,} '
+        f'documents, {part.packs.dropped:,} tokens in none; {steps} steps '
+        f'read {epochs[name]:.2f} epochs'
+        + (': the data is repeated' if epochs[name] > 1 else '')
+      )
+    return '\n'.join(lines)
 
-  def _build(self, numbers) -> Batch:
-    rows = [self._packed[i] for i in numbers]
-    return self._arrange(pack.batch(self._store, rows, self._seq_len))
+  def _mixed(self):
+    """MapDataset of (part, numbers of packs): the rows that are read at once.
+
+    Packs may straddle epochs, so none is left out.
+    """
+    import grain
+
+    groups = []
+    for number, part in enumerate(self.parts):
+      size = self._rows * self._seq_len // part.length  # packs
+      count = len(part.packs)
+      # Without a number, `repeat` makes a length that does not fit an int.
+      packs = grain.MapDataset.range(count).seed(self._config.seed + number)
+      if part.by_step:
+        packs = packs.repeat(size // np.gcd(size, count))
+        packs = packs.batch(size, batch_fn=list).shuffle()
+        packs = packs.repeat(MANY_PACKS // len(packs))
+      else:
+        packs = packs.shuffle().repeat(MANY_PACKS // count)
+        packs = packs.batch(size, batch_fn=list)
+      groups.append(packs.map(lambda these, number=number: (number, these)))
+    weights = [part.weight for part in self.parts]
+    return grain.MapDataset.mix(groups, weights) if groups[1:] else groups[0]
+
+  def _group(self, part, packs) -> list[pack.Plan]:
+    spans = [part.packs[i] for i in packs]
+    return pack.rows(spans, part.length, self._seq_len, part.joined)
+
+  def _row(self, step: Step, row: int) -> Batch:
+    """Row `row` of the mixture's order, [seq_len] arrays."""
+    config = self._config
+    made = pack.row(self._store, step.plans[row], self._seq_len)
+    if config.data.loss == 'documents':
+      made = made._replace(weights=_by_document(made.weights, made.segments))
+    place = positions.draw(
+      config.data.positions, made.segments, made.weights,
+      config.seed, step.number, row,
+    )  # fmt: skip
+    index = np.arange(self._seq_len, dtype=np.int32)
+    laid = self._arrange(Batch(*(x[None] for x in (*made, place, index))))
+    return Batch(*(x[0] for x in laid))
+
+  def _digest(self) -> str:
+    config = self._config
+    keys = ('mix', 'positions', 'curriculum', 'loss')
+    data = {key: config.data.to_dict()[key] for key in keys}
+    steps = config.train.steps if data['curriculum'] else None
+    whole = [self._store.digest, data, steps, config.seed]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _by_document(weights, segments) -> np.ndarray:
+  """Weights that sum to 1 over each segment (LongAlign, 2401.18058, 3.2).
+
+  sum(weights x nll) / sum(weights) over a batch of M sequences with N_i targets
+  and summed losses L_i then is 1/M sum L_i / N_i, however they are packed.
+  """
+  totals = np.bincount(segments, weights)
+  return (weights / np.maximum(totals, 1e-9)[segments]).astype(np.float32)

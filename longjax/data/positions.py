@@ -1,6 +1,76 @@
-"""Positions, which RoPE reads. Pure numpy."""
+"""Positions, which RoPE reads. Pure numpy.
+
+All but `plain` skip positions, so that a model trained on short rows meets
+the distances of a long window. Positions rise inside a segment by at least 0
+and stay below `target`.
+"""
+
+import itertools
 
 import numpy as np
+
+from longjax import errors
+
+KINDS = ('plain', 'pose', 'skipalign', 'e2llm')
+SINKS = 4  # tokens that E2-LLM leaves where they are
+
+
+def check(settings, seq_len: int):
+  """InputError if data.positions cannot be meant for rows of seq_len."""
+  kind, target = settings.kind, settings.target
+  if kind not in KINDS:
+    raise errors.InputError(
+      f'data.positions.kind {kind!r} is none of {", ".join(KINDS)}'
+    )
+  if kind == 'plain':
+    if target:
+      raise errors.InputError(
+        f'data.positions.target {target} is not read by plain positions; set '
+        'kind to pose, skipalign or e2llm, or target to 0'
+      )
+    return
+  if target < seq_len:
+    raise errors.InputError(
+      f'data.positions.target {target} is below train.seq_len {seq_len}: '
+      f'{kind} skips positions up to a longer window'
+    )
+  if kind == 'pose' and not 1 <= settings.chunks <= seq_len:
+    raise errors.InputError(
+      f'data.positions.chunks {settings.chunks} is not from 1 to seq_len'
+    )
+  window = settings.window
+  if kind == 'e2llm' and (window < seq_len or target % window):
+    raise errors.InputError(
+      f'data.positions: e2llm needs the window of the released model, at least '
+      f'train.seq_len {seq_len}, and a target that is a multiple of it; got '
+      f'window {window}, target {target}'
+    )
+
+
+def draw(settings, segments, weights, seed: int, step: int, row: int):
+  """The positions of one row, a pure function of its arguments.
+
+  Args:
+    settings: the config's data.positions.
+    segments: [seq] document numbers in contiguous order, 0 is padding.
+    weights: [seq] of the loss.
+    seed, step, row: of the config; of the batch; in it.
+
+  Returns:
+    int32 [seq].
+  """
+  rng = np.random.default_rng((seed, step, row, 1))
+  if settings.kind == 'pose':
+    return pose(segments, settings.target, settings.chunks, rng)
+  if settings.kind == 'skipalign':
+    return skipalign(segments, weights, settings.target, rng)
+  if settings.kind == 'e2llm':
+    rng = np.random.default_rng((seed, step, 2))  # one draw for all rows
+    factor = int(rng.integers(1, settings.target // settings.window + 1))
+    most = factor * settings.window - len(segments)
+    offset = int(rng.integers(0, most + 1))
+    return e2llm(segments, settings.target, settings.window, factor, offset)
+  return plain(segments)
 
 
 def plain(segments) -> np.ndarray:
@@ -20,3 +90,92 @@ def plain(segments) -> np.ndarray:
   fresh[..., 1:] = segments[..., 1:] != segments[..., :-1]
   starts = np.maximum.accumulate(np.where(fresh, order, 0), axis=-1)
   return order - starts
+
+
+def pose(segments, target: int, chunks: int, rng) -> np.ndarray:
+  """PoSE (2309.10400, section 3): each segment in chunks that skip ahead.
+
+  Chunk 0 starts at 0; chunk i is moved by u_i, uniform from u_(i-1) to
+  target - length. The lengths of the chunks are random. (The published code
+  draws a first chunk of at most half; the paper does not.)
+
+  Args:
+    segments: [seq] document numbers in contiguous order.
+    target: the window to train for, tokens.
+    chunks: of each segment; the paper has 2.
+    rng: numpy Generator.
+
+  Returns:
+    int32 [seq].
+  """
+  out = plain(segments)
+  for begin, end in _runs(segments):
+    length = end - begin
+    most = min(chunks, length) - 1
+    seams = np.sort(rng.choice(length - 1, most, replace=False)) + 1
+    skip = 0
+    for seam, after in zip(seams, [*seams[1:], length]):
+      skip = int(rng.integers(skip, target - length + 1))
+      out[begin + seam : begin + after] += skip
+  return out
+
+
+def skipalign(segments, weights, target: int, rng) -> np.ndarray:
+  """SkipAlign (2405.03939): positions skip between the turns of a dialogue.
+
+  A turn is a run of tokens that are all predicted or all not. The paper's
+  sampling rule could not be had; ours: of a segment of n tokens in B turns,
+  B - 1 numbers uniform from 0 to target - n, sorted, are added to the
+  positions of turns 2 to B.
+
+  Args:
+    segments: [seq] document numbers in contiguous order.
+    weights: [seq], of the loss; above 0 where the next token is predicted.
+    target, rng: as in `pose`.
+
+  Returns:
+    int32 [seq].
+  """
+  out = plain(segments)
+  for begin, end in _runs(segments):
+    # weights[i] is of token i + 1; the first token is part of the first turn.
+    turns = _runs(np.asarray(weights)[begin : end - 1] > 0)
+    most = target - (end - begin)
+    skips = rng.integers(0, most + 1, max(0, len(turns) - 1))
+    for (first, _), skip in zip(turns[1:], np.diff(np.sort(skips), prepend=0)):
+      out[begin + 1 + first : end] += int(skip)
+  return out
+
+
+def e2llm(segments, target: int, window: int, factor: int, offset: int):
+  """E2-LLM (2401.06951, eq. 5 to 7): positions (m + t) / g at scale target.
+
+  A position m is read as (m + t) / g, where the first four tokens have t = 0.
+  RoPE divides by target / window ('linear' scaling, which is Position
+  Interpolation at the longest window), so the integer is (m + t) / g times
+  that, to the nearest; it is exact where g divides target / window.
+
+  Args:
+    segments: [seq] document numbers in contiguous order.
+    target: the longest window, g_max times the released one.
+    window: of the released model.
+    factor: g, from 1 to target / window.
+    offset: t, from 0 to g * window - seq.
+
+  Returns:
+    int32 [seq], below target.
+  """
+  place = plain(segments).astype(np.int64)
+  place += np.where(place >= SINKS, offset, 0)
+  longest = target // window
+  return ((2 * place * longest + factor) // (2 * factor)).astype(np.int32)
+
+
+def _runs(values) -> list[tuple[int, int]]:
+  """[begin, end) of each run of equal values."""
+  values = np.asarray(values)
+  if not len(values):
+    return []
+  seams = np.flatnonzero(values[1:] != values[:-1]) + 1
+  edges = [0, *seams.tolist(), len(values)]
+  return list(itertools.pairwise(edges))

@@ -59,6 +59,15 @@ class Store(NamedTuple):
     end = whole if length is None else min(whole, start + length)
     return self.shards[shard][first + start : first + end]
 
+  def mask(self, document: int, start=0, length=None) -> np.ndarray:
+    """Which of `tokens` are to be predicted, uint8 [length]."""
+    return np.ones(len(self.tokens(document, start, length)), np.uint8)
+
+  @property
+  def sources(self) -> np.ndarray:
+    """Number of the source of each document, int64 [documents]."""
+    return self.table[:, 3]
+
   def source(self, document: int) -> str:
     """The name of the source that a document comes from."""
     return self.manifest['sources'][int(self.table[document, 3])]['name']
