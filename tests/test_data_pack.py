@@ -126,7 +126,7 @@ def test_a_rule_keeps_a_token_at_most_once_and_counts_the_others(rule):
     assert len(set(tokens)) == len(tokens)
     assert len(tokens) + dropped == lengths[order].sum()
     assert all(sum(n for *_, n in p) <= 16 for p in made)
-    assert all(0 <= s and s + n <= lengths[d] for p in made for d, s, n in p)
+    assert all(s >= 0 and s + n <= lengths[d] for p in made for d, s, n in p)
     if rule == 'best_fit':
       assert dropped == 0
       uncut = lengths <= 16
