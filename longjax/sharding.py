@@ -156,7 +156,7 @@ def put_held(parts, shape, mesh):
     by_start = dict(zip(where, arrays, strict=True))
 
     def read(index):
-      return by_start[tuple(i.start or 0 for i in index)]
+      return by_start[index[0].start or 0, index[1].start or 0]
 
     return jax.make_array_from_callback(shape, sharding, read)
 
@@ -167,6 +167,7 @@ def _indices(shape, mesh):
   """Yields ((first row, end), (first column, end)) of each device here."""
   sharding = NamedSharding(mesh, batch_spec(mesh, shape[0]))
   for index in sharding.addressable_devices_indices_map(tuple(shape)).values():
+    assert index is not None  # jax's type for devices elsewhere
     yield tuple(i.indices(n)[:2] for i, n in zip(index, shape))
 
 

@@ -241,7 +241,7 @@ def rows(packed: Sequence[list[Span]], length: int, seq_len: int, joined=False):
   """
   spans = np.array([s for p in packed for s in p], np.int64).reshape(-1, 3)
   document, start, size = spans.T
-  counts = [len(p) for p in packed]
+  counts = np.array([len(p) for p in packed], np.int64)
   begin = np.cumsum(counts) - counts  # the first span of each pack
   before = np.cumsum(size) - size
   inside = before - np.repeat(before[begin], counts)

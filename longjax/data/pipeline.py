@@ -88,7 +88,7 @@ class Pipeline:
     config, first = self._config, step * self._batch // self._rows
     plans, parts = [], []
     for number in range(first, first + self._batch // self._rows):
-      part, packs = self._groups[number]
+      part, packs = self._read(number)
       plans += self._group(self.parts[part], packs)
       parts += [part] * self._rows
     limit = context.segment_length(
@@ -160,7 +160,7 @@ class Pipeline:
       return {self.parts[0].name: steps * self._batch}
     groups = steps * self._batch // self._rows
     for number in range(min(groups, COUNTED)):
-      counts[self.parts[self._groups[number][0]].name] += self._rows
+      counts[self.parts[self._read(number)[0]].name] += self._rows
     if groups > COUNTED:
       scale = groups / COUNTED
       counts = {name: round(n * scale) for name, n in counts.items()}
@@ -205,6 +205,12 @@ class Pipeline:
       groups.append(packs.map(lambda these, number=number: (number, these)))
     weights = [part.weight for part in self.parts]
     return grain.MapDataset.mix(groups, weights) if groups[1:] else groups[0]
+
+  def _read(self, number: int) -> tuple[int, list[int]]:
+    """(part, its packs) of the rows that are read at once."""
+    found = self._groups[number]
+    assert found is not None  # grain's type for filtered elements
+    return found
 
   def _group(self, part, packs) -> list[pack.Plan]:
     spans = [part.packs[i] for i in packs]
