@@ -6,6 +6,7 @@ answered with one line on stderr and exit code 2, before anything is compiled.
 """
 
 import difflib
+import inspect
 import pathlib
 import re
 import sys
@@ -26,14 +27,21 @@ def run(main, doc: str | None, switches=(), verbs=(), **extra: str) -> int:
     verbs: if any, the first argument is one, and the first of main's too.
     **extra: name = help of the flags beside --config.
   """
+
+  def answer():
+    argv, verb = take_verb(sys.argv, verbs)
+    config, values = parse(argv, doc, extra, switches)
+    return 0 if config is None else main(*verb, config, **values)
+
+  return guarded(answer)
+
+
+def guarded(answer) -> int:
+  """The exit code of answer(), which is 0 if it gives none."""
   command = pathlib.Path(sys.argv[0]).name
   sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
   try:
-    argv, verb = take_verb(sys.argv, verbs)
-    config, values = parse(argv, doc, extra, switches)
-    if config is None:
-      return 0
-    return main(*verb, config, **values) or 0
+    return answer() or 0
   except InputError as error:
     print(f'{command}: {one_line(error)}', file=sys.stderr)
     return 2
@@ -72,6 +80,59 @@ def overrides(argv) -> list[str]:
       alone = '=' in argument or following.startswith('-')
       found.append(argument if alone else f'{argument}={following}')
   return found
+
+
+def run_verb(doc: str | None, **verbs) -> int:
+  """As `run`, for a command without config: VERB --flag=value ...
+
+  Args:
+    doc: what --help prints.
+    **verbs: verb = (function, {flag: help}). The function takes a string for
+      each flag as `flag_`; those without a default are needed.
+  """
+
+  def answer():
+    if asks_help(sys.argv):
+      print(verb_help(doc, verbs))
+      return 0
+    (_, *rest), (verb,) = take_verb(sys.argv, verbs)
+    function, known = verbs[verb]
+    return function(**_verb_flags(function, known, rest))
+
+  return guarded(answer)
+
+
+def verb_help(doc, verbs) -> str:
+  lines = [(doc or '').strip()]
+  for verb, (_, known) in verbs.items():
+    lines += ['', f'flags of {verb}:']
+    lines += [f'  --{flag}: {text}' for flag, text in known.items()]
+  return '\n'.join(lines)
+
+
+def _verb_flags(function, known, arguments) -> dict:
+  """{'flag_': value} from --flag=value and --flag value."""
+  values, rest = {}, list(arguments)
+  while rest:
+    argument = rest.pop(0)
+    name, equals, value = argument.partition('=')
+    flag = name.lstrip('-').replace('_', '-')
+    if flag not in known or not name.startswith('-'):
+      near = nearest(f'--{flag}', [f'--{one}' for one in known])
+      raise InputError(f'unknown flag {name!r}{near}')
+    if not equals and not rest:
+      raise InputError(f'--{flag} needs a value: {known[flag]}')
+    value = value if equals else rest.pop(0)
+    values[flag.replace('-', '_') + '_'] = value
+  needed = [
+    name
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.default is parameter.empty and not values.get(name)
+  ]
+  if needed:
+    flag = needed[0].rstrip('_').replace('_', '-')
+    raise InputError(f'--{flag} is needed: {known[flag]}')
+  return values
 
 
 def parse(argv, doc, extra, switches=()):

@@ -12,7 +12,7 @@ import os
 
 import jax
 
-from longjax import errors, llama, rope
+from longjax import errors, llama
 from longjax.weights import gguf, huggingface, meta, names
 from longjax.weights import source as sources
 
@@ -111,8 +111,7 @@ def as_config(path, fields, dtype) -> llama.Llama:
   if fields is None:
     raise errors.InputError(f'{path}: a checkpoint that names no model')
   try:
-    settings = rope.Rope(**fields['rope'])
-    return llama.Llama(**(fields | dict(rope=settings, dtype=dtype)))
+    return llama.Llama(**fields | dict(dtype=dtype))
   except (ValueError, TypeError, KeyError) as error:
     raise errors.InputError(f'{path}: {error}') from None
 

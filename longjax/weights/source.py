@@ -6,6 +6,7 @@ handing out our parameters a layer at a time. A tensor's `read` is a view of
 the file where the format allows, so nothing is in memory before it is used.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +26,10 @@ class Tensor(NamedTuple):
   shape: tuple
   dtype: np.dtype  # of what `read` returns
   read: Callable[[], np.ndarray]
+
+  @property
+  def nbytes(self) -> int:
+    return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Source(NamedTuple):
@@ -147,10 +152,6 @@ def copy(out, array, name, path):
       raise errors.InputError(f'{path}: {name} holds {cause}')
 
 
-def stored_name(source: Source, row, number) -> str:
-  return names.name(row, source.format, number)
-
-
 def arrays(source: Source) -> dict:
   """All parameters in float32, as `llama.forward` reads them."""
   whole = {p: (slice(None),) * len(s) for p, s in shapes(source.fields).items()}
@@ -184,7 +185,8 @@ def parts(source: Source, row, indices) -> list[np.ndarray]:
           continue
         part = part[number - first]
       here = array[tuple(slice(*ab) for ab in bound)]
-      copy(part, here, stored_name(source, row, number), source.path)
+      name = names.name(row, source.format, number)
+      copy(part, here, name, source.path)
   return found
 
 

@@ -1,0 +1,369 @@
+"""launch/convert.py: in, out, and back again without a changed bit."""
+
+import dataclasses
+import json
+
+import commands
+import jax
+import numpy as np
+import pytest
+import weight_files as files
+from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
+
+from launch import convert as convert_command
+from longjax import checkpoint, cli, errors, llama, rope, sharding, weights
+from longjax.data import tokenizer
+from longjax.weights import convert, export, huggingface, stored
+
+
+def quiet(_):
+  pass
+
+
+def assert_same(found, wanted):
+  jax.tree.map_with_path(
+    lambda path, a, b: np.testing.assert_array_equal(a, b, err_msg=str(path)),
+    found,
+    wanted,
+  )
+
+
+def assert_same_files(found, wanted, pattern='*.safetensors*'):
+  names = sorted(path.name for path in wanted.glob(pattern))
+  assert sorted(path.name for path in found.glob(pattern)) == names
+  for name in names:
+    one, other = (json_or_bytes(d / name) for d in (found, wanted))
+    assert one == other, name
+
+
+def json_or_bytes(path):
+  if path.suffix == '.json':
+    return json.loads(path.read_text())['weight_map']
+  return path.read_bytes()
+
+
+def leftovers(directory):
+  return [path.name for path in directory.iterdir() if 'partial' in path.name]
+
+
+# The digest of parts
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('cut', [(1, 6, 10), (3, 2, 10), (3, 6, 5), (2, 4, 3)])
+def test_digests_of_parts_add_up_to_that_of_the_whole(dtype, cut, rng):
+  whole = rng.normal(size=(3, 6, 10)).astype(dtype)
+  total = np.zeros(2, np.uint32)
+  for corner in np.ndindex(*(-(-n // c) for n, c in zip(whole.shape, cut))):
+    start = [i * c for i, c in zip(corner, cut)]
+    part = whole[tuple(slice(a, a + c) for a, c in zip(start, cut))]
+    total += stored.part_sums(part, start, whole.shape)
+  assert {'x': stored.hexes(total)} == checkpoint.digest(dict(x=whole))
+
+
+def test_a_long_run_is_summed_in_blocks(rng):
+  whole = rng.normal(size=(3, 70_001)).astype(np.float32)
+  sums = stored.part_sums(whole, [0, 0], whole.shape)
+  assert {'x': stored.hexes(sums)} == checkpoint.digest(dict(x=whole))
+
+
+# In
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_an_import_restores_on_any_mesh_and_verifies(
+  tmp_path, make_mesh, monkeypatch, dtype
+):
+  monkeypatch.setattr(stored, 'CHUNK_BYTES', 1000)  # many pieces to a layer
+  truth = files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31, shards=2)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', dtype, quiet)
+  assert_same(weights.load(tmp_path / 'run')[0], truth)
+  for shape in ((2, 4), (8, 1)):
+    mesh = make_mesh(*shape)
+    place = lambda c, mesh=mesh: sharding.params(llama.abstract(c), mesh)
+    params, config = weights.load(tmp_path / 'run', place=place)
+    assert config.rope == rope.Rope(**LLAMA31)
+    assert_same(jax.device_get(params), truth)
+    jax.tree.map(
+      lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(),
+      params,
+      place(config),
+    )
+
+
+def test_an_import_says_where_it_comes_from(tmp_path):
+  files.write_meta(tmp_path / 'meta', MHA, shards=2)
+  convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)
+  about = checkpoint.about(tmp_path / 'run')
+  sums = about['source']['sha256']
+  assert about['source']['format'] == 'meta'
+  assert sorted(sums) == [
+    'consolidated.00.pth', 'consolidated.01.pth', 'params.json'
+  ]  # fmt: skip
+  assert all(len(hexes) == 64 for hexes in sums.values())
+
+
+def test_a_damaged_tensor_leaves_nothing_behind(tmp_path):
+  tensors = files.huggingface(files.params(GQA))
+  tensors['model.layers.1.mlp.up_proj.weight'][5, 7] = np.nan
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31, tensors=tensors)
+  with pytest.raises(errors.InputError, match=r'layers\.1\.mlp\.up_proj.*NaN'):
+    convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  assert [path.name for path in tmp_path.iterdir()] == ['hf']
+
+
+def test_a_directory_that_exists_is_left_alone(tmp_path):
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
+  (tmp_path / 'run').mkdir()
+  with pytest.raises(errors.InputError, match='exists'):
+    convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+
+
+def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path):
+  with (
+    pytest.raises(errors.InputError, match='the disk has'),
+    convert.whole(tmp_path / 'run', 10**18),
+  ):
+    pytest.fail('nothing may be written')
+  assert not list(tmp_path.iterdir())
+
+
+# And out
+
+
+@pytest.mark.parametrize('fields', [GQA, TIED], ids=['untied', 'tied'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_huggingface_and_back_is_the_same_file(tmp_path, fields, dtype):
+  truth = files.params(fields, dtype=np.dtype(dtype))
+  tensors = files.huggingface(truth, np.dtype(dtype))
+  files.write_huggingface(tmp_path / 'hf', fields, LLAMA31, tensors=tensors)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  assert_same_files(tmp_path / 'out', tmp_path / 'hf')
+  assert not leftovers(tmp_path)
+
+
+def test_shards_and_back_are_the_same_files_for_the_same_size(tmp_path):
+  """12,288 bytes are the embedding; the rest fill files of up to 60 kB."""
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  convert.to_huggingface(
+    tmp_path / 'run', tmp_path / 'one', shard_bytes=60_000, log=quiet
+  )
+  convert.to_checkpoint(tmp_path / 'one', tmp_path / 'again', log=quiet)
+  convert.to_huggingface(
+    tmp_path / 'again', tmp_path / 'two', shard_bytes=60_000, log=quiet
+  )
+  shards = list((tmp_path / 'one').glob('*.safetensors'))
+  assert len(shards) == 5
+  assert all(path.stat().st_size < 63_000 for path in shards)
+  assert_same_files(tmp_path / 'two', tmp_path / 'one')
+
+
+@pytest.mark.parametrize(
+  'fields, shards, dim', [(MHA, 2, 1), (EIGHT, 8, 0), (TIED, 1, 0)]
+)
+def test_meta_comes_out_in_the_layout_of_huggingface(
+  tmp_path, fields, shards, dim
+):
+  """The rows of q and k are permuted as transformers' conversion does it."""
+  truth = files.write_meta(
+    tmp_path / 'meta', fields, shards=shards, embedding_dim=dim
+  )
+  convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  files.write_safetensors(
+    tmp_path / 'model.safetensors', files.huggingface(truth)
+  )
+  assert_same_files(tmp_path / 'out', tmp_path)
+
+
+def trained(directory, fields, settings, mesh=None, **about):
+  """A run directory as training leaves it; returns its parameters."""
+  config = llama.Llama(**fields, rope=rope.Rope(**settings))
+  params = files.params(fields, dtype=np.dtype('float32'))
+  if mesh is not None:
+    placed = jax.device_put(
+      params, sharding.params(llama.abstract(config), mesh)
+    )
+  else:
+    placed = jax.tree.map(jax.numpy.asarray, params)
+  state = dict(params=placed, opt=jax.numpy.zeros(3), step=np.array(7))
+  saved = checkpoint.Checkpoints(directory / 'checkpoints', keep=1)
+  about = dict(model=dataclasses.asdict(config), seq_len=512, **about)
+  saved.save(state, about)
+  saved.close()
+  return params
+
+
+def test_what_was_trained_on_a_mesh_is_exported_in_float32(tmp_path, make_mesh):
+  truth = trained(tmp_path / 'run', GQA, LLAMA31, make_mesh(2, 4))
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  params, config = weights.load(tmp_path / 'out')
+  assert config.rope == rope.Rope(**LLAMA31)
+  assert_same(params, truth)
+  convert.to_huggingface(
+    tmp_path / 'run', tmp_path / 'bf', 'bfloat16', log=quiet
+  )
+  wanted = jax.tree.map(
+    lambda x: x.astype(files.BFLOAT16).astype(np.float32), truth
+  )
+  assert_same(weights.load(tmp_path / 'bf')[0], wanted)
+
+
+def test_a_damaged_checkpoint_is_not_exported(tmp_path, monkeypatch):
+  trained(tmp_path / 'run', GQA, LLAMA31)
+  whole = checkpoint.about(tmp_path / 'run')
+  whole['digests']['params/layers/up'] = '0' * 16
+  monkeypatch.setattr(checkpoint, 'about', lambda path: whole)
+  with pytest.raises(errors.InputError, match='layers/up differs'):
+    convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  assert [path.name for path in tmp_path.iterdir()] == ['run']
+
+
+def test_numbers_too_large_for_float16_are_refused(tmp_path):
+  truth = files.params(GQA, dtype=np.dtype('float32'))
+  truth['norm'][3] = 1e6
+  tensors = files.huggingface(truth, np.dtype('float32'))
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31, tensors=tensors)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  with pytest.raises(errors.InputError, match='norm holds numbers too large'):
+    convert.to_huggingface(
+      tmp_path / 'run', tmp_path / 'o', 'float16', log=quiet
+    )
+  assert not (tmp_path / 'o').exists() and not leftovers(tmp_path)
+
+
+# config.json
+
+
+def told(settings, fields=GQA, window=16_384):
+  config = llama.Llama(**fields, rope=rope.Rope(**settings))
+  return export.config_json(config, window, 'bfloat16', None)
+
+
+V4 = ('rope_theta', 'rope_scaling', 'torch_dtype')
+V5 = ('rope_parameters', 'dtype')
+
+
+@pytest.mark.parametrize('settings', [
+  dict(base=5e5), LINEAR, YARN, YARN | dict(beta_fast=24.0, beta_slow=2.0),
+  LLAMA31, LLAMA31 | dict(factor=32.0),
+])  # fmt: skip
+def test_either_dialect_of_config_json_says_the_whole_rope(settings):
+  whole = told(settings)
+  for without in (V4, V5):
+    config = {k: v for k, v in whole.items() if k not in without}
+    fields = huggingface._fields(config)
+    assert rope.Rope(**fields['rope']) == rope.Rope(**settings)
+    assert fields | dict(rope=0) == GQA | dict(rope=0)
+
+
+def test_the_window_of_yarn_is_what_transformers_4_divides():
+  assert told(YARN)['max_position_embeddings'] == 4 * 4096
+
+
+def test_ntk_is_exported_as_the_base_that_it_is():
+  whole = told(dict(base=1e4, scaling='ntk', factor=4.0))
+  found = rope.Rope(**huggingface._fields(whole)['rope'])
+  assert found.scaling == 'none'
+  wanted, _ = rope.frequencies(
+    rope.Rope(base=1e4, scaling='ntk', factor=4.0), 16
+  )
+  np.testing.assert_allclose(rope.frequencies(found, 16)[0], wanted, rtol=1e-12)
+
+
+def test_nope_has_no_equivalent_and_is_refused(tmp_path):
+  trained(tmp_path / 'run', GQA, dict(scaling='nope'))
+  with pytest.raises(errors.InputError, match='nope'):
+    convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_the_window_is_the_largest_that_the_run_knows(tmp_path):
+  trained(tmp_path / 'run', GQA, dict(base=5e5))
+  files.write_json(
+    tmp_path / 'run' / 'config.json', dict(eval=dict(length=4096, window=2048))
+  )
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert config['max_position_embeddings'] == 4096
+  assert config['dtype'] == config['torch_dtype'] == 'float32'
+
+
+# The tokenizer
+
+
+def with_tokenizer(directory):
+  tokens = tokenizer.load('bytes')  # 384 ids
+  tokens.save(directory)
+  (directory / 'special_tokens_map.json').write_text('{"bos_token": "<bos>"}')
+  files.write_json(
+    directory / 'generation_config.json', dict(temperature=0.6, top_p=0.9)
+  )
+  return tokens
+
+
+def test_tokenizer_and_generation_settings_go_in_and_out(tmp_path):
+  fields = GQA | dict(vocab=384)
+  files.write_huggingface(tmp_path / 'hf', fields, LLAMA31)
+  tokens = with_tokenizer(tmp_path / 'hf')
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  assert checkpoint.about(tmp_path / 'run')['tokenizer'] == tokens.digest
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  for name in (
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'
+  ):  # fmt: skip
+    one, other = (tmp_path / d / name for d in ('hf', 'out'))
+    assert one.read_bytes() == other.read_bytes(), name
+  kept = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
+  assert kept == dict(temperature=0.6, top_p=0.9)
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert (config['bos_token_id'], config['eos_token_id']) == (256, 257)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
+  with_tokenizer(tmp_path / 'hf')
+  with pytest.raises(errors.InputError, match='384 ids, the model only 96'):
+    convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  assert [path.name for path in tmp_path.iterdir()] == ['hf']
+
+
+# The command
+
+
+def test_the_command_imports_shows_and_exports(tmp_path):
+  truth = files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
+  hf, run, out = (tmp_path / name for name in ('hf', 'run', 'out'))
+  for arguments in (
+    ('import', '--from', hf, '--to', run),
+    ('export', f'--from={run}', f'--to={out}', '--shard-size=1GB'),
+  ):
+    done = commands.run('convert.py', *arguments)
+    assert done.returncode == 0, done.stderr
+  assert_same(weights.load(out)[0], truth)
+  shown = commands.run('convert.py', 'show', '--from', run).stdout
+  assert '114,112 parameters' in shown and '3x64x4x16' in shown
+  assert checkpoint.about(run)['digests']['params/norm'] in shown
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    ([], 'import, export, show'),
+    (['imprt'], "nearest is 'import'"),
+    (['import', '--form=x'], "nearest is '--from'"),
+    (['import', '--from=x'], '--to is needed'),
+    (['import', '--from'], '--from needs a value'),
+    (['import', '--from=nowhere', '--to=x'], 'nowhere does not exist'),
+    (['import', '--from=x', '--to=x', '--dtype=int8'], "'int8' is none of"),
+    (['export', '--from=x', '--to=x', '--shard-size=5'], 'a size like 5GB'),
+    (['export', '--from=nowhere', '--to=x'], 'nowhere'),
+  ],
+)
+def test_bad_arguments_are_one_line(arguments, words, capsys, monkeypatch):
+  monkeypatch.setattr('sys.argv', ['convert.py', *arguments])
+  assert cli.run_verb(convert_command.__doc__, **convert_command.VERBS) == 2
+  error = capsys.readouterr().err
+  assert words in error and error.count('\n') == 1
