@@ -163,6 +163,7 @@ def scored(
   """
   path = pathlib.Path(path)
   head = dict(data=store.digest, pairs=pairs, **about)
+  path.parent.mkdir(parents=True, exist_ok=True)
   done = _resumed(path, head)
   with open(path, 'a', encoding='utf-8') as file:
     if not path.stat().st_size:
