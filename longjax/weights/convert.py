@@ -8,6 +8,7 @@ its own at the end, so a directory is there whole or not at all.
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import pathlib
@@ -82,9 +83,10 @@ def _import(source, writer, log) -> dict:
     name = names.name(row, source.format, number)
     array = sources.layer(source, row, number)
     rows = writer.chunks[row.path][len(lead)]
+    buffer = np.empty((rows, *array.shape[1:]), writer.dtype)
     for start in range(0, len(array), rows):
       here = array[start : start + rows]
-      part = np.empty(here.shape, writer.dtype)
+      part = buffer[: len(here)]
       sources.copy(part, here, name, source.path)
       at = [*lead, start, *(0 for _ in here.shape[1:])]
       writer.write(row.path, at, part.reshape([1] * len(lead) + [*part.shape]))
@@ -144,27 +146,40 @@ def _export(step, about, out, log):
   """Writes every tensor; refuses a checkpoint that differs from its digests."""
   rows = {row.path: row for row in names.rows(about['model'])}
   arrays = {path: stored.array(step, path) for path in rows}
-  jobs = [(path, *p) for path in rows for p in stored.pieces(arrays[path])]
   sums = {path: np.zeros(2, np.uint32) for path in rows}
   lock = threading.Lock()
-  size = lambda path, shape: (
-    math.prod(shape) * arrays[path].dtype.numpy_dtype.itemsize
-  )
-  progress = Progress('exporting', sum(size(p, s) for p, _, s in jobs), log)
+  total = sum(array.size * array.dtype.numpy_dtype.itemsize
+              for array in arrays.values())  # fmt: skip
+  progress = Progress('exporting', total, log)
 
-  def move(path, start, shape):
-    where = tuple(slice(a, a + n) for a, n in zip(start, shape))
-    part = arrays[path][where].read().result()
-    more = stored.part_sums(part, start, arrays[path].shape)
-    with lock:
-      sums[path] += more
-    out.write(rows[path], start, part)
-    progress.add(size(path, shape))
+  def move(path, pieces):
+    array, stacked = arrays[path], path.startswith('layers/')
+    view, seen = None, None
+    for start, shape in pieces:
+      where = tuple(slice(a, a + n) for a, n in zip(start, shape))
+      part = array[where].read().result()
+      more = stored.part_sums(part, start, array.shape)
+      with lock:
+        sums[path] += more
+      for i in range(shape[0]) if stacked else (None,):
+        layer = None if i is None else start[0] + i
+        if view is None or seen != layer:  # a new mapping costs page faults
+          view, seen = out.view(rows[path], layer), layer
+        into, values = (
+          (view[where[1:]], part[i]) if stacked else (view[where], part)
+        )
+        sources.copy(into, values, path, f'checkpoint {step}')
+      progress.add(part.nbytes)
 
-  largest = max(size(path, shape) for path, _, shape in jobs)
-  each_in_parallel(
-    [(move, *job) for job in jobs], max(1, PIECES_BYTES // (2 * largest))
-  )
+  jobs, largest = [], 1
+  for path in rows:
+    pieces = list(stored.pieces(arrays[path]))
+    largest = max(largest, *(math.prod(shape) * 4 for _, shape in pieces))
+    first = lambda piece, path=path: path.startswith('layers/') and piece[0][0]
+    jobs += [
+      (move, path, list(group)) for _, group in itertools.groupby(pieces, first)
+    ]
+  each_in_parallel(jobs, max(1, PIECES_BYTES // (2 * largest)))
   for path, found in sums.items():
     if about['digests'].get(f'params/{path}') != stored.hexes(found):
       raise errors.InputError(

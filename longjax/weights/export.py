@@ -173,33 +173,20 @@ class Files:
       )
       write_json(os.path.join(directory, 'model.safetensors.index.json'), index)
 
-  def write(self, row, start, part):
-    """Fills a rectangle of one of our parameters.
+  def view(self, row, layer) -> np.ndarray:
+    """A tensor in the file, to be written to, seen as a layer of ours.
 
     Args:
       row: of names.TABLE.
-      start: where the part begins, an index per dim of ours, layers in front.
-      part: numpy array.
+      layer: None where the row is outside of them.
+
+    Returns:
+      Shape `names.sizes(row.dims, fields)`.
     """
-    stacked = row.path.startswith('layers/')
-    where = tuple(slice(a, a + n) for a, n in zip(start, part.shape))
-    for i in range(len(part)) if stacked else (None,):
-      layer = None if i is None else start[0] + i
-      path, dtype, shape, offset = self._tensors[
-        names.name(row, 'huggingface', layer)
-      ]
-      tensor = np.memmap(path, dtype, 'r+', offset, shape)
-      view = names.ours(row, tensor, self._fields, 'huggingface')
-      one, there = (part, where) if i is None else (part[i], where[1:])
-      with np.errstate(over='ignore'):
-        rounded = one.astype(dtype)
-      if not np.isfinite(rounded).all():
-        finite = np.isfinite(one).all()
-        raise errors.InputError(
-          f'{row.path} holds '
-          + (f'numbers too large for {dtype}' if finite else 'NaN or infinity')
-        )
-      view[there] = rounded
+    name = names.name(row, 'huggingface', layer)
+    path, dtype, shape, offset = self._tensors[name]
+    tensor = np.memmap(path, dtype, 'r+', offset, shape)
+    return names.ours(row, tensor, self._fields, 'huggingface')
 
 
 def _make(path, entries) -> dict:
