@@ -6,7 +6,9 @@ memory; the time is that of the model in schedule.py.
 """
 
 import collections
+import pathlib
 import resource
+import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -103,7 +105,7 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   step, state = train.build(config, job.model, mesh)
   batch = train.abstract_batch(config, mesh)
   try:
-    compiled = step.lower(state, batch).compile()
+    compiled, text = compile_step(step.lower(state, batch))
   except jax.errors.JaxRuntimeError as error:
     compiled, lacking = None, hbm.out_of_memory(error, chip)
   report = about(job) | dict(
@@ -115,7 +117,22 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   )
   if compiled is None:
     return report | dict(fits=False, hbm=lacking)
-  return report | measured(job, compiled, state, batch)
+  memory, program = compiled.memory_analysis(), hlo.parse(text)
+  return report | measured(job, memory, program, state, batch)
+
+
+def compile_step(lowered):
+  """(compiled, the text of the scheduled program).
+
+  The text is what the TPU compiler wrote down itself: `compiled.as_text()`
+  would ask jaxlib, and that of JAX 0.10 cannot read all programs of a newer
+  libtpu. A program from JAX's compile cache would come without it.
+  """
+  jax.config.update('jax_enable_compilation_cache', False)
+  with tempfile.TemporaryDirectory() as dump:
+    compiled = lowered.compile(compiler_options=dict(xla_dump_to=dump))
+    (text,) = pathlib.Path(dump).glob('*.after_codegen.txt')
+    return compiled, text.read_text()
 
 
 def rss() -> float:
@@ -144,16 +161,15 @@ def about(job: Job) -> dict:
   )
 
 
-def measured(job: Job, compiled, state, batch) -> dict:
+def measured(job: Job, memory, program: hlo.Program, state, batch) -> dict:
   """The report on a program that fits."""
-  program = hlo.parse(compiled.as_text())
   names = hbm.known_shapes(job.config, job.model, job.mesh, state['params'])
   real = static = timed(job, program, schedule.CALIBRATION)
   if real.calls[schedule.FORWARD]:
     static = timed(job, program, 1)
   return dict(
     fits=True,
-    hbm=hbm.memory(compiled.memory_analysis(), job.chip)
+    hbm=hbm.memory(memory, job.chip)
     | dict(holds=hbm.holds(program, state, batch, names)),
     step=speed(job, real, static),
     attention=attention(job),
