@@ -25,6 +25,7 @@ from longjax import (
   llama,
   lock,
   metrics,
+  mirror,
   optim,
   preflight,
   profiler,
@@ -49,11 +50,16 @@ class Run(NamedTuple):
   config: Any  # ml_collections.ConfigDict, as configs/common.py describes it
   model: llama.Llama
   mesh: Any  # jax.sharding.Mesh
-  workdir: pathlib.Path
+  workdir: Any  # epath.Path of the run directory, maybe gs://
   lead: bool  # this process writes and speaks for all
   log: Callable  # called with lines for a person
   clock: goodput.Clock  # where the time goes
   asked: signals.Asked  # what signals ask for
+
+  @property
+  def local(self) -> pathlib.Path:
+    """Where to write what is not written to a bucket directly."""
+    return mirror.local(self.workdir)
 
 
 class Inputs(NamedTuple):
@@ -79,7 +85,7 @@ def main(config, workdir, log=print) -> int:
   model, lead = check(config), hosts.lead()
   log = log if lead else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  workdir, clock = pathlib.Path(workdir), goodput.Clock()
+  workdir, clock = mirror.place(workdir), goodput.Clock()
   with signals.listening() as asked:
     run = Run(config, model, mesh, workdir, lead, log, clock, asked)
     preflight.processes(config, log)
@@ -91,11 +97,11 @@ def main(config, workdir, log=print) -> int:
     if rings := topology.describe(mesh):
       log(rings)
     log(found.data.summary(config.train.steps))
-    with locked(run) as check_lock, contextlib.closing(clock):
-      return train(run, found, check_lock)
+    with locked(run) as before_save, contextlib.closing(clock):
+      return train(run, found, before_save)
 
 
-def train(run: Run, found: Inputs, check_lock) -> int:
+def train(run: Run, found: Inputs, before_save) -> int:
   """From the first look at the checkpoints to the report; the exit code."""
   config, model, steps = run.config, run.model, run.config.train.steps
   evaluate, about = found.evaluate, identity(run, found)
@@ -109,7 +115,7 @@ def train(run: Run, found: Inputs, check_lock) -> int:
       state, released = fresh(run, abstract, found.source)
     start = int(state['step'])
     if run.lead:
-      provenance.write(run.workdir, config, found.tokenizer)
+      provenance.write(run.local, config, found.tokenizer)
 
     if start == 0 and released and released.rope != model.rope:
       as_released = evals.compute_as(released, model)
@@ -118,7 +124,7 @@ def train(run: Run, found: Inputs, check_lock) -> int:
       evaluate('recipe, untrained', state['params'], model.at_rest())
 
     def save(state, tokens, wait):
-      check_lock()
+      before_save()
       how = checkpoints.save_and_wait if wait else checkpoints.save
       with run.clock.spent('saving'):
         how(state, dict(about, tokens=tokens))
@@ -135,7 +141,8 @@ def train(run: Run, found: Inputs, check_lock) -> int:
     evaluate(last, state['params'], model.at_rest(), again=start < steps)
   run.clock.write()
   if run.lead:
-    run.log(f'wrote {report.write(run.workdir, config)}')
+    report.write(run.local, config)
+    run.log(f'wrote {run.workdir / "REPORT.md"}')
   return 0
 
 
@@ -232,28 +239,32 @@ def writer(run: Run, start: int, tokens: int):
   if not run.lead:
     return metrics.Silent(tokens)
   steps = run.config.train.steps
-  return metrics.Metrics(run.workdir, start, steps, run.log, tokens)
+  return metrics.Metrics(run.local, start, steps, run.log, tokens)
 
 
 def tracer(run: Run) -> profiler.Profiler:
   """Traces the steps of train.profile_steps, or when asked."""
   return profiler.Profiler(
-    run.workdir / 'profile', run.config.train.profile_steps, run.asked, run.log
+    run.local / 'profile', run.config.train.profile_steps, run.asked, run.log
   )
 
 
 @contextlib.contextmanager
 def locked(run: Run):
-  """The run directory is ours; yields a check that it still is."""
+  """The run directory is ours; yields what to do before a save: a check that
+  it still is, and a copy to the bucket, if it is in one."""
   taken = hosts.together(
     lambda: lock.Lock(run.workdir, run.log) if run.lead else None
   )
   if taken is None:
     yield lambda: None
     return
-  with contextlib.closing(taken):
-    run.clock.keep(run.workdir)
-    yield taken.check
+  with (
+    contextlib.closing(taken),
+    mirror.following(run.workdir, run.log) as push,
+  ):
+    run.clock.keep(run.local)
+    yield lambda: (taken.check(), push())
 
 
 def checkpoints_of(run: Run) -> checkpoint.Checkpoints:
@@ -486,7 +497,7 @@ def evaluation(run: Run, tokenizer):
   def evaluate(name, params, model, again=False):
     if not (config.eval.length or config.eval.passkey_lengths):
       return
-    has = run.lead and report.has(run.workdir, name, config)
+    has = run.lead and report.has(run.local, name, config)
     if hosts.from_lead(has) and not again:
       return
     run.log(f'evaluating: {name}')
@@ -496,7 +507,7 @@ def evaluation(run: Run, tokenizer):
         params, model, run.mesh, config, held_out, tokenizer, run.log
       )
     if run.lead:
-      report.keep(run.workdir, name, config, results)
+      report.keep(run.local, name, config, results)
     run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
 
   return evaluate
