@@ -53,7 +53,7 @@ def test_a_truncated_gguf_is_named(tmp_path):
 
 
 def test_a_shard_that_fails_its_digest_is_named(prepared, tmp_path):
-  (shard,) = prepared.glob('shard_*.npy')
+  shard = min(prepared.glob('shard_*.npy'))
   data = bytearray(shard.read_bytes())
   data[5000] ^= 1
   shard.write_bytes(data)

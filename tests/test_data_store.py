@@ -46,10 +46,10 @@ def refused(directory, match):
 
 def test_documents_come_back_whole_from_several_shards(made):
   data = store.open_store(made)
-  assert [len(shard) for shard in data.shards] == [4, 4, 2]
+  assert [len(tokens) for tokens, _ in data.shards] == [4, 4, 2]
   assert [data.tokens(i).tolist() for i in range(4)] == DOCUMENTS
   assert data.lengths.tolist() == [3, 1, 4, 2]
-  assert data.names == ['d0', 'd1', 'd2', 'd3']
+  assert list(data.names) == ['d0', 'd1', 'd2', 'd3']
   assert [data.source(i) for i in range(4)] == ['a', 'b', 'a', 'b']
   assert data.tokens(2, 1, 2).tolist() == [6, 7]
   assert data.tokens(2, 3, 9).tolist() == [8]
@@ -57,8 +57,22 @@ def test_documents_come_back_whole_from_several_shards(made):
 
 def test_the_manifest_counts_by_source(made):
   assert store.open_store(made).manifest['sources'] == [
-    dict(name='a', documents=2, tokens=7, longest=4, text_bytes=7),
-    dict(name='b', documents=2, tokens=3, longest=2, text_bytes=3),
+    dict(
+      name='a',
+      documents=2,
+      tokens=7,
+      longest=4,
+      text_bytes=7,
+      histogram={'2': 1, '4': 1},
+    ),
+    dict(
+      name='b',
+      documents=2,
+      tokens=3,
+      longest=2,
+      text_bytes=3,
+      histogram={'1': 1, '2': 1},
+    ),
   ]
 
 
@@ -76,7 +90,7 @@ def test_equal_data_has_an_equal_digest(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'name', ['shard_00000.npy', 'shard_00002.npy', 'documents.npy', 'names.json']
+  'name', ['shard_00000.npy', 'shard_00002.npy', 'documents.npy', 'names.txt']
 )
 def test_a_flipped_bit_a_cut_and_a_loss_are_refused_by_name(made, name):
   path = made / name
@@ -129,7 +143,7 @@ def test_broken_manifests_are_refused(made):
   for bad in (
     '',
     '[]',
-    '{"format": 1}',
+    '{"format": 2}',
     json.dumps(good | dict(shards=[{}])),
     json.dumps(good | dict(vocab='many')),
   ):
