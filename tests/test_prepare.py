@@ -66,7 +66,10 @@ def test_changed_text_is_another_place(config, tmp_path):
 def test_held_out_documents_have_a_store_of_their_own(config):
   tokens = prepare.find_tokenizer(config)
   held = prepare.held_out(config, tokens, quiet)
-  assert [list(held.names), held.tokens(0).tolist()] == [['b.txt'], [*b'second', 257]]
+  assert [list(held.names), held.tokens(0).tolist()] == [
+    ['b.txt'],
+    [*b'second', 257],
+  ]
 
 
 def test_a_directory_in_the_config_is_opened(config, tmp_path):

@@ -313,27 +313,31 @@ def _finish(partial, jobs, name, log):
 
 def _duplicates(partial, jobs):
   """bool [documents]: those equal or near to one before; None if all stay."""
-  if all(job.unit.settings['duplicates'] == 'keep' for job in jobs):
+  if all(_how(job) == 'keep' for job in jobs):
     return None
-  seen, near, drop = set(), None, []
+  seen, drop = set(), []
+  near = _near() if any(_how(job) == 'near' for job in jobs) else None
   for job in jobs:
-    how = job.unit.settings['duplicates']
+    how = _how(job)
     digests = np.load(job.place / 'documents.npy', allow_pickle=False)[:, 4]
-    if how == 'near':
-      near = _near() if near is None else near
+    if near and how == 'near':
       signatures = np.load(job.place / 'signatures.npy', allow_pickle=False)
     for i, digest in enumerate(digests.tolist()):
       double = how != 'keep' and digest in seen
-      if how == 'near' and not double:
+      if near and how == 'near' and not double:
         double = near(signatures[i], len(drop))
       seen.add(digest)
       drop.append(double)
   return np.array(drop)
 
 
+def _how(job) -> str:
+  return job.unit.settings['duplicates']
+
+
 def _near():
   """near(signature, number): whether one like it was there before."""
-  import datasketch
+  import datasketch  # pyright: ignore
 
   index = datasketch.MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)
 
@@ -349,7 +353,7 @@ def _near():
 
 def _signature(text: str) -> np.ndarray:
   """MinHash of the sequences of five words."""
-  import datasketch
+  import datasketch  # pyright: ignore
 
   words = text.split()
   made = datasketch.MinHash(num_perm=PERMUTATIONS)

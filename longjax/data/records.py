@@ -105,14 +105,14 @@ def _jsonl(name, opened) -> Iterator:
 
 
 def _parquet(name, opened) -> Iterator:
-  import pyarrow.parquet
+  import pyarrow.parquet  # pyright: ignore
 
   file = pyarrow.parquet.ParquetFile(opened)
   yield from _rows(name, file.iter_batches(batch_size=64))
 
 
 def _arrow(name, opened) -> Iterator:
-  import pyarrow
+  import pyarrow  # pyright: ignore
 
   try:
     batches = pyarrow.ipc.open_stream(opened)
@@ -133,25 +133,21 @@ def _rows(name, batches) -> Iterator:
 
 
 def _array_record(name, location) -> Iterator:
-  from array_record.python import array_record_module
+  from array_record.python import array_record_module  # pyright: ignore
 
   if location is None:
     raise ValueError('ArrayRecord files inside archives are not read')
   try:
     reader = array_record_module.ArrayRecordReader(str(location))
-    total = reader.num_records()
-  except RuntimeError as error:
-    raise ValueError(f'not a whole ArrayRecord file ({error})') from error
-  with contextlib.closing(reader):
-    for number in range(total):
+    for number in range(reader.num_records()):
       here = f'{name}:{number}'
       try:
         yield here, _payload(reader.read())
-      except (RuntimeError, IndexError) as error:
-        yield Bad(here, f'damaged ({error})')
-        return
       except UnicodeDecodeError as error:
         yield Bad(here, f'not utf-8 (byte {error.start})')
+    reader.close()  # of a file that was cut, this alone complains
+  except (RuntimeError, IndexError) as error:
+    raise ValueError(f'not a whole ArrayRecord file ({error})') from error
 
 
 def _payload(raw: bytes):
@@ -184,7 +180,7 @@ class _Zstandard(io.RawIOBase):
   """A .zst file as bytes; unlike the library's own, says if it was cut."""
 
   def __init__(self, handle):
-    import zstandard
+    import zstandard  # pyright: ignore
 
     self._handle, self._library, self._left = handle, zstandard, b''
     self._frame, self._rest = None, b''

@@ -188,10 +188,11 @@ def entries(store, documents):
   for number in documents:
     source = sources[store.source(number)]
     ids = store.tokens(number)
+    mask = store.mask(number)
     share = len(ids) / source['tokens']  # bytes are only known by source
     yield stores.Entry(
       store.names[number], source['name'], ids,
-      round(share * source['text_bytes']),
+      round(share * source['text_bytes']), None if mask.all() else mask,
     )  # fmt: skip
 
 

@@ -454,6 +454,6 @@ def _sampled(file: File) -> str:
 
 
 def _spoken(document: Document, languages) -> bool:
-  import py3langid
+  import py3langid  # pyright: ignore
 
   return py3langid.classify(document.text[:LANGUAGE_CHARS])[0] in languages

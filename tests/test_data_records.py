@@ -1,0 +1,148 @@
+"""Files of records: each format gives its records, each damage is named."""
+
+import gzip
+import io
+import json
+
+import pytest
+
+from longjax import errors
+from longjax.data import records, sources
+
+TEXTS = ['one', 'zwei', '三 three', 'four\r\nlines']
+ROWS = [dict(text=text, number=i) for i, text in enumerate(TEXTS)]
+JSONL = ''.join(json.dumps(row) + '\n' for row in ROWS).encode()
+
+
+def write_parquet(path):
+  pa = pytest.importorskip('pyarrow')
+  pq = pytest.importorskip('pyarrow.parquet')
+  pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=3)
+
+
+def write_arrow(path):
+  """As datasets.save_to_disk: a stream."""
+  pa = pytest.importorskip('pyarrow')
+  table = pa.Table.from_pylist(ROWS)
+  with pa.ipc.new_stream(str(path), table.schema) as writer:
+    writer.write_table(table, max_chunksize=2)
+
+
+def write_feather(path):
+  pa = pytest.importorskip('pyarrow')
+  table = pa.Table.from_pylist(ROWS)
+  with pa.ipc.new_file(str(path), table.schema) as writer:
+    writer.write_table(table)
+
+
+def write_array_record(path):
+  from array_record.python import array_record_module
+
+  writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+  for row in ROWS[:2]:
+    writer.write(json.dumps(row).encode())
+  for text in TEXTS[2:]:
+    writer.write(text.encode())
+  writer.close()
+
+
+def write_zst(path, content=JSONL):
+  zstandard = pytest.importorskip('zstandard')
+  half = len(content) // 2  # two frames, as parallel compressors write
+  frames = [
+    zstandard.ZstdCompressor().compress(c)
+    for c in (content[:half], content[half:])
+  ]
+  path.write_bytes(b''.join(frames))
+
+
+WRITERS = {
+  'a.jsonl': lambda path: path.write_bytes(JSONL),
+  'a.jsonl.gz': lambda path: path.write_bytes(gzip.compress(JSONL)),
+  'a.jsonl.zst': write_zst,
+  'a.parquet': write_parquet,
+  'data-00000-of-00001.arrow': write_arrow,
+  'a.arrow': write_feather,
+  'a.array_record': write_array_record,
+}
+
+
+def listed(path, **keys):
+  source = dict(path=str(path), max_bad=0.5, **keys)
+  return [(d.name, d.text) for d in sources.documents('s', source)]
+
+
+@pytest.mark.parametrize('name', WRITERS)
+def test_each_format_gives_its_records_in_order(name, tmp_path):
+  WRITERS[name](tmp_path / name)
+  assert listed(tmp_path) == [
+    (f'{name}:{i}', text.replace('\r\n', '\n')) for i, text in enumerate(TEXTS)
+  ]
+
+
+def test_a_saved_data_set_is_its_arrow_files_only(tmp_path):
+  write_arrow(tmp_path / 'data-00000-of-00001.arrow')
+  for name in ('state.json', 'dataset_info.json'):
+    (tmp_path / name).write_text('{}')
+  assert len(listed(tmp_path)) == 4
+
+
+def test_a_compressed_text_is_one_document(tmp_path):
+  (tmp_path / 'book.txt.gz').write_bytes(gzip.compress(b'a book'))
+  assert listed(tmp_path) == [('book.txt.gz', 'a book')]
+
+
+def test_another_field_may_hold_the_text(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"content": "this"}\n{"text": "that"}\n')
+  assert listed(tmp_path, text='content') == [('a.jsonl:0', 'this')]
+
+
+def bad(content, name='a.jsonl'):
+  found = list(records.read(name, None, io.BytesIO(content)))
+  return (
+    [x for x in found if not isinstance(x, records.Bad)],
+    [x for x in found if isinstance(x, records.Bad)],
+  )
+
+
+def test_bad_lines_are_named_and_the_others_read():
+  good, wrong = bad(b'{"text": "a"}\nnot json\n{"text": "\xff"}\n\n"b"\n{"te')
+  assert [name for name, _ in good] == ['a.jsonl:0', 'a.jsonl:4']
+  assert [w.name for w in wrong] == ['a.jsonl:1', 'a.jsonl:2', 'a.jsonl:5']
+  assert 'not utf-8 (byte 10' in wrong[1].reason
+
+
+@pytest.mark.parametrize('name', [n for n in WRITERS if n != 'a.jsonl'])
+def test_a_file_that_was_cut_says_so(name, tmp_path):
+  path = tmp_path / name
+  WRITERS[name](path)
+  whole = path.read_bytes()
+  for length in (len(whole) - 9, len(whole) // 2, 3):
+    path.write_bytes(whole[:length])
+    with open(path, 'rb') as handle:
+      found = list(records.read(name, path, handle))
+    assert isinstance(found[-1], records.Bad), (length, found)
+    assert path.name in found[-1].name
+
+
+def test_too_many_bad_records_stop_and_fewer_are_counted(tmp_path):
+  lines = ['{"text": "a"}'] * 98 + ['{', '{']
+  (tmp_path / 'a.jsonl').write_text('\n'.join(lines))
+  source = dict(path=str(tmp_path), max_bad=0.02)
+  assert len(list(sources.documents('s', source))) == 98
+  source['max_bad'] = 0.01
+  with pytest.raises(
+    errors.InputError, match=r'2 of 100 .* first: a.jsonl:98'
+  ):  # fmt: skip
+    list(sources.documents('s', source))
+
+
+def test_a_format_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
+  find = records.importlib.util.find_spec
+  monkeypatch.setattr(
+    records.importlib.util, 'find_spec',
+    lambda name: None if name == 'pyarrow' else find(name),
+  )  # fmt: skip
+  (tmp_path / 'a.parquet').write_bytes(b'PAR1')
+  with pytest.raises(errors.InputError, match=r'a.parquet needs .* pyarrow'):
+    listed(tmp_path)
