@@ -31,9 +31,19 @@ def arrange(batch: Batch, layout: str, n: int, block: int) -> Batch:
     n: devices of the ring.
     block: queries and keys per attention block; only `balanced` asks.
   """
+  return apply(batch, permutation(batch.segments, layout, n, block))
+
+
+def permutation(segments, layout: str, n: int, block: int) -> np.ndarray:
+  """The order of the columns, [seq] or, if rows differ, [rows, seq].
+
+  Args:
+    segments: [rows, seq] in the order of the text.
+    layout, n, block: as in `arrange`.
+  """
   if layout == 'balanced':
-    return apply(batch, balanced(batch.segments, n, block))
-  return apply(batch, order(layout, batch.tokens.shape[1], n))
+    return balanced(segments, n, block)
+  return order(layout, segments.shape[1], n)
 
 
 def check(layout: str, seq_len: int, n: int):

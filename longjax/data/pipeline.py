@@ -7,7 +7,6 @@ Grain mixes the parts. What a row holds is known before a token is read, so a
 host reads only the rows, and keeps only the columns, that its devices hold.
 """
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -67,12 +66,6 @@ class Pipeline:
     check(config)
     self._store, self._config = store, config
     self._seq_len, self._batch = config.train.seq_len, config.train.batch
-    self._arrange = functools.partial(
-      layouts.arrange,
-      layout=config.data.layout,
-      n=config.mesh.seq,
-      block=config.model.block,
-    )
     self.parts = mixture.parts(store, config)
     self._rows = mixture.group(mixture.check(config), config)
     self._groups = self._mixed()
@@ -116,11 +109,16 @@ class Pipeline:
     Returns:
       A Batch for each of `columns`.
     """
-    made = []
-    for row in step.places[rows].tolist():
+    places = step.places[rows].tolist()
+    widths = [len(range(self._seq_len)[cut]) for cut in columns]
+    made = [_empty(len(places), width) for width in widths]
+    for here, row in enumerate(places):
       whole = self._row(step, row)
-      made.append([[x[cut].copy() for x in whole] for cut in columns])
-    return [Batch(*map(np.stack, zip(*part))) for part in zip(*made)]
+      order = self._order(whole.segments)
+      for part, cut in zip(made, columns):
+        for target, source in zip(part, whole):
+          np.take(source, order[cut], out=target[here], mode='clip')
+    return made
 
   def iterate(self, start_step: int = 0, held=((ALL, (ALL,)),)) -> Iterator:
     """Steps from one on without end, built ahead in two threads.
@@ -217,7 +215,7 @@ class Pipeline:
     return pack.rows(spans, part.length, self._seq_len, part.joined)
 
   def _row(self, step: Step, row: int) -> Batch:
-    """Row `row` of the mixture's order, [seq_len] arrays."""
+    """Row `row` of the mixture, [seq_len] arrays in the order of the text."""
     config = self._config
     made = pack.row(self._store, step.plans[row], self._seq_len)
     if config.data.loss == 'documents':
@@ -227,8 +225,15 @@ class Pipeline:
       config.seed, step.number, row,
     )  # fmt: skip
     index = np.arange(self._seq_len, dtype=np.int32)
-    laid = self._arrange(Batch(*(x[None] for x in (*made, place, index))))
-    return Batch(*(x[0] for x in laid))
+    return Batch(*made, place, index)
+
+  def _order(self, segments) -> np.ndarray:
+    """Which column of the text is where, [seq_len]."""
+    config, layout = self._config, self._config.data.layout
+    found = layouts.permutation(
+      segments[None], layout, config.mesh.seq, config.model.block
+    )
+    return found.reshape(-1)
 
   def _digest(self) -> str:
     config = self._config
@@ -237,6 +242,11 @@ class Pipeline:
     steps = config.train.steps if data['curriculum'] else None
     whole = [self._store.digest, data, steps, config.seed]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+
+def _empty(rows: int, width: int) -> Batch:
+  kinds = [np.float32 if f == 'weights' else np.int32 for f in Batch._fields]
+  return Batch(*(np.empty((rows, width), kind) for kind in kinds))
 
 
 def _by_document(weights, segments) -> np.ndarray:

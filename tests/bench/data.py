@@ -1,0 +1,119 @@
+"""How fast training rows come from prepared shards, beside what a step needs.
+
+  python tests/bench/data.py [tokens of the store, default 200 million]
+
+Documents are lognormal (median 2,000 tokens, sigma 1.5), half of them for a
+ProLong mix of 64K packs; rows of 65,536 and of 524,288 tokens. All figures are
+of this machine and process; the page cache is warm, as in a second epoch.
+
+  rows       tokens/s of Pipeline.part: six arrays, laid out
+  planned    the same without reading: which document lies where
+  a host     tokens/s that a host of 4 v5p chips trains (400 tokens/s a chip at
+             512K, 4,000 at 32K, docs/plan.md), and how often rows give that
+  grain      tokens/s of grain's own ConcatThenSplitIterDataset, same documents
+             and rows, tokens only, no mixture, no targets
+  open       seconds to open the store: all verified (below 1 GiB), and lazily
+"""
+
+import pathlib
+import resource
+import sys
+import tempfile
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from configs import common
+from longjax.data import pipeline, store
+
+CHIPS = 4  # of a v5p host
+NEED = {65_536: 4000 * CHIPS, 524_288: 400 * CHIPS}  # tokens/s
+
+
+def make(directory, total):
+  rng = np.random.default_rng(0)
+
+  def entries():
+    made = 0
+    while made < total:
+      length = int(np.clip(rng.lognormal(np.log(2000), 1.5), 10, 2_000_000))
+      ids = rng.integers(0, 128_000, length, dtype=np.uint32)
+      yield store.Entry(str(made), 'all', ids, length * 4)
+      made += length
+
+  store.write(directory, entries(), vocab=128_256, tokenizer='t', spec=[])
+
+
+def config(seq_len, layout):
+  made = common.base('tiny')
+  made.train.update(seq_len=seq_len, batch=8, micro_batches=2)
+  made.model.block = 1024
+  made.mesh.seq = 8
+  made.data.layout = layout
+  made.data.mix = dict(
+    long=dict(sources=('all',), weight=0.6, pack='whole', length=65_536),
+    short=dict(sources=('all',), weight=0.4, length=65_536),
+  )
+  return made
+
+
+def rate(seconds, call, tokens):
+  """tokens/s of calls with 0, 1, ... for about so many CPU seconds."""
+  call(0)
+  began, count = time.process_time(), 0
+  while time.process_time() - began < seconds:
+    count += 1
+    call(count)
+  return count * tokens / (time.process_time() - began)
+
+
+def grain_rate(data, seq_len, seconds=3):
+  """Of grain's packing of the same documents, in one thread."""
+  import grain
+
+  source = grain.MapDataset.range(len(data.lengths)).map(
+    lambda i: dict(tokens=np.asarray(data.tokens(i)))
+  )
+  packed = grain.experimental.ConcatThenSplitIterDataset(
+    source.repeat(100).to_iter_dataset(grain.ReadOptions(num_threads=0)),
+    length_struct=dict(tokens=seq_len),
+  )
+  rows = iter(packed)
+  return rate(seconds, lambda _: next(rows), seq_len)
+
+
+def main(total=200_000_000):
+  with tempfile.TemporaryDirectory() as directory:
+    place = pathlib.Path(directory) / 'data'
+    make(place, total)
+    began = time.monotonic()
+    data = store.open_store(place)
+    whole = time.monotonic() - began
+    store.VERIFY_BYTES = 0
+    began = time.monotonic()
+    store.open_store(place)
+    lazy = time.monotonic() - began
+    print(
+      f'open: {whole:.2f} s verified, {lazy:.3f} s lazily; '
+      f'{len(data.lengths)} documents, {len(data.shards)} shards'
+    )
+    print('rows of      layout      rows/s   tokens/s    planned  x a host')
+    for seq_len in NEED:
+      for layout in ('contiguous', 'zigzag', 'balanced'):
+        pipe = pipeline.Pipeline(data, config(seq_len, layout))
+        tokens = 8 * seq_len
+        plan = rate(1, pipe.plan, tokens)
+        rows = rate(3, lambda i: pipe.part(pipe.plan(i)), tokens)
+        print(f'{seq_len:9}  {layout:10}  {rows / seq_len:8.1f}  '
+              f'{rows / 1e6:6.1f} M  {plan / 1e6:7.0f} M  '
+              f'{rows / NEED[seq_len]:8.0f}')  # fmt: skip
+      print(f'{seq_len:9}  grain       {"":8}  '
+            f'{grain_rate(data, seq_len) / 1e6:6.1f} M')  # fmt: skip
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f'peak memory {peak:.2f} GiB, the mapped store among it')
+
+
+if __name__ == '__main__':
+  main(*(int(x) for x in sys.argv[1:]))

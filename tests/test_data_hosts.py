@@ -1,0 +1,108 @@
+"""Global batches are the same bytes on any mesh, from any number of hosts."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import batches_of_hosts as hosts
+import jax
+import numpy as np
+import pytest
+
+from longjax import sharding
+from longjax.data import pipeline, store
+
+MESHES = [(1, 1), (1, 8), (2, 4), (4, 2), (8, 1)]
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  rng = np.random.default_rng(3)
+  entries = (
+    store.Entry(str(i), source, rng.integers(0, 384, n), 0)
+    for source, sizes in dict(code=(10, 200), web=(1, 40)).items()
+    for i, n in enumerate(rng.integers(*sizes, 50))
+  )
+  directory = tmp_path_factory.mktemp('hosts') / 'data'
+  store.write(directory, entries, vocab=384, tokenizer='t', spec=[])
+  return directory
+
+
+@pytest.fixture(scope='module')
+def straight(data):
+  """{step: digest} of a run that nothing interrupts, on one device."""
+  pipe = pipeline.Pipeline(store.open_store(data), hosts.config(1, 1))
+  return {
+    str(step): hosts.digest(pipe.batch(step), pipe.plan(step).places)
+    for step in range(hosts.STEPS)
+  }
+
+
+@pytest.mark.parametrize('rings, seq', MESHES)
+def test_a_mesh_changes_no_byte_of_a_batch(data, straight, rings, seq):
+  mesh = sharding.make_mesh(rings, seq, jax.devices()[: rings * seq])
+  pipe = pipeline.Pipeline(store.open_store(data), hosts.config(rings, seq))
+  shape = (hosts.ROWS, hosts.SEQ)
+  for step, parts in pipe.iterate(0, sharding.held(shape, mesh)):
+    placed = sharding.put_held(parts, shape, mesh)
+    whole = pipe.batch(step.number)
+    for x, y in zip(placed, whole):
+      assert (np.asarray(x) == y).all()
+      assert x.sharding.spec == sharding.batch_spec(mesh, shape[0])
+    assert hosts.digest(placed, step.places) == straight[str(step.number)]
+    if step.number == hosts.STEPS - 1:
+      break
+
+
+def test_a_host_reads_only_the_rows_and_keeps_only_the_columns_it_holds(data):
+  pipe = pipeline.Pipeline(store.open_store(data), hosts.config(2, 4))
+  step, read = pipe.plan(0), []
+  inner = pipe._row
+  pipe._row = lambda step, row: read.append(row) or inner(step, row)
+  left, right = pipe.part(step, slice(4, 8), [slice(0, 16), slice(32, 48)])
+  assert sorted(read) == sorted(step.places[4:8].tolist())
+  pipe._row = inner
+  whole = pipe.batch(0)
+  for x, y, z in zip(left, right, whole):
+    assert (x == z[4:8, :16]).all() and (y == z[4:8, 32:48]).all()
+    assert x.base is None and x.nbytes == 4 * 16 * 4
+
+
+def run(data, processes, rings, seq, start):
+  """[{step: digest} of each process]."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    address = f'localhost:{free.getsockname()[1]}'
+  program = pathlib.Path(hosts.__file__)
+  started = [
+    subprocess.Popen(
+      [sys.executable, program, data, str(rings), str(seq), str(start)],
+      env=os.environ | dict(
+        LONGJAX_COORDINATOR=address if processes > 1 else '',
+        LONGJAX_PROCESSES=str(processes), LONGJAX_PROCESS=str(number),
+      ),
+      stdout=subprocess.PIPE, text=True,
+    )
+    for number in range(processes)
+  ]  # fmt: skip
+  outputs = [p.communicate(timeout=240)[0] for p in started]
+  assert [p.returncode for p in started] == [0] * processes
+  # Gloo writes lines of its own.
+  lines = [[x for x in o.splitlines() if x[:1].isdigit()] for o in outputs]
+  return [dict(line.split() for line in told) for told in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('processes, rings, seq, start', [
+  (1, 2, 2, 0),
+  (2, 2, 2, 0),
+  (2, 1, 4, 2),  # resumed at step 2 by two processes that share every row
+  (4, 2, 2, 3),  # and at step 3 by four
+])  # fmt: skip
+def test_any_number_of_processes_gives_the_same_batches_from_any_step(
+  data, straight, processes, rings, seq, start
+):
+  left = {step: d for step, d in straight.items() if int(step) >= start}
+  assert run(data, processes, rings, seq, start) == [left] * processes

@@ -1,0 +1,138 @@
+"""Positions, against rows worked out by hand and the bounds of each paper."""
+
+import numpy as np
+import pytest
+
+from configs import common
+from longjax import errors
+from longjax.data import positions
+
+SEGMENTS = np.array([1, 1, 1, 1, 2, 2, 0])
+
+
+class Draws:
+  """Stands for a Generator: gives what it was told, and checks the range."""
+
+  def __init__(self, seams=(), integers=()):
+    self.seams, self.numbers, self.ranges = list(seams), list(integers), []
+
+  def choice(self, size, count, replace):
+    seams = np.array(self.seams.pop(0))
+    assert len(seams) == count and (seams < size).all() and not replace
+    return seams
+
+  def integers(self, low, high, size=None):
+    self.ranges.append((low, high))
+    if size is None:
+      return self.numbers.pop(0)
+    return np.array([self.numbers.pop(0) for _ in range(size)])
+
+
+def test_positions_restart_in_each_segment():
+  segments = [[1, 1, 2, 2, 2, 0], [1, 2, 3, 3, 0, 0]]
+  assert positions.plain(segments).tolist() == [
+    [0, 1, 0, 1, 2, 0],
+    [0, 0, 0, 1, 0, 1],
+  ]
+  assert positions.plain(np.array([5, 5, 6])).tolist() == [0, 1, 0]
+
+
+def test_pose_by_hand():
+  # Segment 1: chunks of 2 and 2 tokens, the second moved by 5 of at most 6;
+  # segment 2: chunks of 1 and 1, moved by 8 of 8; padding: one token.
+  rng = Draws(seams=[[1], [0], []], integers=[5, 8])
+  got = positions.pose(SEGMENTS, 10, 2, rng)
+  assert got.tolist() == [0, 1, 7, 8, 0, 9, 0]
+  assert rng.ranges == [(0, 7), (0, 9)]
+
+
+def test_pose_with_three_chunks_by_hand():
+  rng = Draws(seams=[[0, 2]], integers=[2, 4])
+  got = positions.pose(np.ones(4, int), 8, 3, rng)
+  assert got.tolist() == [0, 3, 4, 7]
+  assert rng.ranges == [(0, 5), (2, 5)]  # u_2 is not below u_1
+
+
+def test_skipalign_by_hand():
+  # Tokens 0-2 are a question, 3-4 an answer, 5-6 a question, 7 an answer;
+  # weights belong to the token before the one that is predicted.
+  weights = np.array([0, 0, 1, 1, 0, 0, 1, 0])
+  rng = Draws(integers=[7, 2, 4])  # sorted: 2, 4, 7
+  got = positions.skipalign(np.ones(8, int), weights, 20, rng)
+  assert got.tolist() == [0, 1, 2, 3 + 2, 4 + 2, 5 + 4, 6 + 4, 7 + 7]
+  assert rng.ranges == [(0, 13)]
+
+
+def test_skipalign_of_a_text_without_turns_is_plain():
+  weights = np.array([1, 1, 1, 0, 1, 0, 0])
+  rng = np.random.default_rng(0)
+  got = positions.skipalign(SEGMENTS, weights, 100, rng)
+  assert (got == positions.plain(SEGMENTS)).all()
+
+
+def test_e2llm_by_hand():
+  # A window of 8 in a target of 24, g = 3, t = 10: (m + t) / 3 at scale 3 is
+  # m + 10, but for the first four tokens.
+  got = positions.e2llm(np.ones(6, int), 24, 8, factor=3, offset=10)
+  assert got.tolist() == [0, 1, 2, 3, 14, 15]
+  # g = 1, t = 0: plain positions at the scale of the target.
+  got = positions.e2llm(np.ones(6, int), 24, 8, factor=1, offset=0)
+  assert got.tolist() == [0, 3, 6, 9, 12, 15]
+  # g = 2: m x 3 / 2 to the nearest.
+  got = positions.e2llm(np.ones(6, int), 24, 8, factor=2, offset=1)
+  assert got.tolist() == [0, 2, 3, 5, 8, 9]
+
+
+def settings(**changes):
+  config = common.base('tiny').data.positions
+  config.update(changes)
+  return config
+
+
+@pytest.mark.parametrize('kind, target, window', [
+  ('pose', 100, 0), ('pose', 64, 0), ('skipalign', 300, 0),
+  ('e2llm', 640, 64), ('e2llm', 64, 64),
+])  # fmt: skip
+def test_skipped_positions_rise_and_stay_below_the_target(kind, target, window):
+  rng = np.random.default_rng(0)
+  asked = settings(kind=kind, target=target, window=window, chunks=3)
+  for step in range(60):
+    cuts = np.sort(rng.choice(64, 4))
+    segments = np.searchsorted(cuts, np.arange(64), 'right') + 1
+    weights = rng.integers(0, 2, 64)
+    got = positions.draw(asked, segments, weights, 7, step, 1)
+    assert got.dtype == np.int32
+    assert got.min() >= 0 and got.max() < target
+    same = segments[1:] == segments[:-1]
+    assert (np.diff(got)[same] > 0).all()
+    again = positions.draw(asked, segments, weights, 7, step, 1)
+    assert (got == again).all()
+
+
+def test_pose_reaches_the_whole_window_and_rows_differ():
+  asked = settings(kind='pose', target=128)
+  ones = np.ones(16, int)
+  rows = [positions.draw(asked, ones, ones, 0, s, 0) for s in range(200)]
+  assert max(row.max() for row in rows) > 120
+  # 15 seams x 113 skips: 200 draws meet about 12 times.
+  assert len({row.tobytes() for row in rows}) > 170
+
+
+def test_e2llm_draws_one_scale_and_offset_for_a_step():
+  asked = settings(kind='e2llm', target=80, window=8)
+  ones = np.ones(8, int)
+  draw = lambda step, row: positions.draw(asked, ones, ones, 0, step, row)
+  assert (draw(3, 0) == draw(3, 5)).all()
+  assert len({draw(step, 0).tobytes() for step in range(20)}) > 10
+
+
+@pytest.mark.parametrize('changes, message', [
+  (dict(kind='posse', target=128), 'none of plain, pose'),
+  (dict(kind='pose', target=63), 'below train.seq_len 64'),
+  (dict(kind='pose', target=128, chunks=0), 'chunks 0'),
+  (dict(kind='e2llm', target=128, window=48), 'a multiple'),
+  (dict(target=128), 'not read by plain'),
+])  # fmt: skip
+def test_positions_that_cannot_be_are_refused(changes, message):
+  with pytest.raises(errors.InputError, match=message):
+    positions.check(settings(**changes), 64)
