@@ -100,15 +100,15 @@ def main(total=200_000_000):
       f'{len(data.lengths)} documents, {len(data.shards)} shards'
     )
     print('rows of      layout      rows/s   tokens/s    planned  x a host')
-    for seq_len in NEED:
+    for seq_len, need in NEED.items():
       for layout in ('contiguous', 'zigzag', 'balanced'):
         pipe = pipeline.Pipeline(data, config(seq_len, layout))
         tokens = 8 * seq_len
         plan = rate(1, pipe.plan, tokens)
-        rows = rate(3, lambda i: pipe.part(pipe.plan(i)), tokens)
+        rows = rate(3, pipe.batch, tokens)
         print(f'{seq_len:9}  {layout:10}  {rows / seq_len:8.1f}  '
               f'{rows / 1e6:6.1f} M  {plan / 1e6:7.0f} M  '
-              f'{rows / NEED[seq_len]:8.0f}')  # fmt: skip
+              f'{rows / need:8.0f}')  # fmt: skip
       print(f'{seq_len:9}  grain       {"":8}  '
             f'{grain_rate(data, seq_len) / 1e6:6.1f} M')  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
