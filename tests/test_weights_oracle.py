@@ -1,0 +1,299 @@
+"""Import and export against the code of others: transformers, Meta's, torch.
+
+Random weights in float32, every family. Positions run from 0 and again from
+beyond 32,768 in one document, so that far distances count too. There both
+oracles' own angles are off by 2e-3 rad, since they multiply in float32; each
+is therefore given the frequencies in float64 as well, and then agrees to 2e-4.
+"""
+
+import os
+
+import numpy as np
+import pytest
+import reference
+import weight_files as files
+from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
+
+from longjax import batch, llama, weights
+from longjax.weights import convert
+
+pytestmark = pytest.mark.slow
+torch = pytest.importorskip('torch')
+
+TOKENS = np.random.default_rng(5).integers(0, 96, 48)
+NEAR = np.arange(48)
+FAR = np.where(NEAR < 24, NEAR, NEAR + 40_000)
+PLAIN = dict(base=1e4)
+LLAMA32 = LLAMA31 | dict(factor=32.0)
+FLOAT32 = np.dtype('float32')
+# Logits of transformers beyond 32,768 as it stands: they differ by up to 0.008,
+# by 7 and more where the scaling is left out.
+AS_IT_STANDS = 0.02
+
+
+def quiet(_):
+  pass
+
+
+def our_logits(path, positions):
+  """[48, 96] of what is loaded from a path."""
+  one = batch.one_document(TOKENS)._replace(
+    positions=positions[None].astype(np.int32)
+  )
+  return np.asarray(llama.forward(*weights.load(path), one))[0]
+
+
+def assert_close(found, wanted, atol=2e-4):
+  assert wanted.std() > 0.5
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
+
+
+# transformers
+
+
+def transformers_logits(model, positions, settings=None):
+  """Of a LlamaForCausalLM; with our settings, by float64 angles."""
+  if settings:
+    frequencies, temperature = reference.rope_frequencies(
+      model.config.head_dim, **settings
+    )
+
+    def cos_sin(x, position_ids):
+      angles = position_ids[..., None] * torch.tensor(frequencies).repeat(2)
+      return (
+        (angles.cos() * temperature).to(x.dtype),
+        (angles.sin() * temperature).to(x.dtype),
+      )
+
+    model.model.rotary_emb.forward = cos_sin
+  mask = torch.full((48, 48), -torch.inf).triu(1)[None, None]
+  with torch.no_grad():
+    return (
+      model(
+        torch.tensor(TOKENS[None]),
+        position_ids=torch.tensor(positions[None]),
+        attention_mask=mask,
+      )
+      .logits[0]
+      .numpy()
+    )
+
+
+def transformers_model(fields, settings):
+  transformers = pytest.importorskip('transformers')
+  config = files.config(fields, settings)
+  torch.manual_seed(0)
+  model = transformers.LlamaForCausalLM(
+    transformers.LlamaConfig(**config | dict(dtype='float32'),
+                             initializer_range=0.2)
+  ).float().eval()  # fmt: skip
+  with torch.no_grad():  # norms are born as ones, which would hide mistakes
+    for name, x in model.named_parameters():
+      if 'norm' in name:
+        x.uniform_(0.5, 1.5)
+  return model
+
+
+FAMILIES = {
+  'llama2': (MHA, PLAIN),
+  'llama3': (GQA, dict(base=5e5)),
+  'llama31': (GQA, LLAMA31),
+  'llama32': (TIED, LLAMA32),
+  'yarn': (GQA, YARN),
+  'linear': (MHA, LINEAR),
+}
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_what_transformers_saved_has_its_logits(tmp_path, name):
+  fields, settings = FAMILIES[name]
+  model = transformers_model(fields, settings)
+  model.save_pretrained(tmp_path, max_shard_size='100KB')
+  assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
+  assert_close(our_logits(tmp_path, NEAR), transformers_logits(model, NEAR))
+  far = transformers_logits(model, FAR)
+  assert_close(our_logits(tmp_path, FAR), far, AS_IT_STANDS)
+  assert_close(
+    our_logits(tmp_path, FAR), transformers_logits(model, FAR, settings)
+  )
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_what_we_export_has_our_logits_in_transformers(tmp_path, name):
+  transformers = pytest.importorskip('transformers')
+  fields, settings = FAMILIES[name]
+  files.write_huggingface(tmp_path / 'hf', fields, settings)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  convert.to_huggingface(
+    tmp_path / 'run', tmp_path / 'out', 'float32', 100_000, quiet
+  )
+  model, told = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path / 'out', output_loading_info=True
+  )
+  assert not any(told[key] for key in told), told
+  assert model.dtype == torch.float32
+  assert model.config.rope_parameters == files.rope_parameters(settings)
+  assert_close(
+    our_logits(tmp_path / 'run', NEAR), transformers_logits(model, NEAR)
+  )
+  ours = our_logits(tmp_path / 'run', FAR)
+  assert_close(ours, transformers_logits(model, FAR), AS_IT_STANDS)
+  assert_close(ours, transformers_logits(model, FAR, settings))
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+@pytest.mark.parametrize('name', ['llama3', 'llama32'])
+def test_from_transformers_and_back_every_file_is_the_same(
+  tmp_path, name, dtype
+):
+  model = transformers_model(*FAMILIES[name]).to(getattr(torch, dtype))
+  hf, run, out = (tmp_path / x for x in ('hf', 'run', 'out'))
+  model.save_pretrained(hf, max_shard_size='50KB')
+  convert.to_checkpoint(hf, run, log=quiet)
+  convert.to_huggingface(run, out, shard_bytes=50_000, log=quiet)
+  shards = [path.name for path in hf.glob('*.safetensors*')]
+  assert len(shards) > 2
+  for file in shards:
+    assert (out / file).read_bytes() == (hf / file).read_bytes(), file
+
+
+# Meta's
+
+
+@pytest.fixture(scope='module')
+def meta_model():
+  """make(fields, state_dict, scaled): Meta's Transformer, on one process."""
+  model_parallel = pytest.importorskip('fairscale.nn.model_parallel')
+  metas = pytest.importorskip('llama_models.llama3.model')
+  from llama_models.llama3.args import ModelArgs
+
+  os.environ |= dict(RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1',
+                     MASTER_PORT='0')  # fmt: skip
+  store = torch.distributed.HashStore()
+  torch.distributed.init_process_group(
+    'gloo', store=store, rank=0, world_size=1
+  )
+  model_parallel.initialize_model_parallel(1)
+
+  def make(fields, state, scaled):
+    arguments = ModelArgs(
+      dim=fields['embed'], n_layers=fields['layers'], n_heads=fields['heads'],
+      n_kv_heads=fields['kv_heads'], vocab_size=fields['vocab'],
+      norm_eps=fields['norm_eps'], rope_theta=5e5, use_scaled_rope=scaled,
+      max_batch_size=1, max_seq_len=64, multiple_of=1,
+      ffn_dim_multiplier=fields['mlp'] / int(8 * fields['embed'] / 3) + 1e-9,
+    )  # fmt: skip
+    model = metas.Transformer(arguments).float().eval()
+    model.load_state_dict(state)
+    return model
+
+  yield make
+  model_parallel.destroy_model_parallel()
+  torch.distributed.destroy_process_group()
+
+
+def meta_logits(model, positions):
+  """With the frequencies of Meta's own code, in float64."""
+  from llama_models.llama3.model import apply_scaling
+
+  args = model.params
+  dim = args.dim // args.n_heads
+  frequencies = 1 / args.rope_theta ** (torch.arange(0, dim, 2).double() / dim)
+  if args.use_scaled_rope:
+    frequencies = apply_scaling(frequencies)
+  angles = torch.outer(torch.tensor(positions).double(), frequencies)
+  model.freqs_cis = torch.polar(torch.ones_like(angles), angles).to(
+    torch.complex64
+  )
+  return model(torch.tensor(TOKENS[None]), 0)[0].numpy()
+
+
+def saved_by_torch(directory, tensors, shards, dim):
+  """consolidated.NN.pth as torch.save writes them; their paths."""
+  parts = files.meta_shards(tensors, shards, dim)
+  paths = [directory / f'consolidated.{i:02}.pth' for i in range(shards)]
+  for path, part in zip(paths, parts):
+    torch.save(
+      {k: torch.tensor(np.ascontiguousarray(x)) for k, x in part.items()}, path
+    )
+  return paths
+
+
+@pytest.mark.parametrize(
+  'fields, shards, dim, scaled',
+  [(MHA, 1, 0, False), (GQA, 1, 0, True), (MHA, 2, 1, False),
+   (GQA, 2, 0, True), (EIGHT, 8, 0, True), (EIGHT, 8, 1, False)],
+)  # fmt: skip
+def test_logits_are_those_of_meta_s_code(
+  tmp_path, meta_model, fields, shards, dim, scaled
+):
+  tensors = files.meta(files.params(fields, dtype=FLOAT32), fields, FLOAT32)
+  paths = saved_by_torch(tmp_path, tensors, shards, dim)
+  files.write_json(
+    tmp_path / 'params.json',
+    files.meta_config(fields)
+    | (dict(use_scaled_rope=True, rope_scaling_factor=8) if scaled else {}),
+  )
+  if dim == 0 and shards > 1:  # merged by Meta's code; it cuts by vocabulary
+    from llama_models.checkpoint import maybe_reshard_state_dict
+
+    try:
+      state = maybe_reshard_state_dict(paths, fields['kv_heads'], mmap=False)
+    finally:
+      torch.set_default_tensor_type(torch.FloatTensor)
+  else:
+    state = {name: torch.tensor(x) for name, x in tensors.items()}
+  model = meta_model(fields, state, scaled)
+  for positions in (NEAR, FAR):
+    assert_close(our_logits(tmp_path, positions), meta_logits(model, positions))
+
+
+@pytest.mark.parametrize('scaled', [False, True])
+def test_from_meta_to_transformers_the_logits_stay(
+  tmp_path, meta_model, scaled
+):
+  transformers = pytest.importorskip('transformers')
+  tensors = files.meta(files.params(GQA, dtype=FLOAT32), GQA, FLOAT32)
+  state = {name: torch.tensor(x) for name, x in tensors.items()}
+  wanted = meta_logits(meta_model(GQA, state, scaled), NEAR)
+  more = dict(use_scaled_rope=True, rope_scaling_factor=8) if scaled else {}
+  files.write_meta(tmp_path / 'meta', GQA, tensors=tensors, shards=2, **more)
+  convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
+  assert_close(transformers_logits(model, NEAR), wanted)
+
+
+# The files of the tests themselves
+
+
+def test_files_of_the_tests_are_those_of_the_libraries(tmp_path):
+  from safetensors import torch as safe
+
+  tensors = files.huggingface(files.params(GQA))
+  theirs = {
+    n: torch.tensor(x.view(np.int16)).view(torch.bfloat16)
+    for n, x in tensors.items()
+  }
+  files.write_safetensors(tmp_path / 'ours', tensors)
+  safe.save_file(theirs, tmp_path / 'theirs', metadata=dict(format='pt'))
+  assert (tmp_path / 'ours').read_bytes() == (tmp_path / 'theirs').read_bytes()
+  files.write_pytorch(tmp_path / 'x.pth', tensors)
+  found = torch.load(tmp_path / 'x.pth', weights_only=True)
+  assert found.keys() == theirs.keys()
+  assert all(torch.equal(found[name], x) for name, x in theirs.items())
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16'])
+def test_what_torch_saves_is_read_exactly(tmp_path, dtype):
+  """Views with strides and shared storage too."""
+  base = torch.randn(40, 30).to(getattr(torch, dtype))
+  tensors = dict(
+    whole=base, rows=base[3:9], transposed=base.T, columns=base[:, 5:20],
+    parameter=torch.nn.Parameter(base[1].float()),
+  )  # fmt: skip
+  torch.save(tensors, tmp_path / 'x.pth')
+  found = weights.huggingface.files.pytorch(tmp_path / 'x.pth')
+  for name, x in tensors.items():
+    wide = found[name].read().astype('f4')
+    np.testing.assert_array_equal(wide, x.detach().float().numpy())
