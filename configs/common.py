@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 # Architectures. heads, kv_heads, layers are counts; mlp and embed are widths.
 LLAMA2 = dict(vocab=32_000, norm_eps=1e-5, tied=False, head_dim=128)
+LLAMA1 = LLAMA2 | dict(norm_eps=1e-6)
 LLAMA3 = dict(
   vocab=128_256, norm_eps=1e-5, tied=False, head_dim=128, kv_heads=8
 )
@@ -32,6 +33,19 @@ SIZES = dict(
   | dict(layers=32, embed=4096, mlp=11_008, heads=32, kv_heads=32),
   llama2_13b=LLAMA2
   | dict(layers=40, embed=5120, mlp=13_824, heads=40, kv_heads=40),
+  llama1_7b=LLAMA1
+  | dict(layers=32, embed=4096, mlp=11_008, heads=32, kv_heads=32),
+  llama1_13b=LLAMA1
+  | dict(layers=40, embed=5120, mlp=13_824, heads=40, kv_heads=40),
+  llama1_33b=LLAMA1
+  | dict(layers=60, embed=6656, mlp=17_920, heads=52, kv_heads=52),
+  llama1_65b=LLAMA1
+  | dict(layers=80, embed=8192, mlp=22_016, heads=64, kv_heads=64),
+  openllama_3b=LLAMA1
+  | dict(layers=26, embed=3200, mlp=8640, heads=32, kv_heads=32, head_dim=100),
+  # Never released; its shape is that of Code Llama 34B.
+  llama2_34b=LLAMA2
+  | dict(layers=48, embed=8192, mlp=22_016, heads=64, kv_heads=8),
   llama2_70b=LLAMA2
   | dict(layers=80, embed=8192, mlp=28_672, heads=64, kv_heads=8),
   llama3_8b=LLAMA3 | dict(layers=32, embed=4096, mlp=14_336, heads=32),
@@ -59,6 +73,13 @@ def llama31_rope(factor=8.0):
     low_freq_factor=1.0,
     high_freq_factor=4.0,
   )
+
+
+def variant(table, name: str):
+  """table[name], or an error that lists what a config's argument may be."""
+  if name not in table:
+    raise ValueError(f'{name!r} is none of {", ".join(table)}')
+  return table[name]
 
 
 def model(size, **rope) -> Any:

@@ -2,37 +2,21 @@
 
   python launch/tpu.py --config configs/llama2_70b_16k.py
       --config.weights=/data/llama2_70b --config.data.directory=/data/long
-      --config.data.tokenizer=/data/tokenizer.json
 
-For 512 chips of TPU v5p (8x8x8). The paper does not disclose its data mix, and
-gives no optimizer: AdamW is that of Llama 2. Not run on a TPU; compiled for
-one ahead of time (docs/plan.md).
+For 512 chips of TPU v5p (8x8x8). Not published: as for llama2_7b_32k.py, and
+schedule and warm-up of the large models (here those of the small ones). Not
+run on a TPU; compiled for one ahead of time (docs/plan.md).
 """
 
-from configs import common
+from configs import common, llama2_7b_32k
 
 
 def get_config():
-  config = common.base('llama2_70b', base=500_000.0)  # section 4.1
+  config = llama2_7b_32k.get_config()
   config.name = 'llama2_70b_16k'
-  config.model.block = 2048
+  config.model.update(common.SIZES['llama2_70b'])
   config.mesh.update(data=256, seq=2)
-  config.train.update(
-    steps=100_000,  # 400B tokens, section 2.1
-    batch=256,  # 4M tokens, as Llama 2
-    micro_batches=1,
-    seq_len=16_384,  # section 2.1, for 34B and 70B
-  )
-  config.optim.update(
-    learning_rate=1e-5,  # section 2.1, for 34B and 70B
-    schedule='cosine',
-    warmup_steps=2000,  # section 2.1
-    min_ratio=0.1,  # Llama 2
-    weight_decay=0.1,
-    b1=0.9,
-    b2=0.95,
-    eps=1e-5,  # Llama 2
-    clip=1.0,
-  )
-  config.checkpoint.every_steps = 500
+  # Section 1, for 34B and 70B; 4M tokens a step as before.
+  config.train.update(seq_len=16_384, batch=256, micro_batches=1)
+  config.optim.learning_rate = 1e-5  # section 2.1, for 34B and 70B
   return config

@@ -1,12 +1,11 @@
 """Llama 2 Long, 7B at 32,768 tokens: RoPE ABF (arXiv:2309.16039).
 
   python launch/tpu.py --config configs/llama2_7b_32k.py
-      --config.weights=/data/llama2_7b.gguf --config.data.directory=/data/long
-      --config.data.tokenizer=/data/tokenizer.json
+      --config.weights=/data/llama2_7b --config.data.directory=/data/long
 
-For 64 chips of TPU v5p. The paper does not disclose its data mix, and gives
-no optimizer: AdamW is that of Llama 2. Not run on a TPU; its step
-is traced in tests/test_configs.py.
+For 64 chips of TPU v5p. Not published: the data mix, whether documents are
+masked from each other (here they are), the optimizer (here Llama 2's). Not run
+on a TPU.
 """
 
 from configs import common
@@ -18,14 +17,14 @@ def get_config():
   config.model.block = 2048
   config.mesh.update(data=32, seq=2)
   config.train.update(
-    steps=100_000,  # 400B tokens, section 2.1
-    batch=128,  # 4M tokens, as Llama 2
+    steps=100_000,  # section 2.1: 400B tokens
+    batch=128,  # section 2.1: 4M tokens, as Llama 2
     micro_batches=2,
-    seq_len=32_768,
+    seq_len=32_768,  # section 1, for 7B and 13B
   )
   config.optim.update(
     learning_rate=2e-5,  # section 2.1
-    schedule='cosine',
+    schedule='cosine',  # section 2.1
     warmup_steps=2000,  # section 2.1
     min_ratio=0.1,  # Llama 2
     weight_decay=0.1,

@@ -1,23 +1,42 @@
 """ProLong stage 2: Llama 3 8B at 524,288 tokens (arXiv:2410.02660).
 
   python launch/tpu.py --config configs/llama3_8b_512k.py
-      --config.weights=/data/run_64k --config.data.directory=/data/prolong
+      --config.weights=/data/runs/llama3_8b_64k
+      --config.data.directory=/data/prolong
 
-For 64 chips of TPU v5p. The weights are a run of stage 1 (64K tokens, base
-8e6); the data is what launch/prepare.py made of the documents of the mix,
-whose shares (section 2.2) are not set here. Not run on a TPU; compiled
-for one ahead of time (docs/plan.md).
+For 64 chips of TPU v5p. Goes on from a run of llama3_8b_64k.py: its weights
+and the moments of AdamW; step and schedule start anew. Rows hold a document of
+512K tokens or eight packs of 64K that do not see each other. Not run on a TPU;
+compiled for one ahead of time (docs/plan.md).
 """
 
-from configs import common
+from configs import common, llama3_8b_64k
+
+MIDDLE = 65_536  # tokens of a pack of anything but the longest documents
+# Table 9 and train_512K.sh: of code half is 512K long, of books a sixth.
+LONGEST = dict(code_512k=0.15, books_512k=0.05, textbooks=0.03)
+LONG = dict(code=0.15, books=0.25)
+NAMES = dict(code_512k=('code',), books_512k=('books',))
+
+
+def mix():
+  parts = llama3_8b_64k.mixed(LONG, llama3_8b_64k.SHORT, length=MIDDLE)
+  for name in LONG:  # disjoint from the longest
+    parts[name]['max_length'] = 524_288
+  longest = llama3_8b_64k.mixed(LONGEST, {})
+  for name, sources in NAMES.items():
+    longest[name]['sources'] = sources
+  return parts | longest
 
 
 def get_config():
   config = common.base('llama3_8b', base=128_000_000.0)  # table 9
   config.name = 'llama3_8b_512k'
+  config.moments = True  # README and train_512K.sh
   config.model.block = 2048
   config.mesh.update(data=4, seq=16)
   config.data.layout = 'balanced'
+  config.data.mix = mix()
   config.train.update(
     steps=2500,  # 20B tokens, table 9
     batch=16,  # 8M tokens, table 9
@@ -27,13 +46,9 @@ def get_config():
   )
   config.optim.update(
     learning_rate=1e-5,  # table 9; train_512K.sh has 5e-6
-    schedule='cosine',
+    schedule='cosine', min_ratio=0.1,
     warmup_steps=250,  # 10 %, table 9
-    min_ratio=0.1,
-    weight_decay=0.1,
-    b1=0.9,
-    b2=0.95,
-    clip=1.0,
-  )
+    weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0,
+  )  # fmt: skip
   config.checkpoint.every_steps = 25
   return config

@@ -66,6 +66,22 @@ def train_step(config, tokens, squares) -> float:
   return 6.0 * matmul_params(config) * tokens + attention
 
 
+def narayanan(config, tokens, length) -> float:
+  """FLOPs of training by the count behind table 10 of arXiv:2309.16039.
+
+  That of Narayanan et al., arXiv:2104.04473, without recomputation and
+  vocabulary: a feed-forward of two 4 x embed matrices, attention over all of
+  the row. `train_step` counts what a Llama does: SwiGLU, and causal attention.
+
+  Args:
+    config: llama.Llama.
+    tokens: of the training.
+    length: of a row.
+  """
+  attention = 1 + length / (6 * config.embed)
+  return 72.0 * tokens * config.layers * config.embed**2 * attention
+
+
 def squared_lengths(segments) -> int:
   """Sum of length^2 over the documents of [batch, seq] segments."""
   total = 0

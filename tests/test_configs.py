@@ -1,9 +1,13 @@
 """Every config traces as a whole train step, and says what its paper says."""
 
+import functools
 import importlib
+import json
 import pathlib
 
 import jax
+import jaxprs
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
@@ -11,28 +15,78 @@ from configs import common
 from longjax import sharding, train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / 'tests' / 'golden' / 'programs.json'
 NAMES = sorted(
-  p.stem for p in (ROOT / 'configs').glob('*.py')
+  '.'.join(p.relative_to(ROOT / 'configs').with_suffix('').parts)
+  for p in (ROOT / 'configs').rglob('*.py')
   if p.stem not in ('common', '__init__')
 )  # fmt: skip
 
 
-def config_of(name):
-  return importlib.import_module(f'configs.{name}').get_config()
+def module(name):
+  return importlib.import_module(f'configs.{name}')
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_the_whole_train_step_of_a_config_traces(name):
+def config_of(name, *variant):
+  return module(name).get_config(*variant)
+
+
+VARIANTS = [
+  (name, variant) for name in NAMES
+  for variant in getattr(module(name), 'VARIANTS', ())
+]  # fmt: skip
+
+
+@functools.cache
+def traced(name):
+  """The train step of a config on an abstract mesh: (state, trace)."""
   config = config_of(name)
   model = train.check(config)
   sizes = (config.mesh.data, config.mesh.seq)
   mesh = AbstractMesh(sizes, sharding.AXES, (AxisType.Auto,) * 2)
   step, state = train.build(config, model, mesh)
-  batch = train.abstract_batch(config, mesh)
-  after, values = jax.eval_shape(step, state, batch)
+  return state, step.trace(state, train.abstract_batch(config, mesh))
+
+
+def program(name):
+  """What must not change unseen: what travels, and what a device holds."""
+  state, trace = traced(name)
+  held = sum(
+    int(np.prod(x.sharding.shard_shape(x.shape)))
+    for x in jax.tree.leaves(state)
+  )
+  return jaxprs.collectives(trace.jaxpr.jaxpr) | dict(state_numbers=held)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_whole_train_step_of_a_config_traces(name):
+  state, trace = traced(name)
+  after, values = trace.out_info
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(after) == shapes(state)
   assert set(values) == {'loss', 'grad_norm', 'lr', 'skipped'}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_recipe_changes_no_program_but_its_own(name):
+  """Collectives with their bytes, and numbers of the state on a device.
+
+  After a change that is meant: python tests/test_configs.py.
+  """
+  assert program(name) == json.loads(GOLDEN.read_text())[name]
+
+
+@pytest.mark.parametrize('name, variant', VARIANTS)
+def test_a_variant_is_a_config_that_could_run(name, variant):
+  config = config_of(name, variant)
+  train.check(config)
+  assert not variant or variant in config.name
+
+
+@pytest.mark.parametrize('name', sorted({name for name, _ in VARIANTS}))
+def test_an_unknown_variant_is_told_the_known_ones(name):
+  with pytest.raises(ValueError, match='is none of'):
+    config_of(name, 'no_such')
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -43,20 +97,11 @@ def test_a_config_changes_keys_of_the_base_and_adds_none(name):
       yield from keys(value, f'{prefix}{key}.') if inside else [prefix + key]
 
   assert set(keys(config_of(name))) == set(keys(common.base()))
-  assert config_of(name).name == name
+  assert config_of(name).name.startswith(name.replace('.', '_'))
 
 
-@pytest.mark.parametrize('name, batch_tokens, steps, rate, base', [
-  # arXiv:2410.02660 table 9; arXiv:2309.16039 sections 2.1 and 4.1
-  ('llama3_8b_512k', 8 * 2**20, 2500, 1e-5, 1.28e8),
-  ('llama2_7b_32k', 4 * 2**20, 100_000, 2e-5, 5e5),
-  ('llama2_70b_16k', 4 * 2**20, 100_000, 1e-5, 5e5),
-])  # fmt: skip
-def test_recipes_have_the_numbers_of_their_papers(
-  name, batch_tokens, steps, rate, base
-):
-  config = config_of(name)
-  assert config.train.batch * config.train.seq_len == batch_tokens
-  assert config.train.steps == steps
-  assert config.optim.learning_rate == rate
-  assert config.model.rope.base == base
+if __name__ == '__main__':
+  jax.config.update('jax_platforms', 'cpu')
+  GOLDEN.write_text(
+    json.dumps({name: program(name) for name in NAMES}, indent=1) + '\n'
+  )

@@ -28,6 +28,7 @@ A part is a mapping with these keys, and no other:
   max_length  documents at least as long as this are left out; 0 is none
   carry       concatenate: the rest of a document that did not fit starts the
               next pack (True), or is dropped (False, ProLong's SFT)
+  masked      the documents of a pack do not see each other (True)
   documents   interleave: how many share a pack
   chunks      interleave: pieces of each of them
 
@@ -66,6 +67,7 @@ DEFAULTS = dict(
   min_length=0,
   max_length=0,
   carry=True,
+  masked=True,
   documents=2,
   chunks=2,
 )
@@ -136,7 +138,7 @@ def _check(name: str, part: Any, seq_len: int) -> dict:
   full: dict[str, Any] = DEFAULTS | part
   for key, value in full.items():
     kind = (int, float) if key == 'weight' else type(DEFAULTS[key])
-    flag = isinstance(value, bool) and key != 'carry'
+    flag = isinstance(value, bool) and key not in ('carry', 'masked')
     if flag or not isinstance(value, kind):
       raise errors.InputError(
         f'data.mix.{name}.{key} must be a {type(DEFAULTS[key]).__name__}, is '
@@ -194,7 +196,8 @@ def _part(name, part, store, order) -> Part:
     )
   return Part(
     name, part['weight'], packs, part['length'], len(order),
-    by_step=part['pack'] == 'sorted', joined=part['pack'] == 'interleave',
+    by_step=part['pack'] == 'sorted',
+    joined=part['pack'] == 'interleave' or not part['masked'],
   )  # fmt: skip
 
 

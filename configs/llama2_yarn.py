@@ -1,0 +1,39 @@
+"""YaRN: Llama 2 at 64K, then 128K tokens (arXiv:2309.00071).
+
+  python launch/tpu.py --config configs/llama2_yarn.py:7b_64k ...
+  python launch/tpu.py --config configs/llama2_yarn.py:7b_128k
+      --config.weights=runs/llama2_yarn_7b_64k ...
+
+128k goes on from 64k with the same data in rows of 64K (section 4.1). The ramp
+is that of the published code; --config.model.rope.scaling=yarn_paper is the
+formula's. For 64 chips of TPU v5p. Not run on a TPU.
+"""
+
+from configs import common
+
+SCALES = {'64k': 16.0, '128k': 32.0}
+VARIANTS = {f'{size}_{w}': (size, s) for size in ('7b', '13b')
+            for w, s in SCALES.items()}  # fmt: skip
+
+
+def get_config(name='7b_64k'):
+  size, scale = common.variant(VARIANTS, name)
+  config = common.base(
+    f'llama2_{size}', scaling='yarn', factor=scale, original_length=4096,
+    beta_fast=32.0, beta_slow=1.0,  # section 3.2, for Llama
+  )  # fmt: skip
+  config.name = f'llama2_yarn_{name}'
+  config.model.block = 2048
+  config.mesh.update(data=32, seq=2)
+  config.train.update(
+    steps=400 if scale == 16 else 200,  # section 4.1
+    batch=64,  # section 4.1
+    seq_len=65_536,  # section 4.1: PG19 in 64K segments
+    loss_chunk=2048,
+  )
+  config.optim.update(
+    learning_rate=2e-5, schedule='constant', warmup_steps=20,  # section 4.1
+    weight_decay=0.0, b1=0.9, b2=0.95,  # section 4.1
+  )  # fmt: skip
+  config.checkpoint.every_steps = 50
+  return config

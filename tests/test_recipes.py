@@ -1,0 +1,256 @@
+"""Each constant of a paper, typed from the paper and not from the config."""
+
+import math
+
+import numpy as np
+import pytest
+from test_configs import config_of
+
+from configs import llama3_8b_512k
+from longjax import crossbatch, optim, rope, train
+from longjax.rope import Rope
+
+K, M = 2**10, 2**20
+CONSTANT = dict(schedule='constant')
+ADAM = dict(b1=0.9, b2=0.95)
+LLAMA2_LONG = ADAM | dict(
+  base=5e5, schedule='cosine', warmup_steps=2000, steps=100_000,
+  batch_tokens=4 * M, weight_decay=0.1, eps=1e-5, clip=1.0,
+)  # fmt: skip
+SMALL = dict(seq_len=32 * K, learning_rate=2e-5)
+LARGE = dict(seq_len=16 * K, learning_rate=1e-5)
+PROLONG = ADAM | dict(
+  schedule='cosine', min_ratio=0.1, weight_decay=0.1, clip=1.0
+)
+PI = ADAM | CONSTANT | dict(
+  scaling='linear', weight_decay=0.0, warmup_steps=20, warmup_from=0.1,
+  steps=1000,
+)  # fmt: skip
+YARN = ADAM | CONSTANT | dict(
+  scaling='yarn', seq_len=64 * K, batch=64, learning_rate=2e-5,
+  weight_decay=0.0, warmup_steps=20, original_length=4096,
+)  # fmt: skip
+FOT = CONSTANT | dict(
+  learning_rate=2e-5, weight_decay=0.01, batch_tokens=256 * K, seq_len=2048
+)
+LONGALIGN = ADAM | dict(
+  base=2e6, seq_len=64 * K, schedule='cosine', learning_rate=2e-5,
+  weight_decay=0.0,
+)  # fmt: skip
+
+# Config, variant, constants. Sections are cited in the configs.
+TABLE = [
+  # arXiv:2309.16039
+  ('llama2_7b_32k', '', LLAMA2_LONG | SMALL),
+  ('llama2_13b_32k', '', LLAMA2_LONG | SMALL),
+  ('llama2_34b_16k', '', LLAMA2_LONG | LARGE),
+  ('llama2_70b_16k', '', LLAMA2_LONG | LARGE),
+  ('llama2_70b_instruct_16k', '', dict(seq_len=16 * K, base=5e5)),
+  ('llama2_long_ablations', 'rope', dict(
+    base=1e4, scaling='none', steps=20_000)),
+  ('llama2_long_ablations', 'pi', dict(base=1e4, scaling='linear', factor=8)),
+  ('llama2_long_ablations', 'abf', LLAMA2_LONG | dict(steps=20_000)),
+  ('llama2_long_ablations', 'xpos_abf', dict(base=5e5, scaling='none')),
+  ('llama2_long_ablations', '4k_32k_40', dict(steps=100_000, seq_len=32 * K)),
+  # arXiv:2410.02660
+  ('llama3_8b_64k', '', PROLONG | dict(
+    base=8e6, seq_len=64 * K, batch=64, batch_tokens=4 * M, steps=5000,
+    learning_rate=1e-5, warmup_steps=500)),
+  ('llama3_8b_64k', 'base_05m', dict(base=5e5, steps=1250)),
+  ('llama3_8b_64k', 'base_4m', dict(base=4e6)),
+  ('llama3_8b_512k', '', PROLONG | dict(
+    base=1.28e8, seq_len=512 * K, batch=16, batch_tokens=8 * M, steps=2500,
+    learning_rate=1e-5, warmup_steps=250)),
+  ('llama3_8b_512k_sft', '', PROLONG | dict(
+    base=1.28e8, seq_len=64 * K, batch_tokens=4 * M, steps=250,
+    learning_rate=2e-5, warmup_steps=12)),
+  # arXiv:2306.15595
+  ('llama_pi', 'llama1_7b_8k', PI | dict(
+    factor=4, seq_len=8 * K, batch=64, learning_rate=2e-5)),
+  ('llama_pi', 'llama1_33b_8k', PI | dict(batch=64, learning_rate=1e-5)),
+  ('llama_pi', 'llama1_7b_16k', PI | dict(factor=8, seq_len=16 * K, batch=128)),
+  ('llama_pi', 'llama1_65b_8k', PI | dict(batch=128, learning_rate=1e-5)),
+  ('llama_pi', 'llama1_13b_32k', PI | dict(
+    factor=16, seq_len=32 * K, batch=128, learning_rate=2e-5)),
+  ('llama_pi', 'llama2_7b_32k', PI | dict(factor=8)),
+  ('llama_ntk', 'llama2_7b_32k', PI | dict(scaling='ntk', factor=8)),
+  ('llama_superhot_8k', '', dict(scaling='linear', factor=4, seq_len=8 * K)),
+  # arXiv:2309.00071
+  ('llama2_yarn', '7b_64k', YARN | dict(factor=16, steps=400)),
+  ('llama2_yarn', '13b_128k', YARN | dict(factor=32, steps=200)),
+  ('llama31_8b_128k', '', dict(
+    base=5e5, scaling='llama3', factor=8, original_length=8192,
+    low_freq_factor=1, high_freq_factor=4, seq_len=128 * K)),
+  # arXiv:2305.19466
+  ('nope_107m', '', dict(
+    scaling='nope', learning_rate=3e-5, weight_decay=0.05, batch=64,
+    steps=40_000, warmup_steps=2400, seq_len=1024)),
+  # arXiv:2309.10400
+  ('llama_pose', 'linear_16k', dict(
+    scaling='linear', factor=8, seq_len=2048, batch=64, steps=1000,
+    learning_rate=2e-5, schedule='linear', warmup_steps=10)),
+  ('llama_pose', 'yarn_128k', dict(scaling='yarn', factor=64)),
+  # arXiv:2401.06951
+  ('llama2_e2llm', '7b', ADAM | dict(
+    factor=20, seq_len=4096, batch=16, steps=30_000, learning_rate=1e-5)),
+  # arXiv:2307.03170
+  ('openllama_3b_fot', '', FOT),
+  ('openllama_7b_fot', '', FOT),
+  # arXiv:2401.18058
+  ('llama2_longalign', '7b_pretrain', LONGALIGN),
+  ('llama2_longalign', '7b_packing', LONGALIGN | dict(
+    batch=8, steps=2000, warmup_steps=60)),
+  ('llama2_longalign', '13b_sorted', LONGALIGN | dict(batch=96)),
+  # arXiv:2406.00605, arXiv:2405.17915
+  ('llama2_longskywork', 'sft', dict(steps=200)),
+  ('llama2_prospector', '', dict(base=160_000, seq_len=32 * K, batch=128)),
+]  # fmt: skip
+
+
+def constants(config):
+  """The numbers of a config, flat, and tokens a step."""
+  rope_, train_ = config.model.rope, config.train
+  flat = rope_.to_dict() | train_.to_dict() | config.optim.to_dict()
+  return flat | dict(batch_tokens=train_.batch * train_.seq_len)
+
+
+@pytest.mark.parametrize(
+  'name, variant, want', TABLE, ids=[f'{n}:{v}' for n, v, _ in TABLE]
+)
+def test_a_recipe_has_the_constants_of_its_paper(name, variant, want):
+  got = constants(config_of(name, *([variant] if variant else [])))
+  assert {key: got[key] for key in want} == want
+
+
+def shares(config):
+  mix = config.data.mix
+  total = sum(part.weight for part in mix.values())
+  return {name: part.weight / total for name, part in mix.items()}
+
+
+def test_prolong_s_first_mix_is_63_percent_long():
+  config = config_of('llama3_8b_64k')
+  want = dict(
+    code=0.30, books=0.30, textbooks=0.03, fineweb_edu=0.10, fineweb=0.10,
+    stackexchange=0.04, wikipedia=0.04, tulu=0.03, arxiv=0.03, openwebmath=0.03,
+  )  # fmt: skip
+  assert shares(config) == pytest.approx(want)
+  whole = {n for n, part in config.data.mix.items() if 'pack' in part}
+  assert whole == {'code', 'books', 'textbooks'}
+
+
+def test_prolong_s_second_mix_splits_code_in_half_and_books_at_a_sixth():
+  config = config_of('llama3_8b_512k')
+  got, mix = shares(config), config.data.mix
+  assert got['code'] == pytest.approx(got['code_512k']) == pytest.approx(0.15)
+  assert got['books'] == pytest.approx(0.25)
+  assert got['books_512k'] == pytest.approx(0.05)
+  assert got['textbooks'] == pytest.approx(0.03)
+  lengths = {n: part.get('length', 512 * K) for n, part in mix.items()}
+  longest = {n for n, length in lengths.items() if length == 512 * K}
+  assert longest == {'code_512k', 'books_512k', 'textbooks'}
+  assert {lengths[n] for n in mix if n not in longest} == {64 * K}
+  assert mix.code.max_length == mix.books.max_length == 512 * K
+  assert config.moments
+
+
+def test_prolong_s_bases_are_about_twice_the_ntk_rule():
+  """Appendix B: 4.13e6 of 5e5, 6.61e7 of 8e6, for eight times the window."""
+  for before, rule, base in ((5e5, 4.13423e6, 8e6), (8e6, 6.61477e7, 1.28e8)):
+    scaled = rope.frequencies(Rope(base=before, scaling='ntk', factor=8.0), 128)
+    plain = rope.frequencies(Rope(base=rule), 128)
+    np.testing.assert_allclose(scaled[0], plain[0], rtol=1e-5)
+    assert 1.9 < base / rule < 2
+
+
+@pytest.mark.parametrize('variant, share', [
+  ('long_0', 0), ('long_60', 0.6), ('base_4m', 0.6), ('long_100', 1),
+])  # fmt: skip
+def test_prolong_s_ablations_have_their_share_of_long_documents(variant, share):
+  config = config_of('llama3_8b_64k', variant)
+  got = shares(config)
+  long = got.get('code', 0) + got.get('books', 0)
+  assert long == pytest.approx(share)
+  if 0 < share < 1:
+    assert got['code'] == got['books']
+    # Table 5: 25 % of the short part each.
+    assert got['fineweb'] == pytest.approx(0.25 * (1 - share))
+
+
+def test_without_masks_no_part_is_masked():
+  masked = [
+    part.get('masked', True)
+    for part in config_of('llama3_8b_64k', 'no_masks').data.mix.values()
+  ]
+  assert not any(masked)
+
+
+@pytest.mark.parametrize('variant, flops', [
+  ('32k', 3.783e22), ('4k_32k_20', 3.405e22), ('4k_32k_40', 3.026e22),
+  ('4k_32k_80', 2.270e22),
+])  # fmt: skip
+def test_curricula_cost_the_flops_of_llama_2_long_s_table_10(variant, flops):
+  """By the paper's count; see longjax.flops.narayanan."""
+  from longjax.flops import narayanan
+
+  config = config_of('llama2_long_ablations', variant)
+  model = train.llama_config(config)
+  tokens = config.train.steps * config.train.batch * config.train.seq_len
+  stages = config.data.curriculum or ((1.0, config.train.seq_len),)
+  got = sum(narayanan(model, s * tokens, length) for s, length in stages)
+  assert got == pytest.approx(flops, rel=2e-4)
+
+
+def test_longllama_s_rows_and_data_are_its_appendix():
+  three, seven = config_of('openllama_3b_fot'), config_of('openllama_7b_fot')
+  assert three.model.memory.layers == (6, 12, 18)
+  assert seven.model.memory.layers == (8, 16, 24)
+  assert three.model.memory.rows == crossbatch.stepped(4, 3)
+  # (positives, negatives): (0,0), (1,2), (2,5), (3,4).
+  assert [len(row) for row in seven.model.memory.rows] == [0, 3, 7, 7]
+  assert shares(three) == pytest.approx(dict(
+    arxiv=0.25, python=0.25, book=0.10, common_crawl=0.29, c4=0.05,
+    github=0.02, stackexchange=0.02, wikipedia=0.02,
+  ))  # fmt: skip
+  assert {n: part.min_length for n, part in three.data.mix.items()} == dict(
+    arxiv=0, python=4096, book=0, common_crawl=0, c4=1024, github=2048,
+    stackexchange=1024, wikipedia=1024,
+  )  # fmt: skip
+  for config, tokens in ((three, 10e9), (seven, 3e9)):
+    trained = config.train.steps * config.train.batch * config.train.seq_len
+    assert trained == pytest.approx(tokens, rel=1e-4)
+    assert {part.length for part in config.data.mix.values()} == {8 * K}
+
+
+def test_e2llm_serves_any_scale_by_the_rope_factor():
+  """At scale g the angle of (m + t) / g times 20, divided by 20, is that of
+  Position Interpolation by g."""
+  config = config_of('llama2_e2llm')
+  assert config.data.positions.to_dict() | dict(chunks=2) == dict(
+    kind='e2llm', target=20 * 4096, window=4096, chunks=2
+  )
+  stretched = rope.cos_sin(np.array([[100 * 20 // 4]]), Rope(
+    scaling='linear', factor=20.0), 128)  # fmt: skip
+  plain = rope.cos_sin(
+    np.array([[100]]), Rope(scaling='linear', factor=4.0), 128
+  )
+  np.testing.assert_allclose(stretched, plain, atol=5e-7)
+
+
+def test_prolong_s_rate_falls_to_a_tenth_and_pi_s_rises_from_one():
+  prolong, pi = config_of('llama3_8b_512k'), config_of('llama_pi')
+  rate = optim.schedule(prolong.optim, 2500)
+  assert [float(rate(s)) for s in (0, 250, 2500)] == pytest.approx(
+    [0, 1e-5, 1e-6]
+  )
+  # Half way down: peak * (0.1 + 0.9 / 2).
+  assert float(rate(1375)) == pytest.approx(0.55e-5)
+  rate = optim.schedule(pi.optim, 1000)
+  assert [float(rate(s)) for s in (0, 20, 999)] == pytest.approx(
+    [2e-6, 2e-5, 2e-5]
+  )
+
+
+def test_packs_of_the_second_stage_are_rows_or_eighths_of_them():
+  for part in llama3_8b_512k.mix().values():
+    assert math.gcd(part.get('length', 512 * K), 512 * K) >= 64 * K
