@@ -20,21 +20,32 @@ from longjax.errors import InputError
 AXES = ('data', 'seq')
 
 
-def start(devices: int):
+def start(devices: int, compiled=''):
   """Prepares the backend; call before anything else touches jax devices.
 
   A TPU has the devices it has. A CPU pretends to have `devices`, shared by
   the processes that LONGJAX_COORDINATOR (host:port), LONGJAX_PROCESSES and
-  LONGJAX_PROCESS name, if they are set.
+  LONGJAX_PROCESS name, if they are set. The processes of a job end when one
+  of them has been silent for LONGJAX_HEARTBEAT_SECONDS, default 100.
+
+  Args:
+    devices: of the mesh.
+    compiled: local directory in which compiled programs are kept from one
+      start to the next, if JAX_COMPILATION_CACHE_DIR names none.
   """
+  if compiled and not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', str(compiled))
   address = os.environ.get('LONGJAX_COORDINATOR')
   processes = int(os.environ.get('LONGJAX_PROCESSES', '1'))
   jax.config.update('jax_num_cpu_devices', max(devices // processes, 1))
+  silent = int(os.environ.get('LONGJAX_HEARTBEAT_SECONDS', '100'))
   if address:
     number = int(os.environ['LONGJAX_PROCESS'])
-    jax.distributed.initialize(address, processes, number)
-  elif on_tpu():
-    jax.distributed.initialize()  # a worker finds its peers by itself
+    jax.distributed.initialize(
+      address, processes, number, heartbeat_timeout_seconds=silent
+    )
+  elif on_tpu():  # a worker finds its peers by itself
+    jax.distributed.initialize(heartbeat_timeout_seconds=silent)
 
 
 def on_tpu() -> bool:

@@ -1,0 +1,207 @@
+"""Runs that are killed, ended, doubled and starved go on as if nothing was.
+
+Each job is the real command, on a model so small that a start costs seconds.
+Whatever ended a run, the finished one must have the losses of a run that
+nobody touched, in every bit.
+"""
+
+import resource
+import signal
+import time
+
+import jobs
+import numpy as np
+import pytest
+
+from longjax import goodput
+
+STEPS = 60
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+  return jobs.make_data(tmp_path_factory.mktemp('survival') / 'data')
+
+
+@pytest.fixture(scope='session')
+def untouched(data, tmp_path_factory):
+  """The losses of a run that nobody touched; it was traced meanwhile, and
+  could not write for TensorBoard, which the others could."""
+  workdir = tmp_path_factory.mktemp('runs') / 'untouched'
+  workdir.mkdir()
+  (workdir / 'tb').write_text('in the way of the directory')
+  said = jobs.finish(
+    workdir, data, train__steps=STEPS, train__profile_steps='(3, 4)'
+  )
+  assert 'nothing for TensorBoard is written' in said
+  assert list((workdir / 'profile').rglob('*.xplane.pb'))
+  return jobs.hexes(workdir)
+
+
+def killed(workdir, data, kills, seed):
+  """Ends a run at seeded random moments; how many starts found a save that
+  had been cut short."""
+  rng, cut_short = np.random.default_rng(seed), 0
+  for step in sorted(rng.choice(np.arange(2, STEPS - 2), kills, False)):
+    with jobs.Job(workdir, data, train__steps=STEPS) as job:
+      job.wait_for_step(step)
+      time.sleep(rng.uniform(0, 0.1))
+      job.kill()
+    cut_short += any(workdir.glob('checkpoints/*tmp*'))
+  return cut_short
+
+
+@pytest.mark.parametrize('kills, seed', [
+  (3, 0),
+  pytest.param(10, 1, marks=pytest.mark.slow),
+  pytest.param(30, 2, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_killed_at_random_moments_it_resumes_and_every_loss_is_the_same(
+  kills, seed, data, untouched, tmp_path
+):
+  cut_short = killed(tmp_path / 'run', data, kills, seed)
+  print(f'{cut_short} of {kills} kills cut a save short')
+  said = jobs.finish(tmp_path / 'run', data, train__steps=STEPS)
+  assert 'resumed from step' in said
+  assert jobs.hexes(tmp_path / 'run') == untouched
+  starts = goodput.read(tmp_path / 'run')
+  assert len(starts) >= 2 and 0 < goodput.summary(starts)['goodput'] < 1
+  assert not any((tmp_path / 'run').glob('checkpoints/*tmp*'))
+
+
+@pytest.mark.parametrize('moment', [
+  'evaluating: recipe, untrained',
+  pytest.param('compiling the train step', marks=pytest.mark.slow),
+])  # fmt: skip
+def test_asked_to_end_while_there_is_nothing_to_save_it_ends_at_once(
+  moment, data, tmp_path
+):
+  workdir, asks = tmp_path / 'run', dict(eval__length=64, train__steps=6)
+  with jobs.Job(workdir, data, **asks) as job:
+    job.wait_for(moment)
+    job.send(signal.SIGTERM)
+    assert job.wait() == [75], job.output()
+  assert not any((workdir / 'checkpoints').iterdir())
+  assert not (workdir / 'LOCK').exists()
+
+
+def test_asked_to_end_it_saves_the_step_it_is_in(data, untouched, tmp_path):
+  with jobs.Job(tmp_path / 'run', data, train__steps=STEPS) as job:
+    job.wait_for_step(10)
+    began = time.monotonic()
+    job.send(signal.SIGTERM)
+    assert job.wait() == [75], job.output()
+    assert time.monotonic() - began < 20  # a step, and 10 s of a busy machine
+  lines = jobs.hexes(tmp_path / 'run')
+  last = max(lines)
+  assert 10 <= last < STEPS
+  about = jobs.about(tmp_path / 'run', last)
+  assert about['step'] == last and about['tokens'] == last * 4 * 64
+  assert about['mesh'] == dict(data=1, seq=2) and about['processes'] == 1
+  said = jobs.finish(tmp_path / 'run', data, train__steps=STEPS)
+  assert f'resumed from step {last}\n' in said
+  assert jobs.hexes(tmp_path / 'run') == untouched
+
+
+def test_a_second_job_in_the_same_directory_refuses(data, tmp_path):
+  with jobs.Job(tmp_path / 'run', data, train__steps=100_000) as first:
+    first.wait_for_step(2)
+    said = jobs.finish(tmp_path / 'run', data, expected=2)
+    assert f'process {first.processes[0].pid} on' in said
+    assert 'is training in this directory' in said
+    assert first.processes[0].poll() is None
+    first.send(signal.SIGTERM)
+    assert first.wait() == [75]
+
+
+def test_a_full_disk_ends_nothing_and_space_mends_it(data, tmp_path):
+  """RLIMIT_FSIZE for the disk: no file may grow past 64 KiB."""
+  workdir = tmp_path / 'run'
+  asks = dict(checkpoint__every_steps=50, checkpoint__max_failed=12)
+  with jobs.Job(workdir, data, train__steps=100_000, **asks) as job:
+    job.wait_for_step(70)
+    limit = resource.prlimit(job.processes[0].pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(
+      job.processes[0].pid, resource.RLIMIT_FSIZE, (1 << 16, limit[1])
+    )
+    job.wait_for('training goes on, the next try is after step')
+    saved = {p.name for p in (workdir / 'checkpoints').iterdir()}
+    assert any(name.isdigit() for name in saved), saved  # the one before
+    resource.prlimit(job.processes[0].pid, resource.RLIMIT_FSIZE, limit)
+    step = int(job.output().rsplit('\nstep ', 1)[1].split('/')[0])
+    job.wait_for_step(step + 60)
+    job.send(signal.SIGTERM)
+    assert job.wait() == [75], job.output()
+  last = max(jobs.hexes(workdir))
+  assert jobs.about(workdir, last)['step'] == last
+  assert not any((workdir / 'checkpoints').glob('*tmp*'))
+
+
+def test_two_processes_train_as_one_and_one_goes_on_with_what_they_saved(
+  data, untouched, tmp_path
+):
+  """One is killed: the other must be gone within a heartbeat and 30 s."""
+  with jobs.Job(tmp_path / 'run', data, 2, train__steps=STEPS) as job:
+    job.wait_for_step(20)
+    began = time.monotonic()
+    job.send(signal.SIGKILL, [1])
+    codes = job.wait()
+    assert time.monotonic() - began < 10 + 30
+    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2)
+  said = jobs.finish(tmp_path / 'run', data, train__steps=STEPS)
+  assert 'resumed from step' in said
+  here = jobs.hexes(tmp_path / 'run')
+  assert list(here) == list(untouched)
+  values = lambda run: [float.fromhex(x) for x in run.values()]
+  np.testing.assert_allclose(values(here), values(untouched), atol=1e-5)
+
+
+def test_processes_that_differ_all_refuse_and_show_both(data, tmp_path):
+  other = ['--config.optim.learning_rate=0.5']
+  with jobs.Job(tmp_path / 'run', data, 2, last=other) as job:
+    codes = job.wait()
+    said = [job.output(i).strip().splitlines()[-1] for i in range(2)]
+  assert codes == [2, 2], said
+  assert said[0] == said[1]
+  assert 'differ in config' in said[0]
+  assert 'on processes [0]' in said[0] and 'on processes [1]' in said[0]
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_ends_both_at_the_same_step(
+  data, untouched, tmp_path
+):
+  with jobs.Job(tmp_path / 'run', data, 2, train__steps=STEPS) as job:
+    job.wait_for_step(5)
+    job.send(signal.SIGTERM, [1])
+    assert job.wait() == [75, 75], job.output()
+  last = max(jobs.hexes(tmp_path / 'run'))
+  about = jobs.about(tmp_path / 'run', last)
+  assert about['step'] == last and about['processes'] == 2
+  said = jobs.finish(tmp_path / 'run', data, 4, mesh__seq=4, train__steps=STEPS)
+  assert f'resumed from step {last}\n' in said
+  assert 'config.mesh.seq was 2, is now 4' in said
+  assert_close(jobs.hexes(tmp_path / 'run'), untouched)
+
+
+@pytest.mark.slow
+def test_other_meshes_and_processes_go_on_with_the_same_batches(data, tmp_path):
+  """2x4 -> 4x2 -> 1x8 -> 1x1, then 2 processes -> 1 -> 4, 20 steps each."""
+  places = [(2, 4, 1), (4, 2, 1), (1, 8, 1), (1, 1, 1)]
+  places += [(1, 2, 2), (1, 2, 1), (1, 4, 4)]
+  steps = 20 * len(places)
+  for i, (rows, seq, processes) in enumerate(places, 1):
+    asks = dict(mesh__data=rows, mesh__seq=seq, train__steps=20 * i)
+    jobs.finish(tmp_path / 'moved', data, processes, **asks)
+  jobs.finish(tmp_path / 'stayed', data, train__steps=steps, mesh__seq=1)
+  moved, stayed = (jobs.hexes(tmp_path / n) for n in ('moved', 'stayed'))
+  assert_close(moved, stayed)
+
+
+def assert_close(one, two):
+  """The bar is 1e-5 over 20 steps; rounding grows with the steps after."""
+  assert list(one) == list(two)
+  values = [[float.fromhex(x) for x in run.values()] for run in (one, two)]
+  np.testing.assert_allclose(values[0][:20], values[1][:20], atol=1e-5, rtol=0)
+  np.testing.assert_allclose(*values, atol=1e-4, rtol=0)
