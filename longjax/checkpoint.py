@@ -7,6 +7,7 @@ The digest does not depend on the mesh.
 
 import contextlib
 import functools
+import logging
 import re
 import time
 from typing import Any
@@ -19,6 +20,11 @@ from orbax.checkpoint import v1 as ocp
 
 from longjax import hosts
 from longjax.errors import InputError
+
+# Orbax logs each failure several times with its stack; our line has the cause.
+logging.getLogger('absl').addFilter(
+  lambda record: 'orbax' not in record.pathname
+)
 
 BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 

@@ -83,7 +83,7 @@ def main(config, workdir, log=print) -> int:
     SystemExit: with 75, if preempted while there was nothing to save.
   """
   model, lead = check(config), hosts.lead()
-  log = log if lead else lambda _: None
+  log = quietly(log) if lead else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   workdir, clock = mirror.place(workdir), goodput.Clock()
   with signals.listening() as asked:
@@ -99,6 +99,16 @@ def main(config, workdir, log=print) -> int:
     log(found.data.summary(config.train.steps))
     with locked(run) as before_save, contextlib.closing(clock):
       return train(run, found, before_save)
+
+
+def quietly(log):
+  """As log; a disk that is too full for it must not end training."""
+
+  def said(line):
+    with contextlib.suppress(OSError):
+      log(line)
+
+  return said
 
 
 def train(run: Run, found: Inputs, before_save) -> int:

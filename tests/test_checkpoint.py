@@ -152,3 +152,171 @@ def test_after_walking_back_the_damaged_step_can_be_saved_again(
   assert len(list((tmp_path / 'c').glob('20.damaged*'))) == 1
   (state, _), lines = restore(tmp_path / 'c', state)
   assert int(state['step']) == 20 and not lines
+
+
+def test_30_bits_flipped_anywhere_never_give_other_weights(
+  tmp_path, make_mesh, rng
+):
+  """One random bit of one random file of array data at a time."""
+  states = saved(tmp_path / 'whole', make_mesh(2, 4), rng)
+  want = {s: jax.device_get(state) for s, state in states.items()}
+  files = sorted((tmp_path / 'whole' / '20').rglob('d/*'))
+  passed_over = 0
+  for i in range(30):
+    shutil.copytree(tmp_path / 'whole', tmp_path / f'{i}')
+    file = files[rng.integers(len(files))]
+    file = tmp_path / f'{i}' / file.relative_to(tmp_path / 'whole')
+    data = bytearray(file.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+    file.write_bytes(data)
+    (state, _), lines = restore(tmp_path / f'{i}', states[20])
+    step = int(state['step'])
+    assert len(lines) == (step == 10) and all('passed' in x for x in lines)
+    jax.tree.map(
+      np.testing.assert_array_equal, jax.device_get(state), want[step]
+    )
+    passed_over += step == 10
+    shutil.rmtree(tmp_path / f'{i}')
+  assert passed_over > 15  # most bits of compressed data matter
+
+
+@pytest.mark.parametrize(
+  'lost', ['state/manifest.ocdbt', 'state/_METADATA', '_CHECKPOINT_METADATA']
+)
+def test_a_checkpoint_that_lacks_a_file_is_passed_over(
+  lost, tmp_path, make_mesh, rng
+):
+  states = saved(tmp_path / 'c', make_mesh(2, 4), rng)
+  (tmp_path / 'c' / '20' / lost).unlink()
+  (state, _), lines = restore(tmp_path / 'c', states[10])
+  assert int(state['step']) == 10
+  assert len(lines) == 1 and '/20 passed over' in lines[0]
+
+
+def test_the_newest_stay_and_one_every_so_many(tmp_path, make_mesh, rng):
+  mesh = make_mesh(2, 4)
+  checkpoints = checkpoint.Checkpoints(tmp_path, 2, keep_every=20)
+  for step in range(5, 50, 5):
+    checkpoints.save(state_on(mesh, step, rng), {})
+  checkpoints.close()
+  assert {40, 45} <= set(checkpoint.steps(tmp_path))
+  assert {20, 40} <= set(checkpoint.steps(tmp_path))
+  assert len(checkpoint.steps(tmp_path)) <= 4
+
+
+def failing(checkpoints, monkeypatch, times, error):
+  """Lets the next saves fail, half of the way to the disk."""
+  left = [times]
+  real = checkpoint.ocp.training.Checkpointer.save_async
+
+  def save_async(self, step, *args, **kwargs):
+    if left[0] > 0:
+      left[0] -= 1
+      (checkpoints.directory / f'{step}.orbax-checkpoint-tmp').mkdir()
+      raise error
+    return real(self, step, *args, **kwargs)
+
+  monkeypatch.setattr(
+    checkpoint.ocp.training.Checkpointer, 'save_async', save_async
+  )
+
+
+FULL = OSError(28, 'No space left on device')
+
+
+def test_a_save_that_fails_is_said_and_tried_again_and_leaves_nothing(
+  tmp_path, make_mesh, rng, monkeypatch
+):
+  lines, mesh = [], make_mesh(2, 4)
+  checkpoints = checkpoint.Checkpoints(tmp_path, 3, lines.append)
+  checkpoints.save(state_on(mesh, 10, rng), {})
+  failing(checkpoints, monkeypatch, 2, FULL)
+  for step, retry in ((20, 21), (21, 23), (23, None)):
+    checkpoints.save(state_on(mesh, step, rng), {})
+    assert checkpoints.retry_step == retry
+    assert not list(tmp_path.glob('*tmp')) or retry is None
+  checkpoints.close()
+  assert checkpoint.steps(tmp_path) == [23, 10]
+  assert len(lines) == 2
+  assert 'step 20 could not be saved' in lines[0] and 'No space' in lines[0]
+  assert 'step 10 is saved' in lines[0]
+
+
+def test_after_too_many_failures_it_stops_and_says_what_is_saved(
+  tmp_path, make_mesh, rng, monkeypatch
+):
+  mesh = make_mesh(2, 4)
+  checkpoints = checkpoint.Checkpoints(
+    tmp_path, 3, lambda _: None, max_failed=3
+  )
+  checkpoints.save(state_on(mesh, 10, rng), {})
+  failing(checkpoints, monkeypatch, 9, PermissionError(13, 'denied'))
+  monkeypatch.setattr(checkpoint.time, 'sleep', lambda _: None)
+  with pytest.raises(InputError, match=r'failure 3 in a row, step 10 is saved'):
+    checkpoints.save_and_wait(state_on(mesh, 20, rng), {})
+  checkpoints.close()
+  assert checkpoint.steps(tmp_path) == [10]
+
+
+def test_the_last_save_is_tried_until_it_is_done(
+  tmp_path, make_mesh, rng, monkeypatch
+):
+  checkpoints = checkpoint.Checkpoints(tmp_path, 3, lambda _: None)
+  failing(checkpoints, monkeypatch, 2, TimeoutError('503 UNAVAILABLE'))
+  slept = []
+  monkeypatch.setattr(checkpoint.time, 'sleep', slept.append)
+  checkpoints.save_and_wait(state_on(make_mesh(2, 4), 20, rng), {})
+  assert slept[:2] == [1, 2]
+  assert checkpoint.steps(tmp_path) == [20]
+  checkpoints.close()
+
+
+def test_storage_that_is_away_for_a_while_damages_nothing(
+  tmp_path, make_mesh, rng, monkeypatch
+):
+  """A restore asks again before it takes an older checkpoint."""
+  states = saved(tmp_path, make_mesh(2, 4), rng)
+  real, left = checkpoint.ocp.training.Checkpointer.load, [2]
+
+  def load(self, *args):
+    if left[0] > 0:
+      left[0] -= 1
+      raise RuntimeError('read failed') from OSError(5, '503 Service down')
+    return real(self, *args)
+
+  monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, 'load', load)
+  monkeypatch.setattr(checkpoint.time, 'sleep', lambda _: None)
+  (state, _), lines = restore(tmp_path, states[20])
+  assert int(state['step']) == 20
+  assert len(lines) == 2 and all('trying again' in x for x in lines)
+  assert not list(tmp_path.glob('*damaged*'))
+
+
+def test_moments_of_an_earlier_stage_with_their_schedule_at_the_start(
+  tmp_path, make_mesh
+):
+  import optax
+
+  from configs import tiny
+  from longjax import optim
+
+  config, mesh = tiny.get_config().optim, make_mesh(2, 4)
+  params = dict(w=jnp.ones(8))
+  tx = optim.adamw(config, 10)
+  _, opt = tx.update(dict(w=jnp.full(8, 0.1)), tx.init(params), params)
+  opt = jax.device_put(opt, NamedSharding(mesh, P()))
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints', 1)
+  checkpoints.save_and_wait(dict(params=params, opt=opt, step=1), {})
+  checkpoints.close()
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), opt
+  )
+  found = optim.restart_schedule(checkpoint.load_moments(tmp_path, abstract))
+  get = optax.tree_utils.tree_get
+  for name in ('mu', 'nu'):
+    np.testing.assert_array_equal(get(found, name)['w'], get(opt, name)['w'])
+  assert int(get(found, 'ScaleByScheduleState').count) == 0
+  assert int(get(found, 'ScaleByAdamState').count) == 1
+  flip(tmp_path / 'checkpoints' / '1')
+  with pytest.raises(InputError, match='cannot be used'):
+    checkpoint.load_moments(tmp_path, abstract)

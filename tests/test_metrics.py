@@ -1,5 +1,6 @@
 """metrics.jsonl is the truth; TensorBoard and the line come from it."""
 
+import pathlib
 import sys
 
 from tensorboard.backend.event_processing.event_accumulator import (
@@ -52,3 +53,48 @@ def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
 def test_durations_by_hand():
   cases = {12.4: '12s', 200: '3m20s', 7500: '2h05m'}
   assert {s: metrics.duration(s) for s in cases} == cases
+
+
+def test_a_log_that_is_moved_away_begins_anew(tmp_path):
+  writer = metrics.Metrics(tmp_path, 0, 3, lambda _: None)
+  writer.step(1, 10, 0.5, values(3.0))
+  (tmp_path / 'metrics.jsonl').rename(tmp_path / 'metrics.jsonl.1')
+  writer.step(2, 10, 0.5, values(2.0))
+  writer.step(3, 10, 0.5, values(1.0))
+  writer.close()
+  read = metrics.read(tmp_path)
+  assert [(x['step'], x['tokens']) for x in read] == [(2, 20), (3, 30)]
+  # A resumed run has its tokens from the checkpoint.
+  (tmp_path / 'metrics.jsonl').unlink()
+  again = metrics.Metrics(tmp_path, 3, 9, lambda _: None, tokens=30)
+  again.step(4, 10, 0.5, values(1.0))
+  again.close()
+  assert metrics.read(tmp_path)[0]['tokens'] == 40
+
+
+def test_nothing_that_happens_to_its_files_ends_training(tmp_path, monkeypatch):
+  lines = []
+  (tmp_path / 'tb').write_text('in the way')
+  writer = metrics.Metrics(tmp_path, 0, 3, lines.append)
+  assert 'nothing for TensorBoard is written' in lines[0]
+  monkeypatch.setattr(metrics.time, 'time', lambda: -1e9)  # the clock jumps
+  writer.file.close()
+  writer.file = open('/dev/full', 'w')  # noqa: SIM115
+  writer.path = pathlib.Path('/dev/full')
+  writer.step(1, 10, 0.5, values(3.0))
+  assert 'No space left on device; training goes on' in lines[1]
+  assert lines[2].startswith('step 1/3')
+  writer.close()
+
+
+def test_a_loss_that_is_not_finite_is_null_in_json(tmp_path):
+  lines = []
+  writer = metrics.Metrics(tmp_path, 0, 2, lines.append)
+  writer.step(1, 10, 0.5, values(float('nan')) | dict(skipped=1.0))
+  writer.step(2, 10, 0.5, values(9.0) | dict(skipped=1.0))
+  writer.close()
+  assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
+  first = metrics.read(tmp_path)[0]
+  assert first['loss'] is None and first['loss_hex'] == 'nan'
+  assert 'SKIPPED: loss or gradient not finite' in lines[0]
+  assert 'SKIPPED: a spike' in lines[1]

@@ -1,0 +1,153 @@
+"""Steps that must change nothing: not finite, a spike, or to be passed over."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import tiny
+from longjax import (
+  checkpoint,
+  goodput,
+  metrics,
+  optim,
+  sharding,
+  signals,
+  train,
+)
+from longjax.batch import Batch
+from longjax.errors import InputError
+
+
+def section(**changes):
+  config = tiny.get_config().optim
+  config.update(spike_window=4, spike_sigmas=3.0, warmup_steps=0, **changes)
+  return config
+
+
+def taken(config, steps):
+  """[(skipped, changed)] of steps [(loss, gradient)] in a row."""
+  params = dict(w=jnp.ones(8))
+  state = dict(
+    params=params,
+    opt=optim.adamw(config, 100).init(params),
+    guard=optim.guard_init(config),
+    step=jnp.int32(0),
+  )
+  update = jax.jit(lambda s, g, l: optim.update(config, 100, s, g, l))
+  found = []
+  for loss, gradient in steps:
+    grads = dict(w=jnp.full(8, gradient, jnp.float32))
+    after, values = update(state, grads, jnp.float32(loss))
+    same = jax.tree.map(
+      lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(),
+      (after['params'], after['opt']), (state['params'], state['opt']),
+    )  # fmt: skip
+    assert int(after['step']) == int(state['step']) + 1
+    found.append((bool(values['skipped']), not all(jax.tree.leaves(same))))
+    state = after
+  return found, state
+
+
+CALM = [(2.0, 1.0), (2.1, 1.1), (1.9, 0.9), (2.0, 1.0)]
+SKIPPED, TAKEN = (True, False), (False, True)
+
+
+@pytest.mark.parametrize('bad', [
+  (np.nan, 1.0), (np.inf, 1.0), (2.0, np.nan), (2.0, np.inf),
+  (20.0, 1.0), (2.0, 10.0),
+])  # fmt: skip
+def test_a_bad_step_changes_no_bit_and_the_next_good_one_is_taken(bad):
+  found, state = taken(section(), [*CALM, bad, (2.0, 1.0)])
+  assert found == [TAKEN] * 4 + [SKIPPED, TAKEN]
+  assert int(state['guard']['skipped']) == 0
+
+
+def test_bad_steps_in_a_row_are_counted_and_not_one_is_taken():
+  found, state = taken(section(), [*CALM, *[(np.nan, np.nan)] * 7])
+  assert found[4:] == [SKIPPED] * 7
+  assert int(state['guard']['skipped']) == 7
+
+
+def test_the_bound_by_hand():
+  """Losses 2, 2.1, 1.9, 2: mean 2, deviation sqrt(0.005), bound 2.2121."""
+  assert taken(section(), [*CALM, (2.21, 1.0)])[0][-1] == TAKEN
+  assert taken(section(), [*CALM, (2.22, 1.0)])[0][-1] == SKIPPED
+
+
+def test_a_level_that_stays_becomes_the_normal_one():
+  found, _ = taken(section(), [*CALM, *[(2.4, 1.0)] * 6])
+  assert found[4] == SKIPPED and found[-1] == TAKEN
+
+
+def test_before_the_window_is_full_and_without_sigmas_spikes_are_admitted():
+  assert taken(section(), [*CALM[:3], (20.0, 1.0)])[0][-1] == TAKEN
+  off = section()
+  off.spike_sigmas = 0.0
+  assert taken(off, [*CALM, (20.0, 1.0)])[0][-1] == TAKEN
+
+
+class Numbers:
+  """Batches whose tokens are the number of their step."""
+
+  def iterate(self, start):
+    while True:
+      start += 1
+      whole = np.full((8, 4), start, np.int32)
+      yield Batch(*[whole] * 2, np.ones((8, 4), np.float32), *[whole] * 3)
+
+
+def looped(workdir, losses, **changes):
+  """Runs the loop with a step that only says these losses, NaN is skipped.
+
+  Returns:
+    (steps whose batches were computed, steps that were saved)
+  """
+  config = tiny.get_config()
+  config.mesh.update(data=8, seq=1)
+  config.train.steps = len(losses)
+  config.checkpoint.every_steps = 2
+  for key, value in changes.items():
+    config.update_from_flattened_dict({key.replace('__', '.'): value})
+  mesh = sharding.make_mesh(8, 1)
+  run = train.Run(
+    config, train.llama_config(config), mesh, pathlib.Path(workdir), True,
+    lambda _: None, goodput.Clock(), signals.Asked(),
+  )  # fmt: skip
+  computed, saved = [], []
+
+  def step_fn(state, batch):
+    computed.append(int(batch.tokens[0, 0]))
+    loss = jnp.float32(losses[int(state['step'])])
+    values = dict(loss=loss, grad_norm=loss, lr=0.1, skipped=jnp.isnan(loss))
+    return dict(state, step=state['step'] + 1), values
+
+  def save(state, tokens, wait):
+    saved.append((int(state['step']), tokens, wait))
+
+  checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', 2)
+  state = dict(guard=dict(skipped=np.int32(0)), step=np.int32(0))
+  train.loop(run, Numbers(), step_fn, state, 0, checkpoints, save)
+  return computed, saved
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_and_are_named(tmp_path):
+  nan = np.nan
+  bad = [3.0, nan, nan, 2.0, nan, nan, nan, nan, 2.0]
+  with pytest.raises(InputError, match=r'steps 5 to 8: .*\(5, 6, 7, 8\)'):
+    looped(tmp_path, bad, optim__max_skipped=3)
+  lines = metrics.read(tmp_path)
+  assert [x['skipped'] for x in lines] == [0, 1, 1, 0, 1, 1, 1, 1]
+  assert lines[1]['loss'] is None and lines[1]['loss_hex'] == 'nan'
+
+
+def test_batches_of_skip_steps_are_passed_over(tmp_path):
+  computed, saved = looped(
+    tmp_path, [3.0] * 6, data__skip_steps=(2, 3), train__steps=6
+  )
+  assert computed == [1, 4, 5, 6]
+  assert [x['step'] for x in metrics.read(tmp_path)] == [1, 4, 5, 6]
+  row = 8 * 4  # tokens
+  assert saved == [(2, row, False), (4, 2 * row, False), (6, 4 * row, True)]

@@ -1,0 +1,96 @@
+"""Start-up checks find what they look for."""
+
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from configs import tiny
+from longjax import flops, hosts, preflight
+from longjax.errors import InputError
+
+
+def test_one_process_agrees_with_itself_and_links_compute(make_mesh):
+  lines = []
+  preflight.processes(tiny.get_config(), lines.append)
+  for shape in ((2, 4), (8, 1), (1, 8)):
+    preflight.links(make_mesh(*shape))
+  assert lines == []
+
+
+def test_a_neighbour_that_is_not_heard_is_found(make_mesh, monkeypatch):
+  monkeypatch.setattr(jax.lax, 'ppermute', lambda x, *_: x)
+  with pytest.raises(InputError, match='8 of 8 did not hear'):
+    preflight.links(make_mesh(2, 4))
+
+
+def test_processes_that_differ_are_shown_with_what_they_have(monkeypatch):
+  monkeypatch.setattr(hosts, 'gathered', lambda x: [x, 'other', x])
+  with pytest.raises(
+    InputError, match=r'config: abc on processes \[0, 2\]; other on .* \[1\]'
+  ):
+    preflight.same('config', 'abc')
+
+
+def test_clocks_that_differ_are_a_warning(monkeypatch):
+  real, lines = hosts.gathered, []
+
+  def gathered(text):  # of clocks alone
+    is_clock = text.replace('.', '').isdigit()
+    return [text, str(float(text) + 500)] if is_clock else real(text)
+
+  monkeypatch.setattr(hosts, 'gathered', gathered)
+  preflight.processes(tiny.get_config(), lines.append)
+  assert len(lines) == 1 and 'differ by 500 s' in lines[0]
+
+
+def test_a_step_that_fills_a_chip_is_refused():
+  hbm = flops.CHIPS['v5e'].hbm
+
+  def compiled(share):
+    sizes = SimpleNamespace(
+      argument_size_in_bytes=share * hbm - 100, temp_size_in_bytes=60,
+      output_size_in_bytes=140, alias_size_in_bytes=100,
+    )  # fmt: skip
+    return SimpleNamespace(memory_analysis=lambda: sizes)
+
+  preflight.memory(compiled(0.91), 'TPU v5 lite')
+  preflight.memory(compiled(5.0), 'cpu')  # nothing is known of it
+  with pytest.raises(InputError, match=r'14.65 GiB of the 15.75 GiB of a v5e'):
+    preflight.memory(compiled(0.93), 'TPU v5 lite')
+
+
+STATE = dict(w=jax.ShapeDtypeStruct((2**20,), jnp.float32))  # 4 MiB
+
+
+def test_checkpoints_need_a_place_and_space(tmp_path, monkeypatch):
+  place = epath.Path(tmp_path / 'checkpoints')
+  preflight.storage(place, STATE, 0)
+  assert list(tmp_path.rglob('*')) == [tmp_path / 'checkpoints']
+  usage = shutil.disk_usage(tmp_path)._replace(free=2 * 2**22)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
+  preflight.storage(place, STATE, 1)
+  with pytest.raises(InputError, match=r'3 checkpoints need 0.01'):
+    preflight.storage(place, STATE, 0)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(InputError, match='cannot be written there'):
+    preflight.storage(epath.Path(tmp_path / 'file' / 'c'), STATE, 0)
+
+
+@pytest.mark.parametrize('libtpu, fits', [
+  ('0.0.50.1', True), ('0.0.50', True), ('0.0.5', False), ('0.0.52', False),
+  (None, False),
+])  # fmt: skip
+def test_jax_and_libtpu_must_be_a_pair(libtpu, fits, monkeypatch):
+  requires = ['numpy>=2', "libtpu==0.0.50.*; extra == 'tpu'"]
+  monkeypatch.setattr(preflight.metadata, 'requires', lambda _: requires)
+  have = {} if libtpu is None else dict(libtpu=libtpu)
+  monkeypatch.setattr(preflight.provenance, 'versions', lambda: have)
+  if fits:
+    preflight.libtpu_pair()
+  else:
+    with pytest.raises(InputError, match=r'libtpu==0.0.50'):
+      preflight.libtpu_pair()

@@ -1,0 +1,64 @@
+"""What of a config may change when a run goes on."""
+
+import json
+
+import pytest
+
+from configs import common, tiny
+from longjax import cli, resume
+from longjax.errors import InputError
+
+
+def changed(**changes):
+  config = tiny.get_config()
+  for key, value in changes.items():
+    config.update_from_flattened_dict({key.replace('__', '.'): value})
+  return json.loads(json.dumps(config.to_dict()))
+
+
+def checked(**changes) -> list[str]:
+  lines = []
+  resume.check(changed(), changed(**changes), 'run', lines.append)
+  return lines
+
+
+def test_what_says_how_to_go_on_may_change_and_is_said():
+  assert checked() == []
+  assert checked(
+    train__steps=80, optim__learning_rate=1e-3, mesh__seq=8, mesh__data=1,
+    checkpoint__keep=5, eval__length=128, model__attention='gather',
+  ) == [
+    'config.checkpoint.keep was 2, is now 5',
+    'config.eval.length was 256, is now 128',
+    'config.mesh.data was 2, is now 1',
+    'config.mesh.seq was 4, is now 8',
+    "config.model.attention was 'ring', is now 'gather'",
+    'config.optim.learning_rate was 0.003, is now 0.001',
+    'config.train.steps was 40, is now 80',
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('key, value', [
+  ('model.rope.base', 1e4), ('model.layers', 2), ('seed', 1),
+  ('train.batch', 8), ('train.seq_len', 512), ('data.tokenizer', 'x.model'),
+  ('weights', 'other'), ('optim.spike_window', 64),
+])  # fmt: skip
+def test_what_makes_it_another_run_is_refused_and_named(key, value):
+  with pytest.raises(InputError, match=f'run was trained with config.{key} '):
+    checked(**{key: value})
+
+
+def test_another_source_is_refused_and_a_key_of_newer_code_is_not():
+  before, now = changed(), changed()
+  now['data']['sources']['more'] = dict(path='docs')
+  now['brand_new'] = 3
+  with pytest.raises(InputError, match=r'data.sources.more.path .nothing.'):
+    resume.check(before, now, 'run', lambda _: None)
+  del now['data']['sources']['more']
+  resume.check(before, now, 'run', lambda _: None)
+
+
+def test_every_key_that_may_change_is_a_key():
+  keys = cli.keys(common.base())
+  for key in resume.MAY_CHANGE:
+    assert any(k.startswith(key) for k in keys), key
