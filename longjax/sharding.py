@@ -20,7 +20,7 @@ from longjax.errors import InputError
 AXES = ('data', 'seq')
 
 
-def start(devices: int, compiled=''):
+def start(devices: int, compiled: str | os.PathLike = ''):
   """Prepares the backend; call before anything else touches jax devices.
 
   A TPU has the devices it has. A CPU pretends to have `devices`, shared by
@@ -33,7 +33,7 @@ def start(devices: int, compiled=''):
     compiled: local directory in which compiled programs are kept from one
       start to the next, if JAX_COMPILATION_CACHE_DIR names none.
   """
-  if compiled and not jax.config.jax_compilation_cache_dir:
+  if compiled and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     jax.config.update('jax_compilation_cache_dir', str(compiled))
   address = os.environ.get('LONGJAX_COORDINATOR')
   processes = int(os.environ.get('LONGJAX_PROCESSES', '1'))
