@@ -1,5 +1,6 @@
 """Steps that must change nothing: not finite, a spike, or to be passed over."""
 
+import itertools
 import pathlib
 
 import jax
@@ -18,6 +19,7 @@ from longjax import (
   train,
 )
 from longjax.batch import Batch
+from longjax.data import pipeline
 from longjax.errors import InputError
 
 
@@ -51,6 +53,7 @@ def taken(config, steps):
   return found, state
 
 
+TOKENS = 32  # of a step of the loop
 CALM = [(2.0, 1.0), (2.1, 1.1), (1.9, 0.9), (2.0, 1.0)]
 SKIPPED, TAKEN = (True, False), (False, True)
 
@@ -92,11 +95,16 @@ def test_before_the_window_is_full_and_without_sigmas_spikes_are_admitted():
 class Numbers:
   """Batches whose tokens are the number of their step."""
 
-  def iterate(self, start):
-    while True:
-      start += 1
-      whole = np.full((8, 4), start, np.int32)
-      yield Batch(*[whole] * 2, np.ones((8, 4), np.float32), *[whole] * 3)
+  def iterate(self, start, held):
+    for number in itertools.count(start + 1):
+      parts = []
+      for rows, cuts in held:
+        for cut in cuts:
+          shape = (rows.stop - rows.start, cut.stop - cut.start)
+          whole = np.full(shape, number, np.int32)
+          weights = np.ones(shape, np.float32)
+          parts.append(Batch(*[whole] * 2, weights, *[whole] * 3))
+      yield pipeline.Step(number, [], [], np.arange(0), TOKENS), parts
 
 
 def looped(workdir, losses, **changes):
@@ -149,5 +157,5 @@ def test_batches_of_skip_steps_are_passed_over(tmp_path):
   )
   assert computed == [1, 4, 5, 6]
   assert [x['step'] for x in metrics.read(tmp_path)] == [1, 4, 5, 6]
-  row = 8 * 4  # tokens
-  assert saved == [(2, row, False), (4, 2 * row, False), (6, 4 * row, True)]
+  tokens = [TOKENS, 2 * TOKENS, 4 * TOKENS]
+  assert saved == [*zip((2, 4, 6), tokens, (False, False, True))]
