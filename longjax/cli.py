@@ -7,6 +7,7 @@ answered with one line on stderr and exit code 2, before anything is compiled.
 
 import difflib
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -45,6 +46,9 @@ def guarded(answer) -> int:
   except InputError as error:
     print(f'{command}: {one_line(error)}', file=sys.stderr)
     return 2
+  except BrokenPipeError:  # `| head` has read enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
   except OSError as error:  # of a file that was named: no space, no right
     if not error.filename:
       raise

@@ -39,6 +39,10 @@ def start(devices: int, compiled: str | os.PathLike = ''):
   processes = int(os.environ.get('LONGJAX_PROCESSES', '1'))
   jax.config.update('jax_num_cpu_devices', max(devices // processes, 1))
   silent = int(os.environ.get('LONGJAX_HEARTBEAT_SECONDS', '100'))
+  if not on_tpu() and importlib.util.find_spec('libtpu'):
+    # It is there to plan with; asked for a TPU it would complain at length.
+    platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
+    jax.config.update('jax_platforms', platforms)
   if address:
     number = int(os.environ['LONGJAX_PROCESS'])
     jax.distributed.initialize(

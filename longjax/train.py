@@ -333,7 +333,8 @@ def llama_config(config) -> llama.Llama:
     raise InputError(f'config.model: {error}') from None
 
 
-# Smallest value that a key may have.
+# Smallest value that a key may have; a nan is none.
+MOST = 2**63
 LEAST = {
   'seed': 0,
   'mesh.data': 1,
@@ -347,6 +348,7 @@ LEAST = {
   'optim.warmup_steps': 0,
   'optim.warmup_from': 0,
   'optim.min_ratio': 0,
+  'optim.eps': 0,
   'optim.weight_decay': 0,
   'optim.clip': 1e-9,
   'optim.spike_sigmas': 0,
@@ -367,8 +369,12 @@ def check(config) -> llama.Llama:
   model, train, mesh = llama_config(config), config.train, config.mesh
   flat = cli.keys(config)
   for key, least in LEAST.items():
-    if flat[key] < least:
-      raise InputError(f'config.{key} must be at least {least}, is {flat[key]}')
+    if not least <= flat[key] < MOST:
+      bound = f'at least {least}' if flat[key] < least else 'a finite number'
+      raise InputError(f'config.{key} must be {bound}, is {flat[key]}')
+  for key in ('optim.b1', 'optim.b2'):
+    if not 0 <= flat[key] < 1:
+      raise InputError(f'config.{key} must be from 0 to below 1: {flat[key]}')
   if train.batch % (train.micro_batches * mesh.data):
     raise InputError(
       f'config.train.batch {train.batch} is not a multiple of '

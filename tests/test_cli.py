@@ -1,5 +1,7 @@
 """What a command says to a user who has mistyped."""
 
+import subprocess
+import sys
 import time
 
 import commands
@@ -27,6 +29,10 @@ def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
 
 
 @pytest.mark.parametrize('override, says', [
+  ('optim.learning_rate=nan', 'optim.learning_rate must be a finite number'),
+  ('optim.learning_rate=inf', 'optim.learning_rate must be a finite number'),
+  ('optim.b2=1.0', 'config.optim.b2 must be from 0 to below 1'),
+  ('seed=99999999999999999999', 'config.seed must be a finite number'),
   ('model.heads=7', 'heads 7 is not a multiple of kv_heads 4'),
   ('model.attention=rng', 'ring'),
   ('model.rope.scaling=yarm', 'yarn'),
@@ -52,6 +58,15 @@ def test_a_config_that_cannot_work_is_refused_before_any_compile(
   )
   assert says in line
   assert not workdir.exists()
+
+
+def test_help_may_be_cut_short_by_its_reader():
+  command = f'{sys.executable} launch/tpu.py --help | head -n 1'
+  done = subprocess.run(
+    ['bash', '-c', command], cwd=commands.ROOT, capture_output=True, text=True,
+    check=True,
+  )  # fmt: skip
+  assert done.stderr == ''
 
 
 @pytest.mark.parametrize('script', ['tpu.py', 'prepare.py', 'pod.py'])
