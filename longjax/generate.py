@@ -203,7 +203,7 @@ def _prefilled(params, config, prompts, lengths, chunks, count, chunk, mesh):
   tokens = np.zeros((len(prompts), chunks * chunk), np.int32)
   for row, prompt in zip(tokens, prompts):
     row[: len(prompt)] = prompt
-  state = empty(config, len(prompts), chunks * chunk + count, chunk, mesh)
+  state = empty(config, len(prompts), chunks * chunk + count, mesh)
   for start in range(0, tokens.shape[1], chunk):
     state = prefill(
       params, state, tokens[:, start : start + chunk], lengths,
@@ -223,17 +223,10 @@ def _empty(config, rows, n, slots, mesh):
   return _held(State(cache, last, jnp.int32(0)), mesh)
 
 
-def empty(config, rows: int, tokens: int, chunk: int, mesh=None) -> State:
-  """Nothing read yet, and room for `tokens` in each row.
-
-  Slots are a multiple of an eighth of a power of two, so that few shapes are
-  compiled and little is wasted.
-  """
+def empty(config, rows: int, tokens: int, mesh=None) -> State:
+  """Nothing read yet, and room for `tokens` in each row, or a little more."""
   n = _ring(mesh)
-  needed = -(-tokens // n)
-  grain = max(chunk // n, 1 << max(needed.bit_length() - 3, 0))
-  slots = needed + -needed % grain
-  return _empty(config, rows, n, slots, mesh)
+  return _empty(config, rows, n, _rounded(-(-tokens // n)), mesh)
 
 
 @functools.partial(
@@ -392,6 +385,13 @@ def _check(prompts, config):
       )
 
 
+def _rounded(size: int) -> int:
+  """Up to a multiple of an eighth of a power of two: few shapes are compiled,
+  and less than a seventh is wasted."""
+  grain = 1 << max(size.bit_length() - 3, 0)
+  return size + -size % grain
+
+
 def _ring(mesh) -> int:
   return mesh.shape['seq'] if mesh else 1
 
@@ -439,7 +439,9 @@ def _groups(batch: Batch, rows: int):
 def _losses(params, config, batch, mesh, arrangement, chunk):
   """[batch, seq] of a batch in the order of its text, on the host."""
   seq, n = batch.tokens.shape[1], _ring(mesh)
-  widths = ((0, 0), (0, -seq % (2 * n)))
+  length = _rounded(seq)
+  length += -length % (2 * n)  # what zigzag needs
+  widths = ((0, 0), (0, length - seq))
   batch = Batch(*(np.pad(x, widths) for x in batch))
   place = np.tile(np.arange(batch.tokens.shape[1]), (len(batch.tokens), 1))
   # The model does not read `weights`: they say where each token came from.

@@ -1,6 +1,7 @@
 """Evaluations and generation against what can be worked out by hand."""
 
 import numpy as np
+from eval_cases import TOKENS, blind, reader
 
 from longjax.batch import one_document
 from longjax.data import layout, tokenizer
@@ -33,16 +34,8 @@ def test_a_passkey_prompt_has_its_exact_length_and_the_key_at_its_depth():
 
 
 def test_a_copying_model_finds_every_key_and_a_blind_one_none():
-  tokens = tokenizer.load('bytes')
-
-  def copy(prompts, count):
-    texts = [tokens.decode(p) for p in prompts]
-    keys = [t.split('The pass key is ')[1][:5] for t in texts]
-    return [tokens.encode(f' {k}.....'[:count]) for k in keys]
-
-  blind = lambda prompts, count: [tokens.encode(' 12345..')] * len(prompts)
-  run = lambda model: passkey.accuracy(model, tokens, (600, 900), (0.2, 0.8))
-  assert run(copy)['found'] == [[True, True]] * 2
+  run = lambda lm: passkey.accuracy(lm, TOKENS, (600, 900), (0.2, 0.8))
+  assert run(reader)['found'] == [[True, True]] * 2
   assert run(blind)['found'] == [[False, False]] * 2
 
 

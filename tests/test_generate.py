@@ -138,7 +138,7 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   """A device holds an eighth of the slots, in what is compiled too."""
   mesh = make_mesh(1, 8)
   sharded = generate.placed(params, CONFIG, mesh)
-  state = generate.empty(CONFIG, 1, 4096, 64, mesh)
+  state = generate.empty(CONFIG, 1, 4096, mesh)
   slots = state.cache.k.shape[3]
   assert 512 <= slots <= 576
   shard = state.cache.k.addressable_shards[0].data.shape

@@ -1,70 +1,98 @@
 """What a model can do with its context, measured the same way each time."""
 
 import dataclasses
+import math
 
 from longjax import generate, llama
 from longjax.data import pack
-from longjax.evals import passkey, position_loss
+from longjax.errors import InputError
+from longjax.evals import passkey, tasks
 
 
-def evaluate(params, model: llama.Llama, mesh, config, store, tokenizer, log):
+def evaluate(
+  params, model: llama.Llama, mesh, config, store, tokenizer, log, asked=()
+):
   """Runs the evaluations that a config asks for.
 
   Args:
-    params: sharded over the mesh.
+    params: sharded over the mesh, or numpy.
     model: how to read them.
-    mesh: of the training run.
-    config: the whole config; its section `eval` and `data.layout` are read.
+    mesh: the devices.
+    config: the whole config; `eval`, `seed`, `data.layout` and
+      `train.loss_chunk` are read.
     store: held-out documents (data.prepare.held_out), or None.
     tokenizer: of the model.
     log: called with a line about what is running.
+    asked: names of tasks to run instead of those of the config.
 
   Returns:
-    {'position_loss': {...}, 'passkey': {...}}: what was asked for.
+    {task: what it found}, as JSON has it.
   """
-  results, ask = {}, config.eval
   lm = language_model(params, model, mesh, config, tokenizer)
-  if ask.length:
-    log(f'  loss by position: {ask.documents} documents of {ask.length} tokens')
-    results['position_loss'] = position_loss.curve(
-      lm.nll, documents(store, config, mesh.shape['data']), ask.length
-    )
-  if ask.passkey_lengths:
-    log(f'  passkey at {", ".join(map(str, ask.passkey_lengths))} tokens')
-    results['passkey'] = passkey.accuracy(
-      lm.generate, tokenizer, ask.passkey_lengths, ask.passkey_depths,
-      config.seed,
-    )  # fmt: skip
+  setting = tasks.Setting(lm, tokenizer, store, config.eval, config.seed, log)
+  results = {}
+  for name in asked or names(config.eval):
+    log(f'  {name}')
+    results[name] = finite(tasks.run(setting, name))
   return results
+
+
+def names(ask) -> list[str]:
+  """The evaluations of a section `eval`, in order, each once."""
+  asked = []
+  if ask.length and ask.documents:
+    asked.append('position_loss')
+  if ask.passkey_lengths:
+    asked.append('passkey')
+  return list(dict.fromkeys([*asked, *ask.tasks]))
+
+
+def check(config, store, tokenizer, asked=()):
+  """InputError, before any training, for what could not be evaluated."""
+  ask = config.eval
+  for name in asked or names(ask):
+    tasks.check(name)
+    head = name.partition('/')[0]
+    if head in tasks.LOSSES and not ask.length:
+      raise InputError(f'task {name} needs config.eval.length, which is 0')
+    if head not in tasks.NO_TEXT and store is None:
+      raise InputError(f'task {name} needs documents in config.eval.sources')
+  if ask.length and store is not None:
+    pack.one_document_rows(store, ask.length, ask.documents)
+  for length in ask.passkey_lengths:
+    passkey.prompt(tokenizer, length, 0.5, 12345)
+  if any(length < 1 for length in ask.lengths):
+    raise InputError(f'config.eval.lengths must be positive: {ask.lengths}')
+
+
+def need_documents(asked) -> bool:
+  """Whether one of these evaluations reads eval.sources."""
+  heads = {name.partition('/')[0] for name in asked}
+  return bool(heads - set(tasks.NO_TEXT))
 
 
 def language_model(params, model, mesh, config, tokenizer) -> generate.LM:
   """The model as evaluations call it, on the mesh of a run."""
   ends = {tokenizer.eos, tokenizer.document_end} - {None}
+  rows = mesh.shape['data']
   return generate.lm(
-    params, model, mesh=mesh, rows=mesh.shape['data'], ends=tuple(ends),
+    params, model, mesh=mesh, rows=rows, ends=tuple(sorted(ends)),
     arrangement=config.data.layout, loss_chunk=config.train.loss_chunk,
   )  # fmt: skip
 
 
-def check(config, store, tokenizer):
-  """InputError, before any training, for what could not be evaluated."""
-  ask = config.eval
-  if ask.length:
-    pack.one_document_rows(store, ask.length, ask.documents)
-  for length in ask.passkey_lengths:
-    passkey.prompt(tokenizer, length, 0.5, 12345)
-
-
-def documents(store, config, rows):
-  """Batches of the first tokens of held-out documents, a row each."""
-  length = config.eval.length
-  spans = pack.one_document_rows(store, length, config.eval.documents)
-  for i in range(0, len(spans), rows):
-    yield pack.batch(store, spans[i : i + rows], length)
-
-
 def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
   """`model` with the fields of `like` that say how, not what, to compute."""
-  how = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk')
+  how = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
   return dataclasses.replace(model, **{f: getattr(like, f) for f in how})
+
+
+def finite(found):
+  """As JSON has it: None for numbers that are none."""
+  if isinstance(found, dict):
+    return {str(k): finite(v) for k, v in found.items()}
+  if isinstance(found, list | tuple):
+    return [finite(v) for v in found]
+  if isinstance(found, float) and not math.isfinite(found):
+    return None
+  return found

@@ -1,8 +1,9 @@
 """Passkey retrieval: five digits hidden in filler, asked for at the end.
 
 The task of Landmark Attention (arXiv:2305.16300), with the length counted in
-tokens exactly, keys of five digits and fixed depths. Any tuned model passes
-(arXiv:2309.16039, footnote 4): a failure tells more than a success.
+tokens exactly, keys of five digits and fixed depths; ORIGINAL is the task as
+it was published. Any tuned model passes (arXiv:2309.16039, footnote 4): a
+failure tells more than a success.
 """
 
 import re
@@ -10,6 +11,8 @@ import re
 import numpy as np
 
 from longjax.errors import InputError
+from longjax.evals import prompts
+from longjax.evals.prompts import Source, Task
 
 INTRO = (
   'There is an important info hidden inside a lot of irrelevant text. Find it '
@@ -26,9 +29,10 @@ ANSWER_TOKENS = 8
 
 def prompt(tokenizer, length: int, depth: float, key: int) -> np.ndarray:
   """[length - ANSWER_TOKENS] ids, the key after a share `depth` of filler."""
-  intro, hidden, question = (
+  intro = prompts.encode(tokenizer, INTRO)
+  hidden, question = (
     np.asarray(tokenizer.encode(text))
-    for text in (INTRO, KEY.format(key=key), QUESTION)
+    for text in (KEY.format(key=key), QUESTION)
   )
   room = length - ANSWER_TOKENS - len(intro) - len(hidden) - len(question)
   if room < 0:
@@ -43,17 +47,43 @@ def prompt(tokenizer, length: int, depth: float, key: int) -> np.ndarray:
   )
 
 
-def found(answer: str, key: int) -> bool:
+def found(answer: str, key) -> bool:
   """Whether the first integer of the answer is the key."""
   numbers = re.findall(r'\d+', answer)
   return bool(numbers) and numbers[0] == str(key)
 
 
-def accuracy(generate, tokenizer, lengths, depths, seed=0) -> dict:
+def first_number(answer: str, references) -> float:
+  """1 if the first integer of the answer is the key."""
+  return float(found(answer, references[0]))
+
+
+def original(rng, source: Source, size, length):
+  """The prompt of Landmark Attention's run_test.py: `size` characters of
+  filler, cut anywhere, and a key below 50,000 at a random place."""
+  before = int(rng.integers(0, size + 1))
+  filler = FILLER * (size // len(FILLER) + 1)
+  key = rng.integers(1, 50_001)
+  lines = (
+    'There is an important info hidden inside a lot of irrelevant text. Find '
+    'it and memorize them. I will quiz you about the important information '
+    'there.',
+    filler[:before],
+    f'The pass key is {key}. Remember it. {key} is the pass key.',
+    filler[: size - before],
+    'What is the pass key? The pass key is',
+  )
+  return '\n'.join(lines), [str(key)]
+
+
+ORIGINAL = Task(original, 10, first_number)
+
+
+def accuracy(lm, tokenizer, lengths, depths, seed=0) -> dict:
   """Which keys are found.
 
   Args:
-    generate: (list of prompts, count) -> [len(prompts), count] ids.
+    lm: generate.LM.
     tokenizer: data.tokenizer.Tokenizer.
     lengths: tokens of prompt and answer.
     depths: shares of the filler before the key, 0 to 1.
@@ -66,12 +96,10 @@ def accuracy(generate, tokenizer, lengths, depths, seed=0) -> dict:
   result = dict(length=[], depths=list(depths), found=[])
   for length in lengths:
     keys = rng.integers(10_000, 100_000, len(depths)).tolist()
-    prompts = [
+    asked = [
       prompt(tokenizer, length, depth, key) for depth, key in zip(depths, keys)
     ]
-    answers = generate(prompts, ANSWER_TOKENS)
+    answers = prompts.answers(lm, tokenizer, asked, ANSWER_TOKENS)
     result['length'].append(int(length))
-    result['found'].append([
-      found(tokenizer.decode(ids), key) for ids, key in zip(answers, keys)
-    ])  # fmt: skip
+    result['found'].append([found(a, key) for a, key in zip(answers, keys)])
   return result

@@ -1,0 +1,49 @@
+"""First-sentence retrieval, arXiv:2309.16039, section 4.1.
+
+The model is given a text and asked for its first sentence; ROUGE-L says how
+much of it comes back. The paper gives no wording: this one is ours, with two
+short examples for models that were not tuned to follow instructions.
+"""
+
+import functools
+
+from longjax.evals import haystack, score
+from longjax.evals.prompts import Source, Task
+
+WORDS = range(8, 41)  # of a sentence that is asked for
+SHOTS = (
+  ('The old mill stood at the edge of the village for two hundred years. '
+   'Nobody remembered who had built it. In spring the river rose.'),
+  ('A letter arrived on Tuesday with a stamp that none of us had ever seen. '
+   'My brother opened it. It was empty.'),
+)  # fmt: skip
+PROMPT = (
+  'Text:\n"""\n{text}\n"""\nRepeat the first sentence of the text exactly.\n'
+  'First sentence:'
+)
+
+
+def build(rng, source: Source, size, length):
+  """A text of `size` + 1 sentences; its first occurs nowhere else in it."""
+  start = int(rng.choice(_starts(source.text)))
+  parts = haystack.sentences(source.text)
+  parts = parts[start:] + parts[:start]
+  answer = parts[0]
+  rest = [s for s in parts[1:] if answer not in s]
+  shots = ''.join(
+    f'{PROMPT.format(text=t)} {haystack.sentences(t)[0]}\n\n' for t in SHOTS
+  )
+  text = ' '.join([answer, *haystack.first(rest, size)])
+  return shots + PROMPT.format(text=text), [answer]
+
+
+TASK = Task(build, 96, score.rouge_l, ('\n',))
+
+
+@functools.lru_cache(1)
+def _starts(text: str) -> list[int]:
+  """The sentences that may be asked for."""
+  return [
+    i for i, sentence in enumerate(haystack.sentences(text))
+    if len(sentence.split()) in WORDS
+  ]  # fmt: skip

@@ -1,0 +1,88 @@
+"""The parts of HELMET, arXiv:2410.02694, that need no data from elsewhere.
+
+Recall: JSON key-value pairs of its own, and three of RULER's tasks with its
+shorter answers. In-context learning: questions and their kinds, as in TREC
+coarse, with labels that are shuffled integers, so that only the demonstrations
+say what a label means. The questions are made from patterns, not TREC's.
+"""
+
+import uuid
+
+from longjax.evals import ruler, score
+from longjax.evals.prompts import Source, Task
+
+KV = (
+  '{context}\n\nExtract the value corresponding to the specified key in the '
+  'JSON object below.\n\n{shots}Key: {key}\nCorresponding value:'
+)
+ICL = (
+  'Use the provided mapping from the text to label to assign a label to the '
+  'text. Only output "label: {{label}}" and nothing else. \n\n{shots}\n\n'
+  '{text}\nlabel:'
+)
+SHOTS = 2
+# Six kinds of answer, as in TREC coarse; {} are an adjective and a noun.
+KINDS = (
+  ('Who invented the {} {}?', 'Who was the first owner of a {} {}?',
+   'Which author wrote about the {} {}?', 'Who painted a {} {}?'),
+  ('Where can one see the {} {}?', 'In what country is the {} {} made?',
+   'What city is known for its {} {}?', 'Where was a {} {} found?'),
+  ('How many people own a {} {}?', 'What does a {} {} cost?',
+   'How long is a {} {}?', 'How much does the {} {} weigh?'),
+  ('What does "{} {}" mean?', 'What is a {} {}?',
+   'Why does a {} {} break?', 'How does one make a {} {}?'),
+  ('What animal eats a {} {}?', 'What color is the {} {}?',
+   'What is another name for a {} {}?', 'What food goes with a {} {}?'),
+  ('What does the abbreviation of {} {} stand for?',
+   'What is the acronym for {} {}?', 'What is {} {} short for?',
+   'How is {} {} abbreviated?'),
+)  # fmt: skip
+
+
+def json_kv(rng, source: Source, size, length):
+  """The value of one of `size` + 3 random pairs in a JSON object."""
+  draw = lambda: str(uuid.UUID(bytes=rng.bytes(16), version=4))
+  pairs = [(draw(), draw()) for _ in range(size + SHOTS + 1)]
+  *shots, asked = [pairs[i] for i in rng.permutation(len(pairs))[: SHOTS + 1]]
+  context = ',\n '.join(f'"{k}": "{v}"' for k, v in pairs)
+  text = KV.format(
+    context='{' + context + '}',
+    shots=''.join(f'Key: {k}\nCorresponding value: {v}\n\n' for k, v in shots),
+    key=asked[0],
+  )
+  return text, [asked[1]]
+
+
+def in_context(rng, source: Source, size, length):
+  """The label of a question after `size` others, balanced in rounds."""
+  labels = rng.permutation(len(KINDS))
+  kind = int(rng.integers(len(KINDS)))
+  asked, shots = _question(rng, source.words, kind), []
+  while len(shots) < size:  # each label once a round
+    shots += [
+      f'{_question(rng, source.words, k)}\nlabel: {labels[k]}'
+      for k in rng.permutation(len(KINDS))
+    ]
+  shots = '\n\n'.join(shots[:size])
+  return ICL.format(shots=shots, text=asked), [str(labels[kind])]
+
+
+def first_label(answer: str, references) -> float:
+  """1 if what stands first in the answer is the label."""
+  parts = answer.lower().replace('label:', ' ').split()
+  return score.exact_match(parts[0], references) if parts else 0.0
+
+
+TASKS = dict(
+  json_kv=Task(json_kv, 100, score.substring_match),
+  niah_multikey_2=ruler.TASKS['niah_multikey_2']._replace(count=50),
+  niah_multikey_3=ruler.TASKS['niah_multikey_3']._replace(count=100),
+  niah_multivalue=ruler.TASKS['niah_multivalue']._replace(count=50),
+  icl=Task(in_context, 20, first_label, ('\n',)),
+)
+RECALL = ('json_kv', 'niah_multikey_2', 'niah_multikey_3', 'niah_multivalue')
+
+
+def _question(rng, words, kind: int) -> str:
+  pattern = KINDS[kind][rng.integers(len(KINDS[kind]))]
+  return pattern.format(rng.choice(words.adjectives), rng.choice(words.nouns))

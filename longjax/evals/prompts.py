@@ -1,0 +1,120 @@
+"""Prompts with known answers: made to a length, put to a model, scored.
+
+A task builds a text of a given size (sentences, words, pairs: what its
+haystack is counted in) from random numbers; here the size is chosen so that
+prompt and answer fill a context length, counted in the model's own tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longjax import generate
+from longjax.errors import InputError
+from longjax.evals import score
+
+
+class Source(NamedTuple):
+  """What tasks are made of."""
+
+  text: str  # prose for haystacks
+  words: Any = None  # evals.words.Words
+
+
+class Sample(NamedTuple):
+  """A prompt and what a right answer holds."""
+
+  prompt: np.ndarray  # ids
+  references: tuple[str, ...]
+
+
+class Task(NamedTuple):
+  """How a benchmark makes its prompts and scores the answers."""
+
+  # (rng, source, size, length) -> (text, references), the same for the same.
+  build: Callable
+  count: int  # tokens of the answer
+  score: Callable = score.all_references  # (answer, references) -> 0 to 1
+  stop: tuple[str, ...] = ()  # an answer ends before these
+
+
+def encode(tokenizer, text: str) -> np.ndarray:
+  """A prompt as ids, with what the tokenizer puts before a document."""
+  ids = np.asarray(tokenizer.encode(text), np.int32)
+  start = tokenizer.document_start
+  return ids if start is None else np.concatenate([[start], ids])
+
+
+def samples(
+  task: Task, tokenizer, source: Source, length: int, count: int, seed: int
+) -> list[Sample]:
+  """`count` prompts that leave room for the answer within `length` tokens.
+
+  The haystack is the largest that fits: one unit more would not.
+  """
+  made, size = [], 0
+  for number in range(count):
+
+    def build(size, number=number):
+      rng = np.random.default_rng([seed, number])
+      return task.build(rng, source, size, length)
+
+    measure = lambda size, build=build: len(encode(tokenizer, build(size)[0]))
+    size = largest(measure, length - task.count, near=size)
+    text, references = build(size)
+    made.append(Sample(encode(tokenizer, text), tuple(references)))
+  return made
+
+
+def largest(measure, limit: int, near=0) -> int:
+  """The largest size with measure(size) <= limit, from a size it is near to.
+
+  Raises:
+    InputError: not even size 0 fits.
+  """
+  low, high, step = -1, None, 1
+  size, before = near, -1
+  while high is None or high - low > 1:
+    tokens = measure(size)
+    if tokens <= limit:
+      if tokens == before and high is None and step > 64:
+        return low  # there is no more of the haystack
+      low, before = size, tokens
+    elif size:
+      high = size
+    else:
+      raise InputError(
+        f'a prompt needs at least {tokens} tokens, but only {limit} are left '
+        'beside the answer: use longer --lengths'
+      )
+    if high is None:
+      # As if all of it were haystack: near from below.
+      step = max(step * 2, (limit - tokens) * size // max(tokens, 1))
+      size = low + step
+    elif low < 0:
+      size = max(size - max(step, (tokens - limit) * size // tokens + 1), 0)
+      step *= 2
+    else:
+      size = (low + high) // 2
+  return low
+
+
+def answers(lm, tokenizer, prompts, count: int, stop=()) -> list[str]:
+  """The model's likeliest continuations, cut before the first of `stop`."""
+  ids = lm.generate(prompts, count, generate.stop_at(tokenizer, stop))
+  texts = [tokenizer.decode(x[:count]) for x in ids]
+  return [until(text, stop) for text in texts]
+
+
+def until(text: str, stop) -> str:
+  """The text before the first of some strings."""
+  ends = [at for s in stop if (at := text.find(s)) >= 0]
+  return text[: min(ends)] if ends else text
+
+
+def scores(lm, tokenizer, task: Task, made: list[Sample]) -> list[float]:
+  """The score of each sample, 0 to 1."""
+  prompts = [sample.prompt for sample in made]
+  found = answers(lm, tokenizer, prompts, task.count, task.stop)
+  return [float(task.score(a, s.references)) for a, s in zip(found, made)]

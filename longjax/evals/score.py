@@ -1,0 +1,97 @@
+"""How answers are scored, and how sure a score is. Text in, number out."""
+
+import collections
+import math
+import re
+import string
+
+
+def all_references(answer: str, references) -> float:
+  """The share of the references that are in the answer (RULER, all-match)."""
+  answer = answer.lower()
+  return sum(r.lower() in answer for r in references) / len(references)
+
+
+def any_reference(answer: str, references) -> float:
+  """1 if one of the references is in the answer (RULER, part-match)."""
+  answer = answer.lower()
+  return float(any(r.lower() in answer for r in references))
+
+
+def normalized(text: str) -> str:
+  """As SQuAD compares answers: no case, punctuation or articles."""
+  text = ''.join(c for c in text.lower() if c not in string.punctuation)
+  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+
+def exact_match(answer: str, references) -> float:
+  """1 if the answer is one of the references, both normalized."""
+  return float(normalized(answer) in [normalized(r) for r in references])
+
+
+def substring_match(answer: str, references) -> float:
+  """1 if one of the references is in the answer, both normalized (HELMET)."""
+  answer = normalized(answer)
+  return float(any(normalized(r) in answer for r in references))
+
+
+def words(text: str) -> list[str]:
+  """Runs of letters and digits in lower case, as ROUGE counts them."""
+  return re.findall(r'[a-z0-9]+', text.lower())
+
+
+def rouge_1_recall(answer: str, reference: str) -> float:
+  """The share of the reference's words that are in the answer."""
+  has = collections.Counter(words(answer))
+  wanted = collections.Counter(words(reference))
+  return (has & wanted).total() / max(wanted.total(), 1)
+
+
+def rouge_l(answer: str, references) -> float:
+  """The best F1 of the longest common subsequence of words (ROUGE-L)."""
+
+  def one(reference):
+    a, b = words(answer), words(reference)
+    common = _common(a, b)
+    return 2 * common / (len(a) + len(b)) if common else 0.0
+
+  return max(map(one, references))
+
+
+def _common(a, b) -> int:
+  """The length of the longest common subsequence."""
+  row = [0] * (len(b) + 1)
+  for x in a:
+    corner = 0
+    for j, y in enumerate(b, 1):
+      above = row[j]
+      row[j] = corner + 1 if x == y else max(above, row[j - 1])
+      corner = above
+  return row[-1]
+
+
+def interval(scores) -> tuple[float, float]:
+  """The 95 % binomial interval of a mean, after Wilson.
+
+  Args:
+    scores: numbers from 0 to 1; shares count as so much of a success, which
+      makes the interval wider than need be, never narrower.
+
+  Returns:
+    (low, high), both from 0 to 1.
+  """
+  count = len(scores)
+  if not count:
+    return 0.0, 1.0
+  z, p = 1.959964, math.fsum(scores) / count
+  middle = (p + z * z / (2 * count)) / (1 + z * z / count)
+  half = math.sqrt(p * (1 - p) / count + z * z / (4 * count**2))
+  half *= z / (1 + z * z / count)
+  return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def summary(scores) -> dict:
+  """{'score', 'low', 'high', 'samples'} of scores from 0 to 1."""
+  low, high = interval(scores)
+  mean = math.fsum(scores) / len(scores) if len(scores) else float('nan')
+  return dict(score=mean, low=low, high=high, samples=len(scores))

@@ -1,0 +1,218 @@
+"""Every evaluation there is, by the name that `eval.tasks` gives it.
+
+An evaluation is a function of a Setting to what JSON holds. A name may go on
+after a slash where there are several of a kind: ruler/vt, helmet/json_kv,
+lm_eval/lambada_openai.
+"""
+
+import difflib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longjax.data import pack
+from longjax.errors import InputError
+from longjax.evals import (
+  first_sentence,
+  haystack,
+  helmet,
+  longppl,
+  needle,
+  passkey,
+  perplexity,
+  position_loss,
+  prompts,
+  ruler,
+  scaling,
+  score,
+  words,
+)
+
+
+class Setting(NamedTuple):
+  """What an evaluation is done with."""
+
+  lm: Any  # generate.LM
+  tokenizer: Any  # data.tokenizer.Tokenizer
+  store: Any  # held-out documents, or None
+  ask: Any  # the section `eval` of a config
+  seed: int
+  log: Any  # called with a line about what is running
+
+
+def by_position(setting: Setting, part: str) -> dict:
+  ask = setting.ask
+  spans = pack.one_document_rows(setting.store, ask.length, ask.documents)
+  batch = pack.batch(setting.store, spans, ask.length)
+  return position_loss.curve(setting.lm.nll, [batch], ask.length)
+
+
+def windows(setting: Setting, part: str) -> dict:
+  lengths = [n for n in setting.ask.lengths if n <= setting.ask.length]
+  if not lengths:
+    raise InputError(
+      f'perplexity needs eval.lengths of at most eval.length '
+      f'{setting.ask.length}, got {tuple(setting.ask.lengths)}'
+    )
+  return perplexity.table(setting.lm, documents(setting), lengths)
+
+
+def context_gain(setting: Setting, part: str) -> dict:
+  length = setting.ask.length
+  scored = min(scaling.SCORED, length // 4)
+  most = length - scored
+  contexts = [2**k for k in range(4, most.bit_length()) if 2**k < most]
+  result = scaling.gain(
+    setting.lm, documents(setting), [*contexts, most], scored
+  )
+  try:
+    result['fit'] = scaling.fit(result['context'], result['loss'])
+  except InputError as error:
+    result['fit'] = None
+    setting.log(f'  {error}')
+  return result
+
+
+def key_tokens(setting: Setting, part: str) -> dict:
+  """The model is its own evaluator, which favours no other."""
+  short = min(longppl.SHORT, setting.ask.length // 4)
+  stride = min(longppl.STRIDE, max(short // 4, 1))
+  return longppl.longppl(
+    setting.lm, setting.lm, documents(setting), short, stride
+  )
+
+
+def find_passkey(setting: Setting, part: str) -> dict:
+  ask = setting.ask
+  lengths = ask.passkey_lengths or ask.lengths
+  return passkey.accuracy(
+    setting.lm, setting.tokenizer, lengths, ask.passkey_depths, setting.seed
+  )
+
+
+def find_needle(setting: Setting, part: str) -> dict:
+  depths = np.linspace(0, 1, max(2, min(setting.ask.samples, 11)))
+  return needle.heat_map(
+    setting.lm, setting.tokenizer, text(setting), setting.ask.lengths,
+    depths.round(3).tolist(),
+  )  # fmt: skip
+
+
+def original_passkey(setting: Setting, part: str) -> dict:
+  return by_length(setting, dict(passkey_original=passkey.ORIGINAL))
+
+
+def retrieve_first(setting: Setting, part: str) -> dict:
+  return by_length(setting, dict(first_sentence=first_sentence.TASK))
+
+
+def run_ruler(setting: Setting, part: str) -> dict:
+  return by_length(setting, chosen('ruler', ruler.TASKS, part))
+
+
+def run_helmet(setting: Setting, part: str) -> dict:
+  return by_length(setting, chosen('helmet', helmet.TASKS, part))
+
+
+def run_harness(setting: Setting, part: str) -> dict:
+  """One task of lm-eval, an optional package."""
+  try:
+    import lm_eval  # pyright: ignore[reportMissingImports]
+
+    from longjax.evals import short_tasks
+  except ImportError:
+    raise InputError('lm_eval/... needs: pip install lm-eval') from None
+  harness = short_tasks.Harness(
+    setting.lm, setting.tokenizer, max(setting.ask.lengths)
+  )
+  found = lm_eval.simple_evaluate(
+    model=harness, tasks=[part], limit=setting.ask.samples
+  )
+  numbers = found['results'][part] if found else {}
+  return {k: v for k, v in numbers.items() if isinstance(v, int | float)}
+
+
+TASKS = dict(
+  position_loss=by_position,
+  perplexity=windows,
+  context_gain=context_gain,
+  longppl=key_tokens,
+  passkey=find_passkey,
+  passkey_original=original_passkey,
+  needle=find_needle,
+  first_sentence=retrieve_first,
+  ruler=run_ruler,
+  helmet=run_helmet,
+  lm_eval=run_harness,
+)
+NO_TEXT = ('passkey', 'passkey_original', 'lm_eval')  # need no documents
+LOSSES = ('position_loss', 'perplexity', 'context_gain', 'longppl')
+PARTS = dict(ruler=ruler.TASKS, helmet=helmet.TASKS)
+
+
+def check(name: str):
+  """InputError for a name that is no evaluation."""
+  head, _, part = name.partition('/')
+  known = [*TASKS, *(f'{h}/{p}' for h, ps in PARTS.items() for p in ps)]
+  fits = head in TASKS and (not part or head in PARTS or head == 'lm_eval')
+  if fits and head in PARTS and part:
+    fits = part in PARTS[head]
+  if not fits or (head == 'lm_eval' and not part):
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+    raise InputError(
+      f'there is no task {name!r}; nearest is {near!r}. Tasks are '
+      f'{", ".join(TASKS)}, and their parts: ruler/vt, lm_eval/NAME'
+    )
+
+
+def run(setting: Setting, name: str) -> dict:
+  """What one evaluation found."""
+  head, _, part = name.partition('/')
+  return TASKS[head](setting, part)
+
+
+def chosen(kind: str, known: dict, part: str) -> dict:
+  """The tasks of a kind, or one of them."""
+  return {part: known[part]} if part else known
+
+
+def by_length(setting: Setting, chosen: dict) -> dict:
+  """{task: [{'length', 'score', 'low', 'high', 'samples', 'tokens'}]}.
+
+  `tokens` are those of the shortest prompt and its answer: how near the
+  prompts come to their length.
+  """
+  source = prompts.Source('', None)
+  needs_words = chosen.keys() & (ruler.TASKS.keys() | helmet.TASKS.keys())
+  if needs_words:
+    source = source._replace(words=words.load(setting.log))
+  if setting.store is not None:
+    source = source._replace(text=text(setting))
+  found: dict = {name: [] for name in chosen}
+  for name, task in chosen.items():
+    for length in setting.ask.lengths:
+      setting.log(f'  {name} at {length:,} tokens')
+      made = prompts.samples(
+        task, setting.tokenizer, source, length, setting.ask.samples,
+        setting.seed,
+      )  # fmt: skip
+      scores = prompts.scores(setting.lm, setting.tokenizer, task, made)
+      least = min(len(sample.prompt) for sample in made) + task.count
+      found[name].append(
+        dict(length=int(length), tokens=least) | score.summary(scores)
+      )
+  return found
+
+
+def text(setting: Setting) -> str:
+  """The prose of the haystacks: enough for the longest."""
+  return haystack.text(
+    setting.store, setting.tokenizer, max(setting.ask.lengths)
+  )
+
+
+def documents(setting: Setting) -> list[np.ndarray]:
+  """The first eval.length tokens of held-out documents."""
+  ask = setting.ask
+  spans = pack.one_document_rows(setting.store, ask.length, ask.documents)
+  return [setting.store.tokens(*row[0]) for row in spans]
