@@ -193,6 +193,10 @@ def base(size='tiny', **rope) -> Any:
         window=0,  # trained window, marked in table and plot
         passkey_lengths=(),  # tokens; () is no passkey
         passkey_depths=(0.1, 0.5, 0.9),
+        tasks=(),  # more evaluations: names in longjax/evals/tasks.py
+        lengths=(4096,),  # tokens of their prompts and windows
+        samples=20,  # prompts of each length
+        every_steps=0,  # evaluate while training; 0: before and after only
       ),
     )
   )

@@ -139,8 +139,15 @@ def train(run: Run, found: Inputs, before_save) -> int:
       with run.clock.spent('saving'):
         how(state, dict(about, tokens=tokens))
 
+    def between(step, params):
+      every = config.eval.every_steps
+      if every and step % every == 0 and step < steps:
+        evaluate(f'recipe, {step} steps', params, model.at_rest())
+
     with run.asked.unsaved():
-      state = loop(run, found.data, step_fn, state, tokens, checkpoints, save)
+      state = loop(
+        run, found.data, step_fn, state, tokens, checkpoints, save, between
+      )
     if int(state['step']) < steps:
       run.log(
         f'SIGTERM after step {int(state["step"])}, which is saved: run the '
@@ -156,7 +163,7 @@ def train(run: Run, found: Inputs, before_save) -> int:
   return 0
 
 
-def loop(run: Run, data, step_fn, state, tokens, checkpoints, save):
+def loop(run: Run, data, step_fn, state, tokens, checkpoints, save, between):
   """The state after the last step, or after the one in which we were asked
   to end. Either way it was saved.
 
@@ -168,6 +175,7 @@ def loop(run: Run, data, step_fn, state, tokens, checkpoints, save):
     tokens: that it was trained on.
     checkpoints: which say when a save that failed is to be tried again.
     save: (state, tokens, wait): saves, in the background or not.
+    between: (step, params): what is done after a step, if anything.
   """
   config, start, steps = run.config, int(state['step']), run.config.train.steps
   if start == steps:
@@ -206,6 +214,7 @@ def loop(run: Run, data, step_fn, state, tokens, checkpoints, save):
         save(state, metric.tokens, wait=last)
       if last:
         break
+      between(step, state['params'])
   return state
 
 
@@ -361,6 +370,8 @@ LEAST = {
   'eval.documents': 1,
   'eval.length': 0,
   'eval.window': 0,
+  'eval.samples': 1,
+  'eval.every_steps': 0,
 }
 
 
@@ -506,12 +517,12 @@ def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
 def evaluation(run: Run, tokenizer):
   """evaluate(name, params, model): what the report shows, once per name."""
   config, held_out = run.config, None
-  if config.eval.length:
+  if evals.need_documents(evals.names(config.eval)):
     held_out = prepare.held_out(config, tokenizer, run.log)
   evals.check(config, held_out, tokenizer)
 
   def evaluate(name, params, model, again=False):
-    if not (config.eval.length or config.eval.passkey_lengths):
+    if not evals.names(config.eval):
       return
     has = run.lead and report.has(run.local, name, config)
     if hosts.from_lead(has) and not again:

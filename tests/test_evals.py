@@ -5,7 +5,7 @@ from eval_cases import TOKENS, blind, reader
 
 from longjax.batch import one_document
 from longjax.data import layout, tokenizer
-from longjax.evals import passkey, position_loss, report
+from longjax.evals import passkey, position_loss, sections
 
 
 def test_loss_by_position_by_hand():
@@ -40,6 +40,6 @@ def test_a_copying_model_finds_every_key_and_a_blind_one_none():
 
 
 def test_a_table_is_markdown():
-  assert report.table(['a', 'b'], [[1, 2]]) == (
+  assert sections.table(['a', 'b'], [[1, 2]]) == (
     '| a | b |\n| --- | --- |\n| 1 | 2 |'
   )

@@ -59,17 +59,6 @@ def test_eight_devices_and_odd_chunks_generate_the_same_200_tokens(
   np.testing.assert_array_equal(answers, one_device)
 
 
-def test_rows_over_data_and_filled_up_groups_change_nothing(
-  params, prompts, one_device, make_mesh
-):
-  mesh = make_mesh(2, 2)
-  sharded = generate.placed(params, CONFIG, mesh)
-  answers = generate.generate(
-    sharded, CONFIG, prompts, 9, mesh=mesh, chunk=16, rows=2
-  )
-  np.testing.assert_array_equal(answers, [a[:9] for a in one_device])
-
-
 def test_samples_are_those_of_the_seed_on_any_mesh_and_in_any_group(
   params, prompts, make_mesh
 ):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from longjax import generate, llama
+from longjax import generate, llama, sharding, weights
 from longjax.data import pack
 from longjax.errors import InputError
 from longjax.evals import passkey, tasks
@@ -79,6 +79,16 @@ def language_model(params, model, mesh, config, tokenizer) -> generate.LM:
     params, model, mesh=mesh, rows=rows, ends=tuple(sorted(ends)),
     arrangement=config.data.layout, loss_chunk=config.train.loss_chunk,
   )  # fmt: skip
+
+
+def load(path, like: llama.Llama, mesh):
+  """(params on the mesh, the model), computed as another one is.
+
+  The model is that of the weights, its RoPE too.
+  """
+  place = lambda model: sharding.params(llama.abstract(model), mesh)
+  params, model = weights.load(path, dtype=like.dtype, place=place)
+  return params, compute_as(model, like).at_rest()
 
 
 def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:

@@ -20,21 +20,22 @@ def gain(lm, documents, contexts, scored=SCORED) -> dict:
     lm: generate.LM.
     documents: list of [tokens] ids, at least max(contexts) + scored long; of
       longer ones the first so many are taken.
-    contexts: tokens before the first that is scored.
+    contexts: tokens before the first that is scored, at least 1.
     scored: tokens that are scored.
 
   Returns:
-    dict of lists: context, loss (nats).
+    dict of context and loss (nats), lists, and how it was measured.
   """
   last = max(contexts) + scored
-  result = dict(context=[], loss=[], scored=scored, documents=len(documents))
-  for context in sorted(contexts):
+  contexts, losses = sorted(map(int, contexts)), []
+  for context in contexts:
     # Place i predicts token i + 1: the last place has nothing to predict.
     rows = np.stack([d[last - scored - context : last] for d in documents])
     nll = np.asarray(lm.nll(one_document(rows)), np.float64)
-    result['context'].append(int(context))
-    result['loss'].append(float(nll[:, context - 1 : -1].mean()))
-  return result
+    losses.append(float(nll[:, context - 1 : -1].mean()))
+  return dict(
+    context=contexts, loss=losses, scored=scored, documents=len(documents)
+  )
 
 
 def power_law(c, alpha, beta, gamma):

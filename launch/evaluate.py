@@ -1,0 +1,136 @@
+"""Evaluates a checkpoint, or two side by side, and writes a report.
+
+  python launch/evaluate.py --config configs/C.py --checkpoint DIR
+      [--against DIR] [--tasks a,b] [--lengths 4096,8192] [--out DIR]
+
+A checkpoint is a run directory, or weights in any known format; it is
+evaluated with its own RoPE and tokenizer. The config says on which mesh, on
+which held-out documents (eval.sources, eval.length, eval.documents) and with
+how many prompts (eval.samples). Tasks: position_loss, perplexity,
+context_gain, longppl, passkey, passkey_original, needle, first_sentence, ruler
+or ruler/vt, helmet or helmet/icl, lm_eval/NAME. Leaves results.json, plots/
+and REPORT.md.
+"""
+
+import pathlib
+import re
+import sys
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from longjax import cli
+from longjax.errors import InputError
+
+
+class Checkpoint(NamedTuple):
+  """Weights to evaluate."""
+
+  path: pathlib.Path
+  step: int | None  # None: weights of others
+  tokenizer: Any
+
+
+def main(config, checkpoint, against='', tasks='', lengths='', out=''):
+  """Evaluates and writes; the answer is the exit code."""
+  if not checkpoint:
+    raise InputError('--checkpoint=DIR is needed: a run directory or weights')
+  set_lengths(config, lengths)
+
+  from longjax import evals, sharding, train
+  from longjax.data import prepare
+  from longjax.evals import report
+
+  asked = read_tasks(tasks) or evals.names(config.eval)
+  if not asked:
+    raise InputError(f'{config.name} asks for no evaluation: use --tasks=a,b')
+  train.check(config)
+  sharding.start(config.mesh.data * config.mesh.seq)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
+  checkpoints = find(config, [x for x in (checkpoint, against) if x])
+  tokenizer = next(iter(checkpoints.values())).tokenizer
+  store = None
+  if evals.need_documents(asked) and config.eval.sources:
+    store = prepare.held_out(config, tokenizer)
+  evals.check(config, store, tokenizer, asked)
+
+  found, about = {}, {}
+  for name, one in checkpoints.items():
+    print(f'evaluating {name}')
+    params, model = evals.load(one.path, train.llama_config(config), mesh)
+    if tokenizer.vocab > model.vocab:
+      raise InputError(
+        f'the tokenizer has {tokenizer.vocab} ids, but {one.path} only '
+        f'{model.vocab}; set --config.data.tokenizer'
+      )
+    found[name] = evals.evaluate(
+      params, model, mesh, config, store, tokenizer, print, asked
+    )
+    about[name] = dict(path=str(one.path), step=one.step, rope=model.rope)
+  directory = pathlib.Path(out or pathlib.Path('runs') / config.name / 'evals')
+  print(f'wrote {report.compare(directory, config, about, found)}')
+  return 0
+
+
+def read_tasks(tasks: str) -> list[str]:
+  """The names in a list with commas, each that of a task."""
+  from longjax.evals import tasks as known
+
+  asked = [name.strip() for name in tasks.split(',') if name.strip()]
+  for name in asked:
+    known.check(name)
+  return asked
+
+
+def set_lengths(config, lengths: str):
+  """Other lengths of prompts for the config: 4096, or 4K for the same."""
+  numbers = [x.strip() for x in lengths.split(',')] if lengths else []
+  for number in numbers:
+    if not re.fullmatch(r'[1-9]\d*[kK]?', number):
+      raise InputError(
+        f'--lengths {number!r} is no number of tokens, like 4096,8192 or 4K,8K'
+      )
+  if numbers:
+    thousands = lambda n: 1024 if n[-1] in 'kK' else 1
+    tokens = tuple(int(n.rstrip('kK')) * thousands(n) for n in numbers)
+    config.eval.lengths = tokens
+    config.eval.passkey_lengths = tokens
+
+
+def find(config, given) -> dict[str, Checkpoint]:
+  """{name: Checkpoint}; refuses what cannot be compared."""
+  from longjax import checkpoint, weights
+  from longjax.data import packages, prepare
+
+  found: dict[str, Checkpoint] = {}
+  for spec in given:
+    path = packages.locate(spec)
+    ours = weights.find(path) is None
+    step = checkpoint.find(path)[1] if ours else None
+    config.weights = str(path)  # for whose tokenizer we ask
+    name = path.name if path.name not in found else str(path)
+    found[name] = Checkpoint(path, step, prepare.find_tokenizer(config))
+  if len(found) < len(given):
+    raise InputError(
+      f'--against is {given[0]} too: there is nothing to compare'
+    )
+  if len({one.tokenizer.digest for one in found.values()}) > 1:
+    raise InputError(
+      f'{" and ".join(found)} have different tokenizers: the loss of a token '
+      'is not the same thing for both'
+    )
+  return found
+
+
+if __name__ == '__main__':
+  sys.exit(
+    cli.run(
+      main,
+      __doc__,
+      checkpoint='run directory, or weights in a known format',
+      against='another one, shown beside it',
+      tasks='names with commas; default: what the config asks for',
+      lengths='tokens of prompts, with commas; default: eval.lengths',
+      out='directory for the report; default: runs/NAME/evals',
+    )
+  )
