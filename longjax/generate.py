@@ -195,7 +195,7 @@ def _answers(
     for i in np.flatnonzero(~done):
       ended = np.isin(answers[i], ends).any()
       done[i] = ended or (stopped is not None and stopped(answers[i]))
-  return [_until(answer, ends) for answer in answers]
+  return [until(answer, ends) for answer in answers]
 
 
 def _prefilled(params, config, prompts, lengths, chunks, count, chunk, mesh):
@@ -367,7 +367,7 @@ def _nucleus(logits, top_p):
   return jnp.take_along_axis(keep, jnp.argsort(order, -1), -1)
 
 
-def _until(answer, ends):
+def until(answer, ends):
   """The ids before the first that ends the answer."""
   at = np.flatnonzero(np.isin(answer, ends))
   return answer[: at[0]] if len(at) else answer

@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 from commands import refused, run
 
 from configs import common
-from longjax import checkpoint, llama
+from longjax import checkpoint, evals, llama, memory
+from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
 from longjax.evals import ruler, sections, tasks
@@ -133,3 +135,17 @@ def test_sections_show_scores_intervals_and_effective_lengths(tmp_path):
   assert (tmp_path / 'plots' / 'ruler.png').exists()
   part = {'one': {'ruler/vt': {'vt': by_length(0.5)}}}
   assert 'ruler: not all of its tasks' in sections.not_measured(part)
+
+
+def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
+  """Losses of memory.nll; answers of at most so many tokens."""
+  config, tokens = common.base(), tokenizer.load('bytes')
+  config.train.seq_len = 64
+  model = llama.Llama(**MODEL, dtype='float32', memory=dict(layers=(1,)))
+  params = llama.init(model, jax.random.key(0))
+  lm = evals.language_model(params, model, make_mesh(1, 1), config, tokens)
+  batch = one_document(rng.integers(0, 256, 150))
+  wanted = memory.nll(params, model, batch, window=64)
+  np.testing.assert_allclose(lm.nll(batch), wanted, atol=1e-5)
+  (answer,) = lm.generate([rng.integers(0, 256, 100)], 5)
+  assert len(answer) <= 5

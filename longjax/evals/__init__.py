@@ -1,12 +1,17 @@
 """What a model can do with its context, measured the same way each time."""
 
 import dataclasses
+import functools
 import math
 
-from longjax import generate, llama, sharding, weights
+import jax
+
+from longjax import generate, llama, memory, sharding, weights
 from longjax.data import pack
 from longjax.errors import InputError
 from longjax.evals import passkey, tasks
+
+MEMORY_LAST = 1024  # last_context_length, arXiv:2307.03170, appendix
 
 
 def evaluate(
@@ -72,13 +77,35 @@ def need_documents(asked) -> bool:
 
 
 def language_model(params, model, mesh, config, tokenizer) -> generate.LM:
-  """The model as evaluations call it, on the mesh of a run."""
+  """The model as evaluations call it, on the mesh of a run.
+
+  One with memory layers reads windows of train.seq_len tokens, as it learned.
+  """
   ends = {tokenizer.eos, tokenizer.document_end} - {None}
-  rows = mesh.shape['data']
+  if model.memory.layers:
+    return _remembering(params, model, mesh, config, tuple(ends))
   return generate.lm(
-    params, model, mesh=mesh, rows=rows, ends=tuple(sorted(ends)),
+    params, model, mesh=mesh, rows=mesh.shape['data'], ends=tuple(sorted(ends)),
     arrangement=config.data.layout, loss_chunk=config.train.loss_chunk,
   )  # fmt: skip
+
+
+def _remembering(params, model, mesh, config, ends) -> generate.LM:
+  """Inference with memory: losses on the mesh, answers on one device."""
+  window, chunk = config.train.seq_len, config.train.loss_chunk
+  nll = functools.partial(
+    memory.nll, params, model, window=window, chunk=chunk, mesh=mesh
+  )
+  local = jax.device_put(params, jax.local_devices()[0])
+
+  def answer(prompts, count, stopped=None):
+    last = max(1, min(MEMORY_LAST, window - count))
+    found = memory.greedy(
+      local, model, prompts, count, window=window, last=last
+    )
+    return [generate.until(ids, ends) for ids in found]
+
+  return generate.LM(nll, answer)
 
 
 def load(path, like: llama.Llama, mesh):

@@ -1,0 +1,143 @@
+"""Generation with SmolLM2-135M, beside transformers in the same process.
+
+  python tests/bench/generate.py [--prompt 256] [--tokens 64] [--gguf FILE]
+  python tests/bench/generate.py --prefill 65536 [--run]
+
+The first prints decoded tokens a second of CPU and of wall time, the least of
+three runs of each, in turns; both use float32 and all cores. The second
+compiles reading a prompt of so many tokens on eight pretended devices and
+prints what a device holds; with --run it also reads one, and prints the time
+and the largest memory of the process, in which all eight devices live.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
+from longjax import generate, sharding, weights
+from longjax.data import packages, tokenizer
+
+NAME = 'SmolLM2-135M-Instruct.Q4_1.gguf'
+RUNS = 3
+CHUNK = 2048
+
+
+def clocks():
+  return np.array([time.process_time(), time.perf_counter()])
+
+
+def decoding(path, prompt: int, tokens: int):
+  """Prints tokens a second of both."""
+  import torch
+  import transformers
+
+  text = (pathlib.Path(__file__).parents[2] / 'LICENSE').read_text()
+  ids = tokenizer.load(path).encode(text)[:prompt]
+  params, config = weights.load(path)
+  params = generate.placed(params, config)
+  directory, name = os.path.split(path)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    directory, gguf_file=name, dtype=torch.float32
+  )
+
+  def ours_run(count):
+    return generate.generate(params, config, [ids], count)[0]
+
+  def theirs_run(count):
+    with torch.no_grad():
+      out = theirs.generate(
+        torch.tensor(ids[None]), max_new_tokens=count, min_new_tokens=count,
+        do_sample=False, eos_token_id=None,
+      )  # fmt: skip
+    return out[0, len(ids) :].numpy()
+
+  spent: dict = dict(longjax=[], transformers=[])
+  for _ in range(RUNS):
+    for name, run in (('longjax', ours_run), ('transformers', theirs_run)):
+      # What one token costs, without the prompt: a long run less a short one.
+      times = []
+      for count in (1, 1 + tokens):
+        began = clocks()
+        answer = run(count)
+        times.append(clocks() - began)
+      assert len(answer) == 1 + tokens
+      spent[name].append(times[1] - times[0])
+  same = np.array_equal(ours_run(tokens), theirs_run(tokens))
+  rates = {k: tokens / np.min(v, axis=0) for k, v in spent.items()}
+  print(f'{tokens} tokens after a prompt of {prompt}, the same: {same}')
+  for name, (cpu, wall) in rates.items():
+    print(f'{name:14}{cpu:8.1f} tokens / CPU s {wall:8.1f} tokens / s')
+  ratio = rates['longjax'] / rates['transformers']
+  print(f'{"ratio":14}{ratio[0]:8.2f}{ratio[1]:24.2f}')
+
+
+def reading(path, tokens: int, run: bool):
+  """Prints what reading a long prompt holds on each of eight devices."""
+  params, config = weights.load(path)
+  config = dataclasses.replace(config, block=512)
+  mesh = sharding.make_mesh(1, len(jax.devices()))
+  params = generate.placed(params, config, mesh)
+  state = generate.empty(config, 1, tokens, mesh)
+  rng = np.random.default_rng(0)
+  prompt = rng.integers(0, config.vocab, (1, tokens)).astype(np.int32)
+  lengths = np.array([tokens], np.int32)
+  step = lambda state, start: generate.prefill.lower(
+    params, state, prompt[:, start : start + CHUNK], lengths, np.int32(start),
+    config=config, mesh=mesh,
+  )  # fmt: skip
+  compiled = step(state, 0).compile()
+  memory = compiled.memory_analysis()
+  cache = state.cache.k.addressable_shards[0].data.nbytes * 2
+  print(
+    f'{tokens:,} tokens on {len(jax.devices())} devices, chunks of {CHUNK:,}: '
+    f'cache {cache / 2**20:.0f} MiB, arguments '
+    f'{memory.argument_size_in_bytes / 2**20:.0f} MiB, temporaries '
+    f'{memory.temp_size_in_bytes / 2**20:.0f} MiB a device'
+  )
+  if not run:
+    return
+  began = clocks()
+  for start in range(0, tokens, CHUNK):
+    state = compiled(
+      params, state, prompt[:, start : start + CHUNK], lengths, np.int32(start)
+    )
+  jax.block_until_ready(state)
+  cpu, wall = clocks() - began
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  print(
+    f'read in {cpu:.0f} CPU s, {wall:.0f} s; the process held at most '
+    f'{peak:.1f} GiB'
+  )
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--gguf', default=os.environ.get('LONGJAX_SMOLLM2'))
+  parser.add_argument('--prompt', type=int, default=256)
+  parser.add_argument('--tokens', type=int, default=64)
+  parser.add_argument('--prefill', type=int, default=0)
+  parser.add_argument('--run', action='store_true')
+  ask = parser.parse_args()
+  cached = packages.cache_dir().glob(f'files/*/{NAME}')
+  path = ask.gguf or next(cached, None)
+  if path is None:
+    sys.exit(f'{NAME} is not in the cache: name it with --gguf')
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', 8 if ask.prefill else 1)
+  if ask.prefill:
+    reading(str(path), ask.prefill, ask.run)
+  else:
+    decoding(str(path), ask.prompt, ask.tokens)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,74 @@
+"""Our model behind lm-eval's interface, against losses worked out by hand."""
+
+import math
+import types
+
+import numpy as np
+import pytest
+from eval_cases import TOKENS
+
+from longjax import generate
+
+pytest.importorskip('lm_eval')
+from longjax.evals import short_tasks
+
+NEXT = np.frombuffer(b'bcdefghijklmnopqrstuvwxyza', np.uint8)
+
+
+def following(token):
+  """The alphabet goes on; anything else is followed by 'a'."""
+  inside = (token >= 97) & (token <= 122)
+  return np.where(inside, NEXT[np.clip(token - 97, 0, 25)], 97)
+
+
+def nll(batch):
+  """The next letter has 3/4 of the probability, any other token 1/1024."""
+  right = batch.targets == following(batch.tokens)
+  return np.where(right, -math.log(3 / 4), math.log(1024))
+
+
+def continued(prompts, count, stopped=None):
+  answers = []
+  for prompt in prompts:
+    ids = [int(following(np.asarray(prompt[-1])))]
+    while len(ids) < count:
+      ids.append(int(following(np.asarray(ids[-1]))))
+    answers.append(np.array(ids))
+  return answers
+
+
+HARNESS = short_tasks.Harness(generate.LM(nll, continued), TOKENS, window=8)
+
+
+def request(*arguments):
+  return types.SimpleNamespace(args=arguments)
+
+
+def test_a_continuation_has_its_probability_and_is_greedy_or_not():
+  found = HARNESS.loglikelihood(
+    [request('ab', 'cde'), request('ab', 'cx'), request('', 'ab')],
+    disable_tqdm=True,
+  )
+  right, wrong = math.log(3 / 4), -math.log(1024)
+  assert found[0] == (pytest.approx(3 * right), True)
+  assert found[1] == (pytest.approx(right + wrong), False)
+  assert found[2] == (pytest.approx(2 * right), True)  # after <eos> comes 'a'
+
+
+def test_what_is_too_long_for_the_window_loses_its_beginning():
+  (found,) = HARNESS.loglikelihood([request('z' * 20 + 'abcde', 'fgh')],
+                                   disable_tqdm=True)  # fmt: skip
+  assert found == (pytest.approx(3 * math.log(3 / 4)), True)
+
+
+def test_a_long_text_is_scored_once_in_windows():
+  text = 'abcdefghijklmnopqrstuvwxyz'
+  (found,) = HARNESS.loglikelihood_rolling([request(text)])
+  assert found == pytest.approx(26 * math.log(3 / 4))
+
+
+def test_answers_end_before_a_stop_string():
+  ask = dict(until=['h', 'zz'], max_gen_toks=6)
+  assert HARNESS.generate_until([request('abcd', ask)]) == ['efg']
+  ask = dict(until='q', max_gen_toks=3)
+  assert HARNESS.generate_until([request('abcd', ask)]) == ['efg']
