@@ -196,6 +196,7 @@ def base(size='tiny', **rope) -> Any:
         tasks=(),  # more evaluations: names in longjax/evals/tasks.py
         lengths=(4096,),  # tokens of their prompts and windows
         samples=20,  # prompts of each length
+        batch=1,  # prompts read at once
         every_steps=0,  # evaluate while training; 0: before and after only
       ),
     )

@@ -371,6 +371,7 @@ LEAST = {
   'eval.length': 0,
   'eval.window': 0,
   'eval.samples': 1,
+  'eval.batch': 1,
   'eval.every_steps': 0,
 }
 

@@ -84,8 +84,9 @@ def language_model(params, model, mesh, config, tokenizer) -> generate.LM:
   ends = {tokenizer.eos, tokenizer.document_end} - {None}
   if model.memory.layers:
     return _remembering(params, model, mesh, config, tuple(ends))
+  rows = -(-config.eval.batch // mesh.shape['data']) * mesh.shape['data']
   return generate.lm(
-    params, model, mesh=mesh, rows=mesh.shape['data'], ends=tuple(sorted(ends)),
+    params, model, mesh=mesh, rows=rows, ends=tuple(sorted(ends)),
     arrangement=config.data.layout, loss_chunk=config.train.loss_chunk,
   )  # fmt: skip
 
