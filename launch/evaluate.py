@@ -37,7 +37,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   set_lengths(config, lengths)
 
-  from longjax import evals, sharding, train
+  from longjax import evals, hosts, sharding, train
   from longjax.data import prepare
   from longjax.evals import report
 
@@ -47,6 +47,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
   train.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
+  log = print if hosts.lead() else lambda _: None
   checkpoints = find(config, [x for x in (checkpoint, against) if x])
   tokenizer = next(iter(checkpoints.values())).tokenizer
   store = None
@@ -54,21 +55,24 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     store = prepare.held_out(config, tokenizer)
   evals.check(config, store, tokenizer, asked)
 
-  found, about = {}, {}
+  found, about = {name: {} for name in checkpoints}, {}
+  directory = pathlib.Path(out or pathlib.Path('runs') / config.name / 'evals')
   for name, one in checkpoints.items():
-    print(f'evaluating {name}')
+    log(f'evaluating {name}')
     params, model = evals.load(one.path, train.llama_config(config), mesh)
     if tokenizer.vocab > model.vocab:
       raise InputError(
         f'the tokenizer has {tokenizer.vocab} ids, but {one.path} only '
         f'{model.vocab}; set --config.data.tokenizer'
       )
-    found[name] = evals.evaluate(
-      params, model, mesh, config, store, tokenizer, print, asked
-    )
     about[name] = dict(path=str(one.path), step=one.step, rope=model.rope)
-  directory = pathlib.Path(out or pathlib.Path('runs') / config.name / 'evals')
-  print(f'wrote {report.compare(directory, config, about, found)}')
+    for task in asked:
+      found[name] |= evals.evaluate(
+        params, model, mesh, config, store, tokenizer, log, [task]
+      )
+      if hosts.lead():  # after each task: what was measured is never lost
+        report.compare(directory, config, about, found)
+  log(f'wrote {directory / "REPORT.md"}')
   return 0
 
 

@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 from commands import refused, run
+from eval_cases import TOKENS, WORDS
 
 from configs import common
 from longjax import checkpoint, evals, llama, memory
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
-from longjax.evals import ruler, sections, tasks
+from longjax.evals import ruler, sections, tasks, words
 
 CONFIG = '--config=configs/tiny.py'
 MODEL = common.SIZES['tiny']
@@ -149,3 +150,21 @@ def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
   np.testing.assert_allclose(lm.nll(batch), wanted, atol=1e-5)
   (answer,) = lm.generate([rng.integers(0, 256, 100)], 5)
   assert len(answer) <= 5
+
+
+@pytest.mark.parametrize('name, lengths, says', [
+  ('ruler/cwe', (200,), 'a prompt needs at least'),
+  ('passkey_original', (4096, 100), 'a prompt needs at least'),
+  ('perplexity', (4096,), 'at most eval.length 1024'),
+  ('first_sentence', (4096,), 'no sentence of 8 to 40 words'),
+])  # fmt: skip
+def test_lengths_that_cannot_be_are_refused_before_anything_runs(
+  name, lengths, says, monkeypatch
+):
+  monkeypatch.setattr(words, 'load', lambda log: WORDS)
+  monkeypatch.setattr(tasks, 'text', lambda setting: 'x = 1\n' * 90)
+  ask = common.base().eval
+  ask.update(length=1024, lengths=lengths)
+  setting = tasks.Setting(None, TOKENS, 'documents', ask, 0, print)
+  with pytest.raises(InputError, match=says):
+    tasks.check_room(setting, name)

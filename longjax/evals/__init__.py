@@ -66,8 +66,13 @@ def check(config, store, tokenizer, asked=()):
     pack.one_document_rows(store, ask.length, ask.documents)
   for length in ask.passkey_lengths:
     passkey.prompt(tokenizer, length, 0.5, 12345)
-  if any(length < 1 for length in ask.lengths):
-    raise InputError(f'config.eval.lengths must be positive: {ask.lengths}')
+  if not ask.lengths or min(ask.lengths) < 1:
+    raise InputError(
+      f'config.eval.lengths are numbers of tokens, got {tuple(ask.lengths)}'
+    )
+  setting = tasks.Setting(None, tokenizer, store, ask, config.seed, print)
+  for name in asked or names(ask):
+    tasks.check_room(setting, name)
 
 
 def need_documents(asked) -> bool:

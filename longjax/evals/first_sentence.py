@@ -7,6 +7,7 @@ short examples for models that were not tuned to follow instructions.
 
 import functools
 
+from longjax.errors import InputError
 from longjax.evals import haystack, score
 from longjax.evals.prompts import Source, Task
 
@@ -43,7 +44,13 @@ TASK = Task(build, 96, score.rouge_l, ('\n',))
 @functools.lru_cache(1)
 def _starts(text: str) -> list[int]:
   """The sentences that may be asked for."""
-  return [
+  found = [
     i for i, sentence in enumerate(haystack.sentences(text))
     if len(sentence.split()) in WORDS
   ]  # fmt: skip
+  if not found:
+    raise InputError(
+      'the documents of eval.sources have no sentence of '
+      f'{WORDS[0]} to {WORDS[-1]} words for first_sentence: it needs prose'
+    )
+  return found

@@ -81,13 +81,10 @@ def largest(measure, limit: int, near=0) -> int:
       if tokens == before and high is None and step > 64:
         return low  # there is no more of the haystack
       low, before = size, tokens
-    elif size:
-      high = size
     else:
-      raise InputError(
-        f'a prompt needs at least {tokens} tokens, but only {limit} are left '
-        'beside the answer: use longer --lengths'
-      )
+      high = size
+    if not size:
+      check_room(tokens, limit)
     if high is None:
       # As if all of it were haystack: near from below.
       step = max(step * 2, (limit - tokens) * size // max(tokens, 1))
@@ -98,6 +95,15 @@ def largest(measure, limit: int, near=0) -> int:
     else:
       size = (low + high) // 2
   return low
+
+
+def check_room(tokens: int, limit: int):
+  """InputError for a prompt that has no haystack and is too long."""
+  if tokens > limit:
+    raise InputError(
+      f'a prompt needs at least {tokens} tokens, but only {limit} are left '
+      'beside the answer: use longer --lengths (config.eval.lengths)'
+    )
 
 
 def answers(lm, tokenizer, prompts, count: int, stop=()) -> list[str]:

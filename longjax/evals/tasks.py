@@ -6,6 +6,7 @@ lm_eval/lambada_openai.
 """
 
 import difflib
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +27,12 @@ from longjax.evals import (
   scaling,
   score,
   words,
+)
+
+PARTS = dict(ruler=ruler.TASKS, helmet=helmet.TASKS)
+PROMPTS = PARTS | dict(
+  passkey_original=dict(passkey_original=passkey.ORIGINAL),
+  first_sentence=dict(first_sentence=first_sentence.TASK),
 )
 
 
@@ -49,11 +56,6 @@ def by_position(setting: Setting, part: str) -> dict:
 
 def windows(setting: Setting, part: str) -> dict:
   lengths = [n for n in setting.ask.lengths if n <= setting.ask.length]
-  if not lengths:
-    raise InputError(
-      f'perplexity needs eval.lengths of at most eval.length '
-      f'{setting.ask.length}, got {tuple(setting.ask.lengths)}'
-    )
   return perplexity.table(setting.lm, documents(setting), lengths)
 
 
@@ -98,20 +100,33 @@ def find_needle(setting: Setting, part: str) -> dict:
   )  # fmt: skip
 
 
-def original_passkey(setting: Setting, part: str) -> dict:
-  return by_length(setting, dict(passkey_original=passkey.ORIGINAL))
+def asked_for(head: str, part: str) -> dict:
+  """The tasks of a kind that are put to a model by length, or one of them."""
+  known = PROMPTS.get(head, {})
+  return {part: known[part]} if part else known
 
 
-def retrieve_first(setting: Setting, part: str) -> dict:
-  return by_length(setting, dict(first_sentence=first_sentence.TASK))
+def by_length(head: str, setting: Setting, part: str) -> dict:
+  """{task: [{'length', 'score', 'low', 'high', 'samples', 'tokens'}]}.
 
-
-def run_ruler(setting: Setting, part: str) -> dict:
-  return by_length(setting, chosen('ruler', ruler.TASKS, part))
-
-
-def run_helmet(setting: Setting, part: str) -> dict:
-  return by_length(setting, chosen('helmet', helmet.TASKS, part))
+  `tokens` are those of the shortest prompt and its answer: how near the
+  prompts come to their length.
+  """
+  found: dict = {}
+  of = source(setting, head)
+  for name, task in asked_for(head, part).items():
+    found[name] = []
+    for length in setting.ask.lengths:
+      setting.log(f'  {name} at {length:,} tokens')
+      made = prompts.samples(
+        task, setting.tokenizer, of, length, setting.ask.samples, setting.seed
+      )
+      scores = prompts.scores(setting.lm, setting.tokenizer, task, made)
+      least = min(len(sample.prompt) for sample in made) + task.count
+      found[name].append(
+        dict(length=int(length), tokens=least) | score.summary(scores)
+      )
+  return found
 
 
 def run_harness(setting: Setting, part: str) -> dict:
@@ -138,16 +153,15 @@ TASKS = dict(
   context_gain=context_gain,
   longppl=key_tokens,
   passkey=find_passkey,
-  passkey_original=original_passkey,
+  passkey_original=functools.partial(by_length, 'passkey_original'),
   needle=find_needle,
-  first_sentence=retrieve_first,
-  ruler=run_ruler,
-  helmet=run_helmet,
+  first_sentence=functools.partial(by_length, 'first_sentence'),
+  ruler=functools.partial(by_length, 'ruler'),
+  helmet=functools.partial(by_length, 'helmet'),
   lm_eval=run_harness,
 )
 NO_TEXT = ('passkey', 'passkey_original', 'lm_eval')  # need no documents
 LOSSES = ('position_loss', 'perplexity', 'context_gain', 'longppl')
-PARTS = dict(ruler=ruler.TASKS, helmet=helmet.TASKS)
 
 
 def check(name: str):
@@ -165,43 +179,37 @@ def check(name: str):
     )
 
 
+def check_room(setting: Setting, name: str):
+  """InputError where a prompt without any haystack is too long already."""
+  head, _, part = name.partition('/')
+  if head == 'perplexity' and min(setting.ask.lengths) > setting.ask.length:
+    raise InputError(
+      f'perplexity needs eval.lengths of at most eval.length '
+      f'{setting.ask.length}, got {tuple(setting.ask.lengths)}'
+    )
+  if head == 'needle':
+    for length in setting.ask.lengths:
+      needle.prompt(setting.tokenizer, text(setting), length, 0.5)
+  of = source(setting, head) if head in PROMPTS else None
+  for task in asked_for(head, part).values():
+    for length in setting.ask.lengths:
+      least, _ = task.build(np.random.default_rng(0), of, 0, length)
+      tokens = len(prompts.encode(setting.tokenizer, least))
+      prompts.check_room(tokens, length - task.count)
+
+
 def run(setting: Setting, name: str) -> dict:
   """What one evaluation found."""
   head, _, part = name.partition('/')
   return TASKS[head](setting, part)
 
 
-def chosen(kind: str, known: dict, part: str) -> dict:
-  """The tasks of a kind, or one of them."""
-  return {part: known[part]} if part else known
-
-
-def by_length(setting: Setting, chosen: dict) -> dict:
-  """{task: [{'length', 'score', 'low', 'high', 'samples', 'tokens'}]}.
-
-  `tokens` are those of the shortest prompt and its answer: how near the
-  prompts come to their length.
-  """
-  source = prompts.Source('', None)
-  needs_words = chosen.keys() & (ruler.TASKS.keys() | helmet.TASKS.keys())
-  if needs_words:
-    source = source._replace(words=words.load(setting.log))
-  if setting.store is not None:
-    source = source._replace(text=text(setting))
-  found: dict = {name: [] for name in chosen}
-  for name, task in chosen.items():
-    for length in setting.ask.lengths:
-      setting.log(f'  {name} at {length:,} tokens')
-      made = prompts.samples(
-        task, setting.tokenizer, source, length, setting.ask.samples,
-        setting.seed,
-      )  # fmt: skip
-      scores = prompts.scores(setting.lm, setting.tokenizer, task, made)
-      least = min(len(sample.prompt) for sample in made) + task.count
-      found[name].append(
-        dict(length=int(length), tokens=least) | score.summary(scores)
-      )
-  return found
+def source(setting: Setting, head: str) -> prompts.Source:
+  """What prompts of a kind are made of; the words may have to be fetched."""
+  prose = '' if setting.store is None else text(setting)
+  return prompts.Source(
+    prose, words.load(setting.log) if head in PARTS else None
+  )
 
 
 def text(setting: Setting) -> str:
