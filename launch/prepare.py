@@ -4,7 +4,10 @@
 
 Prints a table by source and where the data is. Training does the same by
 itself when the data is missing; this command is for doing it beforehand, or
-for several runs in one place (data.directory).
+for several runs in one place (data.directory). A store that is there is
+verified whole; one that was interrupted goes on where it was. With --inspect
+also says what the first batch holds, and plots it into
+runs/NAME/plots/batch_0.png.
 
   python launch/prepare.py --config configs/C.py --score MODEL --keep 0.5 \\
     --out DIR
@@ -30,13 +33,23 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from longjax import cli
-from longjax.data import chat, curate, packages, prepare, tokenizer
+from longjax.data import (
+  chat,
+  curate,
+  inspection,
+  packages,
+  pipeline,
+  prepare,
+  tokenizer,
+)
 from longjax.errors import InputError
 
 ANSWER = 512  # tokens at most that a model of ours writes
 
 
-def main(config, out='', score='', keep='', pairs='', synthesize=''):
+def main(
+  config, out='', score='', keep='', pairs='', synthesize='', inspect=False
+):
   """Prepares and prints the table."""
   if (keep or pairs) and not score:
     raise InputError('--keep and --pairs need --score=MODEL, which ranks')
@@ -48,9 +61,37 @@ def main(config, out='', score='', keep='', pairs='', synthesize=''):
     store = curate.keep(config, tokens, score, keep, pairs, out, _nll)
   else:
     store = prepare.prepare(config, tokens, directory=out)
+  store.verify()
   print(table(store))
+  for line in left_out(store):
+    print(line)
   print(f'tokenizer {tokens.digest[:12]}, data {store.digest[:12]}')
   print(store.directory)
+  if inspect:
+    show(config, store, tokens)
+
+
+def show(config, store, tokens):
+  """Says and plots what the first batch holds."""
+  pipe = pipeline.Pipeline(store, config)
+  print(pipe.summary(config.train.steps))
+  print(inspection.describe(pipe, store, tokens))
+  path = pathlib.Path('runs') / config.name / 'plots' / 'batch_0.png'
+  inspection.plot(pipe, 0, path)
+  print(path)
+
+
+def left_out(store):
+  """Yields a line for each source of which something was not taken."""
+  for name in sorted({told['source'] for told in store.manifest['left_out']}):
+    mine = [t for t in store.manifest['left_out'] if t['source'] == name]
+    counts = {k: sum(t[k] for t in mine) for k in ('bad', 'short', 'language')}
+    sources = {s['name']: s for s in store.manifest['sources']}
+    counts['duplicates'] = sources.get(name, {}).get('duplicates', 0)
+    if any(counts.values()):
+      said = ', '.join(f'{n} {k}' for k, n in counts.items() if n)
+      named = [what for t in mine for what in t['named']]
+      yield f'{name}: left out {said}' + ''.join(f'\n  {w}' for w in named)
 
 
 def _answers(model: str, template: str):
@@ -107,6 +148,8 @@ if __name__ == '__main__':
     cli.run(
       main,
       __doc__,
+      switches=('inspect',),
+      inspect='also say and plot what the first batch holds',
       out='directory for the shards, default: a place in the cache',
       synthesize='a jsonl file of conversations to make, or to go on with',
       score='keep documents by their score; a run or weights to score with',
