@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -234,8 +235,17 @@ _worker: dict[str, Any] = {}
 
 def _start(tokens_dir):
   """Of each process: one thread, and the tokenizer."""
+  threading.Thread(target=_end_with_parent, daemon=True).start()
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'
   _worker['tokens'] = tokenizer.load(tokens_dir)
+
+
+def _end_with_parent():
+  """A process that was killed leaves none behind that writes."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)
 
 
 def _write(job: Job, tokens=None) -> int:
@@ -259,7 +269,7 @@ def _entries(unit: sources.Unit, tokens, told, place) -> Iterator[store.Entry]:
     if near:
       signatures += [_signature(d.text) for d in group]
   if near:
-    np.save(place / 'signatures.npy', np.array(signatures, np.uint64))
+    np.save(place / 'signatures.npy', np.array(signatures))
   return [vars(tally)]
 
 
@@ -342,7 +352,8 @@ def _near():
   index = datasketch.MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)
 
   def near(signature, number) -> bool:
-    this = datasketch.MinHash(num_perm=PERMUTATIONS, hashvalues=signature)
+    this = datasketch.MinHash(num_perm=PERMUTATIONS)
+    this.hashvalues = signature
     if index.query(this):
       return True
     index.insert(number, this)

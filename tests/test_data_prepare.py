@@ -1,0 +1,247 @@
+"""Preparing: kinds of sources, what is left out, processes, kill and resume."""
+
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from configs import common
+from longjax import errors
+from longjax.data import chat, pack, prepare, sources, store
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
+
+
+def made(tmp_path, name='out', log=lambda _: None, **wanted):
+  config = common.base('tiny')
+  config.data.tokenizer = 'bytes'
+  config.data.sources = wanted
+  tokens = prepare.find_tokenizer(config)
+  return prepare.prepare(config, tokens, log, directory=tmp_path / name)
+
+
+def texts(data):
+  tokens = prepare.tokenizer.load('bytes')
+  return [
+    tokens.decode(data.tokens(i)).removesuffix('<eos>')
+    for i in range(len(data.lengths))
+  ]
+
+
+def tree(root, **files):
+  for name, text in files.items():
+    path = root / name.replace('__', '/')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  return str(root)
+
+
+def test_each_directory_may_be_a_repository(tmp_path):
+  path = tree(tmp_path / 'r', b__x='1', b__deep__y='2', a__z='3')
+  data = made(tmp_path, code=dict(path=path, kind='repositories'))
+  assert list(data.names) == ['a', 'b']
+  assert texts(data)[1] == '<file_sep>b/deep/y\n2\n<file_sep>b/x\n1\n'
+
+
+def test_files_of_a_directory_may_be_joined_in_random_order(tmp_path):
+  files = {f'd__{i}': str(i) for i in range(9)}
+  path = tree(tmp_path / 'r', **files, e__0='alone')
+  data = made(tmp_path, code=dict(path=path, kind='directories'))
+  assert list(data.names) == ['d', 'e']
+  joined = texts(data)[0].split()
+  assert sorted(joined) == [str(i) for i in range(9)]
+  assert joined != sorted(joined)
+  again = made(tmp_path, 'o', code=dict(path=path, kind='directories'))
+  assert texts(again) == texts(data)
+
+
+def test_a_conversation_keeps_its_mask_into_the_rows(tmp_path):
+  says = lambda role, content: dict(role=role, content=content)
+  talk = [says('user', 'who?'), says('assistant', 'me')]
+  lines = [
+    dict(messages=talk), dict(messages=[says('user', 'no answer')]),
+    dict(text='no messages'),
+  ]  # fmt: skip
+  path = tmp_path / 'c.jsonl'
+  path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  config = common.base('tiny')
+  config.data.tokenizer = str(tmp_path / 'tokenizer.model')
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['who are you?', 'it is me'] * 9), minloglevel=2,
+    model_writer=model, vocab_size=300, model_type='bpe', byte_fallback=True,
+    hard_vocab_limit=False,
+  )  # fmt: skip
+  pathlib.Path(config.data.tokenizer).write_bytes(model.getvalue())
+  config.data.sources = dict(
+    talk=dict(path=str(path), kind='chat', template='llama2', max_bad=0.7)
+  )
+  tokens = prepare.find_tokenizer(config)
+  data = prepare.prepare(config, tokens, lambda _: None)
+  chat_made = chat.encode(talk, tokens, 'llama2')
+  assert data.tokens(0).tolist() == chat_made.tokens.tolist()
+  assert data.mask(0).tolist() == chat_made.weights.tolist()
+  (told,) = data.manifest['left_out']
+  assert (told['read'], told['bad']) == (3, 2)
+  assert any('without an answer' in what for what in told['named'])
+  length = int(data.lengths[0])
+  (plan,) = pack.one_document_rows(data, length, 1)
+  row = pack.row(data, plan, length)
+  assert row.weights[:-1].tolist() == data.mask(0)[1:].tolist()
+  assert 'me' in tokens.decode(row.targets[row.weights > 0])
+
+
+def test_what_is_left_out_is_counted_in_the_manifest(tmp_path):
+  path = tree(tmp_path / 'r', a='long enough', b='short', c='', d='more text')
+  (tmp_path / 'r' / 'e').write_bytes(b'\xff\xfe')
+  said = []
+  data = made(
+    tmp_path, log=said.append,
+    text=dict(path=path, min_chars=6, max_bad=0.5),
+  )  # fmt: skip
+  assert list(data.names) == ['a', 'd']
+  (told,) = data.manifest['left_out']
+  assert (told['read'], told['bad'], told['short']) == (5, 1, 2)
+  assert told['named'] == ['e is not utf-8 (byte 0 of 2)']
+  assert any('left out 1 of 5' in line and 'e is not' in line for line in said)
+  with pytest.raises(errors.InputError, match=r'1 of 5 .*: e is not utf-8'):
+    made(tmp_path, 'other', text=dict(path=path))
+  assert not store.exists(tmp_path / 'other')
+
+
+def test_equal_documents_are_kept_once_and_counted(tmp_path):
+  path = tree(tmp_path / 'r', a='one', b='two', c='one', d='one')
+  data = made(tmp_path, text=dict(path=path, duplicates='exact'))
+  assert texts(data) == ['one', 'two']
+  assert list(data.names) == ['a', 'b']
+  (source,) = data.manifest['sources']
+  assert (source['documents'], source['duplicates']) == (2, 2)
+  assert source['tokens'] == data.lengths.sum() == 8
+  assert len(texts(made(tmp_path, 'all', text=dict(path=path)))) == 4
+
+
+def test_near_duplicates_are_kept_once(tmp_path):
+  pytest.importorskip('datasketch')
+  words = [f'w{i}' for i in range(200)]
+  other = [f'v{i}' for i in range(200)]
+  near = [*words[:199], 'end']
+  path = tree(
+    tmp_path / 'r', a=' '.join(words), b=' '.join(near), c=' '.join(other)
+  )
+  data = made(tmp_path, text=dict(path=path, duplicates='near'))
+  assert list(data.names) == ['a', 'c']
+
+
+def test_other_languages_are_left_out(tmp_path):
+  pytest.importorskip('py3langid')
+  path = tree(
+    tmp_path / 'r', a='The garden behind the house was full of roses.',
+    b='Der Garten hinter dem Haus war voller Rosen und Nelken.',
+  )  # fmt: skip
+  data = made(tmp_path, text=dict(path=path, languages=('en',)))
+  assert list(data.names) == ['a']
+  assert data.manifest['left_out'][0]['language'] == 1
+
+
+def test_a_missing_optional_package_is_one_line(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources.importlib.util, 'find_spec', lambda _: None)
+  path = tree(tmp_path / 'r', a='text')
+  for keys in (dict(languages=('en',)), dict(duplicates='near')):
+    with pytest.raises(errors.InputError, match='pip install'):
+      made(tmp_path, text=dict(path=path, **keys))
+
+
+def test_a_document_of_5_million_tokens_is_one_document(tmp_path):
+  text = 'abcdefghij' * 500_000
+  data = made(tmp_path, text=dict(path=tree(tmp_path / 'r', a=text)))
+  assert data.lengths.tolist() == [5_000_001]
+  assert data.tokens(0, 4_999_998).tolist() == [*b'ij', 257]
+  assert data.manifest['sources'][0]['histogram'] == {str(1 << 22): 1}
+
+
+# A corpus of six units, as another process sees it.
+MANY = """
+import sys
+sys.path[:0] = [{root!r}, {root!r} + '/tests']
+import test_data_prepare as t
+if __name__ == '__main__':
+  t.many({place!r}, {name!r})
+"""
+
+
+def many(tmp_path, name):
+  """Prepares six units in two processes."""
+  sources.UNIT_BYTES, prepare.SMALL_BYTES = 1, 0
+  tmp_path = pathlib.Path(tmp_path)
+  return made(tmp_path, name, text=dict(path=str(tmp_path / 'r')))
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+  monkeypatch.setattr(sources, 'UNIT_BYTES', 1)
+  letters = np.random.default_rng(0).integers(97, 123, (6, 600_000), np.uint8)
+  (tmp_path / 'r').mkdir()
+  for i, row in enumerate(letters):
+    (tmp_path / 'r' / f'{i}').write_bytes(row.tobytes())
+  return tmp_path
+
+
+def parts(tmp_path, name):
+  return sorted((tmp_path / f'.{name}.partial').glob('part_?????'))
+
+
+def test_a_failed_part_is_made_again_and_the_others_are_kept(
+  corpus, monkeypatch
+):
+  straight = made(corpus, 'straight', text=dict(path=str(corpus / 'r')))
+  write, calls = store.write_part, []
+
+  def broken(place, entries):
+    calls.append(place.name)
+    if len(calls) == 3:
+      raise OSError(28, 'No space left on device')
+    write(place, entries)
+
+  monkeypatch.setattr(store, 'write_part', broken)
+  with pytest.raises(errors.InputError, match='No space left'):
+    made(corpus, 'again', text=dict(path=str(corpus / 'r')))
+  assert len(parts(corpus, 'again')) == 2 and not store.exists(corpus / 'again')
+  said = []
+  again = made(corpus, 'again', said.append, text=dict(path=str(corpus / 'r')))
+  assert calls[3:] == [f'part_{i:05}.tmp' for i in range(2, 6)]
+  assert any('2 parts are there' in line for line in said)
+  assert again.digest == straight.digest
+  assert not (corpus / '.again.partial').exists()
+
+
+@pytest.mark.slow
+def test_a_killed_preparation_goes_on_and_processes_change_nothing(corpus):
+  straight = made(corpus, 'straight', text=dict(path=str(corpus / 'r')))
+  script = corpus / 'many.py'
+  script.write_text(
+    MANY.format(root=str(ROOT), place=str(corpus), name='killed')
+  )
+  child = subprocess.Popen([sys.executable, script], env=os.environ)
+  while not parts(corpus, 'killed') and child.poll() is None:
+    time.sleep(0.02)
+  os.kill(child.pid, signal.SIGKILL)
+  child.wait()
+  assert not store.exists(corpus / 'killed')
+  time.sleep(2)  # its workers see that it is gone, and end
+  kept = {p.name: p.stat().st_mtime_ns for p in parts(corpus, 'killed')}
+  assert 1 <= len(kept) < 6
+  subprocess.run([sys.executable, script], check=True, env=os.environ)
+  assert store.open_store(corpus / 'killed').digest == straight.digest
