@@ -11,6 +11,7 @@ import numpy as np
 from longjax.attention import exchange
 from longjax.batch import one_document
 from longjax.data import layout
+from longjax.data.deal import deal
 from longjax.errors import InputError
 
 
@@ -50,12 +51,13 @@ def workload(config, documents: str = '') -> Workload:
   if model.attention == 'gather':  # all keys at once
     work = {x: w.sum(1, keepdims=True) for x, w in work.items()}
   rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
-  squares = sum(_squares(x, step.seq_len) for x in lengths)
+  costs = [_squares(x, step.seq_len) for x in lengths]
+  rows = rows[deal(costs, data, step.micro_batches)]  # as data/pipeline does
   pairs = (-(-local // block)) ** 2 * (members // rows.shape[2]) / swap
   return Workload(
     lengths=lengths,
-    squares=squares,
-    needed=squares / 2 / block**2,
+    squares=sum(costs),
+    needed=sum(costs) / 2 / block**2,
     executed=float(rows.sum()),
     hops=tuple(_busiest(rows / swap, step.micro_batches, data).tolist()),
     pairs=pairs * step.batch / (step.micro_batches * data),

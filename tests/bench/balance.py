@@ -11,6 +11,10 @@ document of a row is cut. Columns, all over the mixture:
   needed    blocks executed / the causal pairs that the documents have
   member    blocks of the busiest member of the ring / mean, and the worst row
   hop       the same if members wait for each other at each hop
+
+Then, of a step of 16 such rows on several rings and in several micro-batches,
+the busiest ring of each micro-batch / the mean, in squared lengths, the mean
+of 200 steps: with rows in random order, and as data/deal.py deals them.
 """
 
 import pathlib
@@ -22,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from longjax.batch import one_document
-from longjax.data import layout
+from longjax.data import deal, layout
 
 SHARES = dict(one=0.23, eight=0.40, short=0.37)
 MEDIAN, SIGMA = 1500 / 524_288, 1.0  # of short documents, in rows
@@ -91,6 +95,23 @@ def main(seq=524_288, block=1024):
         f'{n:4}  {name:10}  {m.triangle:8.3f}  {m.needed:6.2f}  '
         f'{m.member:6.3f}  {m.worst_member:7.3f}  {m.hop:6.3f}'
       )
+  print('rings  micro-batches  random  dealt')
+  costs = [float(np.square(np.bincount(row[0])).sum()) for _, row in mixture]
+  shares = [share for share, _ in mixture]
+  for rings, parts in ((2, 8), (4, 4), (8, 2)):
+    random, dealt = waiting(costs, shares, rings, parts)
+    print(f'{rings:5}  {parts:13}  {random:6.2f}  {dealt:5.2f}')
+
+
+def waiting(costs, shares, rings, parts, steps=200, rows=16):
+  """(random, dealt): cost of the busiest ring of each micro-batch / mean."""
+  rng, ratios = np.random.default_rng(1), []
+  for _ in range(steps):
+    step = rng.choice(costs, rows, p=np.array(shares) / sum(shares))
+    for order in (np.arange(rows), deal.deal(step, rings, parts)):
+      by_ring = step[order].reshape(rings, -1, parts).sum(1)
+      ratios.append(by_ring.max(0).sum() / by_ring.mean(0).sum())
+  return np.array(ratios).reshape(-1, 2).mean(0)
 
 
 if __name__ == '__main__':
