@@ -224,6 +224,36 @@ def test_each_verb_rehearses_without_gcloud(verb):
   assert not pathlib.Path('/none').exists()
 
 
+def documented() -> list[list[str]]:
+  """The commands of docs/tpu.md that start with pod.py."""
+  text = (ROOT / 'docs/tpu.md').read_text().replace('\\\n', ' ')
+  words = [shlex.split(x) for x in text.splitlines() if 'launch/pod.py' in x]
+  return [x[2:] for x in words if x[0] == 'python']
+
+
+@pytest.mark.parametrize('arguments', documented(), ids=lambda a: a[0])
+def test_the_commands_of_the_documentation_are_taken(
+  arguments, monkeypatch, capsys, tmp_path
+):
+  monkeypatch.chdir(ROOT)
+  plan = dict(
+    config='llama3_8b_64k', topology='v5p:4x4x4', slices=1, fits=True,
+    step=dict(seconds=1.0),
+  )  # fmt: skip
+  (tmp_path / 'plan.json').write_text(json.dumps(plan))
+  names = {'$BUCKET': 'bucket', '$PROJECT': 'ours'}
+  names |= {'plan.json': str(tmp_path / 'plan.json')}
+  for name, value in names.items():
+    arguments = [x.replace(name, value) for x in arguments]
+  monkeypatch.setattr(sys, 'argv', ['pod.py', *arguments, '--dry-run'])
+  with pytest.raises(SystemExit) as ended:
+    runpy.run_path('launch/pod.py', run_name='__main__')
+  printed = capsys.readouterr()
+  assert ended.value.code == 0, printed.err
+  assert QUEUED in printed.out
+  assert 'note: config.mesh' not in printed.out  # the config is for this slice
+
+
 @pytest.mark.parametrize('hostile', [
   '--config.notes=("$(touch /tmp/x)",)', "--config.weights='; rm -rf ~ #",
   '--config.weights=`id` && x | y > z\n--config.seed=1',
