@@ -82,8 +82,9 @@ class Clock:
 def read(workdir) -> list[dict]:
   """The starts of a run so far; [] if there is no or no whole file."""
   try:
-    return json.loads((pathlib.Path(workdir) / 'goodput.json').read_text())
-  except (OSError, ValueError):
+    starts = json.loads((pathlib.Path(workdir) / 'goodput.json').read_bytes())
+    return [dict(began=s['began'], seconds=s['seconds']) | s for s in starts]
+  except (OSError, ValueError, TypeError, KeyError):
     return []
 
 

@@ -175,14 +175,14 @@ def finite(value):
 
 
 def read(workdir) -> list[dict]:
-  """The lines of metrics.jsonl; a last line cut short by a crash is left."""
-  path = pathlib.Path(workdir) / 'metrics.jsonl'
-  lines = []
-  for text in path.read_text().splitlines() if path.exists() else ():
-    try:
-      lines.append(json.loads(text))
-    except json.JSONDecodeError:
-      break
+  """The lines of metrics.jsonl; what a crash cut short or damaged is left."""
+  path, lines = pathlib.Path(workdir) / 'metrics.jsonl', []
+  text = path.read_bytes().decode(errors='replace') if path.exists() else ''
+  for part in text.splitlines():
+    with contextlib.suppress(ValueError):
+      line = json.loads(part)
+      if isinstance(line, dict) and isinstance(line.get('step'), int):
+        lines.append(line)
   return lines
 
 

@@ -7,7 +7,9 @@ from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
 
-from longjax import metrics
+from configs import tiny
+from longjax import goodput, metrics
+from longjax.evals import report
 
 
 def values(loss):
@@ -48,6 +50,23 @@ def test_tensorboard_holds_the_same_numbers_without_tensorflow(tmp_path):
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "tokens": 5}\n{"st')
   assert metrics.read(tmp_path) == [{'step': 1, 'tokens': 5}]
+
+
+def test_damaged_files_of_a_run_are_passed_over(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_bytes(
+    b'\xff\xfe\n[1]\n{"loss": 1}\n{"step": 2}\n{"step"'
+  )
+  assert metrics.read(tmp_path) == [{'step': 2}]
+  (tmp_path / 'goodput.json').write_text('[{"began": 1}]')
+  assert goodput.read(tmp_path) == []
+  (tmp_path / 'evals').mkdir()
+  for name, content in dict(a=b'{}', b=b'\xff', c=b'[]').items():
+    (tmp_path / 'evals' / f'{name}.json').write_bytes(content)
+  config = tiny.get_config()
+  assert not report.has(tmp_path, 'a', config)
+  report.keep(tmp_path, 'a', config, dict(x=1))
+  assert report.has(tmp_path, 'a', config)
+  assert report.stages(tmp_path, config) == dict(a=dict(x=1))
 
 
 def test_durations_by_hand():

@@ -12,6 +12,8 @@ import time
 from longjax import metrics, provenance
 from longjax.evals import sections
 
+KEPT = ('name', 'time', 'config', 'results')  # of an evaluation, in a file
+
 
 def _file(workdir, name: str) -> pathlib.Path:
   name = re.sub(r'\W+', '_', name)
@@ -20,19 +22,26 @@ def _file(workdir, name: str) -> pathlib.Path:
 
 def has(workdir, name: str, config) -> bool:
   """Whether this evaluation was done, with this very config."""
-  path = _file(workdir, name)
-  if not path.exists():
-    return False
-  return json.loads(path.read_text())['config'] == _digest(config)
+  kept = _read(_file(workdir, name))
+  return kept is not None and kept['config'] == _digest(config)
+
+
+def _read(path: pathlib.Path) -> dict | None:
+  """What `keep` wrote; None if that is not there or damaged."""
+  try:
+    kept = json.loads(path.read_bytes())
+  except (OSError, ValueError):
+    return None
+  whole = isinstance(kept, dict) and {*KEPT} <= {*kept}
+  return kept if whole else None
 
 
 def keep(workdir, name: str, config, results: dict):
   """Stores results of evals.evaluate, so that a resumed run has them."""
   path = _file(workdir, name)
   path.parent.mkdir(parents=True, exist_ok=True)
-  content = dict(
-    name=name, time=time.time(), config=_digest(config), results=results
-  )
+  values = name, time.time(), _digest(config), results
+  content = dict(zip(KEPT, values, strict=True))
   temporary = path.with_suffix('.tmp')
   temporary.write_text(json.dumps(content, indent=1))
   temporary.replace(path)
@@ -49,7 +58,7 @@ def _digest(config) -> str:
 def stages(workdir, config) -> dict:
   """{name: results} of the evaluations of a run, in the order they ran."""
   files = (pathlib.Path(workdir) / 'evals').glob('*.json')
-  found = [json.loads(path.read_text()) for path in files]
+  found = filter(None, map(_read, files))
   mine = [x for x in found if x['config'] == _digest(config)]
   return {
     x['name']: x['results'] for x in sorted(mine, key=lambda x: x['time'])
