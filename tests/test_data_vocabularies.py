@@ -114,7 +114,7 @@ def test_a_sentencepiece_model_keeps_its_ids_and_its_ends(
     2,
     *theirs.encode('b'),
   ]
-  assert tokens.decode([*theirs.encode('a'), 2, 10**6]) == 'a</s>'
+  assert tokens.decode([-1, *theirs.encode('a'), 2, 10**6]) == 'a</s>'
 
 
 def test_special_names_in_a_text_are_text(small, tmp_path):
@@ -160,6 +160,33 @@ def test_tokens_that_somebody_added_to_a_model_are_not_lost(small, tmp_path):
   whole.write_text(json.dumps(definition))
   tokens = tokenizer.load(tmp_path)
   assert tokens.ident('<|im_end|>') == tokens.vocab - 1
+
+
+def test_a_broken_config_and_a_place_without_tokenizer_are_named(
+  small, tmp_path
+):
+  with pytest.raises(errors.InputError, match=f'{tmp_path}: not a tokenizer'):
+    tokenizer.load(tmp_path)
+  (tmp_path / 'tokenizer.model').write_bytes(small)
+  config = tmp_path / 'tokenizer_config.json'
+  for text, told in (
+    ('{', 'tokenizer_config'),
+    ('{"bos_token": "<x>"}', '<x>'),
+  ):
+    config.write_text(text)
+    with pytest.raises(errors.InputError, match=told) as error:
+      tokenizer.load(tmp_path)
+    assert 'not a SentencePiece' not in str(error.value)
+
+
+def test_ids_that_were_left_out_count(small, tmp_path):
+  tokenizer.load('bytes').save(tmp_path)
+  whole = tmp_path / 'tokenizer.json'
+  definition = json.loads(whole.read_text())
+  vocabulary = definition['model']['vocab']
+  vocabulary['zz'] = 1000
+  whole.write_text(json.dumps(definition))
+  assert tokenizer.load(tmp_path).vocab == 1001
 
 
 def test_tiktoken_ranks_have_256_specials_after_them(tmp_path):

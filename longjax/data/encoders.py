@@ -32,7 +32,8 @@ class Hub:
     self._inner.encode_special_tokens = True  # special names are plain text
     self._inner.no_truncation()
     self._inner.no_padding()
-    self.vocab = self._inner.get_vocab_size(with_added_tokens=True)
+    # Not their number: somebody may have left ids out.
+    self.vocab = 1 + max(self._inner.get_vocab().values(), default=-1)
     self.bos = self.eos = ''  # a tokenizer_config.json names them
     self._around = self._inner.encode('').ids  # from its post-processor
     self.ident = self._inner.token_to_id
@@ -99,8 +100,8 @@ class SentencePiece:
     # The library gives nothing for control tokens.
     parts = []
     for name, run in itertools.groupby(ids, self._control.get):
-      known = [i for i in run if i < self.vocab]
-      parts.append(name * len(known) if name else self._inner.decode(known))
+      run = list(run)
+      parts.append(name * len(run) if name else self._inner.decode(run))
     return ''.join(parts)
 
   def definition(self) -> dict:

@@ -91,7 +91,8 @@ class Tokenizer:
 
   def decode(self, ids) -> str:
     """The text of ids, special tokens included; unknown ids give nothing."""
-    return self._encoder.decode(np.asarray(ids).reshape(-1).tolist())
+    ids = np.asarray(ids).reshape(-1)
+    return self._encoder.decode(ids[(ids >= 0) & (ids < self.vocab)].tolist())
 
   def ident(self, name: str) -> int | None:
     """The id of a token, special ones included, or None."""
@@ -142,19 +143,22 @@ def load(spec) -> Tokenizer:
   path = pathlib.Path(spec).expanduser()
   if not path.exists():
     raise errors.InputError(f'{path}: no such file or directory; {NEEDED}')
-  kind = _kind(path) if path.is_file() else ''
+  file, kind = path, _kind(path)
   if not kind and not path.name.startswith('tokenizer.'):
-    path = _preferred(path)
-    kind = _kind(path) if path.is_file() else ''
+    file = _preferred(path)
+    kind = _kind(file)
   if not kind:
-    raise errors.InputError(f'{path}: not a tokenizer; {NEEDED}')
+    where = file if file.is_file() else path
+    raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
   try:
-    return READERS[kind](path)
+    return READERS[kind](file)
   except OSError as error:
-    raise errors.InputError(f'{path}: {error.strerror or error}') from error
+    raise errors.InputError(f'{file}: {error.strerror or error}') from error
+  except errors.InputError as error:
+    raise errors.InputError(f'{file}: {error}') from error
   except Exception as error:  # the libraries raise plain Exception
     told = ' '.join(str(error).split())
-    raise errors.InputError(f'{path}: not {kind}: {told}') from error
+    raise errors.InputError(f'{file}: not {kind}: {told}') from error
 
 
 def _read_json(path) -> Tokenizer:
@@ -205,7 +209,9 @@ SIGNS = dict(
 
 
 def _kind(path) -> str:
-  """A key of READERS, or '' of a file that is no tokenizer."""
+  """A key of READERS, or '' of what is no file or no tokenizer."""
+  if not path.is_file():
+    return ''
   with open(path, 'rb') as file:
     head = file.read(HEAD_BYTES)
   matches = (k for s, k in SIGNS.items() if re.match(s, head, re.DOTALL))
@@ -273,9 +279,7 @@ def _gguf_metadata(path) -> dict:
       if name.startswith('tokenizer.')
     }
   except Exception as error:  # whatever the reader stumbles over
-    raise errors.InputError(
-      f'not whole ({type(error).__name__}: {error})'
-    ) from error
+    raise ValueError(f'not whole ({type(error).__name__}: {error})') from error
 
 
 def _mended(text: str) -> str:
