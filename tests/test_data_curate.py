@@ -1,15 +1,17 @@
 """prepare --score and --synthesize: what is kept, made and refused."""
 
+import base64
 import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 from commands import refused, run
 
 from configs import smollm2_135m_abf_16k, tiny
 from longjax import errors
-from longjax.data import curate, packages, prepare, tokenizer
+from longjax.data import curate, packages, prepare, synthetic, tokenizer
 
 SMOLLM2 = smollm2_135m_abf_16k.WEIGHTS
 
@@ -105,6 +107,29 @@ def test_the_command_makes_tables_and_refuses_in_one_line(tmp_path):
   assert len(path.read_text().splitlines()) == 2
   told = refused('prepare.py', '--config', 'configs/tiny.py', '--keep', '0.5')
   assert '--score=MODEL' in told
+
+
+def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
+  path = tmp_path / 'tables.jsonl'
+  synthetic.tables(path, 3, rows=12)
+  both = enumerate(bytes([b]) for b in range(256))
+  ranks = ''.join(f'{base64.b64encode(b).decode()} {i}\n' for i, b in both)
+  (tmp_path / 'tokenizer.model').write_text(ranks)
+  tokens = tokenizer.load(tmp_path)
+  config.data.sources = dict(
+    chats=dict(path=str(path), kind='chat', template='llama3')
+  )
+  out = str(tmp_path / 'out')
+  store = prepare.prepare(config, tokens, lambda _: None, out)
+  for number, line in enumerate(path.read_text().splitlines()):
+    said = json.loads(line)['messages'][1::2]
+    ids = np.array(store.tokens(number))
+    learned = tokens.decode(ids[np.array(store.mask(number)) == 1])
+    assert learned == ''.join(m['content'] + '<|eot_id|>' for m in said)
+  kept = curate.keep(
+    config, tokens, str(tmp_path), '1', '', str(tmp_path / 'kept'), remembering
+  )
+  assert kept.mask(0).tolist() == store.mask(0).tolist()
 
 
 @pytest.mark.slow
