@@ -31,8 +31,19 @@ def one_document(tokens) -> Batch:
 
   Returns:
     A Batch in which the last token of a row has no target (weight 0).
+
+  Raises:
+    ValueError: they are no ids; indexing would take a negative one from the
+      end of the vocabulary.
   """
-  tokens = np.atleast_2d(np.asarray(tokens, np.int32))
+  tokens = np.atleast_2d(np.asarray(tokens))
+  whole = np.issubdtype(tokens.dtype, np.integer) and tokens.ndim == 2
+  if not whole or not tokens.size or tokens.min() < 0 or tokens.max() >= 2**31:
+    raise ValueError(
+      'tokens are ids, integers from 0, [batch, seq] or [seq], at least one; '
+      f'got {tokens.dtype} {list(tokens.shape)}'
+    )
+  tokens = tokens.astype(np.int32)
   order = np.broadcast_to(
     np.arange(tokens.shape[1], dtype=np.int32), tokens.shape
   )

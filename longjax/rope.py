@@ -54,7 +54,7 @@ class Rope:
       raise ValueError(
         f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
       )
-    if self.base <= 1 or self.factor < 1:
+    if not (1 < self.base < math.inf and 1 <= self.factor < math.inf):
       raise ValueError(
         f'rope needs base > 1 and factor >= 1, got base {self.base} and '
         f'factor {self.factor}; factor is new window / trained window'

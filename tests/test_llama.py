@@ -317,3 +317,11 @@ def test_a_config_that_cannot_be_meant_is_refused():
     small(dict(heads=9, kv_heads=2, head_dim=16))
   with pytest.raises(ValueError, match="'rings' is none of"):
     small(attention='rings')
+
+
+@pytest.mark.parametrize('tokens', [
+  [1.5, 2.0], [-1, 3], [], [[[1]]], [2**31], ['a'],
+])  # fmt: skip
+def test_what_is_no_token_id_is_refused(tokens):
+  with pytest.raises(ValueError, match='tokens are ids'):
+    one_document(tokens)

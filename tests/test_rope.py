@@ -276,6 +276,8 @@ def test_other_names_mean_the_same():
     (dict(scaling='yarn', factor=2.0), 'original_length'),
     (dict(factor=8.0), 'name a scaling'),
     (dict(base=0.5), 'base > 1'),
+    (dict(base=float('nan')), 'base > 1'),
+    (dict(base=5e5, factor=float('inf')), 'factor >= 1'),
     (dict(scaling='longrope', factor=2.0, original_length=64), 'divisors'),
     (dict(divisors=(1.0, 2.0)), 'divisors'),
     (dict(xpos=-1.0), 'xpos'),

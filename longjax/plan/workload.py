@@ -109,7 +109,7 @@ def _squares(length: int, seq_len: int) -> float:
 
 def _work(config, length: int, members: int) -> np.ndarray:
   """Blocks of a row of such documents, [member, hop]."""
-  row = one_document(np.zeros(config.train.seq_len))
+  row = one_document(np.zeros(config.train.seq_len, np.int32))
   row = row._replace(segments=1 + row.index // length)
   block = config.model.block
   row = layout.arrange(row, config.data.layout, config.mesh.seq, block)
