@@ -252,3 +252,13 @@ def test_the_digest_knows_what_decides_the_batches(data):
     digest(positions=dict(kind='pose', target=128)),
   ]  # fmt: skip
   assert len({same, *other}) == 5
+
+
+def test_rows_that_memory_sees_must_be_packed_together():
+  config = base()
+  config.model.memory.update(layers=(1,), rows=((), (-1,)))
+  with pytest.raises(errors.InputError, match=r'2 x train.seq_len = 128'):
+    pipeline.check(config)
+  with config.unlocked():
+    config.data.mix = dict(code=dict(length=2 * SEQ))
+  pipeline.check(config)

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from configs import common
 from longjax import errors
-from longjax.data import store
+from longjax.data import pipeline, store
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8], [9, 10]]
 
@@ -184,3 +185,65 @@ def test_a_directory_with_other_things_is_not_written_over(tmp_path):
   with pytest.raises(errors.InputError, match='cannot write'):
     store.write(tmp_path / 'data', entries(), vocab=11, tokenizer='t', spec=[])
   assert (tmp_path / 'data' / 'thesis.tex').exists()
+
+
+def test_a_large_store_is_verified_when_a_shard_is_first_read(
+  made, monkeypatch
+):
+  monkeypatch.setattr(store, 'VERIFY_BYTES', 0)
+  path = made / 'shard_00001.npy'
+  bad = bytearray(path.read_bytes())
+  bad[-2] ^= 1
+  path.write_bytes(bad)
+  data = store.open_store(made)  # sizes and tables are right
+  assert data.tokens(0).tolist() == DOCUMENTS[0]
+  for read in (lambda: data.tokens(2), lambda: data.mask(2), data.verify):
+    with pytest.raises(errors.InputError, match=r'shard_00001.npy: damaged'):
+      read()
+  path.write_bytes(path.read_bytes()[:-1])
+  refused(made, 'bytes instead of')
+
+
+def test_the_threads_that_read_ahead_pass_damage_on(made, monkeypatch):
+  monkeypatch.setattr(store, 'VERIFY_BYTES', 0)
+  config = common.base('tiny')
+  config.train.update(seq_len=2, batch=4)
+  config.data.layout = 'contiguous'
+  pipe = pipeline.Pipeline(store.open_store(made), config)
+  next(pipe.iterate(0))
+  path = made / 'shard_00001.npy'
+  bad = bytearray(path.read_bytes())
+  bad[-2] ^= 1
+  path.write_bytes(bad)
+  pipe = pipeline.Pipeline(store.open_store(made), config)
+  with pytest.raises(errors.InputError, match=r'shard_00001.npy: damaged'):
+    for _ in zip(range(3), pipe.iterate(0)):
+      pass
+
+
+def test_masks_are_kept_only_where_there_are_some(tmp_path):
+  ids = np.array([1, 2, 3])
+  masked = store.Entry('m', 'chat', ids, 3, np.array([0, 1, 1], np.uint8))
+  plain = store.Entry('p', 'chat', ids, 3)
+  store.write(
+    tmp_path / 'data', [plain, plain, masked, plain], vocab=4, tokenizer='t',
+    spec=[], shard_tokens=6,
+  )  # fmt: skip
+  data = store.open_store(tmp_path / 'data')
+  assert [data.mask(i).tolist() for i in range(4)] == [
+    [1, 1, 1], [1, 1, 1], [0, 1, 1], [1, 1, 1],
+  ]  # fmt: skip
+  assert data.mask(2, 1, 5).tolist() == [1, 1]
+  assert [p.name for p in (tmp_path / 'data').glob('mask*')] == [
+    'mask_00001.npy'
+  ]
+  path = tmp_path / 'data' / 'mask_00001.npy'
+  path.write_bytes(path.read_bytes()[:-1] + b'x')
+  refused(tmp_path / 'data', r'mask_00001\.npy: damaged')
+
+
+def test_a_document_has_a_digest_of_its_tokens(made):
+  table = np.load(made / 'documents.npy')
+  assert len(set(table[:, 4].tolist())) == 4
+  first = hashlib.sha256(np.array(DOCUMENTS[0], '<u4').tobytes()).digest()
+  assert table[0, 4] == int.from_bytes(first[:8], 'little', signed=True)

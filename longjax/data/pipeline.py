@@ -43,7 +43,14 @@ class Step(NamedTuple):
 def check(config):
   """InputError if the section `data` cannot be meant; reads no file."""
   seq_len = config.train.seq_len
-  mixture.check(config)
+  rows = mixture.group(mixture.check(config), config)
+  together = max(1, len(config.model.memory.rows))
+  if rows % together:
+    raise InputError(
+      f'config.model.memory.rows needs packs of {together} rows, but those of '
+      f'data.mix lie in {rows}; set length in data.mix to {together} x '
+      f'train.seq_len = {together * seq_len}'
+    )
   positions.check(config.data.positions, seq_len)
   context.check(config.data.curriculum, seq_len)
   layouts.check(config.data.layout, seq_len, config.mesh.seq)
