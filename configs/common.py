@@ -108,6 +108,7 @@ def model(size, **rope) -> Any:
       mlp_chunk=0,  # tokens of a row in the feed-forward at once; 0 is all
       # Focused Transformer: longjax/crossbatch.py
       memory=dict(layers=(), rows=(), wrap=False),
+      group=0,  # tokens that LongLoRA's training attends to; 0 is all
     )
   )
 

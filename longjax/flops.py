@@ -50,7 +50,7 @@ def matmul_params(config) -> int:
   return config.layers * layer + config.embed * config.vocab
 
 
-def train_step(config, tokens, squares) -> float:
+def train_step(config, tokens, squares, seen=0) -> float:
   """FLOPs of forward and backward; recomputation earns no credit.
 
   6 per parameter and token, and for causal attention 6 * layers * heads *
@@ -61,9 +61,28 @@ def train_step(config, tokens, squares) -> float:
     config: llama.Llama.
     tokens: in the step.
     squares: sum over the documents of length^2.
+    seen: sum over the rows of what they see of other rows: tokens of the row x
+      tokens that it sees, in each memory layer.
   """
-  attention = 6 * config.layers * config.heads * config.head_dim * squares
+  if config.group:
+    squares = min(squares, tokens * config.group)
+  heads = 6 * config.heads * config.head_dim
+  attention = heads * (config.layers * squares)
+  attention += 2 * heads * len(config.memory.layers) * seen  # no triangle
   return 6.0 * matmul_params(config) * tokens + attention
+
+
+def seen_by_rows(config, batch, length) -> int:
+  """`seen` of train_step for a batch of so many rows of full length."""
+  rows, memory = config.memory.rows, config.memory
+  if not rows:
+    return 0
+  count = sum(
+    memory.wrap or 0 <= row + offset < batch
+    for row in range(batch)
+    for offset in rows[row % len(rows)]
+  )
+  return count * length**2
 
 
 def narayanan(config, tokens, length) -> float:

@@ -71,6 +71,7 @@ class Llama:
   remat: str = 'attention'  # a key of REMAT
   mlp_chunk: int = 0  # tokens of a row in the feed-forward at once; 0 is all
   memory: Memory = dataclasses.field(default_factory=Memory)
+  group: int = 0  # tokens that LongLoRA's training attends to; 0 is all
 
   def __post_init__(self):
     for field, kind in (('rope', Rope), ('memory', Memory)):
@@ -84,7 +85,7 @@ class Llama:
         raise ValueError(
           f'{field} must be at least 1, is {getattr(self, field)}'
         )
-    for field in ('mlp_chunk', 'ulysses'):
+    for field in ('mlp_chunk', 'ulysses', 'group'):
       if getattr(self, field) < 0:
         raise ValueError(
           f'{field} must be at least 0, is {getattr(self, field)}'
@@ -113,6 +114,12 @@ class Llama:
         f'{self.layers} layers, which count from 0'
       )
 
+    if self.group and (self.group % 2 or self.kv_heads % 2 or self.memory.rows):
+      raise ValueError(
+        f'group {self.group} is of half of the heads moved by half of it: it '
+        f'must be even, kv_heads ({self.kv_heads}) too, and memory have no rows'
+      )
+
   def runs(self) -> list[tuple[int, int, bool]]:
     """(first layer, layer after the last, do they have a memory): layers of one
     kind that follow one another."""
@@ -128,7 +135,7 @@ class Llama:
   def at_rest(self) -> 'Llama':
     """The same model without what only training does to it."""
     memory = dataclasses.replace(self.memory, rows=(), wrap=False)
-    return dataclasses.replace(self, memory=memory)
+    return dataclasses.replace(self, memory=memory, group=0)
 
 
 ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
@@ -323,22 +330,30 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
   batch = Batch(*(jnp.asarray(x) for x in batch))
   ids = Ids(batch.segments, batch.index)
 
+  over = functools.partial(
+    attention.attend, strategy=config.attention, mesh=mesh, block=config.block,
+    ulysses=config.ulysses,
+  )  # fmt: skip
+
   def attend(q, k, v, cache, kv_ids=ids):
-    out = attention.attend(
-      q, k, v, ids, kv_ids,
-      strategy=config.attention, mesh=mesh, block=config.block,
-      ulysses=config.ulysses,
-    )  # fmt: skip
-    return out, cache
+    return over(q, k, v, ids, kv_ids), cache
 
   def recall(q, k, v, cache, far):
     k, v, kv_ids = crossbatch.beside(k, v, far, ids, config.memory, mesh)
     return attend(q, k, v, cache, kv_ids)
 
+  def in_groups(q, k, v, cache):
+    outs = []
+    halves = [jnp.split(x, 2, 2) for x in (q, k, v)]
+    for i, half in enumerate(zip(*halves)):
+      here = attention.grouped(ids, config.group, config.group // 2 * i)
+      outs.append(over(half[0], half[1], half[2], here, here))
+    return jnp.concatenate(outs, 2), cache
+
   run_ = functools.partial(run, params, config, batch.tokens, batch.positions)
   if config.memory.rows:
     return run_(attend, [None] * len(config.runs()), mesh, recall)[0]
-  return run_(attend, None, mesh)[0]
+  return run_(in_groups if config.group else attend, None, mesh)[0]
 
 
 def head(params, config: Llama):

@@ -153,7 +153,11 @@ def _rows(parts, width):
 
 @functools.partial(jax.jit, static_argnames=('config', 'chunk', 'mesh'))
 def _losses(params, x, targets, *, config, chunk, mesh):
-  return llama.losses(params, config, x, targets, chunk=chunk, mesh=mesh)
+  """[batch, window] on every device, so that every process can read it."""
+  found = llama.losses(params, config, x, targets, chunk=chunk, mesh=mesh)
+  if mesh is None:
+    return found
+  return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, P()))
 
 
 @functools.partial(

@@ -666,5 +666,7 @@ def utilization(run: Run, batch, seconds) -> dict:
   chip = flops.chip(run.mesh.devices.flat[0].device_kind)
   if chip is None:
     return dict(mfu=None)
-  done = flops.train_step(run.model, batch.tokens, batch.squares())
+  shape = run.config.train.batch, run.config.train.seq_len
+  seen = flops.seen_by_rows(run.model, *shape)
+  done = flops.train_step(run.model, batch.tokens, batch.squares(), seen)
   return dict(mfu=done / (seconds * chip.peak * run.mesh.devices.size))

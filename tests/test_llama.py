@@ -226,6 +226,58 @@ def test_mlp_chunk_needs_less_memory():
   assert temporaries(small(LLAMA3 | wide, mlp_chunk=128)) < whole - 2 * inside
 
 
+def grouped_oracle(q, k, v, batch, group):
+  """Attention in float64 of which half of the heads is shifted, by loops over
+  groups: those of the one half from 0, of the other from group / 2."""
+  out = np.zeros(np.shape(q))
+  heads, kv_heads, seq = q.shape[2] // 2, k.shape[2] // 2, q.shape[1]
+  for half, start in ((0, 0), (1, -group // 2)):
+    here = slice(half * heads, (half + 1) * heads)
+    kv = slice(half * kv_heads, (half + 1) * kv_heads)
+    for begin in range(start, seq, group):
+      at = slice(max(begin, 0), begin + group)
+      out[:, at, here] = reference.attention(
+        q[:, at, here], k[:, at, kv], v[:, at, kv], batch.segments[:, at],
+        batch.index[:, at],
+      )  # fmt: skip
+  return out
+
+
+@pytest.mark.parametrize('group', [16, 24])
+def test_groups_are_shifted_by_half_in_half_of_the_heads(
+  group, rng, make_mesh, monkeypatch
+):
+  """A model of one layer, whose attention is the oracle's in float64."""
+  config = small(LLAMA3, group=group, layers=1)
+  params, batch = params_of(config), packed(rng, 96)
+  attend = lambda q, k, v, *how, **more: grouped_oracle(q, k, v, batch, group)
+  mesh = make_mesh(2, 4)
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      reference, 'attention',
+      lambda q, k, v, *ids, plain=reference.attention: (
+        plain(q, k, v, *ids) if q.shape[1] < 64 else attend(q, k, v)
+      ),
+    )  # fmt: skip
+    want = oracle(params, config, batch)
+  real = batch.segments > 0
+  got = llama.forward(params, config, batch)
+  np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
+  nll = llama.nll(params, config, batch, mesh=mesh)
+  want = reference.token_nll(want, batch.targets)
+  np.testing.assert_allclose(nll[real], want[real], rtol=0, atol=1e-4)
+
+
+def test_groups_let_nobody_see_the_future(rng):
+  config = small(group=16)
+  params, batch = params_of(config), one_document(rng.integers(0, 96, (1, 64)))
+  late = batch._replace(tokens=batch.tokens.copy())
+  late.tokens[:, 40:] = 5
+  a, b = (llama.forward(params, config, x) for x in (batch, late))
+  np.testing.assert_array_equal(a[:, :40], b[:, :40])
+  assert config.at_rest() == small()
+
+
 def test_init_is_the_same_on_any_mesh(make_mesh):
   config = small()
   mesh = make_mesh(2, 4)
@@ -243,7 +295,7 @@ OTHER = dict(
   vocab=128, layers=2, embed=64, mlp=96, heads=4, kv_heads=4, head_dim=16,
   norm_eps=1e-6, tied=True, rope=Rope(base=1e4), dtype='bfloat16',
   attention='reference', block=8, remat='full', mlp_chunk=16, ulysses=1,
-  memory=Memory(layers=(1,), rows=((-1,),)),
+  memory=Memory(layers=(1,), rows=((-1,),)), group=8,
 )  # fmt: skip
 
 
@@ -317,6 +369,8 @@ def test_a_config_that_cannot_be_meant_is_refused():
     small(dict(heads=9, kv_heads=2, head_dim=16))
   with pytest.raises(ValueError, match="'rings' is none of"):
     small(attention='rings')
+  with pytest.raises(ValueError, match='must be even'):
+    small(group=15)
 
 
 @pytest.mark.parametrize('tokens', [

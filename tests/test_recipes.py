@@ -101,6 +101,11 @@ TABLE = [
   ('llama2_longalign', '7b_packing', LONGALIGN | dict(
     batch=8, steps=2000, warmup_steps=60)),
   ('llama2_longalign', '13b_sorted', LONGALIGN | dict(batch=96)),
+  # arXiv:2309.12307
+  ('llama2_longlora', '13b_64k', CONSTANT | dict(
+    scaling='linear', factor=16, steps=1000, batch=64, learning_rate=2e-5,
+    warmup_steps=20, weight_decay=0.0)),
+  ('llama2_longlora', '70b_32k', CONSTANT | dict(factor=8, learning_rate=1e-5)),
   # arXiv:2406.00605, arXiv:2405.17915
   ('llama2_longskywork', 'sft', dict(steps=200)),
   ('llama2_prospector', '', dict(base=160_000, seq_len=32 * K, batch=128)),

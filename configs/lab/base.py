@@ -31,10 +31,10 @@ def get_config():
   )
   config.data.mix = dict(plays=dict(weight=0.5), again=dict(weight=0.5))
   config.train.update(
-    steps=1500, batch=32, seq_len=WINDOW, loss_chunk=WINDOW
+    steps=600, batch=32, seq_len=WINDOW, loss_chunk=WINDOW
   )  # 2,048 bytes a step
   config.optim.update(
     learning_rate=5e-3, schedule='cosine', warmup_steps=50, min_ratio=0.1
   )
-  config.checkpoint.update(every_steps=1500, keep=1)
+  config.checkpoint.update(every_steps=600, keep=1)
   return config

@@ -2,7 +2,7 @@
 
   python launch/lab.py
 
-Every method gets the same tokens: 100 steps of 2,048 bytes.
+Every method gets the same tokens: 60 steps of 2,048 bytes.
 """
 
 from configs import common
@@ -48,9 +48,9 @@ def get_config(method='abf'):
     )
     for part in config.data.mix.values():
       part.length = TARGET  # the four rows of a pack
-  config.train.steps = 100
+  config.train.steps = 60
   config.optim.update(
     learning_rate=2e-3, schedule='linear', warmup_steps=10, min_ratio=0.1
   )
-  config.checkpoint.update(every_steps=100, keep=1)
+  config.checkpoint.update(every_steps=60, keep=1)
   return config

@@ -20,11 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from longjax.attention.blocks import How
 from longjax.attention.combine import combine
-from longjax.attention.ids import ANY, Ids, visible
+from longjax.attention.ids import ANY, Ids, grouped, visible
 from longjax.attention.ring import ring
 from longjax.attention.ulysses import exchange, ulysses
 
-__all__ = ['ANY', 'STRATEGIES', 'Ids', 'attend', 'exchange', 'visible']
+__all__ = [
+  'ANY', 'STRATEGIES', 'Ids', 'attend', 'exchange', 'grouped', 'visible',
+]  # fmt: skip
 
 
 def reference(q, k, v, q_ids, kv_ids, axis, how):

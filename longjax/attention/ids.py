@@ -42,6 +42,25 @@ def sees(q: Ids, kv: Ids, window: int = 0):
   return seen
 
 
+def grouped(ids: Ids, group: int, shift: int = 0) -> Ids:
+  """Ids under which a token sees its own group alone, as a document.
+
+  Groups are `group` tokens of the row's order; the first is `shift` shorter.
+  LongLoRA's shifted sparse attention (arXiv:2309.12307, section 3.2) is half
+  of the heads with shift 0 and half with group / 2: the first and last half
+  groups stand alone. Rolling instead, as one of its two codes does, lets the
+  first tokens see the last.
+
+  Args:
+    ids: Ids of [..., seq], no memory among them.
+    group, shift: tokens.
+  """
+  number = (ids.index + shift) // group
+  most = ids.index.shape[-1] // group + 2
+  segment = (ids.segment - 1) * most + number + 1
+  return Ids(jnp.where(ids.segment > 0, segment, 0), ids.index)
+
+
 class Span(NamedTuple):
   """What a block of tokens holds, so that blocks can be told apart in O(1)."""
 
