@@ -55,7 +55,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     store = prepare.held_out(config, tokenizer)
   evals.check(config, store, tokenizer, asked)
 
-  found, about = {name: {} for name in checkpoints}, {}
+  found, about = {}, {}
   directory = pathlib.Path(out or pathlib.Path('runs') / config.name / 'evals')
   for name, one in checkpoints.items():
     log(f'evaluating {name}')
@@ -66,6 +66,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
         f'{model.vocab}; set --config.data.tokenizer'
       )
     about[name] = dict(path=str(one.path), step=one.step, rope=model.rope)
+    found[name] = {}
     for task in asked:
       found[name] |= evals.evaluate(
         params, model, mesh, config, store, tokenizer, log, [task]

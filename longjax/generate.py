@@ -170,8 +170,8 @@ def _answers(
   """`generate` of one group of prompts; `first` is the number of its first."""
   n = _ring(mesh)
   lengths = np.array([len(p) for p in prompts], np.int32)
-  # A short prompt in the next power of two.
-  chunk = min(chunk, 1 << (int(lengths.max()) - 1).bit_length())
+  # A short prompt in the next power of two, and few of these.
+  chunk = min(chunk, max(32, 1 << (int(lengths.max()) - 1).bit_length()))
   chunk += -chunk % n
   chunks = -(-int(lengths.max()) // chunk)
   state = _prefilled(params, config, prompts, lengths, chunks, count, chunk,

@@ -177,7 +177,7 @@ def compare(directory, config, about: dict, found: dict) -> pathlib.Path:
     for name, told in about.items()
   ]  # fmt: skip
   parts = [
-    f'# {", ".join(about)}: what they do with their context',
+    f'# Evaluation: {" and ".join(about)}',
     sections.table(['name', 'checkpoint', 'step', 'RoPE'], rows),
     *sections.write(found, config.eval, directory),
     sections.not_measured(found),

@@ -68,8 +68,9 @@ def _positions(stages, ask, figures) -> str:
   curves = of(stages, 'position_loss')
   if not curves:
     return ''
-  plots.loss_by_position(figures / 'loss_by_position.png', curves, ask.window)
-  ends, window = next(iter(curves.values()))['end'], ask.window
+  ends = next(iter(curves.values()))['end']
+  window = ask.window if ask.window < ends[-1] else 0
+  plots.loss_by_position(figures / 'loss_by_position.png', curves, window)
   rows = [
     [f'{start:,} - {end:,}' + (' *' if window and start >= window else '')]
     + [_number(curve['loss'][i]) for curve in curves.values()]
