@@ -14,12 +14,14 @@ import json
 import os
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import reference
 
 from longjax import batch, llama, weights
-from longjax.data import packages
+from longjax.data import packages, tokenizer
+from longjax.weights import convert
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / 'golden/smollm2_logits.json').read_text()
@@ -88,3 +90,46 @@ def test_2048_tokens_have_the_logits_of_transformers(path, model):
   found = logits_of(model, tokens)
   assert wanted.std() > 4
   np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_exported_it_is_the_same_model_in_transformers(path, model, tmp_path):
+  """The released rope; past 8,192 the angles of transformers are float32's."""
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  convert.to_checkpoint(path, tmp_path / 'run')
+  convert.to_huggingface(
+    tmp_path / 'run', tmp_path / 'hf', shard_bytes=200_000_000
+  )
+  params, config = weights.load(tmp_path / 'hf')
+  assert config == model[1]
+  jax.tree.map(np.testing.assert_array_equal, params, model[0])
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf')
+  tokens = np.array(GOLDEN['tokens'][:SHORT])
+  positions = np.arange(SHORT) + np.where(np.arange(SHORT) < 64, 0, 12_000)
+  here = batch.one_document(tokens)._replace(
+    positions=positions[None].astype(np.int32)
+  )
+  with torch.no_grad():
+    wanted = (
+      theirs(
+        torch.tensor(tokens[None]),
+        position_ids=torch.tensor(positions[None]),
+        attention_mask=torch.full((SHORT, SHORT), -torch.inf).triu(1)[
+          None, None
+        ],
+      )
+      .logits[0]
+      .numpy()
+    )
+  found = np.asarray(llama.forward(params, config, here))[0]
+  np.testing.assert_allclose(found, wanted, rtol=0, atol=0.05)
+  nll = [
+    reference.token_nll(x[None, :-1], tokens[None, 1:]).mean()
+    for x in (found, wanted)
+  ]
+  assert np.exp(nll[0]) == pytest.approx(np.exp(nll[1]), rel=5e-4)
+  text = "It's 2026:\n\tx = f(3.14) -- na\u00efve <|im_end|> \U0001f600"
+  ids = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+  ours = tokenizer.load(tmp_path / 'run').encode(text, special=['<|im_end|>'])
+  assert ids(text)['input_ids'] == ours.tolist()
