@@ -1,6 +1,7 @@
 """launch/convert.py: in, out, and back again without a changed bit."""
 
 import dataclasses
+import importlib.util
 import json
 
 import commands
@@ -8,10 +9,20 @@ import jax
 import numpy as np
 import pytest
 import weight_files as files
+from etils import epath
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from launch import convert as convert_command
-from longjax import checkpoint, cli, errors, llama, rope, sharding, weights
+from longjax import (
+  checkpoint,
+  cli,
+  errors,
+  llama,
+  mirror,
+  rope,
+  sharding,
+  weights,
+)
 from longjax.data import tokenizer
 from longjax.weights import convert, export, huggingface, stored
 
@@ -328,6 +339,43 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
   with pytest.raises(errors.InputError, match='384 ids, the model only 96'):
     convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
   assert [path.name for path in tmp_path.iterdir()] == ['hf']
+
+
+# Buckets
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+  """A directory that passes for gs://, as far as our code can tell."""
+  root = epath.Path(tmp_path / 'bucket')
+  root.mkdir()
+  monkeypatch.setattr(
+    mirror, 'is_remote', lambda path: str(path).startswith(str(root))
+  )
+  return root
+
+
+def test_a_bucket_is_read_and_written_by_way_of_the_disk(tmp_path, bucket):
+  fields = GQA | dict(vocab=384)
+  truth = files.write_huggingface(tmp_path / 'hf', fields, LLAMA31, shards=2)
+  with_tokenizer(tmp_path / 'hf')
+  convert.copy_tree(tmp_path / 'hf', bucket / 'hf')
+  convert.to_checkpoint(bucket / 'hf', bucket / 'run', log=quiet)
+  assert_same(weights.load(str(bucket / 'run'))[0], truth)
+  convert.to_huggingface(bucket / 'run', bucket / 'out', log=quiet)
+  assert_same(weights.load(str(bucket / 'out'))[0], truth)
+  assert (bucket / 'out' / 'tokenizer.json').exists()
+  with pytest.raises(errors.InputError, match='exists'):
+    convert.to_huggingface(bucket / 'run', bucket / 'out', log=quiet)
+
+
+def test_a_bucket_without_its_library_is_one_line(tmp_path):
+  if importlib.util.find_spec('gcsfs'):
+    pytest.skip('gcsfs is installed')
+  with pytest.raises(errors.InputError, match='pip install gcsfs'):
+    convert.to_checkpoint('gs://bucket/hf', tmp_path / 'run', log=quiet)
+  with pytest.raises(errors.InputError, match='pip install gcsfs'):
+    convert.whole('gs://bucket/out', 1).__enter__()
 
 
 # The command

@@ -2,13 +2,15 @@
 
 A tensor at a time goes from its file, which is mapped into memory, to where it
 belongs. What is being made lies beside its place under another name and gets
-its own at the end, so a directory is there whole or not at all.
+its own at the end, so a directory is there whole or not at all. Files in a
+bucket (gs://) pass through the local disk; checkpoints there are read directly.
 """
 
 import concurrent.futures
 import contextlib
 import hashlib
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -18,8 +20,9 @@ import threading
 import time
 
 import numpy as np
+from etils import epath
 
-from longjax import checkpoint, errors, metrics, weights
+from longjax import checkpoint, errors, metrics, mirror, weights
 from longjax.data import tokenizer
 from longjax.weights import export, files, names, stored
 from longjax.weights import source as sources
@@ -43,6 +46,11 @@ def to_checkpoint(path, directory, dtype='float32', log=print):
     dtype: of the parameters that are stored.
     log: called with lines for a person.
   """
+  with fetched(path) as local:
+    _to_checkpoint(local, directory, dtype, log)
+
+
+def _to_checkpoint(path, directory, dtype, log):
   source = weights.find(path)
   if source is None:
     raise errors.InputError(f'{path} holds no weights of others')
@@ -124,7 +132,8 @@ def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
   shapes = sources.shapes(about['model'])
   stored_in = about.get('source', {}).get('dtypes', {})
   dtypes = {p: dtype or stored_in.get(p, 'float32') for p in shapes}
-  tokens = _tokenizer(path)
+  kept = root.parent / 'tokenizer'
+  tokens = _tokenizer(kept)
   configs = {
     'config.json': export.config_json(
       config, _window(root, about), dtypes['embedding'], tokens
@@ -136,8 +145,7 @@ def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
       export.write_json(made / name, value)
     if tokens:
       tokens.save(made)
-      kept = root.parent / 'tokenizer'
-      _copy(kept, made, TOKENIZER_FILES)
+      copy_files(kept, made, TOKENIZER_FILES)
     out = export.Files(made, about['model'], dtypes, shard_bytes)
     _export(root / str(step), about, out, log)
 
@@ -199,7 +207,7 @@ def _window(root, about) -> int:
   told = [about.get('window', 0), about.get('seq_len', 0)]
   config = root.parent / 'config.json'
   if config.is_file():  # of a run
-    told += list(files.load_json(config).get('eval', {}).values())
+    told += list(json.loads(config.read_text()).get('eval', {}).values())
   rope = about['model']['rope']
   told.append(round(rope.get('original_length', 0) * rope.get('factor', 1)))
   return max(n for n in told if type(n) is int) or 2048
@@ -226,22 +234,21 @@ def _keep_tokenizer(path, made, vocab, log):
     )
   found.save(made / 'tokenizer')
   if os.path.isdir(path):
-    _copy(root, made / 'tokenizer', TOKENIZER_FILES)
+    for name in TOKENIZER_FILES:
+      if (root / name).is_file():
+        files.inside(root, name)
+    copy_files(root, made / 'tokenizer', TOKENIZER_FILES)
   return found.digest
 
 
-def _copy(root, directory, wanted):
-  for name in wanted:
-    if (root / name).is_file():
-      shutil.copyfile(files.inside(root, name), directory / name)
-
-
-def _tokenizer(path):
+def _tokenizer(directory):
   """The tokenizer of a run, or None."""
-  try:
-    return tokenizer.load(path)
-  except errors.InputError:
-    return None
+  with tempfile.TemporaryDirectory() as local:
+    copy_files(directory, local, TOKENIZER_FILES)
+    try:
+      return tokenizer.load(local)
+    except errors.InputError:
+      return None
 
 
 def _generation(path):
@@ -260,14 +267,33 @@ def whole(directory, needed_bytes):
   Raises:
     InputError: it exists, or the disk has too little space.
   """
-  target = pathlib.Path(directory).absolute()
+  if not mirror.is_remote(directory):
+    with _whole(pathlib.Path(directory).absolute(), needed_bytes) as made:
+      yield made
+    return
+  bucket = mirror.place(directory)
+  _refuse_existing(bucket)
+  with tempfile.TemporaryDirectory() as scratch:
+    local = pathlib.Path(scratch) / 'made'
+    with _whole(local, needed_bytes) as made:
+      yield made
+    copy_tree(local, bucket)
+
+
+def _refuse_existing(target):
   if target.exists():
-    raise errors.InputError(f'{directory} exists: name a new directory')
+    raise errors.InputError(f'{target} exists: name a new directory')
+
+
+@contextlib.contextmanager
+def _whole(target, needed_bytes):
+  """`whole` on this machine."""
+  _refuse_existing(target)
   target.parent.mkdir(parents=True, exist_ok=True)
   free = shutil.disk_usage(target.parent).free
   if free < needed_bytes * 1.05:
     raise errors.InputError(
-      f'{directory} needs {gigabytes(needed_bytes)}, the disk has '
+      f'{target} needs {gigabytes(needed_bytes)}, the disk has '
       f'{gigabytes(free)}'
     )
   made = tempfile.mkdtemp(prefix=f'{target.name}.partial-', dir=target.parent)
@@ -278,6 +304,50 @@ def whole(directory, needed_bytes):
   except BaseException:
     shutil.rmtree(made, ignore_errors=True)
     raise
+
+
+@contextlib.contextmanager
+def fetched(path):
+  """The path itself, or a local copy of what is in a bucket."""
+  if not mirror.is_remote(path):
+    yield path
+    return
+  remote = mirror.place(path)
+  with tempfile.TemporaryDirectory() as scratch:
+    local = pathlib.Path(scratch) / remote.name
+    if remote.is_dir():
+      copy_tree(remote, local)
+    elif remote.exists():
+      remote.copy(local)
+    else:
+      raise errors.InputError(f'{path} does not exist')
+    yield local
+
+
+def copy_tree(source, target):
+  """Copies a directory; what makes it count as a checkpoint comes last."""
+  source, target = epath.Path(source), epath.Path(target)
+  last = lambda path: path.name == stored.ABOUT
+  for path in sorted(_files(source), key=last):
+    to = target / path.relative_to(source)
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.copy(to)
+
+
+def _files(directory):
+  for path in directory.iterdir():
+    if path.is_dir():
+      yield from _files(path)
+    else:
+      yield path
+
+
+def copy_files(source, directory, names):
+  """Copies those of the files that are there."""
+  for name in names:
+    path = epath.Path(source) / name
+    if path.exists():
+      path.copy(epath.Path(directory) / name, overwrite=True)
 
 
 def _umask():
