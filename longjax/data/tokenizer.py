@@ -19,7 +19,8 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -143,22 +144,22 @@ def load(spec) -> Tokenizer:
   path = pathlib.Path(spec).expanduser()
   if not path.exists():
     raise errors.InputError(f'{path}: no such file or directory; {NEEDED}')
-  file, kind = path, _kind(path)
-  if not kind and not path.name.startswith('tokenizer.'):
+  file, form = path, _format(path)
+  if not form and not path.name.startswith('tokenizer.'):
     file = _preferred(path)
-    kind = _kind(file)
-  if not kind:
+    form = _format(file)
+  if not form:
     where = file if file.is_file() else path
     raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
   try:
-    return READERS[kind](file)
+    return form.read(file)
   except OSError as error:
     raise errors.InputError(f'{file}: {error.strerror or error}') from error
   except errors.InputError as error:
     raise errors.InputError(f'{file}: {error}') from error
   except Exception as error:  # the libraries raise plain Exception
     told = ' '.join(str(error).split())
-    raise errors.InputError(f'{file}: not {kind}: {told}') from error
+    raise errors.InputError(f'{file}: not {form.name}: {told}') from error
 
 
 def _read_json(path) -> Tokenizer:
@@ -188,34 +189,35 @@ def _read_gguf(path) -> Tokenizer:
   return Tokenizer(encoder, bos, eos, meta.get('chat_template', ''))
 
 
-# What the first bytes of a file say, and who reads the rest.
-READERS = {
-  'a tokenizer.json': _read_json,
-  'the ranks of tiktoken': _read_tiktoken,
-  'a SentencePiece model': _read_sentencepiece,
-  'a GGUF file with a known tokenizer': _read_gguf,
-}
-SIGNS = dict(
-  zip(
-    (
-      rb'\s*\{',
-      rb'[A-Za-z0-9+/]+={0,2} \d+\r?\n',
-      rb'\n.\n.',  # field 1, a message, whose field 1 is a string
-      rb'GGUF',
-    ),
-    READERS,
-  )
+class Format(NamedTuple):
+  """A kind of file."""
+
+  name: str
+  sign: bytes  # a pattern of how it begins
+  read: Callable  # path -> Tokenizer
+
+
+SENTENCEPIECE = Format(
+  'a SentencePiece model',
+  rb'\n.\n.',  # field 1, a message, whose field 1 is a string
+  _read_sentencepiece,
+)
+FORMATS = (
+  Format('a tokenizer.json', rb'\s*\{', _read_json),
+  Format('ranks of tiktoken', rb'[A-Za-z0-9+/]+=* \d+\r?\n', _read_tiktoken),
+  Format('a GGUF file with a known tokenizer', rb'GGUF', _read_gguf),
+  SENTENCEPIECE,
 )
 
 
-def _kind(path) -> str:
-  """A key of READERS, or '' of what is no file or no tokenizer."""
+def _format(path) -> Format | None:
+  """What a file is; None of what is no file or no tokenizer."""
   if not path.is_file():
-    return ''
+    return None
   with open(path, 'rb') as file:
     head = file.read(HEAD_BYTES)
-  matches = (k for s, k in SIGNS.items() if re.match(s, head, re.DOTALL))
-  return next(matches, '')
+  fit = (form for form in FORMATS if re.match(form.sign, head, re.DOTALL))
+  return next(fit, None)
 
 
 def _preferred(path) -> pathlib.Path:
@@ -228,8 +230,10 @@ def _preferred(path) -> pathlib.Path:
   for place in _places(root):
     whole, model = place / 'tokenizer.json', place / 'tokenizer.model'
     if whole.is_file() and model.is_file():
-      both = _kind(model) == 'a SentencePiece model'
-      return model if both and load(model).vocab >= load(whole).vocab else whole
+      as_many = _format(model) is SENTENCEPIECE and (
+        load(model).vocab >= load(whole).vocab
+      )
+      return model if as_many else whole
     if whole.is_file() or model.is_file():
       return whole if whole.is_file() else model
     if place == root and len(found := list(root.glob('*.gguf'))) == 1:
