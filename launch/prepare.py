@@ -56,6 +56,8 @@ def main(
   if synthesize:
     print(curate.converse(config, synthesize, _answers))
     return
+  if inspect:
+    pipeline.check(config)
   tokens = prepare.find_tokenizer(config)
   if score:
     store = curate.keep(config, tokens, score, keep, pairs, out, _nll)

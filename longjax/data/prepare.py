@@ -162,8 +162,10 @@ def _alone(path, log):
     except BlockingIOError:
       log(f'waiting for another process, which holds {path}')
       fcntl.flock(lock, fcntl.LOCK_EX)
-    yield
-    path.unlink(missing_ok=True)
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
 
 
 def _begin(partial, about, log):
