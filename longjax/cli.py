@@ -7,6 +7,7 @@ answered with one line on stderr and exit code 2, before anything is compiled.
 
 import difflib
 import inspect
+import itertools
 import os
 import pathlib
 import re
@@ -81,7 +82,7 @@ def overrides(argv) -> list[str]:
   found = []
   for argument, following in zip(argv, [*argv[1:], '--']):
     if re.match(r'--?config\.', argument):
-      alone = '=' in argument or following.startswith('-')
+      alone = '=' in argument or following.startswith('--')
       found.append(argument if alone else f'{argument}={following}')
   return found
 
@@ -154,7 +155,7 @@ def parse(argv, doc, extra, switches=()):
   if asks_help(argv):
     print(help_text(argv, doc, extra))
     return None, {}
-  _refuse_unknown(argv, extra)
+  _refuse_unknown(argv, extra, switches)
   try:
     stray = values(argv)[1:]
     config = _loaded(values.config)
@@ -198,14 +199,16 @@ def nearest(name, known) -> str:
   return f'; nearest is {close[0]!r}' if close else ''
 
 
-def _refuse_unknown(argv, extra):
+def _refuse_unknown(argv, extra, switches):
   """Names each unknown flag or config key, with its nearest relative."""
   path = config_file(argv)
   known = keys(_load(path)) if path else {}
-  for argument in argv[1:]:
+  for before, argument in itertools.pairwise(argv):
     name = re.match(r'--?([^=]*)', argument)
-    if not name or not argument.startswith('-'):
-      continue
+    alone = before.startswith('-') and '=' not in before
+    asks = alone and before.strip('-').replace('-', '_') not in switches
+    if not name or (asks and not argument.startswith('--')):
+      continue  # no flag, or the value of one: --tokens -1
     name = name[1]
     if name.startswith('config.'):
       key = name.removeprefix('config.')

@@ -280,6 +280,8 @@ def test_what_a_shell_would_act_on_stays_one_word_for_the_worker(hostile):
   (['up', *RUN, '--topolgy=v5p:4x4x4'], "nearest is 'topology'"),
   (['up', *RUN, '--topology=v5p:4x4'], 'nearest is v5p:4x4x1'),
   (['up', *RUN, '--topology=v5e:6x6'], 'nearest is v5e:4x8'),
+  (['up', *RUN, '--topology', '-1'], "--topology '-1' is not GENERATION"),
+  (['up', *RUN, '--spot', '-1'], 'unknown flag --1'),
   (['up', *RUN, '--topology=v9:4x4'], "no TPU generation 'v9'"),
   (['up', *RUN, '--topology=v5e:4x4', '--slices=two'], "'two' is not a number"),
   (['up', *RUN, '--topology=v5e:4x4', '--spot', '--reserved'], 'exclude'),
