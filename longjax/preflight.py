@@ -140,7 +140,7 @@ def storage(directory, state, saved: int):
     state: arrays or ShapeDtypeStructs that a checkpoint holds.
     saved: how many checkpoints are there already.
   """
-  probe = directory / f'.probe-{os.getpid()}'
+  probe = directory / f'.probe-{jax.process_index()}-{os.getpid()}'
   try:
     directory.mkdir(parents=True, exist_ok=True)
     probe.write_text('written')

@@ -3,13 +3,14 @@
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 import shlex
 import sys
 import time
 
-from longjax import metrics, provenance
+from longjax import goodput, metrics, provenance
 from longjax.evals import sections
 
 KEPT = ('name', 'time', 'config', 'results')  # of an evaluation, in a file
@@ -73,6 +74,7 @@ def write(workdir, config) -> pathlib.Path:
     f'# {config.name}',
     _setting(config),
     _training(workdir),
+    _time(workdir),
     *sections.write(found, config.eval, workdir),
     _limits(config, sections.of(found, 'position_loss')),
     _reproduce(workdir),
@@ -107,17 +109,35 @@ def _training(workdir) -> str:
   lines = metrics.read(workdir)
   if not lines:
     return '## Training\n\nNo steps were run.'
+  losses = [x['loss'] for x in lines if x['loss'] is not None] or [math.nan]
   seconds = sum(x['step_seconds'] for x in lines)
   rate = lines[-1]['tokens'] / seconds
   return '## Training\n\n' + sections.table(
     ['steps', 'tokens', 'first loss', 'last loss', 'time', 'tokens/s',
      'skipped'],
     [[
-      len(lines), f'{lines[-1]["tokens"]:,}', f'{lines[0]["loss"]:.3f}',
-      f'{lines[-1]["loss"]:.3f}', metrics.duration(seconds), f'{rate:,.0f}',
+      len(lines), f'{lines[-1]["tokens"]:,}', f'{losses[0]:.3f}',
+      f'{losses[-1]:.3f}', metrics.duration(seconds), f'{rate:,.0f}',
       sum(int(x['skipped']) for x in lines),
     ]],
   )  # fmt: skip
+
+
+def _time(workdir) -> str:
+  starts = goodput.read(workdir)
+  if not starts:
+    return ''
+  spent = goodput.summary(starts)
+  kinds = [k for k in (*goodput.KINDS, 'starting', 'down') if spent[k] > 0]
+  return (
+    '## Where the time went\n\n'
+    f'{len(starts)} starts; goodput {spent["goodput"]:.1%}: the share of '
+    f'{metrics.duration(spent["seconds"])} in which steps were trained whose '
+    'result was kept.\n\n'
+    + sections.table(
+      kinds, [[f'{spent[k] / spent["seconds"]:.1%}' for k in kinds]]
+    )
+  )
 
 
 def _limits(config, curves) -> str:
