@@ -8,6 +8,8 @@ $FAKE_CLOUD/script.json plays it:
   refuse   what `create` answers instead
   away     workers that ssh does not reach, and how often
   drop     how often ssh dies after it did its work
+  cluster  labels of a cluster of GKE; `xpk` makes and deletes it
+  ended    what `xpk workload list --wait-for-job-completion` ends with
 Workers are directories, homes of their own; what ssh is given runs there.
 """
 
@@ -37,26 +39,50 @@ def main(argv) -> int:
 def play(argv, script) -> int:
   if argv[:2] == ['storage', 'cat']:
     return cat(argv[-1])
-  verb, name = argv[3], argv[4]
-  if verb == 'describe':
-    return describe(name, script)
-  if verb == 'create':
-    return create(argv, script)
-  if verb == 'delete':
-    script['now'] = []
-    shutil.rmtree(CLOUD / 'workers')
-    return 0
-  if verb == 'scp':
-    for home in homes(argv):
-      shutil.copy(argv[4], home)
-    return 0
-  return ssh(argv, script)
+  if argv[0] in ('container', 'cluster', 'workload'):
+    return gke(argv, script)
+  acts = dict(describe=describe, create=create, delete=delete, scp=scp, ssh=ssh)
+  return acts[argv[3]](argv, script)
 
 
-def describe(name, script) -> int:
+def delete(argv, script) -> int:
+  script['now'] = []
+  shutil.rmtree(CLOUD / 'workers')
+  return 0
+
+
+def scp(argv, script) -> int:
+  for home in homes(argv):
+    shutil.copy(argv[4], home)
+  return 0
+
+
+def gke(argv, script) -> int:
+  """gcloud's container clusters, and xpk."""
+  if argv[0] == 'container':
+    if 'cluster' not in script:
+      return fail('(gcloud.container.clusters.describe) code=404, Not found')
+    print(json.dumps(dict(status='RUNNING', resourceLabels=script['cluster'])))
+  elif argv[:2] == ['cluster', 'create']:
+    script['cluster'] = dict(longjax=argv[-1].rsplit('=', 1)[-1])
+  elif argv[:2] == ['cluster', 'delete']:
+    del script['cluster']
+  elif argv[:2] == ['workload', 'create']:
+    if script.get('workload'):
+      print('[XPK] run already exists, XPK will not create this workload.')
+      return 1
+    script['workload'] = argv
+  elif argv[:2] == ['workload', 'delete']:
+    script.pop('workload', None)
+  elif 'wait-for' in argv[-1]:
+    return script.get('ended', 0)
+  return 0
+
+
+def describe(argv, script) -> int:
   now = script['now']
   if not now:
-    text = f"NOT_FOUND: Resource 'projects/p/queuedResources/{name}' was not"
+    text = f"NOT_FOUND: Resource 'projects/p/queuedResources/{argv[4]}' was not"
     return fail(f'(gcloud.compute.tpus.queued-resources.describe) {text} found')
   script['now'] = now[1:] or now
   state, _, why = now[0].partition('|')

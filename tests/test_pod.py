@@ -551,6 +551,50 @@ def test_down_deletes_what_up_made_and_nothing_else(cloud):
   assert asked(there) == ['create', 'delete']
 
 
+# --- TPU7x
+
+
+def gke(**fields):
+  return pod(
+    slice=request.parse('tpu7x:4x4x4', 1), project='ours', zone='us-east5-a',
+    **fields,
+  )  # fmt: skip
+
+
+def quietly(verb, *arguments):
+  return verb(Terminal(), *arguments, lambda _: None)
+
+
+def test_a_run_on_gke_is_made_once_and_deleted(cloud, checkout):
+  there, code = cloud(), tree.read(checkout)
+  assert quietly(verbs.supervise, gke(), code, 3) == 0
+  with pytest.raises(CommandFailed, match='already exists'):
+    verbs.run(Terminal(), gke(), code, 3, again=False, log=lambda _: None)
+  verbs.run(Terminal(), gke(), code, 3, again=True, log=lambda _: None)
+  assert quietly(verbs.down, gke()) == 0
+  assert quietly(verbs.down, gke()) == 0
+  did = [' '.join(x[:2]) for x in calls(there) if x[0] != 'container']
+  assert did == [
+    'cluster create', 'workload create', 'workload list', 'workload create',
+    'workload delete', 'workload create', 'workload delete', 'cluster delete',
+  ]  # fmt: skip
+
+
+def test_a_cluster_that_was_there_stays(cloud, checkout):
+  there = cloud(cluster={}, ended=125)
+  theirs = gke(cluster='theirs')
+  assert quietly(verbs.supervise, theirs, tree.read(checkout), 3) == 1
+  assert quietly(verbs.down, theirs) == 0
+  did = [' '.join(x[:2]) for x in calls(there) if x[0] != 'container']
+  assert did == ['workload create', 'workload list', 'workload delete']
+
+
+def test_on_gke_run_before_push_says_push(cloud, checkout):
+  cloud(cluster={})
+  with pytest.raises(InputError, match=r'not pushed yet: pod\.py push'):
+    verbs.run(Terminal(), gke(), tree.read(checkout), 3, False, print)
+
+
 # --- supervise
 
 

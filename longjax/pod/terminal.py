@@ -34,7 +34,8 @@ class CommandFailed(Exception):
   """A command of another program failed; the message is one line of it."""
 
   def __init__(self, argv, done: Done):
-    lines = [x for x in done.error.splitlines() if x.strip()]
+    said = done.error if done.error.strip() else done.out
+    lines = [x for x in said.splitlines() if x.strip()]
     errors = [x for x in lines if 'ERROR' in x] or lines[-1:]
     said = errors[0].strip() if errors else f'exit code {done.code}'
     super().__init__(f'{" ".join(argv[:5])}: {said}')
@@ -85,10 +86,13 @@ class Terminal:
       raise CommandFailed(argv, done)
     return done
 
-  def follow(self, argv) -> int:
+  def follow(self, argv, check=False) -> int:
     """Runs with its output on this terminal; the exit code."""
     self.show(argv)
-    return subprocess.run(argv, check=False).returncode
+    code = subprocess.run(argv, check=False).returncode
+    if check and code:
+      raise CommandFailed(argv, Done(code))
+    return code
 
 
 class Rehearsal:
@@ -124,5 +128,5 @@ class Rehearsal:
     )
     return Done(0, json.dumps(found))
 
-  def follow(self, argv) -> int:
+  def follow(self, argv, check=False) -> int:
     return self.run(argv).code

@@ -28,11 +28,11 @@ def create(terminal, pod):
   tier = [f'--{pod.tier}']
   if pod.tier == 'reserved':
     tier = [f'--reservation={pod.reservation}']
-  terminal.run([
+  terminal.follow([
     'xpk', 'cluster', 'create', f'--cluster={cluster(pod)}', *_size(pod),
     *pod.place, *tier,
     f'--custom-cluster-arguments=--labels={request.LABEL}={pod.name}',
-  ])  # fmt: skip
+  ], check=True)  # fmt: skip
 
 
 def delete(terminal, pod) -> bool:
