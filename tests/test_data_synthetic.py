@@ -155,6 +155,9 @@ def test_a_wrong_key_is_told_at_once_and_not_shown(server, tmp_path):
   assert KEY not in str(told.value) and len(server.asked) == 1
   with pytest.raises(errors.InputError, match='http'):
     synthetic.endpoint('file:///etc', 'llama')
+  with pytest.raises(errors.InputError, match='environment') as told:
+    synthetic.endpoint(server.url, 'llama', KEY)  # the key, not its name
+  assert KEY not in str(told.value)
 
 
 def test_answers_are_recorded_and_replayed_without_a_model(tmp_path):
@@ -169,9 +172,12 @@ def test_answers_are_recorded_and_replayed_without_a_model(tmp_path):
   ).read_text()
   with pytest.raises(synthetic.Failure, match='no answer to this prompt'):
     replay('something else')
-  record.write_text('{"prompt": 1}\n')
-  with pytest.raises(errors.InputError, match='not a record'):
-    synthetic.recorded(record)
+  for line in ('{"prompt": 1}\n', '{"prompt": "a", "answer": 5}\n'):
+    record.write_text(line)
+    with pytest.raises(errors.InputError, match='not a record'):
+      synthetic.recorded(record)
+  with pytest.raises(errors.InputError, match='1 at least'):
+    synthetic.questions(DOCUMENTS, replay, tmp_path / 'c', parallel=0)
 
 
 def parsed(messages):

@@ -27,7 +27,9 @@ from longjax.data import store as stores
 
 CHUNK_TOKENS = 128
 CHUNKS = 256  # of a document; 32,768 tokens
-PAIRS = 500  # of a document, as the authors' code; the paper samples 5,000
+# Of a document, as the authors' code; the paper samples 5,000. A chunk of which
+# one pair is sampled has specificity 1, so few pairs of many chunks say little.
+PAIRS = 500
 STRONG = 0.1
 ROWS = 64  # given to the model at once
 

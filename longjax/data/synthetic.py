@@ -93,6 +93,11 @@ def endpoint(url: str, model: str, key_variable='OPENAI_API_KEY') -> Callable:
   """
   if not re.match(r'https?://', url):
     raise errors.InputError(f'endpoint {url!r} must begin with http(s)://')
+  if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', key_variable):
+    raise errors.InputError(  # which may be the key itself: not shown
+      'the key is named by an environment variable, as OPENAI_API_KEY; what '
+      'was given can not be the name of one'
+    )
 
   def complete(prompt: str) -> str:
     message = dict(role='user', content=prompt)
@@ -120,7 +125,7 @@ def recorded(path, complete: Callable | None = None) -> Callable:
   path = pathlib.Path(path)
   lines = _lines(path)
   try:
-    known = {line['prompt']: line['answer'] for line in lines}
+    known = {line['prompt']: line['answer'] + '' for line in lines}
   except (KeyError, TypeError) as error:
     raise errors.InputError(f'{path}: not a record of answers') from error
   writing = threading.Lock()
@@ -159,6 +164,10 @@ def questions(
     How many were kept, were there before, were dropped and why, or failed:
     these are tried again in the next run.
   """
+  if min(chunk_chars, parallel) < 1:
+    raise errors.InputError(
+      f'chunk_chars {chunk_chars} and parallel {parallel} must be 1 at least'
+    )
   path, counts, failed = pathlib.Path(path), Counter(), 0
   dropped = path.with_name(path.name + '.dropped')
   done = {line.get('id') for file in (path, dropped) for line in _lines(file)}
