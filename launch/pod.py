@@ -97,6 +97,8 @@ def asked(verb, config, flags) -> request.Pod:
     )
   if verbs.on_gke(pod):
     xpk.check(pod)
+  elif pod.reservation or pod.cluster:
+    raise InputError('--reservation and --cluster go with --topology=tpu7x:...')
   return pod
 
 

@@ -292,6 +292,7 @@ def test_what_a_shell_would_act_on_stays_one_word_for_the_worker(hostile):
   (['run', RUN[0]], 'run needs --workdir=gs://BUCKET/RUN'),
   (['run', RUN[0], '--workdir=/data/x'], 'run needs --workdir=gs://'),
   (['run', RUN[0], '--workdir=gs://-o;x/y'], 'run needs --workdir=gs://'),
+  (['up', *RUN, '--topology=v5e:4x4', '--cluster=c'], '--topology=tpu7x'),
   (['down', *RUN], 'What is on its disks is lost. Nobody is there to say yes'),
   (['push', '--config=configs/none.py'], 'there is no config configs/none.py'),
 ])  # fmt: skip
@@ -623,6 +624,8 @@ def test_exit_code_2_ends_it_with_the_one_line(cloud, checkout):
   assert watched(checkout, log=said.append) == 2
   assert said[-1] == 'run: refused: tpu.py: config.mesh is wrong'
   assert 'delete' not in asked(there)
+  (there / 'train').write_text('exit 0')  # mended, and given again
+  assert watched(checkout) == 0
 
 
 def test_a_crash_starts_again_where_it_is_and_retries_end(cloud, checkout):

@@ -37,6 +37,8 @@ def watch(
   failures, waits, step, before = 0, 0, 0, None
   while True:
     saw, why = look(terminal, pod)
+    if before is None and saw == 'refused':  # that was before this command
+      saw, why = 'empty', f'was refused, tried again: {why}'
     if (saw, why) != before:
       log(f'{pod.name}: {saw}{why and f": {why}"}')
     before = saw, why
@@ -128,7 +130,6 @@ def act(terminal, pod, code, saw: str, log):
   elif saw == 'crashed':
     log(queued.last_words(terminal, pod).rstrip())
     queued.stop(terminal, pod)
-    queued.start(terminal, pod)
-  elif saw == 'empty':
+  if saw in ('crashed', 'empty'):
     queued.push(terminal, pod, code)
     queued.start(terminal, pod)
