@@ -54,24 +54,25 @@ def names(ask) -> list[str]:
 
 def check(config, store, tokenizer, asked=()):
   """InputError, before any training, for what could not be evaluated."""
-  ask = config.eval
-  for name in asked or names(ask):
+  ask, asked = config.eval, asked or names(config.eval)
+  for name in asked:
     tasks.check(name)
     head = name.partition('/')[0]
     if head in tasks.LOSSES and not ask.length:
       raise InputError(f'task {name} needs config.eval.length, which is 0')
     if head not in tasks.NO_TEXT and store is None:
       raise InputError(f'task {name} needs documents in config.eval.sources')
-  if ask.length and store is not None:
-    pack.one_document_rows(store, ask.length, ask.documents)
-  for length in ask.passkey_lengths:
-    passkey.prompt(tokenizer, length, 0.5, 12345)
+    if head in tasks.LOSSES:
+      pack.one_document_rows(store, ask.length, ask.documents)
+    if head == 'passkey':
+      for length in ask.passkey_lengths or ask.lengths:
+        passkey.prompt(tokenizer, length, 0.5, 12345)
   if not ask.lengths or min(ask.lengths) < 1:
     raise InputError(
       f'config.eval.lengths are numbers of tokens, got {tuple(ask.lengths)}'
     )
   setting = tasks.Setting(None, tokenizer, store, ask, config.seed, print)
-  for name in asked or names(ask):
+  for name in asked:
     tasks.check_room(setting, name)
 
 
