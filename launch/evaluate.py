@@ -115,10 +115,8 @@ def find(config, given) -> dict[str, Checkpoint]:
     config.weights = str(path)  # for whose tokenizer we ask
     name = path.name if path.name not in found else str(path)
     found[name] = Checkpoint(path, step, prepare.find_tokenizer(config))
-  if len(found) < len(given):
-    raise InputError(
-      f'--against is {given[0]} too: there is nothing to compare'
-    )
+  if len({one.path.resolve() for one in found.values()}) < len(given):
+    raise InputError(f'--against is {given[0]} too: nothing to compare')
   if len({one.tokenizer.digest for one in found.values()}) > 1:
     raise InputError(
       f'{" and ".join(found)} have different tokenizers: the loss of a token '
