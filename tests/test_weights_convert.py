@@ -284,9 +284,10 @@ def test_ntk_is_exported_as_the_base_that_it_is():
   np.testing.assert_allclose(rope.frequencies(found, 16)[0], wanted, rtol=1e-12)
 
 
-def test_nope_has_no_equivalent_and_is_refused(tmp_path):
-  trained(tmp_path / 'run', GQA, dict(scaling='nope'))
-  with pytest.raises(errors.InputError, match='nope'):
+@pytest.mark.parametrize('settings', [dict(scaling='nope'), dict(xpos=512.0)])
+def test_what_has_no_equivalent_is_refused(tmp_path, settings):
+  trained(tmp_path / 'run', GQA, settings)
+  with pytest.raises(errors.InputError, match=r'nope|xpos'):
     convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
   assert not (tmp_path / 'out').exists()
 

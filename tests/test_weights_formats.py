@@ -10,6 +10,7 @@ import weight_files as files
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from longjax import batch, errors, llama, rope, sharding, weights
+from longjax.weights import names, source
 
 
 def assert_same(found, wanted):
@@ -250,3 +251,20 @@ def test_placed_on_a_mesh_each_device_holds_its_part(tmp_path, make_mesh, form):
     params,
     place(config),
   )
+
+
+def test_a_host_reads_only_what_it_holds(tmp_path):
+  """NaN in the other half of a matrix, or in another layer, is not met."""
+  tensors = files.huggingface(files.params(GQA))
+  tensors['model.layers.0.mlp.up_proj.weight'][:, 32:] = np.nan
+  tensors['model.layers.1.mlp.up_proj.weight'][:] = np.nan
+  files.write_huggingface(tmp_path, GQA, dict(base=1e4), tensors=tensors)
+  found = weights.find(tmp_path)
+  (row,) = (x for x in names.TABLE if x.path == 'layers/up')
+  whole = slice(None)
+  mine = source.parts(found, row, [(slice(0, 1), slice(0, 32), whole)])
+  np.testing.assert_array_equal(
+    mine[0], files.params(GQA)['layers']['up'][:1, :32]
+  )
+  with pytest.raises(errors.InputError, match=r'layers\.0\.mlp\.up_proj'):
+    source.parts(found, row, [(slice(0, 1), slice(16, 64), whole)])

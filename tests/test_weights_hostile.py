@@ -287,6 +287,26 @@ def config_with_a_string_for_a_number(path):
   huggingface(path, num_attention_heads='4')
 
 
+@case('config.json', 'tie_word_embeddings', "'no'")
+def config_with_a_string_for_a_flag(path):
+  huggingface(path, tie_word_embeddings='no')
+
+
+@case('config.json', 'architectures = 5')
+def config_with_a_number_for_a_list(path):
+  huggingface(path, architectures=5)
+
+
+@case('config.json', "['yarn']")
+def rope_with_a_list_for_a_name(path):
+  huggingface(path, rope_parameters=dict(rope_type=['yarn']))
+
+
+@case('params.json', 'vocab_size', "'many'")
+def params_with_a_string_for_a_number(path):
+  meta(path, vocab_size='many')
+
+
 @case('kv_heads')
 def config_whose_heads_do_not_divide(path):
   huggingface(path, num_key_value_heads=3)

@@ -14,8 +14,8 @@ import reference
 import weight_files as files
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
-from longjax import batch, llama, weights
-from longjax.weights import convert
+from longjax import batch, llama, rope, weights
+from longjax.weights import convert, export
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip('torch')
@@ -155,6 +155,25 @@ def test_from_transformers_and_back_every_file_is_the_same(
   assert len(shards) > 2
   for file in shards:
     assert (out / file).read_bytes() == (hf / file).read_bytes(), file
+
+
+@pytest.mark.parametrize('settings', [
+  YARN, LLAMA32, LINEAR, dict(scaling='ntk', factor=4.0),
+  YARN | dict(scaling='ntk_by_parts'), YARN | dict(scaling='yarn_paper'),
+  dict(scaling='longrope', factor=4.0, original_length=4096,
+       divisors=tuple(np.linspace(1, 5, 8))),
+])  # fmt: skip
+def test_transformers_makes_our_frequencies_of_what_we_export(settings):
+  transformers = pytest.importorskip('transformers')
+  config = llama.Llama(**GQA, rope=rope.Rope(**settings))
+  rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(
+    transformers.LlamaConfig(
+      **export.config_json(config, 16_384, 'float32', None)
+    )
+  )
+  wanted, temperature = rope.frequencies(config.rope, config.head_dim)
+  np.testing.assert_allclose(rotary.inv_freq.numpy(), wanted, rtol=1e-5)
+  assert rotary.attention_scaling == pytest.approx(temperature, rel=1e-6)
 
 
 # Meta's

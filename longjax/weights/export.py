@@ -12,7 +12,7 @@ import os
 
 import numpy as np
 
-from longjax import errors, llama
+from longjax import errors, llama, rope
 from longjax.weights import files, names
 
 DTYPES = dict(float32='F32', float16='F16', bfloat16='BF16')
@@ -26,32 +26,42 @@ def rope_settings(config: llama.Llama) -> dict:
   Raises:
     InputError: transformers has no such rope.
   """
-  rope = config.rope
-  if rope.scaling == 'nope':
+  settings, dim = config.rope, config.head_dim
+  if settings.scaling == 'nope' or settings.xpos:
+    name = 'xpos' if settings.xpos else 'nope'
     raise errors.InputError(
-      "rope scaling 'nope' has no equivalent in transformers' Llama; only "
-      'longjax runs this model'
+      f"rope {name!r} has no equivalent in transformers' Llama; only longjax "
+      'runs this model'
     )
-  if rope.scaling == 'ntk':  # is a larger base
-    dim = config.head_dim
-    base = rope.base * rope.factor ** (dim / (dim - 2))
-    return dict(rope_type='default', rope_theta=base)
-  found = dict(
-    rope_type='default' if rope.scaling == 'none' else rope.scaling,
-    rope_theta=rope.base,
+  found: dict = dict(rope_type='default', rope_theta=settings.base)
+  if settings.scaling == 'none':
+    return found
+  if settings.scaling == 'ntk':  # is a larger base
+    base = settings.base * settings.factor ** (dim / (dim - 2))
+    return found | dict(rope_theta=base)
+  found |= dict(rope_type=settings.scaling, factor=settings.factor)
+  if settings.scaling == 'linear':
+    return found
+  found |= dict(original_max_position_embeddings=settings.original_length)
+  if settings.scaling == 'llama3':
+    return found | dict(
+      low_freq_factor=settings.low_freq_factor,
+      high_freq_factor=settings.high_freq_factor,
+    )
+  if settings.scaling == 'yarn':
+    return found | dict(
+      beta_fast=settings.beta_fast, beta_slow=settings.beta_slow
+    )
+  # Any other divides each frequency by a number, as LongRoPE does.
+  plain, _ = rope.frequencies(rope.Rope(base=settings.base), dim)
+  scaled, temperature = rope.frequencies(settings, dim)
+  divisors = (plain / scaled).tolist()
+  return found | dict(
+    rope_type='longrope',
+    short_factor=divisors,
+    long_factor=divisors,
+    attention_factor=temperature,
   )
-  if rope.scaling != 'none':
-    found['factor'] = rope.factor
-  if rope.scaling in ('yarn', 'llama3'):
-    found['original_max_position_embeddings'] = rope.original_length
-  if rope.scaling == 'yarn':
-    found |= dict(beta_fast=rope.beta_fast, beta_slow=rope.beta_slow)
-  if rope.scaling == 'llama3':
-    found |= dict(
-      low_freq_factor=rope.low_freq_factor,
-      high_freq_factor=rope.high_freq_factor,
-    )
-  return found
 
 
 def config_json(config: llama.Llama, window: int, dtype: str, tokens) -> dict:

@@ -111,7 +111,7 @@ def _fields(config) -> dict:
     kv_heads=_count(config, 'num_key_value_heads', heads),
     head_dim=head_dim,
     norm_eps=_positive(config, 'rms_norm_eps', 1e-6),
-    tied=bool(config.get('tie_word_embeddings', False)),
+    tied=_flag(config, 'tie_word_embeddings'),
     rope=_rope(config),
   )
 
@@ -119,6 +119,8 @@ def _fields(config) -> dict:
 def _refuse_other_models(config):
   names = config.get('architectures') or []
   kind = config.get('model_type')
+  if not isinstance(names, list):
+    raise errors.InputError(f'architectures = {names!r} is not a list')
   if not all(name in ARCHITECTURES for name in names) or (
     not names and kind not in ('llama', 'longllama')
   ):
@@ -150,6 +152,13 @@ def _positive(config, key, default=None) -> float:
   return float(value)
 
 
+def _flag(config, key) -> bool:
+  value = config.get(key, False)
+  if value not in (True, False, None):
+    raise errors.InputError(f'needs true or false as {key}, got {value!r}')
+  return bool(value)
+
+
 def _window(config) -> int:
   window = config.get('max_position_embeddings')
   return window if type(window) is int and window > 0 else 0
@@ -177,7 +186,7 @@ def _rope_dialect(config, settings, where) -> dict:
   if not isinstance(settings, dict):
     raise errors.InputError(f'{where} = {settings!r} is not an object')
   settings = {k: v for k, v in settings.items() if v is not None}
-  names = {settings.pop(k) for k in ('rope_type', 'type') if k in settings}
+  names = {str(settings.pop(k)) for k in ('rope_type', 'type') if k in settings}
   kind = names.pop() if names else 'default'
   if names or kind not in ROPE_TYPES:
     raise errors.InputError(

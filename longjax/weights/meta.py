@@ -108,9 +108,9 @@ def _fields(params, loaded) -> dict:
   eps = params.get('norm_eps')
   if type(eps) is not float or not 0 < eps < 1:
     raise errors.InputError(f'{PARAMS}: needs norm_eps, got {eps!r}')
-  vocab = params.get('vocab_size', -1)
+  told = params.get('vocab_size', -1)
   return dict(
-    vocab=vocab if vocab != -1 else _vocab(loaded, dim),
+    vocab=(_vocab(loaded, dim) if told == -1 else _count(params, 'vocab_size')),
     layers=layers,
     embed=dim,
     mlp=_rows(loaded, 'layers.0.feed_forward.w1.weight'),

@@ -86,7 +86,7 @@ def make(directory, layers):
     weight_files.write_safetensors(directory / file, tensors)
     places |= dict.fromkeys(group, file)
   (directory / 'model.safetensors.index.json').write_text(
-    json.dumps(dict(weight_map=places))
+    json.dumps(dict(metadata={}, weight_map=places))
   )
 
 
