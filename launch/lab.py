@@ -162,13 +162,13 @@ def copied(nll):
 
 
 def table(results):
-  """Mean over the seeds, and their range behind +-."""
+  """Mean over the seeds; half of their range behind +-."""
   spans = [f'{a}-{b}' for a, b in itertools.pairwise(EDGES)]
   head = ['method', *spans, *(f'copy {d}' for d in DISTANCES)]
   lines = [head, ['---'] * len(head)]
   for method, runs in results.items():
     cells = np.array([run['loss'] + run['copy'] for run in runs])
-    middle, half = cells.mean(0), np.ptp(cells, 0) / 2
+    middle, half = cells.mean(0), np.ptp(cells, axis=0) / 2
     lines.append(
       [method, *(f'{m:.2f} +-{h:.2f}' for m, h in zip(middle, half))]
     )

@@ -279,5 +279,7 @@ def _say(argv, error) -> str:
     beside = [str(p) for p in file.parent.glob('*.py')]
     return f'there is no config {path}{nearest(str(file), beside)}'
   if isinstance(error, flags.Error):
+    if 'Traceback' in str(error):  # what get_config raised
+      return f'{path}: {str(error).strip().splitlines()[-1]}'
     return one_line(error)
   return f'{path}: {type(error).__name__}: {one_line(error)}'

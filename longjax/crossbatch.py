@@ -31,8 +31,14 @@ class Memory:
   wrap: bool = False
 
   def __post_init__(self):
-    layers = tuple(int(x) for x in self.layers)
-    rows = tuple(tuple(int(x) for x in row) for row in self.rows)
+    try:
+      layers = tuple(int(x) for x in self.layers)
+      rows = tuple(tuple(int(x) for x in row) for row in self.rows)
+    except TypeError:
+      raise ValueError(
+        'memory layers are numbers and memory rows a tuple of offsets for each '
+        f'row of a pack; got {self.layers!r} and {self.rows!r}'
+      ) from None
     object.__setattr__(self, 'layers', layers)
     object.__setattr__(self, 'rows', rows)
     if list(layers) != sorted({x for x in layers if x >= 0}):

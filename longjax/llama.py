@@ -108,6 +108,7 @@ class Llama:
         raise ValueError(
           f'{field} {getattr(self, field)!r} is none of {", ".join(known)}'
         )
+    rope.frequencies(self.rope, self.head_dim)  # a divisor for each pair
     if any(layer >= self.layers for layer in self.memory.layers):
       raise ValueError(
         f'memory layers {self.memory.layers} are not all among the '

@@ -20,6 +20,7 @@ TINY = '--config=configs/tiny.py'
   ([TINY, '--config.train.steps=1e3'], '1e3'),
   ([TINY, 'stray'], "'stray' is not a flag"),
   (['--config=configs/tinny.py'], "nearest is 'configs/tiny.py'"),
+  (['--config=configs/llama_pi.py:7b'], "ValueError: '7b' is none of llama1"),
   ([], '--config=configs/NAME.py is needed'),
 ])  # fmt: skip
 def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):

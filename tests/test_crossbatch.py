@@ -10,9 +10,11 @@ import pytest
 import reference
 from attention_cases import FAST_COMPILE
 
+from configs import common
 from longjax import crossbatch, llama, sharding
 from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
+from longjax.data import pipeline, prepare
 from longjax.rope import Rope
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
@@ -215,6 +217,33 @@ def test_only_rows_travel_between_the_devices_of_the_batch(make_mesh):
   assert counts['ppermute'] == 3 * 3 * 2
 
 
+def test_the_rows_of_a_pack_are_the_text_in_order(tmp_path, monkeypatch):
+  """As LongLLaMA reads it: each row from position 0, the last target of a row
+  the first token of the next, no masks between documents."""
+  monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
+  text = tmp_path / 'text'
+  text.mkdir()
+  (text / 'a.txt').write_text('abcdefgh' * 40)
+  (text / 'b.txt').write_text('ijklmnop' * 30)
+  config = common.base('tiny')
+  config.weights = 'random'
+  config.data.sources = dict(text=dict(path=str(text)))
+  config.data.layout = 'contiguous'
+  config.data.mix = dict(text=dict(length=64, masked=False))
+  config.train.update(batch=8, seq_len=16)
+  tokenizer = prepare.find_tokenizer(config, print)
+  store = prepare.prepare(config, tokenizer, lambda _: None)
+  batch = pipeline.Pipeline(store, config).batch(0)
+  assert (batch.positions == np.arange(16)).all()
+  assert (batch.segments == 1).all()
+  for pack in (slice(0, 4), slice(4, 8)):
+    tokens, targets = batch.tokens[pack].ravel(), batch.targets[pack].ravel()
+    weights = batch.weights[pack].ravel()
+    follows = (targets[:-1] == tokens[1:]) | (weights[:-1] == 0)
+    assert follows.all()
+    assert weights[:-1].sum() >= 61  # but at the ends of documents
+
+
 def test_the_code_s_steps_are_those_of_its_readme():
   """Extra blocks: K=4, range 3, and LongLLaMA 3B; K=4, range 7; and a batch
   of 8 with range 6, whose first pack is cut."""
@@ -244,6 +273,7 @@ def test_longllama_7b_sees_the_counts_of_its_paper():
 
 @pytest.mark.parametrize('fields, says', [
   (dict(layers=(1, 1)), 'without repeating'),
+  (dict(layers=(1,), rows=5), 'a tuple of offsets for each row'),
   (dict(layers=(-1,)), 'from 0'),
   (dict(rows=((), (-1,))), 'need memory layers'),
   (dict(layers=(1,), rows=((1,), ())), 'that comes later'),

@@ -371,6 +371,8 @@ def test_a_config_that_cannot_be_meant_is_refused():
     small(attention='rings')
   with pytest.raises(ValueError, match='must be even'):
     small(group=15)
+  with pytest.raises(ValueError, match='4 for 8 pairs'):
+    small(dict(heads=8, kv_heads=2, head_dim=16), Rope(**LONGROPE))
 
 
 @pytest.mark.parametrize('tokens', [
