@@ -456,7 +456,9 @@ def weights_file(run: Run):
     )
   if run.config.weights == 'random':
     return None
-  return packages.locate(run.config.weights, run.log)
+  found = packages.locate(run.config.weights, run.log)
+  weights.find(found)  # a format that is known, before a tokenizer is sought
+  return found
 
 
 def identity(run: Run, found: Inputs) -> dict:

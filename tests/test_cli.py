@@ -30,6 +30,7 @@ def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
 
 
 @pytest.mark.parametrize('override, says', [
+  ('weights=/etc/passwd', '/etc/passwd has no known format'),
   ('optim.learning_rate=nan', 'optim.learning_rate must be a finite number'),
   ('optim.learning_rate=inf', 'optim.learning_rate must be a finite number'),
   ('optim.b2=1.0', 'config.optim.b2 must be from 0 to below 1'),
