@@ -78,8 +78,10 @@ def concatenate(lengths, length: int, order) -> Packs:
   """
   ends = np.cumsum(lengths[order])
   packs = int(ends[-1]) // length if len(ends) else 0
-  cuts = np.union1d(ends, np.arange(1, packs + 1) * length)
-  cuts = np.insert(cuts[cuts <= packs * length], 0, 0)
+  cuts = np.concatenate([ends, np.arange(packs + 1) * length])
+  cuts.sort(kind='stable')  # merges two sorted runs
+  cuts = cuts[np.insert(np.diff(cuts) > 0, 0, True)]
+  cuts = cuts[cuts <= packs * length]
   begin = cuts[:-1]
   at = np.searchsorted(ends, begin, 'right')
   start = begin - (ends - lengths[order])[at]
