@@ -37,9 +37,10 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   set_lengths(config, lengths)
 
-  from longjax import evals, hosts, sharding, train
+  from longjax import evals, sharding, train
   from longjax.data import prepare
   from longjax.evals import report
+  from longjax.run import hosts
 
   asked = read_tasks(tasks) or evals.names(config.eval)
   if not asked:

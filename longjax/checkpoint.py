@@ -18,8 +18,8 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from longjax import hosts
 from longjax.errors import InputError
+from longjax.run import hosts
 
 # Orbax logs each failure several times with its stack; our line has the cause.
 logging.getLogger('absl').addFilter(

@@ -20,19 +20,10 @@ from longjax import (
   cli,
   evals,
   flops,
-  goodput,
-  hosts,
   llama,
-  lock,
   metrics,
-  mirror,
   optim,
-  preflight,
-  profiler,
-  provenance,
-  resume,
   sharding,
-  signals,
   topology,
   weights,
 )
@@ -40,6 +31,17 @@ from longjax.batch import Batch
 from longjax.data import layout, packages, pipeline, prepare
 from longjax.errors import InputError
 from longjax.evals import report
+from longjax.run import (
+  goodput,
+  hosts,
+  lock,
+  mirror,
+  preflight,
+  profiler,
+  provenance,
+  resume,
+  signals,
+)
 
 PREEMPTED = signals.PREEMPTED  # exit code: run the same command again
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longjax import goodput
+from longjax.run import goodput
 
 
 def test_the_time_of_two_starts_by_hand():

@@ -9,18 +9,11 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import (
-  checkpoint,
-  goodput,
-  metrics,
-  optim,
-  sharding,
-  signals,
-  train,
-)
+from longjax import checkpoint, metrics, optim, sharding, train
 from longjax.batch import Batch
 from longjax.data import pipeline
 from longjax.errors import InputError
+from longjax.run import goodput, signals
 
 
 def section(**changes):

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from longjax import lock
 from longjax.errors import InputError
+from longjax.run import lock
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def test_who_holds_it_is_named_and_when_it_is_let_go_the_next_may(tmp_path):
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_at_once(tmp_path):
   code = (
-    'import os, sys; from longjax import lock; '
+    'import os, sys; from longjax.run import lock; '
     'held = lock.Lock(sys.argv[1]); os.kill(os.getpid(), 9)'
   )
   subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=False)

@@ -8,8 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from configs import tiny
-from longjax import goodput, metrics
+from longjax import metrics
 from longjax.evals import report
+from longjax.run import goodput
 
 
 def values(loss):

@@ -10,8 +10,9 @@ import jax
 import pytest
 
 from configs import tiny
-from longjax import metrics, mirror, train
+from longjax import metrics, train
 from longjax.errors import InputError
+from longjax.run import mirror
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,11 @@ import time
 import commands
 import pytest
 
-from longjax import cli, provenance
+from longjax import cli
 from longjax.errors import InputError
 from longjax.pod import queued, request, tree, verbs, watch, xpk
 from longjax.pod.terminal import CommandFailed, Done, Rehearsal, Terminal
+from longjax.run import provenance
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUN = ['--config=configs/llama3_8b_512k.py', '--workdir=gs://bucket/run']

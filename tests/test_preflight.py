@@ -9,8 +9,9 @@ import pytest
 from etils import epath
 
 from configs import tiny
-from longjax import flops, hosts, preflight
+from longjax import flops
 from longjax.errors import InputError
+from longjax.run import hosts, preflight
 
 
 def test_one_process_agrees_with_itself_and_links_compute(make_mesh):

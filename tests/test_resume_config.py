@@ -5,8 +5,9 @@ import json
 import pytest
 
 from configs import common, tiny
-from longjax import cli, resume
+from longjax import cli
 from longjax.errors import InputError
+from longjax.run import resume
 
 
 def changed(**changes):

@@ -13,7 +13,7 @@ import jobs
 import numpy as np
 import pytest
 
-from longjax import goodput
+from longjax.run import goodput
 
 STEPS = 60
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import goodput, optim, sharding, signals, train
+from longjax import optim, sharding, train
 from longjax.batch import Batch
 from longjax.data import layout
+from longjax.run import goodput, signals
 
 
 def tiny_config(data=1, seq=1, **changes):

@@ -10,8 +10,9 @@ import shlex
 import sys
 import time
 
-from longjax import goodput, metrics, provenance
+from longjax import metrics
 from longjax.evals import sections
+from longjax.run import goodput, provenance
 
 KEPT = ('name', 'time', 'config', 'results')  # of an evaluation, in a file
 

@@ -22,8 +22,9 @@ import time
 import numpy as np
 from etils import epath
 
-from longjax import checkpoint, errors, metrics, mirror, weights
+from longjax import checkpoint, errors, metrics, weights
 from longjax.data import tokenizer
+from longjax.run import mirror
 from longjax.weights import export, files, names, stored
 from longjax.weights import source as sources
 

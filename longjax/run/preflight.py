@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import flops, hosts, provenance
+from longjax import flops
 from longjax.errors import InputError
+from longjax.run import hosts, provenance
 
 SPARE = 0.08  # of HBM: the next batch, evaluations, the copy for a save
 SKEW_SECONDS = 30
@@ -65,7 +66,7 @@ def digest(text: str) -> str:
 
 def code() -> str:
   """Of the files of longjax, as they are on this disk."""
-  root = pathlib.Path(__file__).parent
+  root = pathlib.Path(__file__).parents[1]
   files = sorted(root.rglob('*.py'))
   parts = (f'{f.relative_to(root)}\0{f.read_text()}' for f in files)
   return digest('\0'.join(parts))
