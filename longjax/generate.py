@@ -81,7 +81,7 @@ def lm(
     params: numpy, or on the mesh.
     config: the model.
     mesh: the devices; None is one.
-    rows: prompts that are read at once.
+    rows: prompts or rows that are read at once.
     chunk: tokens of a prompt computed at once.
     ends: ids that end an answer.
     arrangement: of the rows whose loss is computed, a name in data.layout.
@@ -90,9 +90,11 @@ def lm(
   params = placed(params, config, mesh)
 
   def nll(batch: Batch):
+    size = min(rows, len(batch.tokens))
+    size += -size % (mesh.shape['data'] if mesh else 1)
     parts = [
       _losses(params, config, part, mesh, arrangement, loss_chunk)
-      for part in _groups(batch, max(rows, mesh.shape['data'] if mesh else 1))
+      for part in _groups(batch, size)
     ]
     return np.concatenate(parts)[: len(batch.tokens)]
 
