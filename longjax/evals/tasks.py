@@ -132,7 +132,9 @@ def by_length(head: str, setting: Setting, part: str) -> dict:
 def run_harness(setting: Setting, part: str) -> dict:
   """One task of lm-eval, an optional package."""
   try:
-    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.evaluator import (  # pyright: ignore[reportMissingImports]
+      simple_evaluate,
+    )
 
     from longjax.evals import short_tasks
   except ImportError:
@@ -140,10 +142,11 @@ def run_harness(setting: Setting, part: str) -> dict:
   harness = short_tasks.Harness(
     setting.lm, setting.tokenizer, max(setting.ask.lengths)
   )
-  found = lm_eval.simple_evaluate(
+  found = simple_evaluate(
     model=harness, tasks=[part], limit=setting.ask.samples
   )
-  numbers = found['results'][part] if found else {}
+  results: dict = dict(found or {}).get('results') or {}  # pyright: ignore
+  numbers = results.get(part, {})
   return {k: v for k, v in numbers.items() if isinstance(v, int | float)}
 
 
