@@ -36,14 +36,14 @@ def one_document(tokens) -> Batch:
     ValueError: they are no ids; indexing would take a negative one from the
       end of the vocabulary.
   """
-  tokens = np.atleast_2d(np.asarray(tokens))
-  whole = np.issubdtype(tokens.dtype, np.integer) and tokens.ndim == 2
-  if not whole or not tokens.size or tokens.min() < 0 or tokens.max() >= 2**31:
+  given = np.atleast_2d(np.asarray(tokens))
+  numbers = given.ndim == 2 and given.dtype.kind in 'iuf'
+  tokens = given.astype(np.int32) if numbers else np.zeros((1, 0), np.int32)
+  if not tokens.size or (tokens != given).any() or tokens.min() < 0:
     raise ValueError(
-      'tokens are ids, integers from 0, [batch, seq] or [seq], at least one; '
-      f'got {tokens.dtype} {list(tokens.shape)}'
+      'tokens are ids, whole numbers from 0, [batch, seq] or [seq], at least '
+      f'one; got {given.dtype} {list(given.shape)}'
     )
-  tokens = tokens.astype(np.int32)
   order = np.broadcast_to(
     np.arange(tokens.shape[1], dtype=np.int32), tokens.shape
   )

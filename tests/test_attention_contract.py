@@ -19,12 +19,23 @@ pytestmark = pytest.mark.usefixtures('strict_dtypes')
 B, T, N, K, H = 8, 64, 8, 2, 16
 BLOCK = 8
 MESHES = [(2, 4), (1, 8), (8, 1)]
+
+
+def mesh_for(strategy):
+  return (8, 1) if strategy == 'blockwise' else (2, 4)
+
+
+# The default run has each strategy on one mesh, and the ring on all.
 BOTH = [
-  (strategy, mesh)
+  pytest.param(
+    strategy, mesh,
+    marks=() if strategy == 'ring' or mesh == mesh_for(strategy)
+    else pytest.mark.slow,
+  )
   for strategy in attention.STRATEGIES
   for mesh in MESHES
   if strategy != 'blockwise' or mesh[1] == 1  # it needs whole rows
-]
+]  # fmt: skip
 
 
 def rows(kind):
@@ -70,10 +81,6 @@ def order_of(name, segments, n):
   """[B, T]: the order of a layout."""
   batch = one_document(np.zeros((B, T)))._replace(segments=segments)
   return layout.arrange(batch, name, n, BLOCK).index
-
-
-def mesh_for(strategy):
-  return (8, 1) if strategy == 'blockwise' else (2, 4)
 
 
 @pytest.mark.parametrize('strategy, mesh', BOTH)

@@ -162,8 +162,8 @@ def test_gradients_are_differences_of_the_oracle(rng):
 
 @pytest.mark.parametrize('data, seq, attention, name', [
   (2, 4, 'ring', 'code'),
-  (4, 2, 'hybrid', 'paper'),
-  (8, 1, 'ring', 'far'),
+  pytest.param(4, 2, 'hybrid', 'paper', marks=pytest.mark.slow),
+  pytest.param(8, 1, 'ring', 'far', marks=pytest.mark.slow),
   pytest.param(1, 8, 'ring', 'code', marks=pytest.mark.slow),
   pytest.param(8, 1, 'blockwise', 'code', marks=pytest.mark.slow),
   pytest.param(2, 4, 'gather', 'far', marks=pytest.mark.slow),

@@ -129,8 +129,9 @@ def looped(workdir, losses, **changes):
     saved.append((int(state['step']), tokens, wait))
 
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', 2)
-  state = dict(guard=dict(skipped=np.int32(0)), step=np.int32(0))
-  train.loop(run, Numbers(), step_fn, state, 0, checkpoints, save)
+  state = dict(params={}, guard=dict(skipped=np.int32(0)), step=np.int32(0))
+  between = lambda step, params: None
+  train.loop(run, Numbers(), step_fn, state, 0, checkpoints, save, between)
   return computed, saved
 
 

@@ -33,6 +33,7 @@ class Clock:
     """Goes on from the starts before, and writes to the run directory."""
     self.path = pathlib.Path(workdir) / 'goodput.json'
     self._before = read(workdir)
+    self.write()
 
   @contextlib.contextmanager
   def spent(self, kind: str) -> Iterator[None]:
