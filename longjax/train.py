@@ -407,6 +407,11 @@ def check(config) -> llama.Llama:
       'config.eval.passkey_depths are shares from 0 to 1, got '
       f'{config.eval.passkey_depths}'
     )
+  if model.group and train.seq_len % model.group:
+    raise InputError(
+      f'config.train.seq_len {train.seq_len} is not a multiple of '
+      f'config.model.group {model.group}, whose groups cut it'
+    )
   if mesh.seq > 1 and model.attention == 'blockwise':
     raise InputError(
       f'config.model.attention blockwise needs whole sequences, but mesh.seq '

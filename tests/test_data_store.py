@@ -247,3 +247,11 @@ def test_a_document_has_a_digest_of_its_tokens(made):
   assert len(set(table[:, 4].tolist())) == 4
   first = hashlib.sha256(np.array(DOCUMENTS[0], '<u4').tobytes()).digest()
   assert table[0, 4] == int.from_bytes(first[:8], 'little', signed=True)
+
+
+def test_a_file_in_the_place_of_a_store_is_refused_and_kept(tmp_path):
+  place = tmp_path / 'notes.txt'
+  place.write_text('mine')
+  with pytest.raises(errors.InputError, match=r'notes\.txt.*Not a directory'):
+    store.refuse_other(place)
+  assert place.read_text() == 'mine'

@@ -11,6 +11,7 @@ from configs import tiny
 from longjax import optim, sharding, train
 from longjax.batch import Batch
 from longjax.data import layout
+from longjax.errors import InputError
 from longjax.run import goodput, signals
 
 
@@ -183,3 +184,9 @@ def test_only_matrices_decay():
     for p, d in jax.tree.leaves_with_path(decayed) if not d
   }  # fmt: skip
   assert names == {'norm', 'layers/attn_norm', 'layers/mlp_norm'}
+
+
+def test_a_row_that_groups_of_longlora_do_not_divide_is_refused():
+  config = tiny_config(model__group=96)
+  with pytest.raises(InputError, match=r'not a multiple .* 96'):
+    train.check(config)

@@ -155,10 +155,11 @@ def write(
 
 def refuse_other(directory):
   """InputError if a store may not be written there."""
-  if directory.is_dir() and any(directory.iterdir()) and not exists(directory):
-    raise errors.InputError(
-      f'{directory}: cannot write the store: Directory not empty'
-    )
+  if not directory.exists() or exists(directory):
+    return
+  if not directory.is_dir() or any(directory.iterdir()):
+    kind = 'Directory not empty' if directory.is_dir() else 'Not a directory'
+    raise errors.InputError(f'{directory}: cannot write the store: {kind}')
 
 
 def write_part(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
