@@ -45,13 +45,13 @@ SMALL = ('--config.mesh.data=1', '--config.mesh.seq=2',
          '--config.model.block=128')  # fmt: skip
 
 
-def evaluated(trained, out, tasks, lengths):
+def evaluated(trained, out, tasks, lengths, length=256):
   """results.json and REPORT.md of the command."""
   before, after = trained
   done = run(
     'evaluate.py', CONFIG, f'--checkpoint={before}', f'--against={after}',
     f'--tasks={tasks}', f'--lengths={lengths}', f'--out={out}',
-    '--config.eval.samples=2', '--config.eval.length=256', *SMALL,
+    '--config.eval.samples=2', f'--config.eval.length={length}', *SMALL,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
   content = json.loads((out / 'results.json').read_text())
@@ -77,10 +77,10 @@ def test_two_checkpoints_side_by_side(trained, tmp_path):
 def test_all_evaluations_that_need_no_package(trained, tmp_path):
   content, text = evaluated(
     trained, tmp_path, 'position_loss,perplexity,context_gain,longppl,passkey,'
-    'needle,passkey_original,first_sentence', '256,2048',
+    'needle,passkey_original,first_sentence', '1024,2048', length=1024,
   )  # fmt: skip
   for found in content['results'].values():
-    assert found['perplexity']['length'] == [256]
+    assert found['perplexity']['length'] == [1024]
     assert [len(x) for x in found['passkey']['found']] == [3, 3]
   for heading in ('Perplexity over windows', 'LongPPL', 'Needle in a haystack',
                   'What more context is worth'):  # fmt: skip
