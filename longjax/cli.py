@@ -16,6 +16,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from longjax import errors
 from longjax.errors import InputError
 
 
@@ -195,8 +196,8 @@ def one_line(error) -> str:
 
 def nearest(name, known) -> str:
   """', nearest is X' or ''."""
-  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
-  return f'; nearest is {close[0]!r}' if close else ''
+  close = errors.nearest(name, known)
+  return f'; nearest is {close!r}' if close else ''
 
 
 def _refuse_unknown(argv, extra, switches):

@@ -1,5 +1,8 @@
 """The one exception that means: the input is wrong, not the program."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class InputError(ValueError):
   """Says in one line what was given, what is needed and what to do.
@@ -7,3 +10,19 @@ class InputError(ValueError):
   Raised for configs, files and data that a user can mend. The commands in
   `launch/` print its message as one line and exit with code 2.
   """
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+  """What was probably meant; None if nothing is known."""
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0)
+  return close[0] if close else None
+
+
+def refuse_unknown_keys(what: str, given: Iterable[str], known: Iterable[str]):
+  """InputError for the first key that is not known, naming the nearest."""
+  for key in given:
+    if key not in known:
+      raise InputError(
+        f'{what} has an unknown key {key!r}; did you mean '
+        f'{nearest(key, known)!r}?'
+      )

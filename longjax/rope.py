@@ -134,11 +134,7 @@ def _yarn(rope, head_dim):
 
 def _by_parts(rope, head_dim):
   """NTK-by-parts, arXiv:2309.00071, eq. 17 and 18: a ramp in turns."""
-  plain = _plain(rope, head_dim)
-  turns = rope.original_length * plain / (2 * math.pi)
-  low, high = rope.beta_slow, rope.beta_fast
-  kept = np.clip((turns - low) / (high - low), 0, 1)
-  return (1 - kept) * plain / rope.factor + kept * plain
+  return _in_turns(rope, head_dim, rope.beta_slow, rope.beta_fast)
 
 
 def _longrope(rope, head_dim):
@@ -152,9 +148,14 @@ def _longrope(rope, head_dim):
 
 def _llama3(rope, head_dim):
   """Llama 3.1 and 3.2: long waves are interpolated, short ones kept."""
+  low, high = rope.low_freq_factor, rope.high_freq_factor
+  return _in_turns(rope, head_dim, low, high)
+
+
+def _in_turns(rope, head_dim, low, high):
+  """Interpolated below `low` turns in the trained window, kept above `high`."""
   plain = _plain(rope, head_dim)
   turns = rope.original_length * plain / (2 * math.pi)
-  low, high = rope.low_freq_factor, rope.high_freq_factor
   kept = np.clip((turns - low) / (high - low), 0, 1)
   return (1 - kept) * plain / rope.factor + kept * plain
 

@@ -50,7 +50,6 @@ time, and the summary says so.
                segment (LongSkywork, 2406.00605, chunk-interleaved pretraining)
 """
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -129,12 +128,7 @@ def _check(name: str, part: Any, seq_len: int) -> dict:
   if not isinstance(part, Mapping) and not hasattr(part, 'to_dict'):
     raise errors.InputError(f'data.mix.{name} must be a dict, is {part!r}')
   part = dict(part.items())
-  for key in part:
-    if key not in DEFAULTS:
-      near = difflib.get_close_matches(key, DEFAULTS, 1, 0)[0]
-      raise errors.InputError(
-        f'data.mix.{name} has an unknown key {key!r}; did you mean {near!r}?'
-      )
+  errors.refuse_unknown_keys(f'data.mix.{name}', part, DEFAULTS)
   full: dict[str, Any] = DEFAULTS | part
   for key, value in full.items():
     kind = (int, float) if key == 'weight' else type(DEFAULTS[key])
@@ -152,7 +146,7 @@ def _check(name: str, part: Any, seq_len: int) -> dict:
 
 def _check_numbers(name, part, seq_len):
   if part['pack'] not in pack.RULES:
-    near = difflib.get_close_matches(part['pack'], pack.RULES, 1, 0)[0]
+    near = errors.nearest(part['pack'], pack.RULES)
     raise errors.InputError(
       f'data.mix.{name}.pack {part["pack"]!r} is none of '
       f'{", ".join(pack.RULES)}; nearest is {near!r}'
@@ -208,9 +202,8 @@ def _documents(name, part, store) -> np.ndarray:
   known = [s['name'] for s in store.manifest['sources']]
   for source in part['sources']:
     if source not in known:
-      near = difflib.get_close_matches(source, known, 1, 0)
       raise errors.InputError(
         f'data.mix.{name} reads {source!r}, but {store.directory} has no such '
-        f'source; nearest is {near[0] if near else None!r}'
+        f'source; nearest is {errors.nearest(source, known)!r}'
       )
   return np.isin(store.sources, [known.index(s) for s in part['sources']])

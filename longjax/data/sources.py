@@ -40,7 +40,6 @@ A source is a mapping with these keys, and no other:
 Line ends become '\\n', as Python's text files have it.
 """
 
-import difflib
 import hashlib
 import importlib.util
 import io
@@ -139,12 +138,7 @@ class Tally:
 def check(name: str, source: Mapping) -> dict:
   """The source with all keys; InputError where it cannot be meant."""
   source = dict(source.items())
-  for key in source:
-    if key not in DEFAULTS:
-      near = difflib.get_close_matches(key, DEFAULTS, 1, 0)[0]
-      raise errors.InputError(
-        f'source {name!r} has an unknown key {key!r}; did you mean {near!r}?'
-      )
+  errors.refuse_unknown_keys(f'source {name!r}', source, DEFAULTS)
   full: dict[str, Any] = DEFAULTS | source
   for key, value in full.items():
     kinds: Any = type(DEFAULTS[key])

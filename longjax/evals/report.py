@@ -6,8 +6,6 @@ import json
 import math
 import pathlib
 import re
-import shlex
-import sys
 import time
 
 from longjax import metrics
@@ -177,11 +175,7 @@ def compare(directory, config, about: dict, found: dict) -> pathlib.Path:
   """
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
-  code = dict(
-    command=shlex.join(['python', *sys.argv]),
-    commit=provenance.commit(),
-    versions=provenance.versions(),
-  )
+  code = provenance.code()
   checkpoints = {
     name: told | dict(rope=dataclasses.asdict(told['rope']))
     for name, told in about.items()

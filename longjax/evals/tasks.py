@@ -5,14 +5,13 @@ after a slash where there are several of a kind: ruler/vt, helmet/json_kv,
 lm_eval/lambada_openai.
 """
 
-import difflib
 import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from longjax.data import pack
-from longjax.errors import InputError
+from longjax.errors import InputError, nearest
 from longjax.evals import (
   first_sentence,
   haystack,
@@ -175,10 +174,9 @@ def check(name: str):
   if fits and head in PARTS and part:
     fits = part in PARTS[head]
   if not fits or (head == 'lm_eval' and not part):
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
     raise InputError(
-      f'there is no task {name!r}; nearest is {near!r}. Tasks are '
-      f'{", ".join(TASKS)}, and their parts: ruler/vt, lm_eval/NAME'
+      f'there is no task {name!r}; nearest is {nearest(name, known)!r}. Tasks '
+      f'are {", ".join(TASKS)}, and their parts: ruler/vt, lm_eval/NAME'
     )
 
 

@@ -17,14 +17,18 @@ def write(workdir, config, tokenizer):
   """Describes the run in its directory, which is made if it is not there."""
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer.save(workdir / 'tokenizer')
-  code = dict(
+  for name, content in (('config', config.to_dict()), ('code', code())):
+    text = json.dumps(content, indent=1)
+    (workdir / f'{name}.json').write_text(text + '\n')
+
+
+def code() -> dict:
+  """The command of this process, and what runs it."""
+  return dict(
     command=shlex.join(['python', *sys.argv]),
     commit=commit(),
     versions=versions(),
   )
-  for name, content in (('config', config.to_dict()), ('code', code)):
-    text = json.dumps(content, indent=1)
-    (workdir / f'{name}.json').write_text(text + '\n')
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,6 @@ MAY_CHANGE = (
   'optim.weight_decay', 'optim.clip', 'optim.spike_sigmas',
   'optim.max_skipped',
 )  # fmt: skip
-
 NAMED = ('data.sources', 'data.mix')  # whose keys are names that users give
 
 
@@ -51,10 +50,7 @@ def differences(before: dict, now: dict) -> dict:
     key: (old.get(key, nothing), new.get(key, nothing))
     for key in sorted(old | new)
     if old.get(key, nothing) != new.get(key, nothing)
-    and (
-      (key in old and key in new)
-      or key.startswith(('data.sources', 'data.mix'))
-    )
+    and ((key in old and key in new) or key.startswith(NAMED))
   }  # a key that only one knows came or went with the code
 
 

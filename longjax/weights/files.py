@@ -53,19 +53,21 @@ def inside(directory, name) -> str:
 def load_json(path) -> dict:
   """An object of a JSON file, in which no key stands twice."""
 
-  def unique(pairs):
-    found = dict(pairs)
-    if len(found) < len(pairs):
-      raise ValueError('a key stands twice in one object')
-    return found
-
   try:
     data = pathlib.Path(path).read_text('utf-8')
-    found = json.loads(data, object_pairs_hook=unique)
+    found = json.loads(data, object_pairs_hook=_once)
   except (ValueError, RecursionError) as error:
     raise errors.InputError(f'{path}: damaged JSON: {error}') from None
   if not isinstance(found, dict):
     raise errors.InputError(f'{path}: not a JSON object')
+  return found
+
+
+def _once(pairs):
+  """The pairs of a JSON object as a dict."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    raise ValueError('a name stands twice')
   return found
 
 
@@ -104,13 +106,6 @@ def safetensors(path) -> dict[str, Tensor]:
     name: mapped(path, dtype, shape, 8 + length + begin)
     for name, (dtype, shape, begin, _) in entries.items()
   }
-
-
-def _once(pairs):
-  found = dict(pairs)
-  if len(found) < len(pairs):
-    raise ValueError('a name stands twice')
-  return found
 
 
 def _entry(name, value):
