@@ -124,6 +124,14 @@ def base(size='tiny', **rope) -> Any:
       moments=False,  # also those of AdamW, if weights is a longjax run
       model=model(size, **rope),
       mesh=dict(data=1, seq=1),
+      # LoRA, longjax/lora.py: factors of these weights of the layers learn, and
+      # whole those that have one of these words in their names; nothing else.
+      lora=dict(
+        rank=0,  # 0: everything learns
+        alpha=16.0,  # the product of the factors weighs alpha / rank
+        weights=('q', 'k', 'v', 'o'),  # and gate, up, down
+        whole=('embedding', 'norm'),
+      ),
       data=dict(
         # What to train on, by name; longjax/data/sources.py has the keys:
         # dict(package='name==version', sha256=..., include='glob', ...) or
@@ -164,6 +172,9 @@ def base(size='tiny', **rope) -> Any:
         micro_batches=1,  # parts that a step is computed in
         seq_len=2048,  # tokens of a row
         loss_chunk=1024,  # tokens whose logits exist at once, per device
+        # Targets weigh by what a long context brings them, longjax/longce.py:
+        # gamma is the most, 0 is all the same; the rest is tokens.
+        longce=dict(gamma=0.0, short=4096, stride=1024),
         profile_steps=(),  # to trace into profile/; or send SIGUSR1
       ),
       optim=dict(

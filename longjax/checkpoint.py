@@ -18,6 +18,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from longjax import lora
 from longjax.errors import InputError
 from longjax.run import hosts
 
@@ -312,7 +313,8 @@ def load_params(path, shardings=None):
     shardings: of each parameter; without them the params are numpy arrays.
 
   Returns:
-    The params in float32, whatever they were stored in; what was saved beside.
+    The params in float32, whatever they were stored in, factors of LoRA added
+    to the weights beside which they are; what was saved beside.
 
   Raises:
     InputError: nothing there, or it does not verify.
@@ -321,10 +323,19 @@ def load_params(path, shardings=None):
   with _usable(root, step), ocp.training.Checkpointer(str(root)) as orbax:
     metadata = orbax.metadata(step)
     saved = metadata.metadata['params']
-    params = _load(orbax, step, saved, shardings or _host(saved))
+    places = shardings or _host(saved)
+    if shardings and 'lora' in saved:  # small: on each device, as a norm is
+      factors = jax.tree.map(lambda _: shardings['norm'], saved['lora'])
+      places = places | dict(lora=factors)
+    params = _load(orbax, step, saved, places)
     about = metadata.custom_metadata or {}
     _verify(dict(params=params), about)
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    if 'lora' in params:
+      add = functools.partial(
+        lora.merged, alpha=about['config']['lora']['alpha']
+      )
+      params = jax.jit(add, out_shardings=shardings)(params)
   return params if shardings else jax.device_get(params), about
 
 

@@ -50,7 +50,7 @@ def matmul_params(config) -> int:
   return config.layers * layer + config.embed * config.vocab
 
 
-def train_step(config, tokens, squares, seen=0) -> float:
+def train_step(config, tokens, squares, seen=0, frozen=0) -> float:
   """FLOPs of forward and backward; recomputation earns no credit.
 
   6 per parameter and token, and for causal attention 6 * layers * heads *
@@ -63,13 +63,15 @@ def train_step(config, tokens, squares, seen=0) -> float:
     squares: sum over the documents of length^2.
     seen: sum over the rows of what they see of other rows: tokens of the row x
       tokens that it sees, in each memory layer.
+    frozen: parameters that multiply and get no gradient: 4 each and token.
   """
   if config.group:
     squares = min(squares, tokens * config.group)
   heads = 6 * config.heads * config.head_dim
   attention = heads * (config.layers * squares)
   attention += 2 * heads * len(config.memory.layers) * seen  # no triangle
-  return 6.0 * matmul_params(config) * tokens + attention
+  products = 6.0 * matmul_params(config) - 2.0 * frozen
+  return products * tokens + attention
 
 
 def seen_by_rows(config, batch, length) -> int:

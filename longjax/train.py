@@ -21,6 +21,8 @@ from longjax import (
   evals,
   flops,
   llama,
+  longce,
+  lora,
   metrics,
   optim,
   sharding,
@@ -355,6 +357,7 @@ LEAST = {
   'train.micro_batches': 1,
   'train.seq_len': 1,
   'train.loss_chunk': 1,
+  'lora.rank': 0,
   'optim.learning_rate': 0,
   'optim.warmup_steps': 0,
   'optim.warmup_from': 0,
@@ -412,6 +415,8 @@ def check(config) -> llama.Llama:
       f'config.train.seq_len {train.seq_len} is not a multiple of '
       f'config.model.group {model.group}, whose groups cut it'
     )
+  lora.check(config.lora, llama.abstract(model))
+  longce.check(config.train.longce)
   if mesh.seq > 1 and model.attention == 'blockwise':
     raise InputError(
       f'config.model.attention blockwise needs whole sequences, but mesh.seq '
@@ -444,6 +449,11 @@ def check_run(config):
     raise InputError(
       'config.moments takes those of the run that config.weights names, but '
       "it is 'random'"
+    )
+  if config.moments and config.lora.rank:
+    raise InputError(
+      'config.moments continues those of all weights; with config.lora.rank '
+      'there are only those of the factors, which start anew'
     )
 
 
@@ -541,13 +551,25 @@ def evaluation(run: Run, tokenizer):
     began = time.monotonic()
     with run.clock.spent('evaluating'):
       results = evals.evaluate(
-        params, model, run.mesh, config, held_out, tokenizer, run.log
-      )
+        whole(run, params), model, run.mesh, config, held_out, tokenizer,
+        run.log,
+      )  # fmt: skip
     if run.lead:
       report.keep(run.local, name, config, results)
     run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
 
   return evaluate
+
+
+def whole(run: Run, params):
+  """The params that the model reads, see `lora.merged`."""
+  if 'lora' not in params:
+    return params
+  merge = functools.partial(
+    lora.merged, alpha=run.config.lora.alpha, mesh=run.mesh
+  )
+  places = sharding.params(llama.abstract(run.model), run.mesh)
+  return jax.jit(merge, out_shardings=places)(params)
 
 
 def build(config, model, mesh):
@@ -559,18 +581,20 @@ def build(config, model, mesh):
       shardings.
   """
   tx = optim.adamw(config.optim, config.train.steps)
-  params = llama.abstract(model)
+  params = abstract_params(config, model)
   param_shardings = sharding.params(params, mesh)
+  learning, _ = lora.split(params, config.lora)
+  places, _ = lora.split(param_shardings, config.lora)
   replicated = NamedSharding(mesh, P())
   shapes = dict(
     params=params,
-    opt=jax.eval_shape(tx.init, params),
+    opt=jax.eval_shape(tx.init, learning),
     guard=jax.eval_shape(lambda: optim.guard_init(config.optim)),
     step=jax.ShapeDtypeStruct((), jnp.int32),
   )
   shardings = dict(
     params=param_shardings,
-    opt=optim.shardings(tx, params, param_shardings, mesh),
+    opt=optim.shardings(tx, learning, places, mesh),
     guard=jax.tree.map(lambda _: replicated, shapes['guard']),
     step=replicated,
   )
@@ -582,30 +606,48 @@ def build(config, model, mesh):
 
   def step(state, batch):
     loss, grads = gradients(config, state['params'], batch, model, mesh)
-    return optim.update(config.optim, config.train.steps, state, grads, loss)
+    learning, frozen = lora.split(state['params'], config.lora)
+    state, values = optim.update(
+      config.optim, config.train.steps, dict(state, params=learning), grads,
+      loss,
+    )  # fmt: skip
+    return dict(state, params=lora.join(state['params'], frozen)), values
 
   step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
   return step, abstract
+
+
+def abstract_params(config, model):
+  """The params of a run as ShapeDtypeStructs, factors of LoRA among them."""
+  params = llama.abstract(model)
+  init = lambda: lora.init(params, config.lora, jax.random.key(0))
+  return params | jax.eval_shape(init)
 
 
 def gradients(config, params, batch, model, mesh):
   """Loss and gradients of sum(weights * nll) / sum(weights) of the batch.
 
   The batch is computed in train.micro_batches parts; the result is that of
-  the whole.
+  the whole. LongCE changes weights, not their sum; what LoRA freezes has None
+  for a gradient.
   """
   parts, chunk = config.train.micro_batches, config.train.loss_chunk
   total = jnp.maximum(batch.weights.sum(), 1e-9)
+  learning, frozen = lora.split(params, config.lora)
 
-  def loss(params, part):
+  def loss(learning, part):
+    params = lora.merged(lora.join(learning, frozen), config.lora.alpha, mesh)
     nll = llama.nll(params, model, part, chunk=chunk, mesh=mesh)
-    return (part.weights * nll).sum() / total
+    weights = part.weights
+    if config.train.longce.gamma:
+      weights *= influence(config, params, part, nll, model, mesh)
+    return (weights * nll).sum() / total
 
   if parts == 1:
-    return jax.value_and_grad(loss)(params, batch)
+    return jax.value_and_grad(loss)(learning, batch)
 
   def add(so_far, part):
-    here = jax.value_and_grad(loss)(params, part)
+    here = jax.value_and_grad(loss)(learning, part)
     return jax.tree.map(jnp.add, so_far, here), None
 
   def split(x):  # each part takes rows from every device
@@ -615,10 +657,20 @@ def gradients(config, params, batch, model, mesh):
 
   # The sums live where the parameters do.
   zeros = jax.lax.with_sharding_constraint(
-    jax.tree.map(jnp.zeros_like, params), sharding.params(params, mesh)
+    jax.tree.map(jnp.zeros_like, learning), sharding.params(learning, mesh)
   )
   start = (jnp.zeros(()), zeros)
   return jax.lax.scan(add, start, Batch(*map(split, batch)))[0]
+
+
+def influence(config, params, batch, nll, model, mesh):
+  """LongCE's weight of each target, see `longce.weights`."""
+  params = jax.lax.stop_gradient(params)
+  losses = functools.partial(
+    llama.nll, params, model.at_rest(), chunk=config.train.loss_chunk, mesh=mesh
+  )
+  with jax.named_scope('longce'):
+    return longce.weights(losses, batch, nll, config.train.longce)
 
 
 def fresh(run: Run, abstract, source):
@@ -636,21 +688,27 @@ def fresh(run: Run, abstract, source):
           raise InputError(
             f'config.model.{field} is {mine}, but that of {source} is {theirs}'
           )
-      return shardings['params']
+      return sharding.params(llama.abstract(model), run.mesh)
 
     params, released = weights.load(source, dtype=model.dtype, place=place)
   else:
     init = functools.partial(llama.init, model)
-    params = jax.jit(init, out_shardings=shardings['params'])(
-      jax.random.key(config.seed)
-    )
+    places = sharding.params(llama.abstract(model), run.mesh)
+    params = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
+  if config.lora.rank:
+    init = functools.partial(lora.init, abstract['params'], config.lora)
+    places = dict(lora=shardings['params']['lora'])
+    # Another key than that of random weights.
+    key = jax.random.key(config.seed + 1)
+    params |= jax.jit(init, out_shardings=places)(key)
   if config.moments:
     run.log(f'moments of {source}, their schedule restarted')
     opt = checkpoint.load_moments(source, abstract['opt'])
     opt = optim.restart_schedule(opt)
   else:
     tx = optim.adamw(config.optim, config.train.steps)
-    opt = jax.jit(tx.init, out_shardings=shardings['opt'])(params)
+    learning, _ = lora.split(params, config.lora)
+    opt = jax.jit(tx.init, out_shardings=shardings['opt'])(learning)
   rest = jax.jit(
     lambda: dict(guard=optim.guard_init(config.optim), step=jnp.int32(0)),
     out_shardings={k: shardings[k] for k in ('guard', 'step')},
@@ -660,10 +718,14 @@ def fresh(run: Run, abstract, source):
 
 def describe(run: Run) -> str:
   """The first line of a run: model, attention, devices, tokens a step."""
-  count = sum(x.size for x in jax.tree.leaves(llama.abstract(run.model)))
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  params = abstract_params(run.config, run.model)
+  learning, frozen = lora.split(params, run.config.lora)
+  of_them = f', {size(learning):,} of them learn' if size(frozen) else ''
   devices, train = run.mesh.devices, run.config.train
   return (
-    f'{run.config.name}: {count:,} parameters, {run.model.attention} attention '
+    f'{run.config.name}: {size(params):,} parameters{of_them}, '
+    f'{run.model.attention} attention '
     f'on {devices.size} x {devices.flat[0].device_kind} (data '
     f'{run.mesh.shape["data"]} x seq {run.mesh.shape["seq"]}), '
     f'{train.batch * train.seq_len:,} tokens a step'
@@ -677,5 +739,8 @@ def utilization(run: Run, batch, seconds) -> dict:
     return dict(mfu=None)
   shape = run.config.train.batch, run.config.train.seq_len
   seen = flops.seen_by_rows(run.model, *shape)
-  done = flops.train_step(run.model, batch.tokens, batch.squares(), seen)
+  frozen = lora.frozen_matmuls(llama.abstract(run.model), run.config.lora)
+  done = flops.train_step(
+    run.model, batch.tokens, batch.squares(), seen, frozen
+  )
   return dict(mfu=done / (seconds * chip.peak * run.mesh.devices.size))

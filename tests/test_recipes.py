@@ -37,6 +37,10 @@ LONGALIGN = ADAM | dict(
   base=2e6, seq_len=64 * K, schedule='cosine', learning_rate=2e-5,
   weight_decay=0.0,
 )  # fmt: skip
+# Its fine-tune.py.
+LONGLORA = dict(
+  rank=8, alpha=16, weights=('q', 'k', 'v', 'o'), whole=('embedding', 'norm')
+)
 
 # Config, variant, constants. Sections are cited in the configs.
 TABLE = [
@@ -101,11 +105,18 @@ TABLE = [
   ('llama2_longalign', '7b_packing', LONGALIGN | dict(
     batch=8, steps=2000, warmup_steps=60)),
   ('llama2_longalign', '13b_sorted', LONGALIGN | dict(batch=96)),
+  # arXiv:2410.23771 and its train.sh
+  ('llama2_longce', '', CONSTANT | ADAM | dict(
+    base=1e4, scaling='linear', factor=8, seq_len=32 * K, steps=200,
+    learning_rate=2e-5, schedule='linear', min_ratio=0, warmup_steps=20,
+    weight_decay=0.0, longce=dict(gamma=5, short=4 * K, stride=K))),
   # arXiv:2309.12307
   ('llama2_longlora', '13b_64k', CONSTANT | dict(
     scaling='linear', factor=16, steps=1000, batch=64, learning_rate=2e-5,
-    warmup_steps=20, weight_decay=0.0)),
-  ('llama2_longlora', '70b_32k', CONSTANT | dict(factor=8, learning_rate=1e-5)),
+    warmup_steps=20, weight_decay=0.0, **LONGLORA)),
+  ('llama2_longlora', '70b_32k', CONSTANT | LONGLORA | dict(
+    factor=8, learning_rate=1e-5)),
+  ('llama2_longlora', '7b_100k', dict(factor=24, rank=0)),
   # arXiv:2406.00605, arXiv:2405.17915
   ('llama2_longskywork', 'sft', dict(steps=200)),
   ('llama2_prospector', '', dict(base=160_000, seq_len=32 * K, batch=128)),
@@ -116,6 +127,7 @@ def constants(config):
   """The numbers of a config, flat, and tokens a step."""
   rope_, train_ = config.model.rope, config.train
   flat = rope_.to_dict() | train_.to_dict() | config.optim.to_dict()
+  flat |= config.lora.to_dict()
   return flat | dict(batch_tokens=train_.batch * train_.seq_len)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from longjax import flops, llama, sharding, topology, train
+from longjax import flops, llama, lora, sharding, topology, train
 from longjax.errors import InputError
 from longjax.plan import hbm, hlo, schedule, slices
 from longjax.plan.workload import Workload, workload
@@ -196,7 +196,10 @@ def speed(job: Job, real, static) -> dict:
   tokens = job.config.train.batch * job.config.train.seq_len
   peak = job.chip.peak * job.mesh.devices.size
   causal = job.config.train.batch * job.config.train.seq_len**2
-  done = lambda squares: flops.train_step(job.model, tokens, squares) / peak
+  frozen = lora.frozen_matmuls(llama.abstract(job.model), job.config.lora)
+  done = lambda squares: (
+    flops.train_step(job.model, tokens, squares, 0, frozen) / peak
+  )
 
   def figures(modelled):
     seconds = modelled.seconds

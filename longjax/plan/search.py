@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from longjax import flops, llama, train
+from longjax import flops, llama, lora, train
 from longjax.errors import InputError
 from longjax.plan import hbm, report, schedule, slices
 from longjax.plan.workload import workload
@@ -87,14 +87,16 @@ def estimate(config, where, chip, documents) -> tuple[float, float]:
   devices = mesh.data * mesh.seq
   # Tokens of a device in a micro-batch.
   tokens = step.batch * step.seq_len // (devices * step.micro_batches)
-  params = sum(x.size for x in jax.tree.leaves(llama.abstract(model)))
+  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  abstract = train.abstract_params(config, model)
+  params, learn = size(abstract), size(lora.split(abstract, config.lora)[0])
   # Weights gathered forward and backward in bfloat16, gradients scattered in
   # float32.
   weights = (2 + 2 + 4) * params / (2 * len(where.dims) * chip.link)
   layer = attention_seconds(model, work, chip, tokens)
   seconds = model.layers * layer + weights + matmul_seconds(model, chip, tokens)
   return step.micro_batches * seconds, (
-    params / devices * (16 if step.micro_batches > 1 else 12)
+    (4 * params + learn * (12 if step.micro_batches > 1 else 8)) / devices
     + tokens * model.layers * saved(model)
     + working(model, tokens)
   )

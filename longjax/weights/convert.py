@@ -22,7 +22,7 @@ import time
 import numpy as np
 from etils import epath
 
-from longjax import checkpoint, errors, metrics, weights
+from longjax import checkpoint, errors, lora, metrics, weights
 from longjax.data import tokenizer
 from longjax.run import mirror
 from longjax.weights import export, files, names, stored
@@ -155,6 +155,7 @@ def _export(step, about, out, log):
   """Writes every tensor; refuses a checkpoint that differs from its digests."""
   rows = {row.path: row for row in names.rows(about['model'])}
   arrays = {path: stored.array(step, path) for path in rows}
+  factors, alpha = stored.factors(step, about)
   sums = {path: np.zeros(2, np.uint32) for path in rows}
   lock = threading.Lock()
   total = sum(array.size * array.dtype.numpy_dtype.itemsize
@@ -170,6 +171,8 @@ def _export(step, about, out, log):
       more = stored.part_sums(part, start, array.shape)
       with lock:
         sums[path] += more
+      if path in factors:
+        part = part + lora.part(factors[path], alpha, where)
       for i in range(shape[0]) if stacked else (None,):
         layer = None if i is None else start[0] + i
         if view is None or seen != layer:  # a new mapping costs page faults
@@ -190,10 +193,7 @@ def _export(step, about, out, log):
     ]
   each_in_parallel(jobs, max(1, PIECES_BYTES // (2 * largest)))
   for path, found in sums.items():
-    if about['digests'].get(f'params/{path}') != stored.hexes(found):
-      raise errors.InputError(
-        f'checkpoint {step} is damaged: {path} differs from its digest'
-      )
+    stored.verify(step, about, path, found)
 
 
 def _bytes(shapes, dtypes) -> int:

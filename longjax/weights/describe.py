@@ -49,8 +49,16 @@ def _checkpoint(path) -> str:
   if origin:
     lines.append(f'imported from {origin["format"]}')
     lines += [f'{f}: sha256 {d}' for f, d in origin['sha256'].items()]
+  ask = about.get('config', {}).get('lora', {})
+  paths = list(sources.shapes(about['model']))
+  if ask.get('rank'):
+    lines.append(
+      f'LoRA of rank {ask["rank"]}, alpha {ask["alpha"]:g}, which export and '
+      'evaluation add to the weights'
+    )
+    paths += [f'lora/{name}/{x}' for name in ask['weights'] for x in 'ab']
   rows = []
-  for name in sources.shapes(about['model']):
+  for name in paths:
     array = stored.array(root / str(step), name)
     digest = about.get('digests', {}).get(f'params/{name}')
     shape = 'x'.join(map(str, array.shape))

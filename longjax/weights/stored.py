@@ -17,6 +17,7 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from longjax import errors
 from longjax.weights import source
 
 CHUNK_BYTES = 1 << 24  # larger buffers cost more in page faults than they save
@@ -95,6 +96,39 @@ class Writer:
 def array(step, path):
   """A parameter of a checkpoint as a TensorStore, not read yet."""
   return tensorstore.open(_spec(step, path), read=True, open=True).result()
+
+
+def factors(step, about) -> tuple[dict, float]:
+  """({path of a weight: its factors of LoRA}, alpha), of a run that has them.
+
+  Args:
+    step: directory of the checkpoint.
+    about: what was saved beside it.
+
+  Raises:
+    InputError: one differs from its digest.
+  """
+  ask = about.get('config', {}).get('lora', {})
+  if not ask.get('rank'):
+    return {}, 0.0
+  found = {}
+  for name in ask['weights']:
+    pair = {}
+    for factor in ('a', 'b'):
+      path = f'lora/{name}/{factor}'
+      pair[factor] = whole = array(step, path).read().result()
+      sums = part_sums(whole, [0] * whole.ndim, whole.shape)
+      verify(step, about, path, sums)
+    found[f'layers/{name}'] = pair
+  return found, ask['alpha']
+
+
+def verify(step, about, path, sums):
+  """InputError where the sums of an array are not its digest."""
+  if about['digests'].get(f'params/{path}') != hexes(sums):
+    raise errors.InputError(
+      f'checkpoint {step} is damaged: {path} differs from its digest'
+    )
 
 
 def pieces(stored):

@@ -1,0 +1,71 @@
+"""LongCE: targets weigh more the more a long context helps, arXiv:2410.23771.
+
+  weight = min(exp(loss with a short context - loss with all of it), gamma)
+
+as the model itself has the losses, without a gradient through the weight. The
+short context is that of windows of `short + stride` tokens, one every `stride`;
+a window is for those `stride` targets that have `short` tokens of it or more
+before them, as in the published code. A window is a document to the model: the
+row is computed (short + stride) / stride times more, each time cut into windows
+that do not overlap, so no token moves, whatever the layout.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from longjax.attention import Ids, grouped
+from longjax.errors import InputError
+
+
+def check(ask):
+  """InputError where the section `train.longce` of a config cannot be meant."""
+  if ask.gamma < 0 or ask.stride < 1 or ask.short < 1:
+    raise InputError(
+      'config.train.longce needs gamma from 0, short and stride from 1, got '
+      f'{ask.gamma}, {ask.short} and {ask.stride}'
+    )
+  if ask.short % ask.stride:
+    raise InputError(
+      f'config.train.longce.short {ask.short} is not a multiple of '
+      f'longce.stride {ask.stride}: the windows would not tile a row'
+    )
+
+
+def weights(losses, batch, nll, ask):
+  """The weight of each target, at least 0 and at most gamma.
+
+  Args:
+    losses: Batch -> [batch, seq] nats, without gradients.
+    batch: Batch of jax arrays.
+    nll: [batch, seq], what `losses` says of it.
+    ask: the section `train.longce` of a config.
+
+  Returns:
+    [batch, seq] float32; 1 for the first targets of a row, which have no more
+    than the short context.
+  """
+  gain = short_losses(losses, batch, ask.short, ask.stride) - nll
+  weight = jnp.minimum(jnp.exp(gain), ask.gamma)
+  first = batch.index + 1 < ask.short
+  return jax.lax.stop_gradient(jnp.where(first, 1.0, weight))
+
+
+def short_losses(losses, batch, short: int, stride: int):
+  """[batch, seq]: of each target given its window alone.
+
+  Args:
+    losses: Batch -> [batch, seq].
+    batch: Batch of jax arrays.
+    short, stride: tokens; stride divides short.
+  """
+  size = short + stride
+  turns = size // stride  # until windows of all starts have been
+  window = (batch.index + 1 - short) // stride  # of each target
+
+  def one(turn):
+    ids = Ids(batch.segments, batch.index)
+    ids = grouped(ids, size, (size - turn * stride) % size)
+    return losses(batch._replace(segments=ids.segment))
+
+  found = jax.lax.map(one, jnp.arange(turns, dtype=jnp.int32))
+  return jnp.take_along_axis(found, (window % turns)[None], 0)[0]

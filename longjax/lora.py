@@ -1,0 +1,153 @@
+"""LoRA: weights that stay as they are, beside them low-rank factors that learn.
+
+Of each weight W that `config.lora.weights` names, a run has two factors more
+and computes with W + alpha / rank * A B (arXiv:2106.09685, section 4.1):
+
+  params['lora'] = {'q': {'a': [layers, embed, rank],
+                          'b': [layers, rank, heads, head_dim]}, ...}
+
+The sum is formed before the model, which knows nothing of it: what is evaluated
+and exported is what was trained. Only what learns has moments, which is what
+LoRA saves. Frozen weights get no gradient, but for those with factors: theirs
+is formed, cut over all devices as they are, and becomes that of the factors.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from longjax.errors import InputError
+
+# Dims of a layer's weight that its input has; the rest is the output's.
+INPUTS = dict(q=1, k=1, v=1, o=2, gate=1, up=1, down=1)
+
+
+def check(ask, params):
+  """InputError where the section `lora` of a config cannot be meant.
+
+  Args:
+    ask: the section.
+    params: tree of the model, of which the names are read.
+  """
+  if not ask.rank:
+    return
+  if unknown := [name for name in ask.weights if name not in INPUTS]:
+    raise InputError(
+      f'config.lora.weights {tuple(unknown)} are none of {", ".join(INPUTS)}'
+    )
+  if len(set(ask.weights)) < len(ask.weights) or ask.alpha <= 0:
+    raise InputError(
+      f'config.lora.weights are named once each and alpha is positive, got '
+      f'{tuple(ask.weights)} and {ask.alpha}'
+    )
+  named = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
+  for part in ask.whole:
+    if not any(part in name for name in named):
+      raise InputError(
+        f'config.lora.whole has {part!r}, which is in none of the names '
+        f'{", ".join(sorted(named))}'
+      )
+
+
+def init(params, ask, key) -> dict:
+  """{'lora': factors} to go into `params`; {} where no rank is asked for.
+
+  A is uniform within 1 / sqrt(its inputs), as in PEFT, and B is 0: at first
+  the sum is W.
+
+  Args:
+    params: of the model, arrays or their shapes.
+    ask: the section `lora` of a config.
+    key: jax.random key.
+  """
+  factors = {}
+  for i, name in enumerate(ask.weights if ask.rank else ()):
+    layers, *dims = params['layers'][name].shape
+    inputs, outputs = dims[: INPUTS[name]], dims[INPUTS[name] :]
+    most = 1 / math.sqrt(math.prod(inputs))
+    shape = (layers, *inputs, ask.rank)
+    a = jax.random.uniform(
+      jax.random.fold_in(key, i), shape, jnp.float32, -most, most
+    )
+    b = jnp.zeros((layers, ask.rank, *outputs), jnp.float32)
+    factors[name] = dict(a=a, b=b)
+  return dict(lora=factors) if factors else {}
+
+
+def split(params, ask):
+  """(what learns, what is frozen): params, with None for all of the other.
+
+  Without a rank all of it learns; else the factors, and the weights that have
+  a part of their name in ask.whole.
+  """
+
+  def learns(path):
+    whole = any(part in path[-1].key for part in ask.whole)
+    return not ask.rank or path[0].key == 'lora' or whole
+
+  pick = lambda wanted: jax.tree.map_with_path(
+    lambda path, x: x if learns(path) == wanted else None, params
+  )
+  return pick(True), pick(False)
+
+
+def join(learning, frozen):
+  """The params of which these are `split`."""
+  return jax.tree.map(
+    lambda x, y: y if x is None else x,
+    learning, frozen, is_leaf=lambda x: x is None,
+  )  # fmt: skip
+
+
+def merged(params, alpha: float, mesh=None):
+  """The params that the model reads: sums, and no factors any more.
+
+  Args:
+    params: with or without factors.
+    alpha: config.lora.alpha.
+    mesh: over which the weights are cut; there the small factors are gathered
+      and each device forms its part of the sum.
+  """
+  if 'lora' not in params:
+    return params
+  layers = dict(params['layers'])
+  for name, factors in params['lora'].items():
+    a, b = factors['a'], factors['b']
+    if mesh is not None:
+      everywhere = NamedSharding(mesh, P())
+      a, b = (jax.lax.with_sharding_constraint(x, everywhere) for x in (a, b))
+    # On a TPU float32 would be multiplied as bfloat16.
+    of_layer = lambda a, b: jnp.tensordot(a, b, 1, precision='highest')
+    scale = alpha / b.shape[1]
+    layers[name] = layers[name] + scale * jax.vmap(of_layer)(a, b)
+  plain = {k: v for k, v in params.items() if k != 'lora'}
+  return plain | dict(layers=layers)
+
+
+def part(factors, alpha: float, where) -> np.ndarray:
+  """What `merged` adds to a rectangle of a weight; numpy.
+
+  Args:
+    factors: {'a', 'b'} of the weight, numpy.
+    alpha: config.lora.alpha.
+    where: a slice for each dim of the weight, layers first.
+  """
+  a, b = factors['a'][where[0]], factors['b'][where[0]]
+  inputs = a.ndim - 2
+  a = a[(slice(None), *where[1 : 1 + inputs])]
+  b = b[(slice(None), slice(None), *where[1 + inputs :])]
+  scale = np.float32(alpha / b.shape[1])
+  return scale * np.stack([np.tensordot(*pair, 1) for pair in zip(a, b)])
+
+
+def frozen_matmuls(params, ask) -> int:
+  """Parameters that multiply and do not learn, see flops.train_step."""
+  _, frozen = split(params, ask)
+  return sum(
+    x.size for path, x in jax.tree.leaves_with_path(frozen)
+    if path[-1].key != 'embedding' and 'norm' not in path[-1].key
+  )  # fmt: skip
