@@ -164,8 +164,8 @@ class Pipeline:
     if len(self.parts) == 1:
       return {self.parts[0].name: steps * self._batch}
     groups = steps * self._batch // self._rows
-    for number in range(min(groups, COUNTED)):
-      counts[self.parts[self._read(number)[0]].name] += self._rows
+    for name in self._names(min(groups, COUNTED)):
+      counts[name] += self._rows
     if groups > COUNTED:
       scale = groups / COUNTED
       counts = {name: round(n * scale) for name, n in counts.items()}
@@ -208,8 +208,22 @@ class Pipeline:
         packs = packs.shuffle().repeat(MANY_PACKS // count)
         packs = packs.batch(size, batch_fn=list)
       groups.append(packs.map(lambda these, number=number: (number, these)))
+    return self._mix(groups)
+
+  def _mix(self, groups):
+    import grain
+
     weights = [part.weight for part in self.parts]
     return grain.MapDataset.mix(groups, weights) if groups[1:] else groups[0]
+
+  def _names(self, count: int) -> Iterator[str]:
+    """Of the parts that the first groups are of; draws no pack."""
+    import grain
+
+    names = (part.name for part in self.parts)
+    groups = [grain.MapDataset.source([x]).repeat(MANY_PACKS) for x in names]
+    mixed = self._mix(groups)
+    return (str(mixed[number]) for number in range(count))
 
   def _read(self, number: int) -> tuple[int, list[int]]:
     """(part, its packs) of the rows that are read at once."""
