@@ -256,15 +256,8 @@ SYLLABLES = [
   for b in ('den', 'fax', 'lo', 'mir', 'ton')
 ]
 CITIES = (
-  'Basel',
-  'Cork',
-  'Delft',
-  'Graz',
-  'Lille',
-  'Porto',
-  'Turku',
-  'Vilnius',
-)
+  'Basel', 'Cork', 'Delft', 'Graz', 'Lille', 'Porto', 'Turku', 'Vilnius',
+)  # fmt: skip
 
 
 def _cell(columns, i):
@@ -274,9 +267,8 @@ def _cell(columns, i):
 
 
 def _whose(columns, i):
-  return f'Which name has the amount {columns["amount"][i]}?', columns['name'][
-    i
-  ]
+  question = f'Which name has the amount {columns["amount"][i]}?'
+  return question, columns['name'][i]
 
 
 def _most(columns, i):
