@@ -53,9 +53,21 @@ def matmul_params(config) -> int:
 def train_step(config, tokens, squares, seen=0, frozen=0) -> float:
   """FLOPs of forward and backward; recomputation earns no credit.
 
-  6 per parameter and token, and for causal attention 6 * layers * heads *
-  head_dim * length^2 per document: 4 * length^2 / 2 per head and dim forward,
-  twice that backward.
+  6 per parameter and token, and `attention`.
+
+  Args:
+    config: llama.Llama.
+    tokens, squares, seen: as for `attention`.
+    frozen: parameters that multiply and get no gradient: 4 each and token.
+  """
+  products = 6.0 * matmul_params(config) - 2.0 * frozen
+  return products * tokens + attention(config, tokens, squares, seen)
+
+
+def attention(config, tokens, squares, seen=0) -> float:
+  """FLOPs of causal attention in a step: 6 * layers * heads * head_dim *
+  length^2 per document, 4 * length^2 / 2 per head and dim forward and twice
+  that backward.
 
   Args:
     config: llama.Llama.
@@ -63,15 +75,14 @@ def train_step(config, tokens, squares, seen=0, frozen=0) -> float:
     squares: sum over the documents of length^2.
     seen: sum over the rows of what they see of other rows: tokens of the row x
       tokens that it sees, in each memory layer.
-    frozen: parameters that multiply and get no gradient: 4 each and token.
   """
   if config.group:
     squares = min(squares, tokens * config.group)
   heads = 6 * config.heads * config.head_dim
-  attention = heads * (config.layers * squares)
-  attention += 2 * heads * len(config.memory.layers) * seen  # no triangle
-  products = 6.0 * matmul_params(config) - 2.0 * frozen
-  return products * tokens + attention
+  # What other rows hold is no triangle.
+  return heads * (
+    config.layers * squares + 2 * len(config.memory.layers) * seen
+  )
 
 
 def seen_by_rows(config, batch, length) -> int:

@@ -260,7 +260,8 @@ class Transformer(nnx.Module):
         operator.itemgetter(slice(first, stop)), self.layers
       )
       how = (recall, here, mesh, start) if remembers else (attend, here, mesh)
-      x, here = self.walk(x, layers, turn, *how)
+      with jax.named_scope('memory_layers' if remembers else 'layers'):
+        x, here = self.walk(x, layers, turn, *how)
       caches.append(here)
     return rms_norm(x, self.norm[...], c.norm_eps), caches
 

@@ -26,9 +26,13 @@ def line_of(count):
   return slices.Network([Device(i, 0, 0) for i in range(count)])
 
 
-def scheduled(text, network=None, forward=(0.0,), backward=(0.0,), live=(1.0,)):
+def scheduled(
+  text, network=None, forward=(0.0,), backward=(0.0,), live=(1.0,), special=()
+):
   network = network or line_of(4)
-  machine = schedule.Machine(CHIP, network, forward, backward, live)
+  machine = schedule.Machine(
+    CHIP, network, forward, backward, live, dict(special)
+  )
   return schedule.schedule(hlo.parse(text), machine)
 
 
@@ -196,6 +200,13 @@ def test_a_kernel_that_walks_over_its_hop_in_pieces_takes_the_time_of_one():
   found = scheduled(program(RING, more=body(kernel)), backward=(6,))
   assert found.seconds == pytest.approx(6)
   assert found.calls == {schedule.BACKWARD: 3}
+
+
+def test_kernels_in_a_special_scope_take_their_share():
+  inside = KERNEL.format(n=1, way='forward').replace('step', 'step)/(memory')
+  text = program(inside, KERNEL.format(n=2, way='forward'))
+  found = scheduled(text, forward=(6,), special={'memory': 2.5, '': 0.5})
+  assert found.seconds == pytest.approx(6 * 2.5 + 6 * 0.5)
 
 
 def test_a_gather_that_fusions_start_and_end_goes_on_between_them():

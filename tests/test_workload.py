@@ -80,3 +80,24 @@ def test_who_swaps_heads_computes_a_share_of_them_in_a_smaller_ring(
 def test_documents_that_no_row_can_hold_are_refused(documents):
   with pytest.raises(InputError, match='--documents'):
     workload(config_of(), documents)
+
+
+def test_a_row_that_sees_others_has_their_blocks_in_its_memory_layers():
+  memory = dict(layers=(1,), rows=((), (-1,), (-1, -2), (-1, -2, -3)))
+  config = config_of(mesh__seq=1, train__batch=4, data__layout='contiguous')
+  config.model.memory.update(memory)
+  work = workload(config)
+  own, seen = 4 * 16 * 17 / 2, 6 * 16 * 16  # blocks of 64 in rows of 1,024
+  assert work.executed == own
+  assert work.special == {'memory_layers': pytest.approx(1 + seen / own)}
+
+
+def test_windows_and_groups_hold_the_blocks_of_their_tokens():
+  config = config_of(mesh__seq=1, train__batch=1, data__layout='contiguous')
+  config.model.group = 256
+  config.train.longce.update(gamma=5.0, short=192, stride=64)
+  whole, cut = 16 * 17 / 2, 4 * 4 * 5 / 2
+  assert workload(config).special == {
+    'longce': pytest.approx(cut / whole),
+    '': pytest.approx(cut / whole / 2),  # of half of the heads
+  }

@@ -187,8 +187,11 @@ def timed(job: Job, program: hlo.Program, calibration) -> schedule.Schedule:
   network = slices.Network(job.mesh.devices.flatten().tolist())
   live = [blocks / work.pairs for blocks in work.hops]
   return schedule.schedule(
-    program, schedule.Machine(job.chip, network, forward, backward, live)
-  )
+    program,
+    schedule.Machine(
+      job.chip, network, forward, backward, live, work.special
+    ),
+  )  # fmt: skip
 
 
 def speed(job: Job, real, static) -> dict:
@@ -197,8 +200,10 @@ def speed(job: Job, real, static) -> dict:
   peak = job.chip.peak * job.mesh.devices.size
   causal = job.config.train.batch * job.config.train.seq_len**2
   frozen = lora.frozen_matmuls(llama.abstract(job.model), job.config.lora)
+  batch = job.config.train.batch, job.config.train.seq_len
+  seen = flops.seen_by_rows(job.model, *batch)
   done = lambda squares: (
-    flops.train_step(job.model, tokens, squares, 0, frozen) / peak
+    flops.train_step(job.model, tokens, squares, seen, frozen) / peak
   )
 
   def figures(modelled):
@@ -216,13 +221,25 @@ def speed(job: Job, real, static) -> dict:
 
 def attention(job: Job) -> dict:
   """FLOPs of attention in a step, over all devices."""
-  model, work = job.model, job.work
+  model, work, step = job.model, job.work, job.config.train
   # Forward two matmuls of a block, backward five, and forward again if the
   # output was not saved.
   passes = 4 * (2 if model.remat == 'full' else 1) + 10
-  unit = model.layers * model.heads * model.head_dim * work.block**2
-  executed, needed = work.executed * unit * passes, work.needed * unit * 14
-  busiest = sum(work.hops) * job.config.train.micro_batches
+  unit = model.heads * model.head_dim * work.block**2
+  remember, special = len(model.memory.layers), work.special
+  layers = (model.layers - remember) * 2 * special.get('', 0.5)
+  layers += remember * special.get('memory_layers', 1.0)
+  times = passes * layers
+  if 'longce' in special:  # forward, for each turn of the windows
+    turns = 1 + step.longce.short // step.longce.stride
+    times += 4 * model.layers * turns * special['longce']
+  # 6 a pair of tokens, and one more matmul of the backward pass.
+  needed = flops.attention(
+    model, step.batch * step.seq_len, work.squares,
+    flops.seen_by_rows(model, step.batch, step.seq_len),
+  ) * 7 / 6  # fmt: skip
+  executed = work.executed * unit * times
+  busiest = sum(work.hops) * step.micro_batches
   members = job.mesh.devices.size
   return dict(
     executed_flops=executed,

@@ -22,7 +22,7 @@ public specifications. It was not compared with a run on a TPU.
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from longjax.flops import Chip
 from longjax.plan import hlo
@@ -48,6 +48,7 @@ class Machine:
 
   forward, backward: seconds of the attention kernels by hop.
   live: share of the block pairs by hop, of the busiest member of the ring.
+  special: times of kernels in scopes of these names, in parts of the others.
   """
 
   chip: Chip
@@ -55,6 +56,7 @@ class Machine:
   forward: Sequence[float]
   backward: Sequence[float]
   live: Sequence[float]
+  special: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 # Share of the peak that our kernels reach by their static schedules, forward
@@ -250,13 +252,18 @@ class _Walk:
       (FORWARD, self.machine.forward),
     ):
       if kernel in name:
-        hop = seconds[self.hops % len(seconds)]
+        hop = seconds[self.hops % len(seconds)] * self.special(i)
         self.spend(hop / clock.pieces, 'attention', clock)
         self.hops += 1
         self.calls[kernel] += clock.times
         return
     flops = i.number('flops') or 0
     self.spend(flops / self.machine.chip.peak, 'other kernels', clock)
+
+  def special(self, i: Instruction) -> float:
+    """Machine.special of the scope that the instruction is in."""
+    special, name = self.machine.special, i.op_name()
+    return next((s for scope, s in special.items() if scope in name), 1.0)
 
   def part(self, i: Instruction, clock: _Clock) -> str:
     """matmul, what surrounds the blocks or kernels of attention, or other."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from longjax import flops
 from longjax.attention import exchange
 from longjax.batch import one_document
 from longjax.data import layout
@@ -25,6 +26,9 @@ class Workload(NamedTuple):
   hops: tuple[float, ...]  # blocks of the busiest member, a micro-batch
   pairs: float  # blocks of a member in one hop, were all live
   block: int  # tokens
+  # Blocks of a call of attention in the program's scope of that name, in parts
+  # of what is counted above; '' is every other scope.
+  special: dict[str, float]
 
 
 def workload(config, documents: str = '') -> Workload:
@@ -53,16 +57,35 @@ def workload(config, documents: str = '') -> Workload:
   rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
   costs = [_squares(x, step.seq_len) for x in lengths]
   rows = rows[deal(costs, data, step.micro_batches)]  # as data/pipeline does
+  executed = float(rows.sum())
   pairs = (-(-local // block)) ** 2 * (members // rows.shape[2]) / swap
   return Workload(
     lengths=lengths,
     squares=sum(costs),
     needed=sum(costs) / 2 / block**2,
-    executed=float(rows.sum()),
+    executed=executed,
     hops=tuple(_busiest(rows / swap, step.micro_batches, data).tolist()),
     pairs=pairs * step.batch / (step.micro_batches * data),
     block=block,
+    special=_special(config, members, block, executed),
   )
+
+
+def _special(config, members, block, executed) -> dict[str, float]:
+  """Workload.special: what recipes do to attention besides documents."""
+  step, model, found = config.train, config.model, {}
+  cut = lambda size: (
+    step.batch * _work(config, min(size, step.seq_len), members).sum()
+  )
+  if step.longce.gamma:
+    size = step.longce.short + step.longce.stride
+    found['longce'] = float(cut(size) / executed)
+  if model.memory.rows:
+    seen = flops.seen_by_rows(model, step.batch, step.seq_len) / block**2
+    found['memory_layers'] = 1 + seen / executed
+  if model.group:  # a call for each half of the heads
+    found[''] = float(cut(model.group) / executed / 2)
+  return found
 
 
 def row_lengths(documents: str, batch: int, seq_len: int) -> tuple[int, ...]:
