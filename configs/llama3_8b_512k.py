@@ -6,8 +6,9 @@
 
 For 64 chips of TPU v5p. Goes on from a run of llama3_8b_64k.py: its weights
 and the moments of AdamW; step and schedule start anew. Rows hold a document of
-512K tokens or eight packs of 64K that do not see each other. Not run on a TPU;
-compiled for one ahead of time (docs/plan.md).
+512K tokens or eight packs of 64K that do not see each other. The argument is an
+ablation: a base, over 5B tokens (table 19), or which length 4B more tokens have
+(table 7). Not run on a TPU; compiled for one ahead of time (docs/plan.md).
 """
 
 from configs import common, llama3_8b_64k
@@ -16,6 +17,9 @@ MIDDLE = 65_536  # tokens of a pack of anything but the longest documents
 # Table 9 and train_512K.sh: of code half is 512K long, of books a sixth.
 LONGEST = dict(code_512k=0.15, books_512k=0.05, textbooks=0.03)
 LONG = dict(code=0.15, books=0.25)
+BASES = dict(base_64m=6.4e7, base_128m=1.28e8, base_256m=2.56e8)  # table 19
+LENGTHS = ('more_64k', 'more_512k')  # table 7
+VARIANTS = ('', *BASES, *LENGTHS)
 NAMES = dict(code_512k=('code',), books_512k=('books',))
 
 
@@ -29,9 +33,23 @@ def mix():
   return parts | longest
 
 
-def get_config():
+def ablation(config, name):
+  config.model.rope.base = BASES.get(name, 1.28e8)
+  config.train.steps = 625 if name in BASES else 500  # 5B tokens, or 4B
+  if name == 'more_64k':  # stage 1 goes on
+    before = llama3_8b_64k.get_config()
+    config.model.rope.base = before.model.rope.base
+    config.mesh.update(before.mesh)
+    config.data.mix = before.data.mix
+    config.train = before.train
+    config.train.steps = 1000
+  config.optim.warmup_steps = config.train.steps // 10
+
+
+def get_config(name=''):
+  common.variant(dict.fromkeys(VARIANTS), name)
   config = common.base('llama3_8b', base=128_000_000.0)  # table 9
-  config.name = 'llama3_8b_512k'
+  config.name = 'llama3_8b_512k' + (f'_{name}' if name else '')
   config.moments = True  # README and train_512K.sh
   config.model.block = 2048
   config.mesh.update(data=4, seq=16)
@@ -51,4 +69,6 @@ def get_config():
     weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0,
   )  # fmt: skip
   config.checkpoint.every_steps = 25
+  if name:
+    ablation(config, name)
   return config

@@ -125,6 +125,37 @@ def test_packed_documents_get_the_logits_of_separate_runs(rng):
   np.testing.assert_allclose(whole[0, 13:40], alone[0], rtol=0, atol=2e-5)
 
 
+def test_the_mean_loss_over_tokens_does_not_depend_on_the_packing(rng):
+  config = small()
+  params = params_of(config)
+  documents = [
+    rng.integers(0, 96, n).astype(np.int32) for n in (13, 27, 17, 33)
+  ]
+
+  def mean(*rows):
+    made = [np.zeros((len(rows), 64), np.int32) for _ in range(4)]
+    tokens, targets, segments, weights = made
+    for row, numbers in enumerate(rows):
+      at = 0
+      for segment, number in enumerate(numbers, 1):
+        document = documents[number]
+        here = slice(at, at + len(document))
+        tokens[row, here], segments[row, here] = document, segment
+        targets[row, here] = np.roll(document, -1)
+        weights[row, at : here.stop - 1] = 1
+        at = here.stop
+    index = np.broadcast_to(np.arange(64, dtype=np.int32), tokens.shape)
+    batch = Batch(
+      tokens, targets, weights.astype(np.float32), segments, index, index
+    )
+    nll = np.asarray(nll_of(batch), np.float64)
+    return (weights * nll).sum() / weights.sum()
+
+  nll_of = jax.jit(lambda batch: llama.nll(params, config, batch))
+  want = mean((0, 1, 2), (3,))
+  np.testing.assert_allclose(mean((3, 1), (2, 0)), want, rtol=1e-6)
+
+
 @pytest.mark.parametrize('chunk', [7, 64])
 def test_chunked_nll_equals_that_of_whole_logits(chunk, rng, make_mesh):
   config = small()

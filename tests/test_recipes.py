@@ -65,6 +65,12 @@ TABLE = [
   ('llama3_8b_512k', '', PROLONG | dict(
     base=1.28e8, seq_len=512 * K, batch=16, batch_tokens=8 * M, steps=2500,
     learning_rate=1e-5, warmup_steps=250)),
+  ('llama3_8b_512k', 'base_64m', dict(base=6.4e7, steps=625)),  # 5B tokens
+  ('llama3_8b_512k', 'base_256m', dict(base=2.56e8, seq_len=512 * K)),
+  ('llama3_8b_512k', 'more_512k', dict(
+    base=1.28e8, steps=500, batch_tokens=8 * M, seq_len=512 * K)),  # 4B tokens
+  ('llama3_8b_512k', 'more_64k', dict(
+    base=8e6, steps=1000, batch_tokens=4 * M, seq_len=64 * K)),
   ('llama3_8b_512k_sft', '', PROLONG | dict(
     base=1.28e8, seq_len=64 * K, batch_tokens=4 * M, steps=250,
     learning_rate=2e-5, warmup_steps=12)),

@@ -243,6 +243,17 @@ def test_interpolation_at_a_multiple_is_the_plain_angle():
   np.testing.assert_allclose(plain, stretched, atol=5e-7)
 
 
+@pytest.mark.parametrize('scaling', [
+  'linear', 'ntk', 'ntk_by_parts', 'yarn', 'yarn_paper', 'llama3',
+])  # fmt: skip
+def test_a_window_that_grows_by_1_is_plain_rope(scaling):
+  same = Rope(scaling=scaling, factor=1.0, original_length=4096)
+  got, temperature = rope.frequencies(same, 128)
+  want, _ = rope.frequencies(Rope(), 128)
+  np.testing.assert_allclose(got, want, rtol=1e-15)
+  assert temperature == 1
+
+
 def test_scores_depend_on_the_distance_only(rng):
   q, k = rng.standard_normal((2, 1, 1, 1, 64)).astype(np.float32)
 
