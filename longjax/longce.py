@@ -17,17 +17,22 @@ from longjax.attention import Ids, grouped
 from longjax.errors import InputError
 
 
-def check(ask):
-  """InputError where the section `train.longce` of a config cannot be meant."""
-  if ask.gamma < 0 or ask.stride < 1 or ask.short < 1:
-    raise InputError(
-      'config.train.longce needs gamma from 0, short and stride from 1, got '
-      f'{ask.gamma}, {ask.short} and {ask.stride}'
-    )
+def check(ask, seq_len: int):
+  """InputError where the section `train.longce` of a config cannot be meant.
+
+  Args:
+    ask: the section.
+    seq_len: tokens of a row.
+  """
   if ask.short % ask.stride:
     raise InputError(
       f'config.train.longce.short {ask.short} is not a multiple of '
       f'longce.stride {ask.stride}: the windows would not tile a row'
+    )
+  if ask.gamma and ask.short >= seq_len:
+    raise InputError(
+      f'config.train.longce.short {ask.short} leaves no target of a row of '
+      f'train.seq_len {seq_len} with a longer context; use a shorter one'
     )
 
 

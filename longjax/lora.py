@@ -39,10 +39,10 @@ def check(ask, params):
     raise InputError(
       f'config.lora.weights {tuple(unknown)} are none of {", ".join(INPUTS)}'
     )
-  if len(set(ask.weights)) < len(ask.weights) or ask.alpha <= 0:
+  if not ask.weights or len(set(ask.weights)) < len(ask.weights):
     raise InputError(
-      f'config.lora.weights are named once each and alpha is positive, got '
-      f'{tuple(ask.weights)} and {ask.alpha}'
+      'config.lora.weights are names of weights, one or more, each once, got '
+      f'{tuple(ask.weights)}'
     )
   named = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
   for part in ask.whole:

@@ -357,7 +357,11 @@ LEAST = {
   'train.micro_batches': 1,
   'train.seq_len': 1,
   'train.loss_chunk': 1,
+  'train.longce.gamma': 0,
+  'train.longce.short': 1,
+  'train.longce.stride': 1,
   'lora.rank': 0,
+  'lora.alpha': 1e-9,
   'optim.learning_rate': 0,
   'optim.warmup_steps': 0,
   'optim.warmup_from': 0,
@@ -416,7 +420,7 @@ def check(config) -> llama.Llama:
       f'config.model.group {model.group}, whose groups cut it'
     )
   lora.check(config.lora, llama.abstract(model))
-  longce.check(config.train.longce)
+  longce.check(config.train.longce, train.seq_len)
   if mesh.seq > 1 and model.attention == 'blockwise':
     raise InputError(
       f'config.model.attention blockwise needs whole sequences, but mesh.seq '

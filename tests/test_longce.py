@@ -115,8 +115,9 @@ def test_the_step_learns_the_losses_as_the_float64_model_weighs_them(
 
 @pytest.mark.parametrize('changes, says', [
   (dict(short=10), 'not a multiple'),
-  (dict(stride=0), 'from 1'),
-  (dict(gamma=-1.0), 'from 0'),
+  (dict(stride=0), 'at least 1'),
+  (dict(gamma=-1.0), 'at least 0'),
+  (dict(short=48), 'no target'),
 ])  # fmt: skip
 def test_what_cannot_be_meant_is_refused(changes, says):
   config = config_of()

@@ -209,8 +209,10 @@ def test_parts_of_the_sum_are_the_sum(rng):
 
 @pytest.mark.parametrize('key, value, says', [
   ('weights', ('q', 'wo'), "'wo'"),
-  ('weights', ('q', 'q'), 'once each'),
-  ('alpha', 0.0, 'positive'),
+  ('weights', ('q', 'q'), 'each once'),
+  ('weights', (), 'one or more'),
+  ('alpha', 0.0, 'at least'),
+  ('alpha', float('nan'), 'finite'),
   ('whole', ('norms',), "'norms'"),
   ('rank', -1, 'at least 0'),
 ])  # fmt: skip
