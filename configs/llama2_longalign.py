@@ -28,12 +28,14 @@ def get_config(name='7b_packing'):
   config.data.mix = dict(all=dict(sources=('*',), pack=PACKS[stage]))
   config.train.update(seq_len=65_536, loss_chunk=2048)
   if stage == 'pretrain':
-    config.train.update(steps=2384, batch=64)  # 10B tokens
+    # 10B tokens
+    config.train.update(steps=2384, batch=64, micro_batches=2)
   else:
     config.data.loss = 'documents'  # section 3.3: weights K / (N_i M)
     # Section 4.1: 8 packs of 12 chats on average, or as many chats.
     batch = 8 if stage == 'packing' else 96
     config.train.update(steps=2000, batch=batch)
+    config.train.micro_batches = 3 if stage == 'sorted' else 1
   config.optim.update(
     learning_rate=2e-5, schedule='cosine', min_ratio=0.0, weight_decay=0.0,
     warmup_steps=round(0.03 * config.train.steps), b1=0.9, b2=0.95,

@@ -31,9 +31,14 @@ def get_config(name='13b_64k'):
       rank=8, alpha=16.0,  # fine-tune.py
       weights=('q', 'k', 'v', 'o'), whole=('embedding', 'norm'),
     )  # fmt: skip
-  config.mesh.update(data=64, seq=1)
+  # Inputs of 80 layers fill a chip: half of a row at once.
+  half = 2 if size == '70b' else 1
+  config.mesh.update(data=64 // half, seq=half)
   config.data.layout = 'contiguous'
-  config.train.update(steps=1000, batch=64, seq_len=window, loss_chunk=2048)
+  config.train.update(
+    steps=1000, batch=64, seq_len=window, loss_chunk=2048,
+    micro_batches=half,
+  )  # fmt: skip
   config.optim.update(
     learning_rate=1e-5 if size == '70b' else 2e-5,
     schedule='constant', warmup_steps=20, weight_decay=0.0,

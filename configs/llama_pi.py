@@ -27,8 +27,12 @@ def get_config(name='llama1_7b_32k'):
   # Section 3.1: 7B, 13B and 33B to 8,192 on 32 devices, batch 64.
   few = window == 8192 and model not in ('llama1_65b', 'llama2_70b')
   batch = 64 if few else 128
-  config.mesh.update(data=32 if few else 128, seq=1)
-  config.train.update(steps=1000, batch=batch, seq_len=window)
+  # Inputs of 60 or 80 layers fill a chip: half of a row at once.
+  half = 2 if window == 32_768 and model not in SMALL else 1
+  config.mesh.update(data=(32 if few else 128) // half, seq=half)
+  config.train.update(
+    steps=1000, batch=batch, seq_len=window, micro_batches=half
+  )
   config.optim.update(
     learning_rate=2e-5 if model in SMALL else 1e-5,
     schedule='constant', warmup_steps=20, warmup_from=0.1,
