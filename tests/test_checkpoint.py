@@ -1,6 +1,9 @@
 """Checkpoints: whole or refused, and the newest that verifies wins."""
 
+import os
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +119,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
   np.testing.assert_array_equal(
     state['params']['w'], states[expected]['params']['w']
   )
+
+
+def test_a_state_of_another_longjax_is_called_that(tmp_path, make_mesh, rng):
+  states = saved(tmp_path / 'c', make_mesh(2, 4), rng)
+  newer = states[20] | dict(guard=dict(taken=states[20]['step']))
+  with pytest.raises(InputError, match=r'20 has no guard, as an older longjax'):
+    restore(tmp_path / 'c', newer)
+  assert checkpoint.steps(tmp_path / 'c') == [20, 10]
 
 
 def test_if_all_are_damaged_nothing_is_trained(tmp_path, make_mesh, rng):
@@ -320,3 +331,130 @@ def test_moments_of_an_earlier_stage_with_their_schedule_at_the_start(
   flip(tmp_path / 'checkpoints' / '1')
   with pytest.raises(InputError, match='cannot be used'):
     checkpoint.load_moments(tmp_path, abstract)
+
+
+def slow_renames(monkeypatch, seconds, refuses=0):
+  """A disk on which making and renaming a directory takes its time: that is
+  when a save becomes visible. The first `refuses` renames time out."""
+  left = [refuses]
+
+  def slowly(real):
+    def act(*args, **kwargs):
+      time.sleep(seconds)
+      if real is rename and left[0] > 0:
+        left[0] -= 1
+        raise TimeoutError(110, 'Connection timed out')
+      return real(*args, **kwargs)
+
+    return act
+
+  rename, mkdir = os.rename, os.mkdir
+  monkeypatch.setattr(os, 'rename', slowly(rename))
+  monkeypatch.setattr(os, 'mkdir', slowly(mkdir))
+
+
+def test_on_a_slow_disk_saves_queue_up_one_by_one_and_none_is_seen_half(
+  tmp_path, make_mesh, rng, monkeypatch
+):
+  mesh, lines = make_mesh(2, 4), []
+  states = {step: state_on(mesh, step, rng) for step in range(1, 5)}
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', 9, lines.append)
+  seen, ended = {}, threading.Event()
+
+  def look():  # as an evaluation beside the run would
+    while not ended.is_set():
+      for step in set(checkpoint.steps(tmp_path / 'c')) - set(seen):
+        seen[step] = checkpoint.load_params(tmp_path / 'c' / str(step))[0]
+      time.sleep(0.01)
+
+  watcher = threading.Thread(target=look)
+  slow_renames(monkeypatch, 0.1)
+  monkeypatch.setattr(checkpoint, 'LONG_SECONDS', 0.05)
+  watcher.start()
+  for state in states.values():
+    checkpoints.save(state, {})
+    tmp = [p for p in (tmp_path / 'c').iterdir() if not p.name.isdigit()]
+    assert len(tmp) <= 1, tmp
+  checkpoints.close()
+  ended.set()
+  watcher.join()
+  assert len(lines) == 3 and 's for the save of step 1: the st' in lines[0]
+  assert checkpoint.steps(tmp_path / 'c') == [4, 3, 2, 1]
+  assert {1, 2} <= set(seen)
+  for step, params in seen.items():
+    np.testing.assert_array_equal(params['w'], states[step]['params']['w'])
+
+
+@pytest.mark.parametrize('refuses', [2, 99])
+def test_a_disk_that_times_out_is_tried_again_so_often_and_no_more(
+  refuses, tmp_path, make_mesh, rng, monkeypatch
+):
+  mesh, lines, slept = make_mesh(2, 4), [], []
+  states = saved(tmp_path / 'c', mesh, rng, steps=(10,))
+  checkpoints = checkpoint.Checkpoints(
+    tmp_path / 'c', 3, lines.append, max_failed=3
+  )
+  slow_renames(monkeypatch, 0, refuses)
+  monkeypatch.setattr(checkpoint.time, 'sleep', slept.append)
+  states[20] = state_on(mesh, 20, rng)
+  if refuses == 99:
+    with pytest.raises(InputError, match='timed out; that was failure 3 in a'):
+      checkpoints.save_and_wait(states[20], {})
+  else:
+    checkpoints.save_and_wait(states[20], {})
+  assert [x for x in slept if x >= 1] == [1, 2]
+  assert not list((tmp_path / 'c').glob('*tmp*'))
+  monkeypatch.undo()
+  (state, _), lines = restore(tmp_path / 'c', states[10])
+  last = 10 if refuses == 99 else 20
+  assert int(state['step']) == last and not lines
+  np.testing.assert_array_equal(
+    state['params']['w'], states[last]['params']['w']
+  )
+
+
+def listed(monkeypatch, directory, hidden=(), shown=()):
+  """A listing of the directory that lags behind what is there."""
+  real = os.listdir
+
+  def listdir(path='.'):
+    names = real(path)
+    if os.path.abspath(path) == str(directory):
+      names = [n for n in names if n not in hidden] + list(shown)
+    return names
+
+  monkeypatch.setattr(os, 'listdir', listdir)
+
+
+def test_a_listing_that_still_has_what_was_deleted_costs_nothing(
+  tmp_path, make_mesh, rng, monkeypatch
+):
+  states = saved(tmp_path / 'c', make_mesh(2, 4), rng, steps=(10, 20, 30))
+  shutil.rmtree(tmp_path / 'c' / '30')
+  listed(monkeypatch, tmp_path / 'c', shown=['30'])
+  monkeypatch.setattr(checkpoint.time, 'sleep', lambda _: None)
+  (state, _), lines = restore(tmp_path / 'c', states[10])
+  assert int(state['step']) == 20
+  assert len(lines) == 1 and '/30 passed over' in lines[0]
+  np.testing.assert_array_equal(state['params']['w'], states[20]['params']['w'])
+
+
+def test_a_listing_without_the_newest_goes_on_from_the_one_before(
+  tmp_path, make_mesh, rng, monkeypatch
+):
+  """The steps after it are done again; their saves meet what is there."""
+  mesh, lines = make_mesh(2, 4), []
+  states = saved(tmp_path / 'c', mesh, rng)
+  listed(monkeypatch, tmp_path / 'c', hidden=['20'])
+  checkpoints = checkpoint.Checkpoints(tmp_path / 'c', 3, lines.append)
+  state, _ = checkpoints.restore(abstract(states[10]))
+  assert int(state['step']) == 10
+  checkpoints.save_and_wait(dict(state, step=state['step'] + 10), {})
+  checkpoints.save_and_wait(dict(state, step=state['step'] + 12), {})
+  checkpoints.close()
+  monkeypatch.undo()  # the listing has caught up
+  assert not lines and checkpoint.steps(tmp_path / 'c') == [22, 20, 10]
+  for step in (20, 22):
+    params, about = checkpoint.load_params(tmp_path / 'c' / str(step))
+    assert about['step'] == step
+    np.testing.assert_array_equal(params['w'], states[10]['params']['w'])
