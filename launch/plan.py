@@ -16,7 +16,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli
+from longjax import cli, flops
 from longjax.errors import InputError
 from longjax.plan.slices import ENVIRONMENT, EXAMPLE, parse
 
@@ -75,10 +75,11 @@ def describe(r: dict) -> str:
     hbm = r['hbm']
     lines += [
       f'fits: no. needs {hbm["needed_gib"]:.1f} GiB of HBM, a device has '
-      f'{hbm["limit_gib"]:.2f}; try --search'
+      f'{hbm["limit_gib"]:.2f}, of which {flops.SPARE:.0%} must stay free; try '
+      '--search'
     ]
-  else:
-    lines += [*hbm_lines(r['hbm']), *step_lines(r), *ring_lines(r)]
+  if 'step' in r:
+    lines += [*hbm_lines(r), *step_lines(r), *ring_lines(r)]
   c = r['compile']
   return '\n'.join([
     *lines,
@@ -87,10 +88,11 @@ def describe(r: dict) -> str:
   ])  # fmt: skip
 
 
-def hbm_lines(hbm: dict) -> list[str]:
+def hbm_lines(r: dict) -> list[str]:
   """Memory, and what holds it."""
+  hbm, yes = r['hbm'], 'fits: yes. ' if r['fits'] else ''
   return [
-    f'fits: yes. HBM of a device, GiB: peak {hbm["peak_gib"]:.2f} of '
+    f'{yes}HBM of a device, GiB: peak {hbm["peak_gib"]:.2f} of '
     f'{hbm["limit_gib"]:.2f} ({hbm["spare_share"]:.0%} spare): arguments '
     f'{hbm["arguments_gib"]:.2f}, temporaries {hbm["temporaries_gib"]:.2f}, '
     f'code {hbm["code_gib"]:.2f}; on the host '

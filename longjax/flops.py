@@ -15,6 +15,16 @@ class Chip(NamedTuple):
   link: float  # of one ICI link in one direction, bytes/s
   clock: float  # of the cycles that the compiler estimates, Hz
 
+  @property
+  def usable(self) -> float:
+    """Bytes of HBM that a train step may need: all but SPARE."""
+    return (1 - SPARE) * self.hbm
+
+
+# What else lies in HBM while a step runs: the next batch, the programs of
+# evaluations and digests, pieces of a save on their way to the host, and gaps
+# that these leave. A margin, not measured on a TPU.
+SPARE = 0.08
 
 # Peaks, bandwidths: public specifications; HBM: the limit in the compiler's
 # message when a program does not fit (libtpu 0.0.52); clocks: modelled.

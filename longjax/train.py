@@ -314,14 +314,14 @@ def compile_step(run: Run, step_fn, abstract):
   began = time.monotonic()
   with run.clock.spent('compiling'):
     batch = abstract_batch(run.config, run.mesh)
-    compiled = step_fn.lower(abstract, batch).compile()
+    kind = run.mesh.devices.flat[0].device_kind
+    compiled = preflight.compiled(step_fn.lower(abstract, batch), kind)
   seconds, memory = time.monotonic() - began, compiled.memory_analysis()
   run.log(
     f'compiled in {metrics.duration(seconds)}: state '
     f'{memory.argument_size_in_bytes / 2**30:.2f} GiB and temporaries '
     f'{memory.temp_size_in_bytes / 2**30:.2f} GiB a device'
   )
-  preflight.memory(compiled, run.mesh.devices.flat[0].device_kind)
   return compiled
 
 

@@ -48,20 +48,35 @@ def test_clocks_that_differ_are_a_warning(monkeypatch):
   assert len(lines) == 1 and 'differ by 500 s' in lines[0]
 
 
-def test_a_step_that_fills_a_chip_is_refused():
-  hbm = flops.CHIPS['v5e'].hbm
+def lowered(share, fails=''):
+  """Of a step that needs this share of a v5e, or that its compiler refuses."""
+  sizes = SimpleNamespace(
+    argument_size_in_bytes=share * flops.CHIPS['v5e'].hbm - 200,
+    temp_size_in_bytes=60, output_size_in_bytes=140, alias_size_in_bytes=100,
+    generated_code_size_in_bytes=100, host_temp_size_in_bytes=0,
+  )  # fmt: skip
 
-  def compiled(share):
-    sizes = SimpleNamespace(
-      argument_size_in_bytes=share * hbm - 100, temp_size_in_bytes=60,
-      output_size_in_bytes=140, alias_size_in_bytes=100,
-    )  # fmt: skip
+  def compile_it():
+    if fails:
+      raise jax.errors.JaxRuntimeError(fails)
     return SimpleNamespace(memory_analysis=lambda: sizes)
 
-  preflight.memory(compiled(0.91), 'TPU v5 lite')
-  preflight.memory(compiled(5.0), 'cpu')  # nothing is known of it
+  return SimpleNamespace(compile=compile_it)
+
+
+def test_a_step_that_fills_a_chip_is_refused():
+  ask = preflight.compiled
+  assert ask(lowered(0.91), 'TPU v5 lite')
+  assert ask(lowered(5.0), 'cpu')  # nothing is known of it
   with pytest.raises(InputError, match=r'14.65 GiB of the 15.75 GiB of a v5e'):
-    preflight.memory(compiled(0.93), 'TPU v5 lite')
+    ask(lowered(0.93), 'TPU v5 lite')
+  said = 'RESOURCE_EXHAUSTED: Used 16.53G of 15.75G hbm'
+  with pytest.raises(InputError, match=r'16.53 GiB of the 15.75 GiB of a v5e'):
+    ask(lowered(1.05, said), 'TPU v5 lite')
+  with pytest.raises(InputError, match='the TPU compiler refuses the step'):
+    ask(lowered(0.1, 'INTERNAL: Mosaic failed'), 'TPU v5 lite')
+  with pytest.raises(jax.errors.JaxRuntimeError):
+    ask(lowered(0.1, 'INTERNAL: none of our chips'), 'cpu')
 
 
 STATE = dict(w=jax.ShapeDtypeStruct((2**20,), jnp.float32))  # 4 MiB

@@ -30,6 +30,10 @@ def memory(stats, chip: Chip) -> dict:
   Args:
     stats: `compiled.memory_analysis()`.
     chip: one device.
+
+  Returns:
+    Parts; `peak_gib`, their sum; the compiler's `limit_gib`; of that
+    `usable_gib`, see `fits`; and `spare_share`.
   """
   sizes = dict(
     arguments=stats.argument_size_in_bytes,
@@ -42,8 +46,14 @@ def memory(stats, chip: Chip) -> dict:
     host_temporaries_gib=stats.host_temp_size_in_bytes / GIB,
     peak_gib=peak / GIB,
     limit_gib=chip.hbm / GIB,
+    usable_gib=chip.usable / GIB,
     spare_share=1 - peak / chip.hbm,
   )
+
+
+def fits(peak_gib: float, chip: Chip) -> bool:
+  """Whether a step may run; for the planner and for the start of a run."""
+  return peak_gib * GIB <= chip.usable
 
 
 def holds(program: hlo.Program, state, batch, names) -> list[dict]:

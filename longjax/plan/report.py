@@ -87,8 +87,9 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   """Compiles the step of a checked config; everything there is to say.
 
   Returns:
-    The report of docs/plan.md, json-like. `fits` is False if the compiler
-    ran out of HBM; then there is no schedule to speak of.
+    The report of docs/plan.md, json-like. `fits` is False if the step leaves
+    less than flops.SPARE of the HBM free; if the compiler ran out of it, there
+    is no schedule to speak of.
 
   Raises:
     InputError: no TPU compiler here, or it refuses for another reason.
@@ -162,15 +163,17 @@ def about(job: Job) -> dict:
 
 
 def measured(job: Job, memory, program: hlo.Program, state, batch) -> dict:
-  """The report on a program that fits."""
+  """The report on a program that the compiler takes."""
+  size = hbm.memory(memory, job.chip)
+  fits = hbm.fits(size['peak_gib'], job.chip)
+  lacks = {} if fits else dict(needed_gib=size['peak_gib'])
   names = hbm.known_shapes(job.config, job.model, job.mesh, state['params'])
   real = static = timed(job, program, schedule.CALIBRATION)
   if real.calls[schedule.FORWARD]:
     static = timed(job, program, 1)
   return dict(
-    fits=True,
-    hbm=hbm.memory(memory, job.chip)
-    | dict(holds=hbm.holds(program, state, batch, names)),
+    fits=fits,
+    hbm=size | lacks | dict(holds=hbm.holds(program, state, batch, names)),
     step=speed(job, real, static),
     attention=attention(job),
     communication=communication(job, real),

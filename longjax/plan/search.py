@@ -48,7 +48,7 @@ def candidates(config, where: slices.Slice, documents: str) -> list:
   for seq, remat in itertools.product(ring_sizes(where), llama.REMAT):
     for trial in meshes(config, where, seq, remat):
       seconds, size = estimate(trial, where, chip, documents)
-      if size < 0.97 * chip.hbm:
+      if size < chip.usable:
         found.append((seconds, size / hbm.GIB, trial))
         break
   return sorted(found, key=lambda x: x[0])

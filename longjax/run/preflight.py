@@ -20,9 +20,9 @@ from jax.sharding import PartitionSpec as P
 
 from longjax import flops
 from longjax.errors import InputError
+from longjax.plan import hbm
 from longjax.run import hosts, provenance
 
-SPARE = 0.08  # of HBM: the next batch, evaluations, the copy for a save
 SKEW_SECONDS = 30
 CHECKPOINTS = 3  # for which there must be space: those kept, and a new one
 
@@ -114,23 +114,27 @@ def links(mesh):
     )
 
 
-def memory(compiled, device_kind: str):
-  """Refuses a step that leaves too little of a chip's memory."""
+def compiled(lowered, device_kind: str):
+  """The compiled step; refuses one that leaves too little of a chip's memory.
+
+  launch/plan.py says the same of it, before there is a chip.
+  """
   chip = flops.chip(device_kind)
   if chip is None:
-    return
-  size = compiled.memory_analysis()
-  need = (
-    size.argument_size_in_bytes + size.temp_size_in_bytes
-    + size.output_size_in_bytes - size.alias_size_in_bytes
-  )  # fmt: skip
-  if need > (1 - SPARE) * chip.hbm:
+    return lowered.compile()
+  try:
+    step = lowered.compile()
+    need = hbm.memory(step.memory_analysis(), chip)['peak_gib']
+  except jax.errors.JaxRuntimeError as error:
+    step, need = None, hbm.out_of_memory(error, chip)['needed_gib']
+  if step is None or not hbm.fits(need, chip):
     raise InputError(
-      f'the train step needs {need / 2**30:.2f} GiB of the '
-      f'{chip.hbm / 2**30:.2f} GiB of a {chip.name}, of which {SPARE:.0%} must '
-      'stay free; raise mesh.seq or train.micro_batches, lower '
-      'train.loss_chunk, or choose another model.remat'
+      f'the train step needs {need:.2f} GiB of the {chip.hbm / hbm.GIB:.2f} '
+      f'GiB of a {chip.name}, of which {flops.SPARE:.0%} must stay free; raise '
+      'mesh.seq or train.micro_batches, lower train.loss_chunk, or choose '
+      'another model.remat'
     )
+  return step
 
 
 def storage(directory, state, saved: int):
