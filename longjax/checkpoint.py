@@ -328,7 +328,9 @@ def reason(error) -> str:
   """The first cause, in one line: Orbax wraps it."""
   *_, error = _causes(error)
   text = ' '.join(str(error).split())
-  return f'{type(error).__name__}: {text[:200]}'
+  if len(text) > 300:  # what happened is said first or last
+    text = f'{text[:100]} ... {text[-200:]}'
+  return f'{type(error).__name__}: {text}'
 
 
 def load_params(path, shardings=None):

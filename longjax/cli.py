@@ -6,6 +6,7 @@ answered with one line on stderr and exit code 2, before anything is compiled.
 """
 
 import difflib
+import errno
 import inspect
 import itertools
 import os
@@ -18,6 +19,8 @@ from ml_collections import ConfigDict, config_flags
 
 from longjax import errors
 from longjax.errors import InputError
+
+FULL = errno.ENOSPC, errno.EDQUOT  # which write says without naming a file
 
 
 def run(main, doc: str | None, switches=(), verbs=(), **extra: str) -> int:
@@ -51,10 +54,11 @@ def guarded(answer) -> int:
   except BrokenPipeError:  # `| head` has read enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-  except OSError as error:  # of a file that was named: no space, no right
-    if not error.filename:
+  except OSError as error:  # of a file: no right, no space
+    if not error.filename and error.errno not in FULL:
       raise
-    print(f'{command}: {error.filename}: {error.strerror}', file=sys.stderr)
+    where = error.filename or 'free space and run the same command again'
+    print(f'{command}: {where}: {error.strerror}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
     print(f'{command}: interrupted', file=sys.stderr)

@@ -58,7 +58,7 @@ class Metrics:
     temporary = self.path.with_suffix('.tmp')
     temporary.write_text(text)
     temporary.replace(self.path)
-    self.file = self.path.open('a')
+    self.file, self._waiting = self._open(), b''
     self.board = self._open_board(pathlib.Path(workdir) / 'tb')
     self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -113,22 +113,35 @@ class Metrics:
     return '  '.join(parts)
 
   def close(self):
+    self._write('')
     with contextlib.suppress(OSError):
       self.file.close()
     if self.board is not None:
       self.board.close()
 
+  def _open(self):
+    """Unbuffered, so that we know what of a line a full disk has taken."""
+    return self.path.open('ab', buffering=0)
+
   def _write(self, text):
-    """Appends a line; to a new file if somebody has moved the old one."""
+    """Appends a line; to a new file if somebody has moved the old one.
+
+    What a full disk does not take waits for the next line.
+    """
+    late, self._waiting = self._waiting, self._waiting + text.encode()
     try:
       here = self.path.stat() if self.path.exists() else None
       if not here or not os.path.samestat(here, os.fstat(self.file.fileno())):
         self.file.close()
-        self.file = self.path.open('a')
-      self.file.write(text)
-      self.file.flush()
+        self.file = self._open()
+      while self._waiting:
+        self._waiting = self._waiting[self.file.write(self._waiting) :]
     except OSError as error:
-      self.log(f'WARNING: {self.path}: {error.strerror}; training goes on')
+      if not late:
+        self.log(
+          f'WARNING: {self.path}: {error.strerror}; training goes on, lines '
+          'wait until it can be written'
+        )
 
   def _open_board(self, directory):
     """None, and a warning, if TensorBoard's files cannot be written."""

@@ -1,11 +1,15 @@
 """What a command says to a user who has mistyped."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
 
 import commands
 import pytest
+
+from longjax import cli
 
 TINY = '--config=configs/tiny.py'
 
@@ -60,6 +64,25 @@ def test_a_config_that_cannot_work_is_refused_before_any_compile(
   )
   assert says in line
   assert not workdir.exists()
+
+
+@pytest.mark.parametrize('number, says', [
+  (errno.ENOSPC, 'free space and run the same command again: No space left'),
+  (errno.EBADF, None),
+])  # fmt: skip
+def test_a_full_disk_is_said_in_a_line_and_an_error_of_ours_with_its_place(
+  number, says, capsys
+):
+  def answer():
+    raise OSError(number, os.strerror(number))
+
+  if says is None:
+    with pytest.raises(OSError):
+      cli.guarded(answer)
+    return
+  assert cli.guarded(answer) == 2
+  said = capsys.readouterr().err
+  assert says in said and said.count('\n') == 1
 
 
 def test_help_may_be_cut_short_by_its_reader():

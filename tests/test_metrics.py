@@ -99,12 +99,17 @@ def test_nothing_that_happens_to_its_files_ends_training(tmp_path, monkeypatch):
   assert 'nothing for TensorBoard is written' in lines[0]
   monkeypatch.setattr(metrics.time, 'time', lambda: -1e9)  # the clock jumps
   writer.file.close()
-  writer.file = open('/dev/full', 'w')  # noqa: SIM115
+  writer.file = open('/dev/full', 'wb', buffering=0)  # noqa: SIM115
   writer.path = pathlib.Path('/dev/full')
   writer.step(1, 10, 0.5, values(3.0))
   assert 'No space left on device; training goes on' in lines[1]
   assert lines[2].startswith('step 1/3')
+  writer.step(2, 10, 0.5, values(2.0))
+  assert lines[3].startswith('step 2/3')  # said once
+  writer.path = tmp_path / 'metrics.jsonl'  # there is space again
+  writer.step(3, 10, 0.5, values(1.0))
   writer.close()
+  assert [x['step'] for x in metrics.read(tmp_path)] == [1, 2, 3]
 
 
 def test_a_loss_that_is_not_finite_is_null_in_json(tmp_path):

@@ -5,8 +5,10 @@ Whatever ended a run, the finished one must have the losses of a run that
 nobody touched, in every bit.
 """
 
+import re
 import resource
 import signal
+import subprocess
 import time
 
 import jobs
@@ -135,6 +137,72 @@ def test_a_full_disk_ends_nothing_and_space_mends_it(data, tmp_path):
   last = max(jobs.hexes(workdir))
   assert jobs.about(workdir, last)['step'] == last
   assert not any((workdir / 'checkpoints').glob('*tmp*'))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A disk of 4 MiB, which a test can fill."""
+  place = tmp_path / 'run'
+  place.mkdir()
+  mount = ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', str(place)]
+  done = subprocess.run(mount, capture_output=True, text=True, check=False)
+  if done.returncode:
+    pytest.skip(f'needs the right to mount a disk: {done.stderr.strip()}')
+  yield place
+  subprocess.run(['umount', '--lazy', str(place)], check=True)
+
+
+def fill(disk):
+  """A file that takes all the space that is left."""
+  ballast = disk / 'ballast'
+  with (
+    ballast.open('wb', buffering=0) as file,
+    pytest.raises(OSError, match='No space left'),
+  ):
+    while True:
+      file.write(bytes(4096))
+  return ballast
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_costs_no_step_and_no_line(
+  small_disk, data, untouched
+):
+  asks = dict(train__steps=STEPS, checkpoint__max_failed=12)
+  with jobs.Job(small_disk, data, **asks) as job:
+    job.wait_for_step(1)
+    ballast = fill(small_disk)
+    job.wait_for('training goes on, the next try is after')
+    job.wait_for('training goes on, lines wait until it can be written')
+    ballast.unlink()
+    assert job.wait() == [0], job.output()
+  assert jobs.hexes(small_disk) == untouched
+  assert jobs.about(small_disk, STEPS)['step'] == STEPS
+  assert not any((small_disk / 'checkpoints').glob('*tmp*'))
+
+
+@pytest.mark.slow
+def test_a_disk_that_stays_full_ends_it_and_space_lets_it_go_on(
+  small_disk, data, untouched
+):
+  asks = dict(train__steps=STEPS, checkpoint__max_failed=3)
+  with jobs.Job(small_disk, data, **asks) as job:
+    while not (small_disk / 'checkpoints' / '3').is_dir():
+      assert job.processes[0].poll() is None, job.output()
+      time.sleep(0.005)
+    ballast = fill(small_disk)
+    assert job.wait() == [2], job.output()
+    last = job.output().strip().splitlines()[-1]
+  assert 'No space left on device' in last
+  assert re.search(r'that was failure 3 in a row, step \d+ is saved', last)
+  assert 'mend the storage and run the same command again' in last
+  said = jobs.finish(small_disk, data, expected=2, train__steps=STEPS)
+  assert 'checkpoints cannot be written there: [Errno 28] No space' in said
+  assert not list((small_disk / 'checkpoints').glob('.probe*'))
+  ballast.unlink()
+  said = jobs.finish(small_disk, data, train__steps=STEPS)
+  assert 'resumed from step' in said
+  assert jobs.hexes(small_disk) == untouched
 
 
 def test_two_processes_train_as_one_and_one_goes_on_with_what_they_saved(

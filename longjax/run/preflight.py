@@ -1,6 +1,7 @@
 """Start-up checks: what would fail later fails here, in seconds, before any
 weight is loaded, and on all processes alike."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -152,6 +153,8 @@ def storage(directory, state, saved: int):
     moved = probe.rename(directory / f'{probe.name}-moved')
     moved.unlink()
   except Exception as error:  # local or remote: whatever its library raises
+    with contextlib.suppress(Exception):
+      probe.unlink()
     raise InputError(
       f'{directory}: checkpoints cannot be written there: {error}'
     ) from None
