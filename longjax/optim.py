@@ -132,10 +132,15 @@ def update(config, steps, state, grads, loss):
   # The schedule counts the steps that were taken, not those skipped.
   count = optax.tree_utils.tree_get(state['opt'], 'ScaleByScheduleState').count
   lr = jnp.asarray(schedule(config, steps)(count), jnp.float32)
-  updates, opt = tx.update(grads, state['opt'], state['params'])
-  new = (optax.apply_updates(state['params'], updates), opt)
-  keep = lambda new, old: jnp.where(ok, new, old)
-  params, opt = jax.tree.map(keep, new, (state['params'], state['opt']))
+
+  def take(params, opt):
+    updates, opt = tx.update(grads, opt, params)
+    return optax.apply_updates(params, updates), opt
+
+  # A branch: to select between old and new would be a pass over all of them.
+  params, opt = jax.lax.cond(
+    ok, take, lambda *old: old, state['params'], state['opt']
+  )
   state = dict(params=params, opt=opt, guard=guard, step=state['step'] + 1)
   skipped = 1.0 - ok.astype(jnp.float32)
   return state, dict(loss=loss, grad_norm=norm, lr=lr, skipped=skipped)
