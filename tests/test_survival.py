@@ -7,6 +7,7 @@ nobody touched, in every bit.
 
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ import jobs
 import numpy as np
 import pytest
 
+from longjax import metrics
 from longjax.run import goodput
 
 STEPS = 60
@@ -112,6 +114,8 @@ def test_a_second_job_in_the_same_directory_refuses(data, tmp_path):
     assert f'process {first.processes[0].pid} on' in said
     assert 'is training in this directory' in said
     assert first.processes[0].poll() is None
+    first.send(signal.SIGUSR1)  # it can be profiled meanwhile
+    first.wait_for('profile written to')
     first.send(signal.SIGTERM)
     assert first.wait() == [75]
 
@@ -205,6 +209,50 @@ def test_a_disk_that_stays_full_ends_it_and_space_lets_it_go_on(
   assert jobs.hexes(small_disk) == untouched
 
 
+JUMPING = """
+import random, time
+jumps = random.Random(0)
+for name, unit in ('time', 1.0), ('time_ns', 10**9):
+  def jumped(real=getattr(time, name), unit=unit):
+    return real() + jumps.randint(-9999, 9999) * unit
+  setattr(time, name, jumped)
+"""
+
+
+@pytest.mark.slow
+def test_neither_clocks_that_jump_nor_a_rotated_log_change_the_training(
+  data, untouched, tmp_path, monkeypatch
+):
+  """Each look at the clock is up to three hours off, either way; metrics.jsonl
+  is moved away; TensorBoard cannot write; and the run is interrupted."""
+  (tmp_path / 'site').mkdir()
+  (tmp_path / 'site' / 'sitecustomize.py').write_text(JUMPING)
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path / 'site'))
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  (workdir / 'tb').write_text('in the way of the directory')
+  with jobs.Job(workdir, data, train__steps=STEPS) as job:
+    job.wait_for_step(5)
+    (workdir / 'metrics.jsonl').rename(workdir / 'metrics.jsonl.1')
+    job.wait_for_step(20)
+    job.send(signal.SIGTERM)
+    assert job.wait() == [75], job.output()
+  jobs.finish(workdir, data, train__steps=STEPS)
+  (tmp_path / 'moved').mkdir()
+  shutil.copy(workdir / 'metrics.jsonl.1', tmp_path / 'moved/metrics.jsonl')
+  assert jobs.hexes(tmp_path / 'moved') | jobs.hexes(workdir) == untouched
+  lines = metrics.read(tmp_path / 'moved') + metrics.read(workdir)
+  assert [line['tokens'] for line in lines] == [
+    step * 4 * 64 for step in range(1, STEPS + 1)
+  ]
+  for line in lines:
+    assert 0 < line['step_seconds'] < 60
+    assert 0 < line['tokens_per_second'] < np.inf
+    assert 0 <= line['goodput'] <= 1 and 0 <= line['data_seconds'] < 60
+  whole = goodput.summary(goodput.read(workdir))
+  assert min(whole.values()) >= 0 and whole['goodput'] <= 1, whole
+
+
 def test_two_processes_train_as_one_and_one_goes_on_with_what_they_saved(
   data, untouched, tmp_path
 ):
@@ -234,6 +282,25 @@ def test_processes_that_differ_all_refuse_and_show_both(data, tmp_path):
   assert 'differ in config' in said[0]
   assert 'on processes [0]' in said[0] and 'on processes [1]' in said[0]
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_the_next_stage_keeps_moments_and_restarts_the_schedule(data, tmp_path):
+  """As ProLong's second stage does (arXiv:2410.02660, section 5)."""
+  asks = dict(train__steps=6, optim__warmup_steps=2)
+  jobs.finish(tmp_path / 'one', data, **asks)
+  asks |= dict(weights=tmp_path / 'one')
+  jobs.finish(tmp_path / 'without', data, **asks)
+  said = jobs.finish(tmp_path / 'two', data, moments=True, **asks)
+  assert f'moments of {tmp_path / "one"}, their schedule restarted' in said
+  first, without, two = (
+    metrics.read(tmp_path / name) for name in ('one', 'without', 'two')
+  )
+  rates = [[line['lr'] for line in run] for run in (first, without, two)]
+  assert rates[0] == rates[1] == rates[2]
+  # Of the same weights and batches; the first rate is 0.
+  assert two[1]['loss_hex'] == without[1]['loss_hex']
+  assert two[2]['loss_hex'] != without[2]['loss_hex']
 
 
 @pytest.mark.slow

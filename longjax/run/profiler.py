@@ -1,5 +1,7 @@
 """Traces of some steps, to look at with xprof: `xprof --logdir RUN/profile`."""
 
+import functools
+
 import jax
 
 ASKED_STEPS = 3  # that SIGUSR1 asks for
@@ -29,8 +31,10 @@ class Profiler:
     if self.first <= step <= self.last and not self.running:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0
-      jax.profiler.start_trace(self.directory, profiler_options=options)
-      self.running = True
+      start = functools.partial(
+        jax.profiler.start_trace, self.directory, profiler_options=options
+      )
+      self.running = self._done(start)
 
   def after(self, step: int):
     """Writes the trace if this step was its last."""
@@ -41,5 +45,15 @@ class Profiler:
     """Writes what there is."""
     if self.running:
       self.running = False
-      jax.profiler.stop_trace()
-      self.log(f'profile written to {self.directory}')
+      if self._done(jax.profiler.stop_trace):
+        self.log(f'profile written to {self.directory}')
+
+  def _done(self, action) -> bool:
+    """Whether that went well; a disk that is full must not end training."""
+    try:
+      action()
+    except Exception as error:  # of the profiler's, whatever that met
+      self.first = self.last = 0
+      self.log(f'WARNING: no profile in {self.directory}: {error}')
+      return False
+    return True
