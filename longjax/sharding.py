@@ -9,6 +9,7 @@ import glob
 import importlib.util
 import math
 import os
+import re
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -32,24 +33,49 @@ def start(devices: int, compiled: str | os.PathLike = ''):
     devices: of the mesh.
     compiled: local directory in which compiled programs are kept from one
       start to the next, if JAX_COMPILATION_CACHE_DIR names none.
+
+  Raises:
+    InputError: these variables name no job.
   """
   if compiled and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     jax.config.update('jax_compilation_cache_dir', str(compiled))
-  address = os.environ.get('LONGJAX_COORDINATOR')
-  processes = int(os.environ.get('LONGJAX_PROCESSES', '1'))
+  address, processes, number = _job()
+  silent = _count('LONGJAX_HEARTBEAT_SECONDS', 100)
   jax.config.update('jax_num_cpu_devices', max(devices // processes, 1))
-  silent = int(os.environ.get('LONGJAX_HEARTBEAT_SECONDS', '100'))
   if not on_tpu() and importlib.util.find_spec('libtpu'):
     # It is there to plan with; asked for a TPU it would complain at length.
     platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
     jax.config.update('jax_platforms', platforms)
   if address:
-    number = int(os.environ['LONGJAX_PROCESS'])
     jax.distributed.initialize(
       address, processes, number, heartbeat_timeout_seconds=silent
     )
   elif on_tpu():  # a worker finds its peers by itself
     jax.distributed.initialize(heartbeat_timeout_seconds=silent)
+
+
+def _job() -> tuple[str, int, int]:
+  """(address of the first process or '', how many, which is this)."""
+  address = os.environ.get('LONGJAX_COORDINATOR', '')
+  if not address:
+    return '', 1, 0
+  processes = _count('LONGJAX_PROCESSES', 1)
+  number = _count('LONGJAX_PROCESS', processes, least=0)
+  if number >= processes or not re.fullmatch(r'.+:\d+', address):
+    raise InputError(
+      'with LONGJAX_COORDINATOR=HOST:PORT and LONGJAX_PROCESSES=N each process '
+      f'needs its own LONGJAX_PROCESS from 0 to N - 1; got {address!r}, '
+      f'{processes} and {os.environ.get("LONGJAX_PROCESS", "none")}'
+    )
+  return address, processes, number
+
+
+def _count(name: str, default: int, least=1) -> int:
+  """An environment variable that counts, or InputError."""
+  text = os.environ.get(name, str(default))
+  if not text.isdecimal() or int(text) < least:
+    raise InputError(f'{name}={text!r} must be a number from {least}')
+  return int(text)
 
 
 def on_tpu() -> bool:

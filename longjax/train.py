@@ -558,8 +558,7 @@ def evaluation(run: Run, tokenizer):
         whole(run, params), model, run.mesh, config, held_out, tokenizer,
         run.log,
       )  # fmt: skip
-    if run.lead:
-      report.keep(run.local, name, config, results)
+    keep(run, name, results)
     run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
 
   return evaluate
@@ -574,6 +573,16 @@ def whole(run: Run, params):
   )
   places = sharding.params(llama.abstract(run.model), run.mesh)
   return jax.jit(merge, out_shardings=places)(params)
+
+
+def keep(run: Run, name: str, results: dict):
+  """Stores an evaluation; a disk that is too full must not end training."""
+  if not run.lead:
+    return
+  try:
+    report.keep(run.local, name, run.config, results)
+  except OSError as error:
+    run.log(f'WARNING: {name!r} will not be in REPORT.md: {error.strerror}')
 
 
 def build(config, model, mesh):
