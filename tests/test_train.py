@@ -1,6 +1,7 @@
 """The train step on one device and on eight, and what it costs."""
 
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import jaxprs
@@ -190,3 +191,13 @@ def test_a_row_that_groups_of_longlora_do_not_divide_is_refused():
   config = tiny_config(model__group=96)
   with pytest.raises(InputError, match=r'not a multiple .* 96'):
     train.check(config)
+
+
+def test_an_evaluation_that_the_disk_does_not_take_is_said(tmp_path):
+  lines = []
+  (tmp_path / 'evals').write_text('in the way of the directory')
+  run = SimpleNamespace(
+    lead=True, local=tmp_path, config=tiny.get_config(), log=lines.append
+  )
+  train.keep(run, 'recipe', {})
+  assert lines == ["WARNING: 'recipe' will not be in REPORT.md: File exists"]

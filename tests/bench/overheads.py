@@ -1,16 +1,23 @@
 """What surviving costs, at 135M parameters (SmolLM2's shape, random weights).
 
   python tests/bench/overheads.py [--seq-len 2048] [--layers 30]
+      [--part starts | steps]
 
-Prints, beside a plain step of the same process (no guard, no metrics, no
-save): the step with guard and metrics, what an asynchronous save takes from
-the loop, and the time to the first step of a resumed run beside a fresh one.
+starts: the time to the first step, a short one, of a resumed run beside a
+fresh one; compiled programs are kept from one start to the next.
+steps: beside a plain step of the same process (no guard, no metrics, no save),
+the step with guard, its line of metrics, how long an asynchronous save keeps
+the loop from going on, and the step that computes while the disk is written.
+
+The guard costs less than two runs of a step differ by. So its update is also
+timed beside the plain one, without the gradients, and given as a share of the
+step.
 """
 
 import argparse
-import os
+import collections
 import pathlib
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,10 +33,13 @@ import numpy as np
 import optax
 
 from configs import common
-from longjax import checkpoint, metrics, optim, sharding, train
+from longjax import checkpoint, optim, sharding, train
 from longjax.batch import one_document
+from longjax.data import pipeline
+from longjax.run import goodput, signals
 
 RUNS = 3
+UPDATES = 10
 
 
 def config_of(seq_len, layers):
@@ -40,21 +50,36 @@ def config_of(seq_len, layers):
   return config
 
 
-def steps_of(config, mesh):
-  """(plain step, guarded step, the state they take), compiled."""
+def compiled(config, mesh):
+  """{name: program} of the steps and of their updates alone, compiled; the
+  state they take."""
   model = train.llama_config(config)
   guarded, abstract = train.build(config, model, mesh)
   tx = optim.adamw(config.optim, config.train.steps)
 
-  def plain(state, batch):
-    loss, grads = train.gradients(config, state['params'], batch, model, mesh)
+  def plain_update(state, grads):
     updates, opt = tx.update(grads, state['opt'], state['params'])
     params = optax.apply_updates(state['params'], updates)
-    return state | dict(params=params, opt=opt, step=state['step'] + 1), loss
+    return state | dict(params=params, opt=opt, step=state['step'] + 1)
 
-  batch = train.abstract_batch(config, mesh)
-  plain = jax.jit(plain, donate_argnums=0).lower(abstract, batch).compile()
-  guarded = guarded.lower(abstract, batch).compile()
+  def plain(state, batch):
+    loss, grads = train.gradients(config, state['params'], batch, model, mesh)
+    return plain_update(state, grads), loss
+
+  def update(state, grads):
+    steps = config.train.steps
+    return optim.update(config.optim, steps, state, grads, jnp.float32(3))[0]
+
+  batch, grads = train.abstract_batch(config, mesh), abstract['params']
+  programs = {
+    name: step.lower(abstract, taken).compile()
+    for name, step, taken in (
+      ('plain', jax.jit(plain, donate_argnums=0), batch),
+      ('guarded', guarded, batch),
+      ('plain update', jax.jit(plain_update, donate_argnums=0), grads),
+      ('guarded update', jax.jit(update, donate_argnums=0), grads),
+    )
+  }
   init = jax.jit(
     lambda key: dict(
       params=(p := train.llama.init(model, key)),
@@ -64,7 +89,7 @@ def steps_of(config, mesh):
     ),
     out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
   )
-  return plain, guarded, init(jax.random.key(0))
+  return programs, init(jax.random.key(0))
 
 
 def timed(action):
@@ -76,46 +101,81 @@ def timed(action):
 
 
 def compare_steps(config, mesh, directory):
-  """Prints step and guarded step, and a save, in turn."""
-  plain, guarded, state = steps_of(config, mesh)
-  seq = config.train.seq_len
-  tokens = np.random.default_rng(0).integers(0, 49_152, (1, seq)).astype('i4')
-  host = one_document(tokens)
+  """Prints what the parts of a step cost, run in turn."""
+  programs, state = compiled(config, mesh)
+  shape = config.train.batch, config.train.seq_len
+  host = one_document(np.random.default_rng(0).integers(0, 49_152, shape))
   batch = sharding.put(host, mesh)
-  writer = metrics.Metrics(directory, 0, 10_000, lambda _: None)
+  run = train.Run(
+    config, train.llama_config(config), mesh, directory, True, lambda _: None,
+    goodput.Clock(), signals.Asked(),
+  )  # fmt: skip
+  run.clock.keep(directory)
+  writer = train.writer(run, 0, 0)
   checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', 1)
-  spent = dict(plain=[], guarded=[], told=[], save=[])
-  for i in range(RUNS + 1):
-    (state, _), *plainly = timed(lambda: plain(state, batch))  # noqa: B023
-    (state, values), *guardedly = timed(lambda: guarded(state, batch))  # noqa: B023
-    began = time.process_time()
-    line = {k: float(v) for k, v in jax.device_get(values).items()}
-    writer.step(i + 1, host.tokens.size, 1.0, line)
-    told = time.process_time() - began
-    began = time.perf_counter()
-    checkpoints.save(state, {})
-    save = time.perf_counter() - began
+  checkpoint.digest(state)  # compiles
+  spent = collections.defaultdict(list)
+
+  def step(name, by):
+    nonlocal state
+    (state, values), *cost = timed(lambda: programs[by](state, batch))
+    spent[name].append(cost)
+    return values
+
+  state, _ = programs['plain'](state, batch)  # touches its memory
+  for number in range(1, RUNS + 1):
+    step('plain step', 'plain')
+    values = step('with guard', 'guarded')
+    _, *told = timed(lambda: tell(run, writer, number, values))  # noqa: B023
+    _, *saved = timed(lambda: checkpoints.save(state, {}))
+    spent['its line of metrics'].append(told)
+    spent['a save blocks the loop'].append(saved)
+    step('with guard, disk written', 'guarded')
     checkpoints._wait()  # so that the next step has the machine to itself
-    if i:  # the first compiles the digest and opens files
-      for name, value in zip(spent, (plainly, guardedly, told, save)):
-        spent[name].append(value)
-  least = lambda name, clock: min(x[clock] for x in spent[name])
-  base_cpu, base = least('plain', 0), least('plain', 1)
-  print(f'plain step             {base_cpu:8.2f} CPU s {base:8.2f} s')
-  guard = least('guarded', 0)
-  print(f'with guard             {guard:8.2f} CPU s  {guard / base_cpu:.4f}x')
-  told = statistics.median(spent['told'])
-  print(f'its line of metrics    {told:8.4f} CPU s  {told / base_cpu:.4f}x')
-  save = min(spent['save'])
-  print(f'a save blocks the loop {save:8.2f} s      {save / base:.4f}x')
   checkpoints.close()
   writer.close()
+  least = {name: np.min(costs, axis=0) for name, costs in spent.items()}
+  for name, cost in least.items():
+    show(name, cost, least['plain step'])
+  guard = compare_updates(programs, state)
+  show('guard in the update', guard, least['plain step'])
 
 
-def first_step(workdir, data, steps):
+def compare_updates(programs, state):
+  """[CPU seconds, seconds] that the guarded update takes more."""
+  grads = jax.tree.map(jnp.ones_like, state['params'])
+  spent = collections.defaultdict(list)
+  for _ in range(UPDATES):
+    for name in ('plain update', 'guarded update'):
+      state, *cost = timed(lambda: programs[name](state, grads))  # noqa: B023
+      spent[name].append(cost)
+  plain, guarded = (np.min(spent[name], axis=0) for name in spent)
+  return guarded - plain
+
+
+def tell(run, writer, step, values):
+  """What the loop does with the values of a step."""
+  line = {k: float(v) for k, v in jax.device_get(values).items()}
+  tokens = run.config.train.batch * run.config.train.seq_len
+  batch = pipeline.Step(step, [], [], np.arange(0), tokens)
+  line |= train.usage(run, batch, 1.0, 0.0)
+  writer.step(step, tokens, 1.0, line)
+
+
+def show(name, cost, base):
+  print(
+    f'{name:25} {cost[0]:8.3f} CPU s {cost[1]:8.3f} s, of a plain step '
+    f'{cost[0] / base[0]:8.2%} {cost[1] / base[1]:8.2%}'
+  )
+
+
+def first_step(workdir, data, steps, layers):
   """Seconds from the start of the command to its first step."""
+  shape = common.SIZES['smollm2_135m'] | dict(layers=layers)
+  asks = {f'model__{key}': value for key, value in shape.items()}
+  asks |= dict(train__steps=steps, train__batch=1, mesh__seq=1)
   command = [sys.executable, 'launch/tpu.py']
-  command += jobs.arguments(workdir, data, train__steps=steps)
+  command += jobs.arguments(workdir, data, **asks)
   began = time.perf_counter()
   seconds = None
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -126,14 +186,17 @@ def first_step(workdir, data, steps):
   return seconds
 
 
-def compare_starts(directory):
+def compare_starts(layers, directory):
   """Prints fresh start and resume, in turn, programs compiled before."""
   data = jobs.make_data(directory / 'data')
-  first_step(directory / 'warm', data, 2)
   fresh, resumed = [], []
-  for i in range(RUNS):
-    fresh.append(first_step(directory / f'{i}', data, 2))
-    resumed.append(first_step(directory / f'{i}', data, 4))
+  for i in range(RUNS + 1):
+    run = directory / f'{i}'
+    spent = [first_step(run, data, steps, layers) for steps in (2, 4)]
+    shutil.rmtree(run)
+    if i:  # the first compiles
+      fresh.append(spent[0])
+      resumed.append(spent[1])
   print(f'fresh, to first step   {min(fresh):8.2f} s')
   ratio = min(resumed) / min(fresh)
   print(f'resumed, to first step {min(resumed):8.2f} s      {ratio:.2f}x')
@@ -143,13 +206,16 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--seq-len', type=int, default=2048)
   parser.add_argument('--layers', type=int, default=30)
+  parser.add_argument('--part', choices=('starts', 'steps'))
   asked = parser.parse_args()
-  os.environ['JAX_PLATFORMS'] = 'cpu'
   with tempfile.TemporaryDirectory() as directory:
-    compare_starts(pathlib.Path(directory))
-    mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
-    config = config_of(asked.seq_len, asked.layers)
-    compare_steps(config, mesh, pathlib.Path(directory))
+    if asked.part != 'steps':
+      compare_starts(asked.layers, pathlib.Path(directory))
+    if asked.part != 'starts':
+      sharding.start(1)
+      mesh = sharding.make_mesh(1, 1)
+      config = config_of(asked.seq_len, asked.layers)
+      compare_steps(config, mesh, pathlib.Path(directory))
 
 
 if __name__ == '__main__':
