@@ -38,7 +38,7 @@ from longjax.batch import one_document
 from longjax.data import pipeline
 from longjax.run import goodput, signals
 
-RUNS = 3
+RUNS = 2
 UPDATES = 10
 
 
