@@ -67,6 +67,22 @@ def test_the_lock_of_another_host_that_beats_is_respected(
     lock.Lock(tmp_path, lambda _: None)
 
 
+def test_a_lock_without_words_is_dead_only_if_the_kernel_says_so(
+  tmp_path, monkeypatch
+):
+  """It is being written, or a full disk did not take it."""
+  lines = []
+  for words in ('', '[1, 2]'):
+    (tmp_path / 'LOCK').write_text(words)
+    lock.Lock(tmp_path, lines.append).close()
+  assert lines == []
+  (tmp_path / 'LOCK').write_text('{"host": "fa')
+  monkeypatch.setattr(lock.Lock, '_flock', lambda _: None)
+  monkeypatch.setattr(lock.time, 'sleep', lambda _: other_host(tmp_path))
+  with pytest.raises(InputError, match='process 1 on far'):
+    lock.Lock(tmp_path, lambda _: None)
+
+
 def test_a_holder_that_lost_it_notices(tmp_path):
   held = lock.Lock(tmp_path)
   other_host(tmp_path)

@@ -42,7 +42,7 @@ class Lock:
     self.path, self.lost = directory / 'LOCK', False
     self._file = self._flock()
     before = self._holder()
-    if before and not self._is_dead(before):
+    if before is not None and not self._is_dead(before):
       self._wait_until_still(before, log)
     self._me = dict(
       host=_host(), pid=os.getpid(), started=time.ctime(),
@@ -88,16 +88,21 @@ class Lock:
       file.close()
 
   def _holder(self) -> dict | None:
-    """What LOCK says; {} while it is being written, None if nobody holds it."""
+    """What LOCK says; {} while it is being written, or if a full disk did not
+    take it; None if nobody holds it."""
     try:
-      return json.loads(self.path.read_text())
+      found = json.loads(self.path.read_text())
     except FileNotFoundError:
       return None
     except (OSError, ValueError):
       return {}
+    return found if isinstance(found, dict) else {}
 
   def _is_dead(self, holder) -> bool:
-    """Whether it ran on this host, which can tell."""
+    """Whether it ran on this host, which can tell; where the kernel keeps
+    locks, also if it left no words."""
+    if not holder:
+      return self._file is not None
     if holder.get('host') != _host():
       return False
     return self._file is not None or not _alive(holder.get('pid'))
