@@ -9,7 +9,7 @@ which held-out documents (eval.sources, eval.length, eval.documents) and with
 how many prompts (eval.samples). Tasks: position_loss, perplexity,
 context_gain, longppl, passkey, passkey_original, needle, first_sentence, ruler
 or ruler/vt, helmet or helmet/icl, lm_eval/NAME. Leaves results.json, plots/
-and REPORT.md.
+and REPORT.md in RUN/evals/STEP, or runs/WEIGHTS/evals for those of others.
 """
 
 import pathlib
@@ -57,7 +57,9 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
   evals.check(config, store, tokenizer, asked)
 
   found, about = {}, {}
-  directory = pathlib.Path(out or pathlib.Path('runs') / config.name / 'evals')
+  directory = pathlib.Path(out) if out else beside(*checkpoints.values())
+  if hosts.lead():  # now, not after the first hour, if that cannot be
+    directory.mkdir(parents=True, exist_ok=True)
   for name, one in checkpoints.items():
     log(f'evaluating {name}')
     params, model = evals.load(one.path, train.llama_config(config), mesh)
@@ -126,6 +128,17 @@ def find(config, given) -> dict[str, Checkpoint]:
   return found
 
 
+def beside(first: Checkpoint, *_) -> pathlib.Path:
+  """Where the report of checkpoints goes: to the first of them."""
+  if first.step is None:
+    return pathlib.Path('runs') / first.path.resolve().name / 'evals'
+  from longjax import checkpoint
+
+  root = checkpoint.find(first.path)[0]
+  run = root.parent if root.name == 'checkpoints' else root
+  return pathlib.Path(run) / 'evals' / str(first.step)
+
+
 if __name__ == '__main__':
   sys.exit(
     cli.run(
@@ -135,6 +148,6 @@ if __name__ == '__main__':
       against='another one, shown beside it',
       tasks='names with commas; default: what the config asks for',
       lengths='tokens of prompts, with commas; default: eval.lengths',
-      out='directory for the report; default: runs/NAME/evals',
+      out='directory for the report; default: beside the checkpoint',
     )
   )

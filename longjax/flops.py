@@ -2,8 +2,6 @@
 
 from typing import NamedTuple
 
-import numpy as np
-
 
 class Chip(NamedTuple):
   """What one jax device has. A TPU7x chip is two devices, the others one."""
@@ -122,11 +120,3 @@ def narayanan(config, tokens, length) -> float:
   """
   attention = 1 + length / (6 * config.embed)
   return 72.0 * tokens * config.layers * config.embed**2 * attention
-
-
-def squared_lengths(segments) -> int:
-  """Sum of length^2 over the documents of [batch, seq] segments."""
-  total = 0
-  for row in np.asarray(segments):
-    total += int((np.bincount(row)[1:].astype(np.int64) ** 2).sum())
-  return total

@@ -56,10 +56,11 @@ class Cache(NamedTuple):
   """Keys and values of what was read, and who they are.
 
   The slots of device i of the ring of n are [:, :, i]. RoPE is in the keys.
+  Those of a head lie together, as a matrix that a single query multiplies.
   """
 
-  k: Any  # [layers, batch, n, slots, kv_heads, dim]
-  v: Any  # [layers, batch, n, slots, kv_heads, dim]
+  k: Any  # [layers, batch, n, kv_heads, slots, dim]
+  v: Any  # [layers, batch, n, kv_heads, slots, dim]
   ids: Ids  # of [batch, n, slots]; segment 0 is an empty slot
 
 
@@ -216,7 +217,7 @@ def _prefilled(params, config, prompts, lengths, chunks, count, chunk, mesh):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _empty(config, rows, n, slots, mesh):
-  shape = (config.layers, rows, n, slots, config.kv_heads, config.head_dim)
+  shape = (config.layers, rows, n, config.kv_heads, slots, config.head_dim)
   dtype = jnp.dtype(config.dtype)
   slot = jnp.zeros((rows, n, slots), jnp.int32)
   cache = Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype),
@@ -251,8 +252,8 @@ def prefill(params, state: State, tokens, lengths, start, *, config, mesh):
   index = jnp.broadcast_to(index, tokens.shape)
   ids = Ids((index < lengths[:, None]).astype(jnp.int32), index)
   deal = lambda x: x.reshape(x.shape[0], n, -1, *x.shape[2:])
-  x, new = _run(params, config, state.cache, tokens, ids, deal, mesh)
-  cache = _written(state.cache, new, start // n)
+  keep = functools.partial(_write, slot=start // n)
+  x, cache = _run(params, config, state.cache, tokens, ids, deal, keep, mesh)
   newest = (index == lengths[:, None] - 1)[:, :, None]
   last = state.last + jnp.where(newest, x, 0).sum(1)
   return _held(State(cache, last, state.drawn), mesh)
@@ -280,8 +281,10 @@ def _decode(
     deal = lambda x: jnp.where(
       mine.reshape(1, n, 1, *[1] * (x.ndim - 2)), x[:, None], 0
     )
-    x, new = _run(params, config, state.cache, token[:, None], ids, deal, mesh)
-    cache = _written(state.cache, new, slot + state.drawn // n, mine)
+    keep = functools.partial(_write, slot=slot + state.drawn // n, mine=mine)
+    x, cache = _run(
+      params, config, state.cache, token[:, None], ids, deal, keep, mesh
+    )
     done |= (token[:, None] == ends).any(1)
     state = State(cache, x[:, 0], state.drawn + 1)
     return _held(state, mesh), done, out.at[:, i].set(token), i + 1
@@ -294,54 +297,57 @@ def _decode(
   return state, _everywhere(out, mesh)
 
 
-def _run(params, config, cache: Cache, tokens, ids: Ids, deal, mesh):
-  """Hidden states [batch, seq, embed] of new tokens, and what to remember.
+def _run(params, config, cache: Cache, tokens, ids: Ids, deal, keep, mesh):
+  """Hidden states [batch, seq, embed] of new tokens, and the cache with them.
 
   Args:
     deal: [batch, seq, ...] of the new tokens -> [batch, n, slots, ...], where
       they are kept.
-
-  Returns:
-    (hidden states, Cache of the new tokens alone)
+    keep: (old, dealt, axis of the slots) -> old with the new slots.
   """
-  new_ids = Ids(*map(deal, ids))
-  join = lambda old, new: _flat(jnp.concatenate([old, new], 2))
-  kv_ids = Ids(*map(join, cache.ids, new_ids))
+  kv_ids = Ids(*(keep(old, deal(x), -1) for old, x in zip(cache.ids, ids)))
+  by_head = lambda x: deal(x).swapaxes(2, 3)  # [batch, n, kv_heads, slots, dim]
   # A chunk is whole on the ring, a single token on each of its devices; there
   # the weights stay and the token moves, as XLA does by itself.
   whole = tokens.shape[1] % _ring(mesh) == 0 and tokens.shape[1] > 1
   strategy = 'combine' if not whole else 'ring' if mesh else 'blockwise'
+  # Also over `data`: rows of single tokens weigh less than a gathered weight.
+  around = (lambda x: x) if whole else lambda x: _everywhere(x, mesh)
 
   def attend(q, k, v, held):
-    k, v = deal(k), deal(v)
+    q, k, v = map(around, (q, k, v))
+    new = by_head(k), by_head(v)
+    k, v = (_flat(keep(old, x, -2).swapaxes(2, 3)) for old, x in zip(held, new))
     out = attention.attend(
-      q, join(held[0], k), join(held[1], v), ids, kv_ids, strategy=strategy,
-      mesh=mesh, block=config.block,
+      q, k, v, ids, Ids(*map(_flat, kv_ids)), strategy=strategy, mesh=mesh,
+      block=config.block,
     )  # fmt: skip
-    return out, (k, v)
+    return around(out), new
 
-  x, (k, v) = llama.run(
+  x, new = llama.run(
     params, config, tokens, ids.index, attend, (cache.k, cache.v),
     mesh if whole else None,
   )  # fmt: skip
-  return x, Cache(k, v, new_ids)
+  k, v = (keep(old, x, -2) for old, x in zip((cache.k, cache.v), new))
+  return x, Cache(k, v, kv_ids)
 
 
-def _written(cache: Cache, new: Cache, slot, mine=None) -> Cache:
-  """The cache with `new` from a slot on; `mine` [1, n, 1]: on these only."""
+def _write(old, new, axis: int, *, slot, mine=None):
+  """`old` with `new` in the slots from one on.
 
-  def write(old, new, axis):
-    at = [0] * old.ndim
-    at[axis] = slot
-    if mine is not None:
-      there = jax.lax.dynamic_slice(old, at, new.shape)
-      on = mine.reshape(*[1] * (axis - 1), -1, *[1] * (new.ndim - axis))
-      new = jnp.where(on, new, there)
-    return jax.lax.dynamic_update_slice(old, new, at)
-
-  k, v = write(cache.k, new.k, 3), write(cache.v, new.v, 3)
-  ids = (write(old, x, 2) for old, x in zip(cache.ids, new.ids))
-  return Cache(k, v, Ids(*ids))
+  Args:
+    old, new: ids [..., n, slots], or keys [..., n, kv_heads, slots, dim].
+    axis: of the slots, -1 or -2.
+    slot: the first that is written.
+    mine: [1, n, 1], on which devices; None is all.
+  """
+  at: list = [0] * old.ndim
+  at[axis] = slot
+  if mine is not None:
+    there = jax.lax.dynamic_slice(old, at, new.shape)
+    on = mine.reshape(-1, *[1] * (1 if axis == -1 else 3))
+    new = jnp.where(on, new, there)
+  return jax.lax.dynamic_update_slice(old, new, at)
 
 
 def _drawn(logits, draw, number):
@@ -418,7 +424,7 @@ def _held(state: State, mesh) -> State:
       place(v, None, rows, 'seq'),
       Ids(*(place(x, rows, 'seq') for x in ids)),
     ),
-    place(state.last, rows),
+    place(state.last),
     place(state.drawn),
   )
 

@@ -33,11 +33,6 @@ def test_memory_layers_cost_what_their_rows_see():
   np.testing.assert_allclose(more, 12 * 3 * 32 * 100 * seen, rtol=1e-12)
 
 
-def test_documents_cost_their_own_square():
-  segments = np.array([[1, 1, 1, 2, 2, 0], [1, 2, 3, 4, 5, 5]])
-  assert flops.squared_lengths(segments) == 9 + 4 + 4 + 4
-
-
 def test_matmul_params_leave_out_the_look_up_and_the_norms():
   c = config('llama3_8b')
   everything = 8_030_261_248

@@ -5,11 +5,16 @@ on each device, the partial softmaxes are summed, and no key ever travels.
 """
 
 import functools
+import math
 
 import jax
+import jax.numpy as jnp
 
-from longjax.attention import kernels, partial
+from longjax.attention import blocks, kernels, partial
 from longjax.attention.blocks import How
+from longjax.attention.ids import visible
+
+FEW = 8  # queries whose logits over all local keys are held at once
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -32,8 +37,11 @@ def combine(q, k, v, q_ids, kv_ids, axis, how: How):
 def _forward(q, k, v, q_ids, kv_ids, axis, how):
   saved = (q, k, v, q_ids, kv_ids)
   q, q_ids = _local((q, q_ids), axis)
-  queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
-  acc = kernels.part(partial.nothing(queries.q), queries, keys, how)
+  if q.shape[1] <= FEW:
+    acc = _at_once(q, k, v, visible(q_ids, kv_ids, how.window))
+  else:
+    queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
+    acc = kernels.part(partial.nothing(queries.q), queries, keys, how)
   acc = acc if axis is None else partial.merge(acc, axis)
   out, lse = partial.finish(acc, q)
   out = out.astype(q.dtype)
@@ -59,6 +67,29 @@ def _backward(axis, how, saved, dout):
 
 
 combine.defvjp(_forward, _backward)
+
+
+def _at_once(q, k, v, seen):
+  """The softmax over all these keys, read as they lie and not cut in blocks.
+
+  A token decodes as fast as memory is read: blocks would be copies.
+
+  Args:
+    q, k, v: as of `combine`.
+    seen: [batch, seq, local kv seq].
+  """
+  (rows,) = blocks.of_queries(q, k.shape[2], q.shape[1])
+  seen = jnp.tile(seen, (1, q.shape[2] // k.shape[2], 1))[:, None]
+  dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  k, v = (x.swapaxes(1, 2) for x in (k, v))  # as caches have them: no copy
+  logits = dot('bkrh,bksh->bkrs', rows, k)
+  logits *= math.log2(math.e) / math.sqrt(q.shape[-1])
+  logits = jnp.where(seen, logits, -jnp.inf)
+  peak = jnp.maximum(logits.max(-1, keepdims=True), partial.FLOOR)
+  p = jnp.exp2(logits - peak)
+  out = dot('bkrs,bksh->bkrh', p.astype(v.dtype), v)
+  found = out, peak, p.sum(-1, keepdims=True)
+  return partial.Partial(*(x.swapaxes(2, 3)[None] for x in found))
 
 
 def _local(tree, axis):

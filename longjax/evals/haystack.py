@@ -10,6 +10,7 @@ import re
 import numpy as np
 
 
+@functools.lru_cache(1)
 def text(store, tokenizer, tokens: int) -> str:
   """The first documents of a store, at least so many tokens if it has them."""
   parts, have = [], 0

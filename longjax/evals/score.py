@@ -1,6 +1,5 @@
 """How answers are scored, and how sure a score is. Text in, number out."""
 
-import collections
 import math
 import re
 import string
@@ -38,13 +37,6 @@ def substring_match(answer: str, references) -> float:
 def words(text: str) -> list[str]:
   """Runs of letters and digits in lower case, as ROUGE counts them."""
   return re.findall(r'[a-z0-9]+', text.lower())
-
-
-def rouge_1_recall(answer: str, reference: str) -> float:
-  """The share of the reference's words that are in the answer."""
-  has = collections.Counter(words(answer))
-  wanted = collections.Counter(words(reference))
-  return (has & wanted).total() / max(wanted.total(), 1)
 
 
 def rouge_l(answer: str, references) -> float:

@@ -6,8 +6,9 @@
 The first prints decoded tokens a second of CPU and of wall time, the least of
 three runs of each, in turns; both use float32 and all cores. The second
 compiles reading a prompt of so many tokens on eight pretended devices and
-prints what a device holds; with --run it also reads one, and prints the time
-and the largest memory of the process, in which all eight devices live.
+prints what a device holds; with --run it also reads one, and prints after each
+chunk the time and the largest memory of the process, in which all eight
+devices live.
 """
 
 import argparse
@@ -40,7 +41,8 @@ def decoding(path, prompt: int, tokens: int):
   import torch
   import transformers
 
-  text = (pathlib.Path(__file__).parents[2] / 'LICENSE').read_text()
+  files = sorted((pathlib.Path(__file__).parents[2] / 'longjax').rglob('*.py'))
+  text = '\n'.join(f.read_text() for f in files)
   ids = tokenizer.load(path).encode(text)[:prompt]
   params, config = weights.load(path)
   params = generate.placed(params, config)
@@ -107,16 +109,15 @@ def reading(path, tokens: int, run: bool):
     return
   began = clocks()
   for start in range(0, tokens, CHUNK):
-    state = compiled(
-      params, state, prompt[:, start : start + CHUNK], lengths, np.int32(start)
-    )
-  jax.block_until_ready(state)
-  cpu, wall = clocks() - began
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-  print(
-    f'read in {cpu:.0f} CPU s, {wall:.0f} s; the process held at most '
-    f'{peak:.1f} GiB'
-  )
+    chunk = prompt[:, start : start + CHUNK]
+    state = compiled(params, state, chunk, lengths, np.int32(start))
+    jax.block_until_ready(state)
+    cpu, wall = clocks() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+      f'{start + chunk.shape[1]:,} read in {cpu:.0f} CPU s, {wall:.0f} s; the '
+      f'process held at most {peak:.2f} GiB', flush=True,
+    )  # fmt: skip
 
 
 def main():
