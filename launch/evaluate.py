@@ -8,8 +8,9 @@ evaluated with its own RoPE and tokenizer. The config says on which mesh, on
 which held-out documents (eval.sources, eval.length, eval.documents) and with
 how many prompts (eval.samples). Tasks: position_loss, perplexity,
 context_gain, longppl, passkey, passkey_original, needle, first_sentence, ruler
-or ruler/vt, helmet or helmet/icl, lm_eval/NAME. Leaves results.json, plots/
-and REPORT.md in RUN/evals/STEP, or runs/WEIGHTS/evals for those of others.
+or ruler/vt, helmet or helmet/icl, lm_eval/NAME or lm_eval/FILE.yaml. Leaves
+results.json, plots/ and REPORT.md in RUN/evals/STEP, or in runs/WEIGHTS/evals
+for those of others.
 """
 
 import pathlib

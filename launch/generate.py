@@ -51,9 +51,13 @@ def main(
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   config.weights = str(packages.locate(checkpoint))
   tokenizer = prepare.find_tokenizer(config)
+  ends = []
+  if chat:
+    chats.prompt([dict(role='user', content='')], tokenizer, chat)  # it can
+    ends = [tokenizer.ident(chats.ENDS[chat])]
   model = evals.load(config.weights, train.llama_config(config), mesh)
-  lm = evals.language_model(*model, mesh, config, tokenizer)
-  stops = [stop.encode().decode('unicode_escape')] if stop else []
+  lm = evals.language_model(*model, mesh, config, tokenizer, ends)
+  stops = [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else []
 
   def say(ids) -> str:
     stopped = generate.stop_at(tokenizer, stops)
@@ -123,6 +127,6 @@ if __name__ == '__main__':
       temperature='0 (the default) takes the likeliest token',
       top_p='share of the likeliest tokens to draw from, default 1',
       seed='of what is drawn, default 0',
-      stop='text before which an answer ends',
+      stop=r'text before which an answer ends; \n is a line break',
     )
   )

@@ -36,6 +36,19 @@ def test_what_a_query_sees_by_hand():
   np.testing.assert_array_equal(attention.visible(ids, ids)[0], want)
 
 
+def test_few_queries_over_many_keys_equal_the_oracle(make_mesh):
+  """One is padding, and one sees keys of a single device."""
+  kv_ids = cases.ids_of(np.stack([cases.packed(40, 56), cases.packed(1, 95)]))
+  q_ids = Ids(
+    np.array([[1, 2, 0], [2, 2, 1]], np.int32),
+    np.array([[20, 95, 3], [95, 7, 0]], np.int32),
+  )
+  case = cases.draw(q_ids, 6, 2, 16, kv_ids)
+  how = dict(strategy='combine', window=30)
+  got = cases.compiled(mesh=make_mesh(2, 4), **how)(case)
+  cases.check(got, cases.expected(case, window=30))
+
+
 @pytest.mark.parametrize('window', [0, 6])
 def test_blocks_that_do_not_meet_have_nothing_visible(window, rng):
   """`meet` may say yes for nothing, but never no for something."""

@@ -1,10 +1,15 @@
 """Evaluations and generation against what can be worked out by hand."""
 
+import json
+
 import numpy as np
+import pytest
 from eval_cases import TOKENS, blind, reader
 
+from configs import tiny
+from longjax import evals, generate, sharding, train
 from longjax.batch import one_document
-from longjax.data import layout, tokenizer
+from longjax.data import layout, prepare, tokenizer
 from longjax.evals import passkey, position_loss, sections
 
 
@@ -43,3 +48,33 @@ def test_a_table_is_markdown():
   assert sections.table(['a', 'b'], [[1, 2]]) == (
     '| a | b |\n| --- | --- |\n| 1 | 2 |'
   )
+
+
+@pytest.mark.slow
+def test_evaluations_while_training_are_those_of_its_checkpoints(
+  tmp_path, monkeypatch
+):
+  """And all are one program: the live parameters have its shapes."""
+  monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
+  config = tiny.get_config()
+  config.model.layers = 1
+  config.train.update(steps=3, seq_len=64)
+  config.checkpoint.update(every_steps=2, keep=2)
+  config.eval.update(length=128, every_steps=2)
+  programs = generate._nll._cache_size()
+  assert train.main(config, tmp_path / 'run', lambda _: None) == 0
+  stages = ('untrained', '2_steps', '3_steps')
+  untrained, live, _ = (
+    json.loads((tmp_path / f'run/evals/recipe_{x}.json').read_text())['results']
+    for x in stages
+  )
+  mesh = sharding.make_mesh(2, 4)
+  params, model = evals.load(
+    tmp_path / 'run/checkpoints/2', train.llama_config(config), mesh
+  )
+  store = prepare.held_out(config, TOKENS)
+  again = evals.evaluate(
+    params, model, mesh, config, store, TOKENS, lambda _: None
+  )
+  assert again == live != untrained
+  assert generate._nll._cache_size() - programs == 1

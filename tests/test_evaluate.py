@@ -10,7 +10,7 @@ from commands import refused, run
 from eval_cases import TOKENS, WORDS
 
 from configs import common
-from longjax import checkpoint, evals, llama, memory
+from longjax import checkpoint, evals, generate, llama, memory
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
@@ -45,12 +45,12 @@ SMALL = ('--config.mesh.data=1', '--config.mesh.seq=2',
          '--config.model.block=128')  # fmt: skip
 
 
-def evaluated(trained, out, tasks, lengths, length=256):
+def evaluated(trained, out, tasks, lengths, *flags, length=256):
   """results.json and REPORT.md of the command."""
   before, after = trained
   done = run(
     'evaluate.py', CONFIG, f'--checkpoint={before}', f'--against={after}',
-    f'--tasks={tasks}', f'--lengths={lengths}', f'--out={out}',
+    f'--tasks={tasks}', f'--lengths={lengths}', *flags,
     '--config.eval.samples=2', f'--config.eval.length={length}', *SMALL,
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
@@ -59,9 +59,10 @@ def evaluated(trained, out, tasks, lengths, length=256):
   return content, (out / 'REPORT.md').read_text()
 
 
-def test_two_checkpoints_side_by_side(trained, tmp_path):
+def test_two_checkpoints_side_by_side(trained):
+  """In a report beside the first, by its step."""
   content, text = evaluated(
-    trained, tmp_path, 'position_loss,passkey_original', '300'
+    trained, trained[0] / 'evals/7', 'position_loss,passkey_original', '300'
   )
   for found in content['results'].values():
     (score,) = found['passkey_original']['passkey_original']
@@ -77,7 +78,8 @@ def test_two_checkpoints_side_by_side(trained, tmp_path):
 def test_all_evaluations_that_need_no_package(trained, tmp_path):
   content, text = evaluated(
     trained, tmp_path, 'position_loss,perplexity,context_gain,longppl,passkey,'
-    'needle,passkey_original,first_sentence', '1024,2048', length=1024,
+    'needle,passkey_original,first_sentence', '1024,2048', f'--out={tmp_path}',
+    length=1024,
   )  # fmt: skip
   for found in content['results'].values():
     assert found['perplexity']['length'] == [1024]
@@ -106,6 +108,14 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line():
   assert '4096,8192 or 4K,8K' in refused('evaluate.py', CONFIG, *flags)
   says = refused('generate.py', CONFIG, '--checkpoint=x', '--chat=smol')
   assert "chat template 'smol' is none of" in says
+
+
+def test_a_chat_whose_tokens_are_missing_is_refused_before_it_is_loaded(
+  trained,
+):
+  flags = f'--checkpoint={trained[0]}', '--chat=llama3', '--prompt=x', *SMALL
+  says = refused('generate.py', CONFIG, *flags)
+  assert 'needs the token <|begin_of_text|>' in says
 
 
 @pytest.mark.parametrize('name, near', [
@@ -148,8 +158,10 @@ def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
   batch = one_document(rng.integers(0, 256, 150))
   wanted = memory.nll(params, model, batch, window=64)
   np.testing.assert_allclose(lm.nll(batch), wanted, atol=1e-5)
-  (answer,) = lm.generate([rng.integers(0, 256, 100)], 5)
-  assert len(answer) <= 5
+  prompts = [rng.integers(0, 256, 100)]
+  assert len(lm.generate(prompts, 5)[0]) <= 5
+  with pytest.raises(InputError, match='takes the likeliest token'):
+    lm.generate(prompts, 5, sampling=generate.Sampling(1.0))
 
 
 @pytest.mark.parametrize('name, lengths, says', [

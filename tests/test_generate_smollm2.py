@@ -8,7 +8,7 @@ import os
 
 import numpy as np
 import pytest
-from commands import ROOT
+from commands import ROOT, run
 from test_smollm2 import path  # noqa: F401  (a fixture)
 
 from longjax import generate, weights
@@ -90,3 +90,13 @@ def test_losses_by_position_are_those_of_transformers(ours, theirs):
   parts = lambda x: [part.mean() for part in np.array_split(x, 8)]
   wanted = losses_of(theirs, ids)
   np.testing.assert_allclose(parts(found), parts(wanted), atol=1e-3)
+
+
+def test_the_command_holds_a_conversation(path):  # noqa: F811
+  done = run(
+    'generate.py', '--config=configs/smollm2_135m_abf_16k.py',
+    '--config.mesh.seq=1', f'--checkpoint={path}', '--chat=smollm2',
+    '--prompt=What is the capital of France?', '--tokens=24',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == 'The capital of France is Paris.\n'

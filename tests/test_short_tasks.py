@@ -8,6 +8,7 @@ import pytest
 from eval_cases import TOKENS
 
 from longjax import generate
+from longjax.errors import InputError
 
 pytest.importorskip('lm_eval')
 from longjax.evals import short_tasks
@@ -72,3 +73,37 @@ def test_answers_end_before_a_stop_string():
   assert HARNESS.generate_until([request('abcd', ask)]) == ['efg']
   ask = dict(until='q', max_gen_toks=3)
   assert HARNESS.generate_until([request('abcd', ask)]) == ['efg']
+
+
+LETTERS = """
+task: letters
+dataset_path: json
+dataset_kwargs:
+  data_files: {test: FILE}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{text}}"
+target_delimiter: ""
+doc_to_choice: ["h", "x"]
+doc_to_target: "{{answer}}"
+"""
+
+
+@pytest.mark.slow
+def test_a_task_in_a_file_is_run_with_its_own_data(tmp_path):
+  """The alphabet goes on: of two choices 'h' follows 'efg', 'x' never does."""
+  data, task = tmp_path / 'data.jsonl', tmp_path / 'letters.yaml'
+  data.write_text(
+    '{"text": "efg", "answer": 0}\n' * 3 + '{"text": "defg", "answer": 1}\n'
+  )
+  task.write_text(LETTERS.replace('FILE', str(data)))
+  assert short_tasks.run(HARNESS, str(task), 20)['acc,none'] == 0.75
+  assert short_tasks.run(HARNESS, str(task), 2)['acc,none'] == 1.0
+
+
+def test_tasks_that_are_none_are_refused(tmp_path):
+  with pytest.raises(InputError, match='no such file'):
+    short_tasks.find(str(tmp_path / 'none.yaml'))
+  (tmp_path / 'other.yaml').write_text('name: letters')
+  with pytest.raises(InputError, match='defines no task'):
+    short_tasks.find(str(tmp_path / 'other.yaml'))

@@ -82,12 +82,15 @@ def need_documents(asked) -> bool:
   return bool(heads - set(tasks.NO_TEXT))
 
 
-def language_model(params, model, mesh, config, tokenizer) -> generate.LM:
+def language_model(
+  params, model, mesh, config, tokenizer, ends=()
+) -> generate.LM:
   """The model as evaluations call it, on the mesh of a run.
 
   One with memory layers reads windows of train.seq_len tokens, as it learned.
+  An answer ends with the end of a document, or one of `ends`.
   """
-  ends = {tokenizer.eos, tokenizer.document_end} - {None}
+  ends = {tokenizer.eos, tokenizer.document_end, *ends} - {None}
   if model.memory.layers:
     return _remembering(params, model, mesh, config, tuple(ends))
   rows = -(-config.eval.batch // mesh.shape['data']) * mesh.shape['data']
@@ -105,7 +108,11 @@ def _remembering(params, model, mesh, config, ends) -> generate.LM:
   )
   local = jax.device_put(params, jax.local_devices()[0])
 
-  def answer(prompts, count, stopped=None):
+  def answer(prompts, count, stopped=None, sampling=generate.GREEDY):
+    if sampling.temperature:
+      raise InputError(
+        'a model with memory layers takes the likeliest token: --temperature 0'
+      )
     last = max(1, min(MEMORY_LAST, window - count))
     found = memory.greedy(
       local, model, prompts, count, window=window, last=last

@@ -5,21 +5,69 @@
   lm_eval.simple_evaluate(model=harness, tasks=['lambada_openai'])
 
 Needs `pip install lm-eval`, which nothing else here does. Its tasks fetch
-their own data sets, and say from where.
+their own data sets, and say from where; a task in a .yaml file of yours may
+have its data beside it.
 """
 
+import functools
 import math
+import pathlib
 
 import numpy as np
-from lm_eval import utils  # pyright: ignore[reportMissingImports]
+from lm_eval import (  # pyright: ignore[reportMissingImports]
+  evaluator,
+  tasks,
+  utils,
+)
 from lm_eval.api.model import (  # pyright: ignore[reportMissingImports]
   TemplateLM,
 )
 
 from longjax.batch import one_document
+from longjax.errors import InputError, nearest
 from longjax.evals import prompts
 
 BATCH = 16  # rows whose losses are computed at once
+
+
+@functools.lru_cache
+def find(task: str):
+  """(the name of a task, lm-eval's manager that has it).
+
+  Args:
+    task: a name that lm-eval knows, or the path of a .yaml file.
+
+  Raises:
+    InputError: there is none.
+  """
+  if not task.endswith('.yaml'):
+    manager = tasks.TaskManager()
+    if task not in manager.all_tasks:
+      near = nearest(task, manager.all_tasks)
+      raise InputError(f'lm-eval has no task {task!r}; nearest is {near!r}')
+    return task, manager
+  path = pathlib.Path(task)
+  if not path.is_file():
+    raise InputError(f'{path}: no such file, which should define a task')
+  manager = tasks.TaskManager(
+    include_path=str(path.parent), include_defaults=False
+  )
+  for name, entry in manager.task_index.items():
+    if entry.yaml_path and path.samefile(entry.yaml_path):
+      return name, manager
+  raise InputError(f'{path} defines no task of lm-eval: it needs a key `task`')
+
+
+def run(harness: 'Harness', task: str, samples: int) -> dict:
+  """{metric: value} of a task; see `find`."""
+  name, manager = find(task)
+  found = evaluator.simple_evaluate(
+    model=harness, tasks=[name], limit=samples, task_manager=manager,
+    log_samples=False,
+  )  # fmt: skip
+  results: dict = dict(found or {}).get('results') or {}  # pyright: ignore
+  numbers = results.get(name, {})
+  return {k: v for k, v in numbers.items() if isinstance(v, int | float)}
 
 
 class Harness(TemplateLM):

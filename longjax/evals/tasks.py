@@ -129,24 +129,19 @@ def by_length(head: str, setting: Setting, part: str) -> dict:
 
 
 def run_harness(setting: Setting, part: str) -> dict:
-  """One task of lm-eval, an optional package."""
-  try:
-    from lm_eval.evaluator import (  # pyright: ignore[reportMissingImports]
-      simple_evaluate,
-    )
+  """One task of lm-eval."""
+  window = max(setting.ask.lengths)
+  lm = harness().Harness(setting.lm, setting.tokenizer, window)
+  return harness().run(lm, part, setting.ask.samples)
 
+
+def harness():
+  """The module around lm-eval, an optional package."""
+  try:
     from longjax.evals import short_tasks
   except ImportError:
     raise InputError('lm_eval/... needs: pip install lm-eval') from None
-  harness = short_tasks.Harness(
-    setting.lm, setting.tokenizer, max(setting.ask.lengths)
-  )
-  found = simple_evaluate(
-    model=harness, tasks=[part], limit=setting.ask.samples
-  )
-  results: dict = dict(found or {}).get('results') or {}  # pyright: ignore
-  numbers = results.get(part, {})
-  return {k: v for k, v in numbers.items() if isinstance(v, int | float)}
+  return short_tasks
 
 
 TASKS = dict(
@@ -181,8 +176,11 @@ def check(name: str):
 
 
 def check_room(setting: Setting, name: str):
-  """InputError where a prompt without any haystack is too long already."""
+  """InputError where a prompt without any haystack is too long already, or
+  lm-eval has no such task."""
   head, _, part = name.partition('/')
+  if head == 'lm_eval':
+    harness().find(part)
   if head == 'perplexity' and min(setting.ask.lengths) > setting.ask.length:
     raise InputError(
       f'perplexity needs eval.lengths of at most eval.length '
