@@ -83,13 +83,8 @@ class Metrics:
     )
     line |= {k: v for k, v in values.items() if k not in line}
     self._write(json.dumps({k: finite(v) for k, v in line.items()}) + '\n')
-    self._event(
-      step,
-      summary=Summary(value=[
-        Summary.Value(tag=tag, simple_value=line[name])
-        for name, tag in TAGS.items() if line.get(name) is not None
-      ]),
-    )  # fmt: skip
+    told = {TAGS[k]: line[k] for k in TAGS if line.get(k) is not None}
+    self._event(step, summary=_summary(told))
     self.log(self.progress(line))
 
   def progress(self, line: dict) -> str:
@@ -162,6 +157,23 @@ class Metrics:
     except Exception as error:  # of its thread, whatever that met
       self.log(f'WARNING: TensorBoard: {error}; no more is written for it')
       self.board = None
+
+
+def evaluated(workdir, step: int, values: dict[str, float]):
+  """An evaluation for TensorBoard, as a run of its own, tb/eval: of a
+  directory TensorBoard reads one file that grows, and that of Metrics does."""
+  directory = pathlib.Path(workdir) / 'tb' / 'eval'
+  told = {f'eval/{tag}': value for tag, value in values.items()}
+  with contextlib.closing(EventFileWriter(str(directory))) as board:
+    board.add_event(
+      Event(wall_time=time.time(), step=step, summary=_summary(told))
+    )
+
+
+def _summary(values: dict) -> Summary:
+  return Summary(value=[
+    Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()
+  ])  # fmt: skip
 
 
 class Silent:

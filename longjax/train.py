@@ -133,9 +133,9 @@ def train(run: Run, found: Inputs, before_save) -> int:
 
     if start == 0 and released and released.rope != model.rope:
       as_released = evals.compute_as(released, model)
-      evaluate('as released', state['params'], as_released)
+      evaluate('as released', None, state['params'], as_released)
     if start == 0:
-      evaluate('recipe, untrained', state['params'], model.at_rest())
+      evaluate('recipe, untrained', 0, state['params'], model.at_rest())
 
     def save(state, tokens, wait):
       before_save()
@@ -146,7 +146,7 @@ def train(run: Run, found: Inputs, before_save) -> int:
     def between(step, params):
       every = config.eval.every_steps
       if every and step % every == 0 and step < steps:
-        evaluate(f'recipe, {step} steps', params, model.at_rest())
+        evaluate(f'recipe, {step} steps', step, params, model.at_rest())
 
     with run.asked.unsaved():
       state = loop(
@@ -159,7 +159,7 @@ def train(run: Run, found: Inputs, before_save) -> int:
       )
       return PREEMPTED
     last = f'recipe, {steps} steps'
-    evaluate(last, state['params'], model.at_rest(), again=start < steps)
+    evaluate(last, steps, state['params'], model.at_rest(), again=start < steps)
   run.clock.write()
   if run.lead:
     report.write(run.local, config)
@@ -539,13 +539,14 @@ def training_data(run: Run, tokenizer) -> pipeline.Pipeline:
 
 
 def evaluation(run: Run, tokenizer):
-  """evaluate(name, params, model): what the report shows, once per name."""
+  """evaluate(name, step, params, model): what the report shows, once per name,
+  and TensorBoard if it is of a step."""
   config, held_out = run.config, None
   if evals.need_documents(evals.names(config.eval)):
     held_out = prepare.held_out(config, tokenizer, run.log)
   evals.check(config, held_out, tokenizer)
 
-  def evaluate(name, params, model, again=False):
+  def evaluate(name, step, params, model, again=False):
     if not evals.names(config.eval):
       return
     has = run.lead and report.has(run.local, name, config)
@@ -558,7 +559,7 @@ def evaluation(run: Run, tokenizer):
         whole(run, params), model, run.mesh, config, held_out, tokenizer,
         run.log,
       )  # fmt: skip
-    keep(run, name, results)
+    keep(run, name, step, results)
     run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
 
   return evaluate
@@ -575,12 +576,14 @@ def whole(run: Run, params):
   return jax.jit(merge, out_shardings=places)(params)
 
 
-def keep(run: Run, name: str, results: dict):
+def keep(run: Run, name: str, step: int | None, results: dict):
   """Stores an evaluation; a disk that is too full must not end training."""
   if not run.lead:
     return
   try:
     report.keep(run.local, name, run.config, results)
+    if step is not None:
+      metrics.evaluated(run.local, step, evals.scalars(results))
   except OSError as error:
     run.log(f'WARNING: {name!r} will not be in REPORT.md: {error.strerror}')
 

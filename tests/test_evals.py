@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 from eval_cases import TOKENS, blind, reader
+from tensorboard.backend.event_processing.event_accumulator import (
+  EventAccumulator,
+)
 
 from configs import tiny
 from longjax import evals, generate, sharding, train
@@ -44,6 +47,22 @@ def test_a_copying_model_finds_every_key_and_a_blind_one_none():
   assert run(blind)['found'] == [[False, False]] * 2
 
 
+def test_scalars_are_the_points_of_the_curves():
+  score = [dict(length=4096, score=0.5), dict(length=8192, score=0.25)]
+  results = {
+    'position_loss': dict(end=[8, 16], loss=[3.0, None], tokens=[8, 8]),
+    'passkey': dict(length=[1024], depths=[0, 1], found=[[True, False]]),
+    'ruler/vt': dict(vt=score),
+    'longppl': dict(longppl=2.0),
+  }
+  assert evals.scalars(results) == {
+    'position_loss/8': 3.0,
+    'passkey/1024': 0.5,
+    'ruler/vt/4096': 0.5,
+    'ruler/vt/8192': 0.25,
+  }
+
+
 def test_a_table_is_markdown():
   assert sections.table(['a', 'b'], [[1, 2]]) == (
     '| a | b |\n| --- | --- |\n| 1 | 2 |'
@@ -77,4 +96,8 @@ def test_evaluations_while_training_are_those_of_its_checkpoints(
     params, model, mesh, config, store, TOKENS, lambda _: None
   )
   assert again == live != untrained
+  told = EventAccumulator(str(tmp_path / 'run/tb/eval')).Reload()
+  points = told.Scalars('eval/position_loss/128')
+  assert [x.step for x in points] == [0, 2, 3]
+  assert points[1].value == pytest.approx(live['position_loss']['loss'][-1])
   assert generate._nll._cache_size() - programs == 1

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import statistics
 
 import jax
 
@@ -11,6 +12,7 @@ from longjax.data import pack
 from longjax.errors import InputError
 from longjax.evals import passkey, tasks
 
+SHARES = dict(passkey='found', needle='score')  # where they say what was found
 MEMORY_LAST = 1024  # last_context_length, arXiv:2307.03170, appendix
 
 
@@ -136,6 +138,27 @@ def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
   """`model` with the fields of `like` that say how, not what, to compute."""
   how = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
   return dataclasses.replace(model, **{f: getattr(like, f) for f in how})
+
+
+def scalars(results: dict) -> dict[str, float]:
+  """What of results is worth a curve over training: {tag: number}."""
+  found: dict = {}
+  for name, result in results.items():
+    head = name.partition('/')[0]
+    if head == 'position_loss':
+      curves = {head: zip(result['end'], result['loss'])}
+    elif head in SHARES:
+      means = map(statistics.fmean, result[SHARES[head]])
+      curves = {head: zip(result['length'], means)}
+    elif head in tasks.PROMPTS:
+      curves = {
+        f'{head}/{task}': [(x['length'], x['score']) for x in scores]
+        for task, scores in result.items()
+      }
+    else:
+      continue
+    found |= {f'{tag}/{x}': y for tag, line in curves.items() for x, y in line}
+  return {tag: y for tag, y in found.items() if y is not None}
 
 
 def finite(found):
