@@ -23,9 +23,11 @@ from longjax.errors import InputError
 from longjax.run import hosts
 
 # Orbax logs each failure several times with its stack; our line has the cause.
-logging.getLogger('absl').addFilter(
-  lambda record: 'orbax' not in record.pathname
-)
+# And it misses a database in checkpoints that are plain files.
+for _name in ('absl', None):
+  logging.getLogger(_name).addFilter(
+    lambda record: 'orbax' not in record.pathname
+  )
 
 LONG_SECONDS = 5  # that a save may keep the next one waiting unsaid
 BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}

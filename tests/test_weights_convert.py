@@ -16,7 +16,8 @@ from launch import convert as convert_command
 from longjax import checkpoint, cli, errors, llama, rope, sharding, weights
 from longjax.data import tokenizer
 from longjax.run import mirror
-from longjax.weights import convert, export, huggingface, stored
+from longjax.weights import convert, directories, export, huggingface, stored
+from longjax.weights import source as sources
 
 
 def quiet(_):
@@ -94,6 +95,24 @@ def test_an_import_restores_on_any_mesh_and_verifies(
     )
 
 
+def test_sizes_that_no_chunk_divides_go_in_and_out(tmp_path, monkeypatch):
+  """Chunks of whole rows beyond the last, of columns beyond the last."""
+  monkeypatch.setattr(stored, 'CHUNK_BYTES', 3000)
+  monkeypatch.setattr(sources, 'BLOCK', 500)  # several to a chunk
+  fields = GQA | dict(vocab=97, mlp=113)
+  truth = files.write_huggingface(tmp_path / 'hf', fields, LLAMA31)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  step = tmp_path / 'run' / 'checkpoints' / '0'
+  chunks = {
+    path: list(stored.array(step, path).chunk_layout.read_chunk.shape)
+    for path in ('embedding', 'layers/down')
+  }
+  assert chunks == {'embedding': [11, 64], 'layers/down': [1, 11, 64]}
+  assert_same(weights.load(tmp_path / 'run')[0], truth)
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  assert_same_files(tmp_path / 'out', tmp_path / 'hf')
+
+
 def test_an_import_says_where_it_comes_from(tmp_path):
   files.write_meta(tmp_path / 'meta', MHA, shards=2)
   convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)
@@ -125,10 +144,30 @@ def test_a_directory_that_exists_is_left_alone(tmp_path):
 def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path):
   with (
     pytest.raises(errors.InputError, match='the disk has'),
-    convert.whole(tmp_path / 'run', 10**18),
+    directories.whole(tmp_path / 'run', 10**18),
   ):
     pytest.fail('nothing may be written')
   assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_import_left_is_removed(tmp_path):
+  (tmp_path / 'run.partial-abc' / 'checkpoints').mkdir(parents=True)
+  (tmp_path / 'running.partial-abc').mkdir()  # of another directory
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  left = sorted(path.name for path in tmp_path.iterdir())
+  assert left == ['hf', 'run', 'running.partial-abc']
+
+
+def test_two_imports_into_one_directory_do_not_meet(tmp_path):
+  with directories.whole(tmp_path / 'run', 1) as made:
+    (made / 'file').touch()
+    with (
+      pytest.raises(errors.InputError, match='another process is making it'),
+      directories.whole(tmp_path / 'run', 1),
+    ):
+      pytest.fail('it is being made')
+  assert (tmp_path / 'run' / 'file').exists() and not leftovers(tmp_path)
 
 
 # And out
@@ -222,6 +261,29 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, monkeypatch):
   with pytest.raises(errors.InputError, match='layers/up differs'):
     convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
   assert [path.name for path in tmp_path.iterdir()] == ['run']
+
+
+@pytest.mark.parametrize(
+  'damage', ['flipped', 'truncated', 'lost', 'table', 'zarr.json']
+)
+def test_a_damaged_import_is_neither_loaded_nor_exported(tmp_path, damage):
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  state = tmp_path / 'run' / 'checkpoints' / '0' / 'state'
+  file = state / 'params.layers.up' / 'c' / '1' / '0' / '0'
+  whole = bytearray(file.read_bytes())
+  file.unlink()
+  if damage == 'zarr.json':
+    (state / 'params.layers.up' / damage).write_text('{')
+  elif damage != 'lost':
+    at = {'flipped': 1000, 'truncated': 0, 'table': -16}[damage]
+    whole[at] ^= 0x10
+    file.write_bytes(whole[: -5000 if damage == 'truncated' else None])
+  with pytest.raises(errors.InputError, match=r'checkpoints/0 cannot be used'):
+    weights.load(tmp_path / 'run')
+  with pytest.raises(errors.InputError, match=r'layers/up'):
+    convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['hf', 'run']
 
 
 def test_numbers_too_large_for_float16_are_refused(tmp_path):
@@ -326,6 +388,28 @@ def test_tokenizer_and_generation_settings_go_in_and_out(tmp_path):
   assert (config['bos_token_id'], config['eos_token_id']) == (256, 257)
 
 
+def test_a_damaged_tokenizer_is_not_left_out_of_an_export(tmp_path):
+  trained(tmp_path / 'run', GQA | dict(vocab=384), LLAMA31)
+  tokens = tokenizer.load('bytes')
+  tokens.save(tmp_path / 'run' / 'tokenizer')
+  file = tmp_path / 'run' / 'tokenizer' / 'tokenizer.json'
+  file.write_bytes(file.read_bytes()[:-9])
+  with pytest.raises(errors.InputError, match=r'run/tokenizer.*move it away'):
+    convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  assert [path.name for path in tmp_path.iterdir()] == ['run']
+
+
+def test_an_export_says_that_its_tokenizer_is_gone_or_another(tmp_path):
+  trained(tmp_path / 'run', GQA | dict(vocab=384), LLAMA31, tokenizer='other')
+  tokenizer.load('bytes').save(tmp_path / 'run' / 'tokenizer')
+  said = []
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'one', log=said.append)
+  (tmp_path / 'run' / 'tokenizer').rename(tmp_path / 'away')
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'two', log=said.append)
+  assert 'is not the tokenizer that' in said[0]
+  assert 'without a tokenizer' in said[1]
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
   files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
   with_tokenizer(tmp_path / 'hf')
@@ -352,7 +436,7 @@ def test_a_bucket_is_read_and_written_by_way_of_the_disk(tmp_path, bucket):
   fields = GQA | dict(vocab=384)
   truth = files.write_huggingface(tmp_path / 'hf', fields, LLAMA31, shards=2)
   with_tokenizer(tmp_path / 'hf')
-  convert.copy_tree(tmp_path / 'hf', bucket / 'hf')
+  directories.copy_tree(tmp_path / 'hf', bucket / 'hf')
   convert.to_checkpoint(bucket / 'hf', bucket / 'run', log=quiet)
   assert_same(weights.load(str(bucket / 'run'))[0], truth)
   convert.to_huggingface(bucket / 'run', bucket / 'out', log=quiet)
@@ -368,7 +452,7 @@ def test_a_bucket_without_its_library_is_one_line(tmp_path):
   with pytest.raises(errors.InputError, match='pip install gcsfs'):
     convert.to_checkpoint('gs://bucket/hf', tmp_path / 'run', log=quiet)
   with pytest.raises(errors.InputError, match='pip install gcsfs'):
-    convert.whole('gs://bucket/out', 1).__enter__()
+    directories.whole('gs://bucket/out', 1).__enter__()
 
 
 # The command

@@ -4,7 +4,7 @@ How to read this package: `names` is the one table of tensor names; `gguf`,
 `huggingface` and `meta` each turn a path into a `source.Source` of tensors
 that are not read yet (`files` maps safetensors and PyTorch files); `source`
 checks them and hands them out; `export` writes Hugging Face's form; `convert`
-goes between files and checkpoints, in little memory.
+goes between files and checkpoints (`stored`), in little memory.
 """
 
 import glob

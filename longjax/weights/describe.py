@@ -1,14 +1,13 @@
 """What `launch/convert.py show` prints: format, model, tensors, digests."""
 
 import dataclasses
-import hashlib
 import math
 import os
 
 from longjax import checkpoint, weights
-from longjax.weights import names, stored
+from longjax.weights import files, names, stored
 from longjax.weights import source as sources
-from longjax.weights.convert import gigabytes
+from longjax.weights.work import gigabytes
 
 
 def describe(path, digests=True) -> str:
@@ -26,7 +25,7 @@ def _source(source, digests) -> str:
   for file in source.files:
     lines.append(
       f'{os.path.basename(file)}: {gigabytes(os.path.getsize(file))}'
-      + (f', sha256 {_sha256(file)}' if digests else '')
+      + (f', sha256 {files.sha256(file)}' if digests else '')
     )
   dtypes = sources.dtypes(source)
   rows = [
@@ -76,11 +75,6 @@ def _model(config) -> list[str]:
     + (', tied' if config.tied else ''),
     f'norm_eps {config.norm_eps}; {config.rope}',
   ]
-
-
-def _sha256(file):
-  with open(file, 'rb') as stream:
-    return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def _table(rows) -> str:

@@ -184,19 +184,20 @@ class Files:
       write_json(os.path.join(directory, 'model.safetensors.index.json'), index)
 
   def view(self, row, layer) -> np.ndarray:
-    """A tensor in the file, to be written to, seen as a layer of ours.
+    """A tensor in the file, to be written to, its heads not flattened.
 
     Args:
       row: of names.TABLE.
       layer: None where the row is outside of them.
 
     Returns:
-      Shape `names.sizes(row.dims, fields)`.
+      Shape of the row's stored letters.
     """
     name = names.name(row, 'huggingface', layer)
     path, dtype, shape, offset = self._tensors[name]
     tensor = np.memmap(path, dtype, 'r+', offset, shape)
-    return names.ours(row, tensor, self._fields, 'huggingface')
+    letters = row.stored.replace(' ', '')
+    return tensor.reshape(names.sizes(letters, self._fields))
 
 
 def _make(path, entries) -> dict:

@@ -6,6 +6,7 @@ PyTorch file is read by an unpickler which can build tensors and nothing else.
 """
 
 import collections
+import hashlib
 import json
 import math
 import os
@@ -69,6 +70,12 @@ def _once(pairs):
   if len(found) < len(pairs):
     raise ValueError('a name stands twice')
   return found
+
+
+def sha256(path) -> str:
+  """The digest of a file, in hex."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def mapped(path, dtype, shape, offset) -> Tensor:

@@ -77,7 +77,12 @@ def rows(fields):
 
 def layers(row, fields):
   """The layers that a row has a tensor for; (None,) if it is outside them."""
-  return range(fields['layers']) if row.path.startswith('layers/') else (None,)
+  return range(fields['layers']) if is_layered(row.path) else (None,)
+
+
+def is_layered(path) -> bool:
+  """Whether our parameter has a tensor for each layer, stacked in front."""
+  return path.startswith('layers/')
 
 
 def name(row, source, layer=None):
@@ -111,10 +116,22 @@ def ours(row, array, fields, source):
     A view or copy of shape `sizes(row.dims, fields)`.
   """
   letters = row.stored.replace(' ', '')
+  array = huggingfaces(row, array, fields, source)
   array = array.reshape(sizes(letters, fields))
-  if row.rotated and source in INTERLEAVED:
-    array = half_split(array)
   return array.transpose([letters.index(letter) for letter in row.dims])
+
+
+def huggingfaces(row, array, fields, source):
+  """The tensor as Hugging Face stores it from the one that `source` does."""
+  if not row.rotated or source not in INTERLEAVED:
+    return array
+  heads = array.reshape(sizes(row.stored.replace(' ', ''), fields))
+  return half_split(heads).reshape(array.shape)
+
+
+def order(row) -> list[int]:
+  """Our dims in the order in which the stored tensor has them."""
+  return [row.dims.index(letter) for letter in row.stored.replace(' ', '')]
 
 
 def theirs(row, array, fields, source):

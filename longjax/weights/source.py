@@ -17,7 +17,7 @@ from longjax import errors, rope
 from longjax.weights import names
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-ROWS = 64  # copied at once: a block of both sides of a transpose stays in cache
+BLOCK = 1 << 18  # elements copied at once: they stay in cache, also transposed
 
 
 class Tensor(NamedTuple):
@@ -101,7 +101,7 @@ def shapes(fields) -> dict[str, tuple]:
   """{path: shape} of our parameters, layers stacked in front."""
   return {
     row.path: (
-      *((fields['layers'],) if row.path.startswith('layers/') else ()),
+      *((fields['layers'],) if names.is_layered(row.path) else ()),
       *names.sizes(row.dims, fields),
     )
     for row in names.rows(fields)
@@ -138,12 +138,23 @@ def layer(source: Source, row, number) -> np.ndarray:
   return names.ours(row, tensor.read(), source.fields, source.format)
 
 
+def matrix(source: Source, row, number) -> np.ndarray:
+  """The tensor of a layer as Hugging Face stores it, [rows, columns].
+
+  A vector is one column. Otherwise as `layer`.
+  """
+  tensor = source.tensors[names.name(row, source.format, number)]
+  array = names.huggingfaces(row, tensor.read(), source.fields, source.format)
+  return array.reshape(len(array), -1)
+
+
 def copy(out, array, name, path):
   """out[...] = array, by blocks; refuses what is not finite, by name."""
-  for start in range(0, len(out), ROWS):
-    block = slice(start, start + ROWS)
+  rows = max(BLOCK * len(out) // max(out.size, 1), 1)
+  for start in range(0, len(out), rows):
+    block = slice(start, start + rows)
     with np.errstate(over='ignore'):  # is refused below
-      out[block] = array[block].astype(out.dtype)
+      out[block] = array[block].astype(out.dtype, copy=False)
     if not finite(out[block]):
       large = finite(array[block])
       cause = (
@@ -155,11 +166,19 @@ def copy(out, array, name, path):
 
 
 def finite(array) -> bool:
-  """Whether all numbers are; three times as fast for bfloat16 as NumPy."""
-  if array.dtype != BFLOAT16:
-    return bool(np.isfinite(array).all())
-  exponent = array.view(np.uint16) & np.uint16(0x7F80)
-  return not (exponent == 0x7F80).any()
+  """Whether all numbers are.
+
+  As integers, NaN and infinity are the largest of their sign: two maxima cost
+  less than NumPy's isfinite, for bfloat16 a tenth.
+  """
+  if not array.size:
+    return True
+  bits = array.dtype.itemsize * 8
+  infinity = int(np.array(np.inf, array.dtype).view(f'u{bits // 8}'))
+  return bool(
+    array.view(f'i{bits // 8}').max() < infinity
+    and array.view(f'u{bits // 8}').max() < infinity + (1 << (bits - 1))
+  )
 
 
 def arrays(source: Source) -> dict:
@@ -181,7 +200,7 @@ def parts(source: Source, row, indices) -> list[np.ndarray]:
       each tensor is read once, and of it only what the parts need.
   """
   shape = shapes(source.fields)[row.path]
-  stacked = row.path.startswith('layers/')
+  stacked = names.is_layered(row.path)
   bounds = [
     [s.indices(size)[:2] for s, size in zip(index, shape)] for index in indices
   ]

@@ -7,8 +7,14 @@ Writes random weights of the shape of Llama 2 7B in bfloat16 (20 layers are
 in a process of its own: `cp -r` of the files, our import to float32 and to
 bfloat16, our export of the latter, and with --peer transformers'
 from_pretrained and save_pretrained, which is how others read and write these
-files. The space of about three copies is needed; all is removed at the end.
-Speed counts the bytes of the source; memory is the peak of the process.
+files. Each is run twice:
+
+  memory   what is read lies in the page cache, what is written may stay there
+  disk     what is read comes from the disk, what is written is synced to it
+
+The space of about three copies is needed; all is removed at the end. `read`
+counts the bytes of the source, as the ratios to cp do; `written` what was made
+(float32 is twice the source); memory is the peak of the process.
 """
 
 import argparse
@@ -90,21 +96,44 @@ def make(directory, layers):
   )
 
 
-def timed(name, size, command):
-  """Runs a command; prints seconds, speed and its peak memory."""
+def size(directory) -> int:
+  return sum(f.stat().st_size for f in directory.rglob('*') if f.is_file())
+
+
+def forget(directory):
+  """Drops files from the page cache; their pages are clean after a sync."""
   os.sync()
-  began = time.monotonic()
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-  _, status, usage = os.wait4(process.pid, 0)
-  seconds = time.monotonic() - began
-  assert status == 0, command
-  print(
-    f'{name:34} {seconds:7.1f} s {size / seconds / 1e9:6.2f} GB/s '
-    f'{usage.ru_utime + usage.ru_stime:7.1f} CPU s '
-    f'{usage.ru_maxrss * 1024 / 1e9:6.2f} GB',
-    flush=True,
-  )
-  return seconds
+  for path in directory.rglob('*'):
+    if path.is_file():
+      with open(path, 'rb') as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def timed(name, source, target, command) -> dict[str, float]:
+  """Runs a command both ways; its seconds. `target` stays, of the last run."""
+  found = {}
+  for way in ('memory', 'disk'):
+    shutil.rmtree(target, ignore_errors=True)
+    os.sync()
+    if way == 'disk':
+      forget(source)
+    began = time.monotonic()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if way == 'disk':
+      os.sync()
+    seconds = time.monotonic() - began
+    assert status == 0, command
+    print(
+      f'{name:28} {way:7} {seconds:6.1f} s '
+      f'read {size(source) / seconds / 1e9:5.2f} GB/s '
+      f'written {size(target) / seconds / 1e9:5.2f} GB/s '
+      f'{usage.ru_utime + usage.ru_stime:6.1f} CPU s '
+      f'{usage.ru_maxrss * 1024 / 1e9:6.2f} GB',
+      flush=True,
+    )
+    found[way] = seconds
+  return found
 
 
 def main():
@@ -114,48 +143,38 @@ def main():
   parser.add_argument('--peer', action='store_true')
   options = parser.parse_args()
   place = pathlib.Path(tempfile.mkdtemp(dir=options.directory))
-  script = str(ROOT / 'launch' / 'convert.py')
+  hf, bfloat16, out = (place / name for name in ('hf', 'bfloat16', 'out'))
   ours = lambda verb, source, target, *flags: [
-    sys.executable, script, verb, f'--from={place / source}',
-    f'--to={place / target}', *flags,
+    sys.executable, str(ROOT / 'launch' / 'convert.py'), verb,
+    f'--from={source}', f'--to={target}', *flags,
   ]  # fmt: skip
   try:
     # Elsewhere: a process inherits the peak of the one that starts it.
     spawn = multiprocessing.get_context('spawn')
-    maker = spawn.Process(target=make, args=(place / 'hf', options.layers))
+    maker = spawn.Process(target=make, args=(hf, options.layers))
     maker.start()
     maker.join()
-    size = sum(f.stat().st_size for f in (place / 'hf').iterdir())
-    print(f'{size / 1e9:.1f} GB of bfloat16', flush=True)
-    copy = ['cp', '-r', str(place / 'hf'), str(place / 'copy')]
-    base = timed('cp', size, copy)
-    shutil.rmtree(place / 'copy')
-    ratios = {}
-    for dtype in ('float32', 'bfloat16'):
-      ratios[f'import {dtype}'] = base / timed(
-        f'longjax import, {dtype}', size,
-        ours('import', 'hf', dtype, f'--dtype={dtype}'),
-      )  # fmt: skip
-      if dtype == 'float32':
-        shutil.rmtree(place / dtype)
-    ratios['export'] = base / timed(
-      'longjax export, bfloat16', size, ours('export', 'bfloat16', 'out')
-    )
-    shutil.rmtree(place / 'bfloat16')
-    shutil.rmtree(place / 'out')
+    print(f'{size(hf) / 1e9:.1f} GB of bfloat16', flush=True)
+    runs = {
+      'cp': (hf, out, ['cp', '-r', str(hf), str(out)]),
+      'import to float32': (
+        hf, out, ours('import', hf, out, '--dtype=float32')
+      ),
+      'import to bfloat16': (
+        hf, bfloat16, ours('import', hf, bfloat16, '--dtype=bfloat16')
+      ),
+      'export of bfloat16': (bfloat16, out, ours('export', bfloat16, out)),
+    }  # fmt: skip
     if options.peer:
-      peer = [
-        sys.executable,
-        '-c',
-        PEER,
-        str(place / 'hf'),
-        str(place / 'peer'),
-      ]
-      ratios['transformers load and save'] = base / timed(
-        'transformers load and save', size, peer
-      )
-    for name, ratio in ratios.items():
-      print(f'{name}: {ratio:.2f} of the speed of cp')
+      peer = [sys.executable, '-c', PEER, str(hf), str(out)]
+      runs['transformers load and save'] = hf, out, peer
+    found = {}
+    for name, run in runs.items():
+      found[name] = timed(name, *run)
+      shutil.rmtree(out, ignore_errors=True)
+    for name, seconds in found.items():
+      for way, of in seconds.items():
+        print(f'{name}, {way}: {found["cp"][way] / of:.2f} of the speed of cp')
   finally:
     shutil.rmtree(place)
 
