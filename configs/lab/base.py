@@ -1,10 +1,10 @@
-"""The laboratory: a Llama of 0.1 M parameters from scratch, 64 bytes.
+"""The laboratory: a Llama of 0.1 M parameters from scratch, 64 tokens.
 
   python launch/lab.py
 
 makes the documents, trains this config and its extensions (extend.py) with
 three seeds, and compares them: docs/lab.md. The documents are plays of
-Shakespeare, all of which is learned, and the tasks of
+Shakespeare as bytes, all of which is learned, and the tasks of
 longjax/evals/miniature.py, of which the answers are.
 """
 
@@ -22,7 +22,7 @@ PLAYS = 0.15  # of the rows
 
 
 def of_length(length):
-  """The sources of task documents of so many bytes, in launch/lab.py."""
+  """The sources of task documents of so many tokens, in launch/lab.py."""
   return tuple(f'{task}_{length}' for task in miniature.TASKS)
 
 
@@ -40,12 +40,12 @@ def get_config():
     short=dict(weight=1 - PLAYS, sources=of_length(WINDOW)),
   )
   config.train.update(
-    steps=500, batch=64, seq_len=WINDOW, loss_chunk=WINDOW
-  )  # 4,096 bytes a step
+    steps=400, batch=64, seq_len=WINDOW, loss_chunk=WINDOW
+  )  # 4,096 tokens a step
   config.optim.update(
     learning_rate=5e-3, schedule='cosine', warmup_steps=50, min_ratio=0.1,
-    spike_sigmas=0.0,  # that it learns to look back comes as a jump
+    spike_sigmas=0.0,  # it learns to look back in a jump
   )  # fmt: skip
-  config.checkpoint.update(every_steps=500, keep=1)
+  config.checkpoint.update(every_steps=400, keep=1)
   config.eval.update(batch=64, window=WINDOW)
   return config

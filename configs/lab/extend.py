@@ -1,8 +1,8 @@
-"""The laboratory: the base model, 64 bytes, extended to 256 by each method.
+"""The laboratory: the base model, 64 tokens, extended to 256 by each method.
 
   python launch/lab.py
 
-Every method gets as many tokens: 100 steps of 4,096 bytes.
+Every method gets as many tokens: 100 steps of 4,096.
 """
 
 from configs import common
@@ -31,7 +31,7 @@ SHORT_ROWS = ('pose', 'short', 'fot')
 
 
 def mixture(masked):
-  """Packs of 256 bytes, a row or four: documents that fill one, or short."""
+  """Packs of 256 tokens, a row or four: documents that fill one, or short."""
   tasks, length = 1 - base.PLAYS, dict(length=TARGET)
   short = base.of_length(base.WINDOW)
   return dict(
