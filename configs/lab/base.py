@@ -40,12 +40,12 @@ def get_config():
     short=dict(weight=1 - PLAYS, sources=of_length(WINDOW)),
   )
   config.train.update(
-    steps=600, batch=32, seq_len=WINDOW, loss_chunk=WINDOW
+    steps=1000, batch=32, seq_len=WINDOW, loss_chunk=WINDOW
   )  # 2,048 tokens a step
   config.optim.update(
     learning_rate=5e-3, schedule='cosine', warmup_steps=50, min_ratio=0.1,
     spike_sigmas=0.0,  # it learns to look back in a jump
   )  # fmt: skip
-  config.checkpoint.update(every_steps=600, keep=1)
+  config.checkpoint.update(every_steps=1000, keep=1)
   config.eval.update(batch=64, window=WINDOW)
   return config

@@ -64,8 +64,9 @@ def build(rng, task: str, prose, size: int, asked: int = 0):
 
 
 def document(rng, task: str, prose, size: int):
-  """`size` tokens to train on: a task of any length, and prose after it."""
-  length = int(rng.integers(LEAST, size + 1))
+  """`size` tokens to train on: a task that fills them, or each second time one
+  of any length and prose after it."""
+  length = int(rng.choice([size, rng.integers(LEAST, size + 1)]))
   tokens, mask = build(rng, task, prose, length)
   rest = passage(rng, prose, size - length)
   return np.concatenate([tokens, rest]), np.pad(mask, (0, len(rest)))
