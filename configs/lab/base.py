@@ -47,5 +47,5 @@ def get_config():
     spike_sigmas=0.0,  # it learns to look back in a jump
   )  # fmt: skip
   config.checkpoint.update(every_steps=1000, keep=1)
-  config.eval.update(batch=64, window=WINDOW)
+  config.eval.update(batch=8, window=WINDOW)
   return config
