@@ -114,7 +114,7 @@ def as_config(path, fields, dtype) -> llama.Llama:
     raise errors.InputError(f'{path}: a checkpoint that names no model')
   try:
     return llama.Llama(**fields | dict(dtype=dtype))
-  except (ValueError, TypeError, KeyError) as error:
+  except (ValueError, TypeError, KeyError, OverflowError) as error:
     raise errors.InputError(f'{path}: {error}') from None
 
 

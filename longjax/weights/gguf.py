@@ -5,6 +5,7 @@ what a Llama must have, and refuses the rest in one line that names the file
 and the tensor. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import functools
 import math
 
 import gguf
@@ -12,7 +13,7 @@ import numpy as np
 
 from longjax import errors, rope
 from longjax.weights.files import mapped
-from longjax.weights.source import BFLOAT16, Source, Tensor
+from longjax.weights.source import BFLOAT16, Source, Tensor, count
 
 EMBEDDING = 'token_embd.weight'
 HEAD = 'output.weight'
@@ -142,20 +143,16 @@ def _short(value):
 
 def _fields(metadata, tensors):
   """The fields of a llama.Llama from the metadata."""
-
-  def need(key):
-    value = metadata.get(key)
-    if not isinstance(value, int | float) or value <= 0:
-      raise errors.InputError(
-        f'needs a positive number as llama.{key}, got {value}'
-      )
-    return value
-
+  number = functools.partial(count, metadata, prefix='llama.')
   if EMBEDDING not in tensors:
     raise errors.InputError(f'lacks tensor {EMBEDDING}')
-  heads, embed = need('attention.head_count'), need('embedding_length')
-  metadata.setdefault('attention.head_count_kv', heads)
-  head_dim = metadata.get('attention.key_length', embed // heads)
+  heads, embed = number('attention.head_count'), number('embedding_length')
+  head_dim = number('attention.key_length', embed // heads)
+  eps = metadata.get('attention.layer_norm_rms_epsilon')
+  if type(eps) is not float or not 0 < eps < 1:
+    raise errors.InputError(
+      f'needs llama.attention.layer_norm_rms_epsilon, got {eps!r}'
+    )
   for key in ('rope.dimension_count', 'attention.value_length'):
     if metadata.get(key, head_dim) != head_dim:
       raise errors.InputError(
@@ -164,13 +161,13 @@ def _fields(metadata, tensors):
       )
   return dict(
     vocab=tensors[EMBEDDING].shape[0],
-    layers=need('block_count'),
+    layers=number('block_count'),
     embed=embed,
-    mlp=need('feed_forward_length'),
+    mlp=number('feed_forward_length'),
     heads=heads,
-    kv_heads=need('attention.head_count_kv'),
+    kv_heads=number('attention.head_count_kv', heads),
     head_dim=head_dim,
-    norm_eps=need('attention.layer_norm_rms_epsilon'),
+    norm_eps=eps,
     tied=HEAD not in tensors,
     rope=_rope(metadata, tensors, head_dim),
   )

@@ -12,7 +12,7 @@ import re
 
 from longjax import errors
 from longjax.weights import files
-from longjax.weights.source import Source, Tensor, is_plain_rope, same
+from longjax.weights.source import Source, Tensor, count, is_plain_rope, same
 
 CONFIG = 'config.json'
 ARCHITECTURES = ('LlamaForCausalLM', 'LLaMAForCausalLM', 'LongLlamaForCausalLM')
@@ -96,19 +96,19 @@ def source(directory) -> Source:
 def _fields(config) -> dict:
   """The fields of a llama.Llama."""
   _refuse_other_models(config)
-  embed, heads = _count(config, 'hidden_size'), _count(config, HEADS)
+  embed, heads = count(config, 'hidden_size'), count(config, HEADS)
   if 'head_dim' not in config and embed % heads:
     raise errors.InputError(
       f'hidden_size {embed} is not a multiple of num_attention_heads {heads}'
     )
-  head_dim = _count(config, 'head_dim', embed // heads)
+  head_dim = count(config, 'head_dim', embed // heads)
   return dict(
-    vocab=_count(config, 'vocab_size'),
-    layers=_count(config, 'num_hidden_layers'),
+    vocab=count(config, 'vocab_size'),
+    layers=count(config, 'num_hidden_layers'),
     embed=embed,
-    mlp=_count(config, 'intermediate_size'),
+    mlp=count(config, 'intermediate_size'),
     heads=heads,
-    kv_heads=_count(config, 'num_key_value_heads', heads),
+    kv_heads=count(config, 'num_key_value_heads', heads),
     head_dim=head_dim,
     norm_eps=_positive(config, 'rms_norm_eps', 1e-6),
     tied=_flag(config, 'tie_word_embeddings'),
@@ -134,14 +134,6 @@ def _refuse_other_models(config):
         f'{key} = {str(config[key])[:80]} would change the model in a way that '
         'longjax does not have'
       )
-
-
-def _count(config, key, default=None) -> int:
-  value = config.get(key)
-  value = default if value is None else value
-  if type(value) is not int or value < 1:
-    raise errors.InputError(f'needs a whole number as {key}, got {value!r}')
-  return value
 
 
 def _positive(config, key, default=None) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 
 from longjax import errors
 from longjax.weights import files
-from longjax.weights.source import Source, Tensor, is_plain_rope, same
+from longjax.weights.source import Source, Tensor, count, is_plain_rope, same
 
 PARAMS = 'params.json'
 EMBEDDING, HEAD = 'tok_embeddings.weight', 'output.weight'
@@ -98,9 +98,8 @@ def _fields(params, loaded) -> dict:
       f'{PARAMS}: {unknown[0]} = {str(params[unknown[0]])[:80]} might change '
       'the model; longjax does not know it'
     )
-  dim, layers, heads = (
-    _count(params, k) for k in ('dim', 'n_layers', 'n_heads')
-  )
+  number = functools.partial(count, params, prefix=f'{PARAMS}: ')
+  dim, layers, heads = map(number, ('dim', 'n_layers', 'n_heads'))
   if dim % heads:
     raise errors.InputError(
       f'{PARAMS}: dim {dim} is not a multiple of n_heads {heads}'
@@ -110,27 +109,17 @@ def _fields(params, loaded) -> dict:
     raise errors.InputError(f'{PARAMS}: needs norm_eps, got {eps!r}')
   told = params.get('vocab_size', -1)
   return dict(
-    vocab=(_vocab(loaded, dim) if told == -1 else _count(params, 'vocab_size')),
+    vocab=(_vocab(loaded, dim) if told == -1 else number('vocab_size')),
     layers=layers,
     embed=dim,
     mlp=_rows(loaded, 'layers.0.feed_forward.w1.weight'),
     heads=heads,
-    kv_heads=_count(params, 'n_kv_heads', heads),
+    kv_heads=number('n_kv_heads', heads),
     head_dim=dim // heads,
     norm_eps=eps,
     tied=False,
     rope=_rope(params, dim, layers),
   )
-
-
-def _count(params, key, default=None) -> int:
-  value = params.get(key)
-  value = default if value is None else value
-  if type(value) is not int or value < 1:
-    raise errors.InputError(
-      f'{PARAMS}: needs a whole number as {key}, got {value!r}'
-    )
-  return value
 
 
 def _rows(loaded, name) -> int:

@@ -1,7 +1,7 @@
 """One table of tensor names: ours, GGUF's, Hugging Face's and Meta's.
 
 Read it in either direction: `ours` turns a stored tensor into one layer of
-our parameter, `theirs` is its inverse. All three formats store matrices as
+our parameter, `order` turns that round. All three formats store matrices as
 [out, in] with heads flattened, so one pair of letter strings per row says how
 a tensor is reshaped and transposed:
 
@@ -134,24 +134,8 @@ def order(row) -> list[int]:
   return [row.dims.index(letter) for letter in row.stored.replace(' ', '')]
 
 
-def theirs(row, array, fields, source):
-  """The inverse of `ours`: the tensor to store from one layer of ours."""
-  letters = row.stored.replace(' ', '')
-  array = array.transpose([row.dims.index(letter) for letter in letters])
-  if row.rotated and source in INTERLEAVED:
-    array = interleaved(array)
-  return array.reshape(stored_shape(row, fields))
-
-
 def half_split(array):
   """Rows [heads, dim, in] from pairs (2i, 2i + 1) to pairs (i, i + dim/2)."""
   heads, dim, inputs = array.shape
   pairs = array.reshape(heads, dim // 2, 2, inputs)
-  return pairs.swapaxes(1, 2).reshape(array.shape)
-
-
-def interleaved(array):
-  """Rows [heads, dim, in] from pairs (i, i + dim/2) to pairs (2i, 2i + 1)."""
-  heads, dim, inputs = array.shape
-  pairs = array.reshape(heads, 2, dim // 2, inputs)
   return pairs.swapaxes(1, 2).reshape(array.shape)

@@ -43,6 +43,24 @@ class Source(NamedTuple):
   window: int = 0  # tokens it was trained for, 0 if the files do not say
 
 
+def count(metadata, key, default=None, prefix='') -> int:
+  """What metadata give as a number of layers, heads ...; errors name the key.
+
+  Args:
+    metadata: of a model, a dict.
+    key: of it.
+    default: where it is not told, or None.
+    prefix: of the key, in errors.
+  """
+  value = metadata.get(key)
+  value = default if value is None else value
+  if type(value) is not int or value < 1:
+    raise errors.InputError(
+      f'needs a whole number as {prefix}{key}, got {value!r}'
+    )
+  return value
+
+
 def check(source: Source):
   """Refuses missing, unknown and misshapen tensors before any is read."""
   fields, tensors = source.fields, source.tensors
