@@ -111,8 +111,9 @@ class Metrics:
     self._write('')
     with contextlib.suppress(OSError):
       self.file.close()
-    if self.board is not None:
-      self.board.close()
+    with contextlib.suppress(Exception):  # what its thread met, see _event
+      if self.board is not None:
+        self.board.close()
 
   def _open(self):
     """Unbuffered, so that we know what of a line a full disk has taken."""

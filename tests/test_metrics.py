@@ -112,6 +112,16 @@ def test_nothing_that_happens_to_its_files_ends_training(tmp_path, monkeypatch):
   assert [x['step'] for x in metrics.read(tmp_path)] == [1, 2, 3]
 
 
+def test_a_disk_that_is_full_at_the_end_ends_nothing(tmp_path, monkeypatch):
+  writer = metrics.Metrics(tmp_path, 0, 1, lambda _: None)
+
+  def full(*_):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(writer.board, 'close', full)
+  writer.close()
+
+
 def test_a_loss_that_is_not_finite_is_null_in_json(tmp_path):
   lines = []
   writer = metrics.Metrics(tmp_path, 0, 2, lines.append)
