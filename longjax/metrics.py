@@ -49,7 +49,7 @@ class Metrics:
     lines = read(workdir)
     kept = [x for x in lines if x['step'] <= start]
     self.steps, self.log = steps, log
-    self.tokens = tokens or (kept[-1]['tokens'] if kept else 0)
+    self.tokens = tokens or (kept[-1].get('tokens', 0) if kept else 0)
     self.seconds, self.done = 0.0, 0
     self.dropped_seconds = sum(
       x.get('step_seconds', 0.0) for x in lines if x['step'] > start

@@ -58,8 +58,9 @@ def test_damaged_files_of_a_run_are_passed_over(tmp_path):
     b'\xff\xfe\n[1]\n{"loss": 1}\n{"step": 2}\n{"step"'
   )
   assert metrics.read(tmp_path) == [{'step': 2}]
-  (tmp_path / 'goodput.json').write_text('[{"began": 1}]')
-  assert goodput.read(tmp_path) == []
+  for torn in ('[{"began": 1}]', '[{"began": "1 h", "seconds": 1}]', '[[1]]'):
+    (tmp_path / 'goodput.json').write_text(torn)
+    assert goodput.read(tmp_path) == []
   (tmp_path / 'evals').mkdir()
   for name, content in dict(a=b'{}', b=b'\xff', c=b'[]').items():
     (tmp_path / 'evals' / f'{name}.json').write_bytes(content)

@@ -84,8 +84,9 @@ def read(workdir) -> list[dict]:
   """The starts of a run so far; [] if there is no or no whole file."""
   try:
     starts = json.loads((pathlib.Path(workdir) / 'goodput.json').read_bytes())
+    starts = [{k: float(v) for k, v in start.items()} for start in starts]
     return [dict(began=s['began'], seconds=s['seconds']) | s for s in starts]
-  except (OSError, ValueError, TypeError, KeyError):
+  except (OSError, ValueError, TypeError, KeyError, AttributeError):
     return []
 
 
