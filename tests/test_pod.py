@@ -187,6 +187,15 @@ def test_a_slice_is_asked_for_by_the_name_that_google_gives_it(flags, create):
   assert [x for x in lines if ' create ' in x] == [made]
 
 
+@pytest.mark.parametrize('topology, flag', [
+  ('v5e:1x1', '--accelerator-type=v5litepod-1'),
+  ('v6e:1x1', '--accelerator-type=v6e-1'),
+  ('v5e:2x4', '--accelerator-type=v5litepod-8'),
+])  # fmt: skip
+def test_one_chip_or_one_host_can_be_had_to_try_things(topology, flag):
+  assert request.hardware(request.parse(topology, 1)) == [flag]
+
+
 def test_tpu7x_goes_through_xpk():
   text = dry('supervise', *DRY, '--topology=tpu7x:4x4x4', '--spot')
   place = '--cluster=llama3-8b-512k --project=ours --zone=us-east5-a'

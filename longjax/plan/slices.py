@@ -96,10 +96,13 @@ def parse(text: str, slices: int = 1) -> Slice:
 
 def nearest(generation: str, dims) -> tuple[int, ...]:
   """The axes that a slice of this generation may have: even ones up to 16 in
-  two dimensions; in three a host has 2 x 2 x 1 chips, no axis exceeds 28."""
+  two dimensions, or a single chip; in three a host has 2 x 2 x 1 chips, no
+  axis exceeds 28."""
   axes = GENERATIONS[generation][0]
   dims = (*dims, 1, 1)[:axes]
   even = lambda n, most: min(max(2 * round(n / 2), 2), most)
+  if axes == 2 and dims == (1, 1):
+    return dims
   if axes == 2:
     return tuple(even(n, 16) for n in dims)
   return even(dims[0], 28), even(dims[1], 28), min(max(dims[2], 1), 28)

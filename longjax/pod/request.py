@@ -23,7 +23,9 @@ TYPES = {
   'v6e': ('v6e', 1, 'v2-alpha-tpuv6e'),
 }
 # The only shapes in two dimensions.
-PLANES = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+PLANES = (
+  (1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)
+)  # fmt: skip
 # The shapes that a count stands for in three; others are asked for as such.
 TORI = (
   (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8),
