@@ -67,7 +67,14 @@ TO = {'to': 'directory to make'}
 DTYPE = 'of what is written: float32, bfloat16'
 
 VERBS = {
-  'import': (import_, dict(**FROM, **TO, dtype=f'{DTYPE}; default float32')),
+  'import': (
+    import_,
+    {
+      **FROM,
+      **TO,
+      'dtype': f'{DTYPE}, which loses nothing of files in it; default float32',
+    },
+  ),
   'export': (
     export,
     {
