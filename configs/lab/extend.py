@@ -59,7 +59,7 @@ def get_config(method='abf'):
     config.data.positions.update(kind='pose', target=TARGET, chunks=2)
   if method == 'fot':
     config.model.memory = dict(
-      layers=(1,),
+      layers=(0, 1),  # the base looks up in the first of its two
       # Positives and negatives of each row, as those of the 7B (appendix).
       rows=crossbatch.mixed((0, 0), (1, 2), (2, 5), (3, 4)),
       wrap=False,
