@@ -24,6 +24,7 @@ from longjax import cli, sharding  # noqa: E402
 from longjax.data import sources, store, tokenizer  # noqa: E402
 from longjax.errors import InputError  # noqa: E402
 from longjax.evals import miniature, position_loss, sections  # noqa: E402
+from longjax.run import resume  # noqa: E402
 
 EDGES = (0, 64, 128, 256)  # of the buckets of loss by position
 LENGTHS = (64, 128, 256, 512, 1024)  # tokens of prompts and answers
@@ -49,7 +50,10 @@ def main() -> int | None:
   parser.add_argument('--methods', default=','.join(extend.ROPES))
   parser.add_argument('--workdir', default='runs/lab')
   asked = parser.parse_args()
-  seeds, methods = asked.seeds.split(','), asked.methods.split(',')
+  seeds, methods = (
+    list(dict.fromkeys(names.split(',')))
+    for names in (asked.seeds, asked.methods)
+  )
   for method in methods:
     if method not in extend.ROPES:
       raise InputError(f'--methods {method!r} is none of {[*extend.ROPES]}')
@@ -60,7 +64,7 @@ def main() -> int | None:
 
 
 def compare(seeds, methods, workdir):
-  """Trains and measures what is missing; table and plot after each run."""
+  """Trains and measures what is missing; table and plot after each seed."""
   held_out = write_documents(workdir / 'documents')
   results = {}
   for seed in seeds:
@@ -114,11 +118,28 @@ def trained(config, seed, workdir, place):
 
   config.seed = seed
   config.data.directory = str(workdir / 'documents')
-  if not (place / 'REPORT.md').exists():
-    print(f'{place} ...', flush=True)
-    if train.main(config, place, log=lambda _: None):
-      raise InputError(f'{place} was stopped: run the same command again')
+  if (place / 'REPORT.md').exists():
+    refuse_other(config, place)
+    return place
+  print(f'{place} ...', flush=True)
+  if train.main(config, place, log=lambda _: None):
+    raise InputError(f'{place} was stopped: run the same command again')
   return place
+
+
+def refuse_other(config, place):
+  """InputError if a run that is done was trained with another config."""
+  before = json.loads((place / 'config.json').read_text())
+  now = json.loads(json.dumps(config.to_dict()))
+  changed = [
+    key for key in resume.differences(before, now)
+    if not key.startswith('eval.')
+  ]  # fmt: skip
+  if changed:
+    raise InputError(
+      f'{place} was trained with another {", ".join(changed)}: remove it, or '
+      'use another --workdir'
+    )
 
 
 def measured(run, held_out) -> dict:
@@ -126,7 +147,9 @@ def measured(run, held_out) -> dict:
   file = run / 'measured.json'
   if not file.exists():
     found = measure(language_model(run).nll, held_out)
-    file.write_text(json.dumps(found))
+    temporary = file.with_suffix('.tmp')
+    temporary.write_text(json.dumps(found))
+    temporary.replace(file)
   return json.loads(file.read_text())
 
 

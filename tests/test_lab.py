@@ -47,6 +47,17 @@ def test_what_it_cannot_do_is_refused_before_anything_is_made(
     lab.main()
 
 
+def test_a_run_that_was_trained_otherwise_is_not_taken_for_this_one(tmp_path):
+  config = extend.get_config('abf')
+  (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+  lab.refuse_other(config, tmp_path)
+  config.eval.batch += 1
+  lab.refuse_other(config, tmp_path)
+  config.optim.learning_rate *= 2
+  with pytest.raises(InputError, match=r'another optim.learning_rate: remove'):
+    lab.refuse_other(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_the_laboratory_runs_whole(tmp_path, monkeypatch):
   def small(config):
