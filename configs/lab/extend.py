@@ -49,8 +49,8 @@ def get_config(method='abf'):
   config.name = f'lab_extend_{method}'
   config.weights = ''
   config.model.rope = common.model('tiny', **rope).rope
-  if method not in SHORT_ROWS:
-    config.train.update(batch=16, seq_len=TARGET)
+  seq_len = base.WINDOW if method in SHORT_ROWS else TARGET
+  config.train.update(steps=100, batch=4096 // seq_len, seq_len=seq_len)
   if method not in ('pose', 'short'):
     config.data.mix = mixture(masked=method != 'joined')
   if method == 'curriculum':
@@ -64,7 +64,6 @@ def get_config(method='abf'):
       rows=crossbatch.mixed((0, 0), (1, 2), (2, 5), (3, 4)),
       wrap=False,
     )
-  config.train.steps = 100
   config.optim.update(
     learning_rate=2e-3, schedule='linear', warmup_steps=10, min_ratio=0.1
   )
