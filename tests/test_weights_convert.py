@@ -81,6 +81,7 @@ def test_an_import_restores_on_any_mesh_and_verifies(
   tmp_path, make_mesh, monkeypatch, dtype
 ):
   monkeypatch.setattr(stored, 'CHUNK_BYTES', 1000)  # many pieces to a layer
+  monkeypatch.setattr(stored, 'RUN', 1)
   truth = files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31, shards=2)
   convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', dtype, quiet)
   assert_same(weights.load(tmp_path / 'run')[0], truth)
@@ -100,6 +101,7 @@ def test_an_import_restores_on_any_mesh_and_verifies(
 def test_sizes_that_no_chunk_divides_go_in_and_out(tmp_path, monkeypatch):
   """Chunks of whole rows beyond the last, of columns beyond the last."""
   monkeypatch.setattr(stored, 'CHUNK_BYTES', 3000)
+  monkeypatch.setattr(stored, 'RUN', 1)
   monkeypatch.setattr(sources, 'BLOCK', 500)  # several to a chunk
   fields = GQA | dict(vocab=97, mlp=113)
   truth = files.write_huggingface(tmp_path / 'hf', fields, LLAMA31)

@@ -27,6 +27,8 @@ from longjax import errors
 from longjax.weights import names, source
 
 CHUNK_BYTES = 1 << 24  # is read whole, also for a part of it
+UNSYNCED_BYTES = 1 << 27  # of a file, before it is written to the disk
+RUN = 128  # of a row of theirs in a chunk: fewer take twice as long
 ODD = 2654435761  # of longjax.checkpoint's digest
 ABOUT = '_CHECKPOINT_METADATA'  # Orbax's file of `custom_metadata`, JSON
 
@@ -100,10 +102,8 @@ class Writer:
     first = (layer or 0) * matrix.size
     block = np.zeros((_count(source.BLOCK, width), width), self.dtype)
     sums = np.zeros(2, np.uint32)
-    index = [layer or 0] + [0] * (len(self.shapes[row.path]) - 1)
-    path = _array(self.step, row.path).joinpath('c', *map(str, index))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, 'wb') as file:
+    often = _count(UNSYNCED_BYTES, len(block) * columns * self.dtype.itemsize)
+    with open(self._file(row.path, layer), 'wb') as file:
       for top in range(0, rows, len(block)):
         for left in range(0, columns, width):
           here = matrix[top : top + len(block), left : left + width]
@@ -114,10 +114,19 @@ class Writer:
           sums += _sums(part, corner, strides)
           file.seek((left * rows + top * width) * self.dtype.itemsize)
           file.write(block[: len(here)].view(np.uint8))
+        if (top // len(block) + 1) % often == 0:
+          _to_disk(file)
       _write_table(file, _count(matrix.size, size), size * self.dtype.itemsize)
       _to_disk(file)
     with self._lock:
       self._sums[row.path] += sums
+
+  def _file(self, path, layer) -> epath.Path:
+    """Where Zarr looks for a layer; its directory is made."""
+    index = [layer or 0] + [0] * (len(self.shapes[path]) - 1)
+    file = _array(self.step, path).joinpath('c', *map(str, index))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
 
   def close(self, about: dict):
     """Writes what is to be known beside the arrays, and their digests."""
@@ -141,7 +150,7 @@ def _write_table(file, chunks, chunk_bytes):
 
 
 def _to_disk(file):
-  """Here, while other threads go on, and not for all files at the end.
+  """Now, while other threads go on, and not for all files at the end.
 
   Nor does it stay in memory: on a virtual machine, pages that were never used
   cost three times what writing to used ones does.
@@ -155,7 +164,8 @@ def _to_disk(file):
 def _chunk(shape, dtype) -> list[int]:
   """A layer, or as many of our first dim as CHUNK_BYTES hold."""
   rows, *rest = shape
-  most = max(CHUNK_BYTES // (math.prod(rest) * dtype.itemsize), 1)
+  least = RUN if len(rest) == 1 else 1  # with heads, one is a run
+  most = max(CHUNK_BYTES // (math.prod(rest) * dtype.itemsize), least)
   if rows > most:  # parts that meshes cut too, if there are such
     even = max(n for n in range(1, most + 1) if rows % n == 0)
     rows = even if even > most // 4 else most
