@@ -87,8 +87,16 @@ class Checkpoints:
       log: called with lines about what failed or was passed over.
       keep_every: every so many steps, one stays for good; 0 is none.
       max_failed: saves in a row that may fail.
+
+    Raises:
+      InputError: the name of the directory would lose what is saved there.
     """
     self.directory = absolute(directory)
+    if set('[\\') & set(str(self.directory)):  # Orbax globs for its own files
+      raise InputError(
+        f'{self.directory}: Orbax cannot save where a name has [ or \\; use '
+        'another --workdir'
+      )
     self.keep, self.keep_every, self.log = keep, keep_every, log
     self.max_failed, self.failed = max_failed, 0
     self.retry_step = None

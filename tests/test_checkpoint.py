@@ -147,6 +147,14 @@ def test_params_alone_can_be_read(tmp_path, make_mesh, rng):
     checkpoint.load_params(tmp_path)
 
 
+@pytest.mark.parametrize('name', ['lr[3e-4]', 'a\\b'])
+def test_a_directory_in_which_orbax_would_lose_a_save_is_refused(
+  tmp_path, name
+):
+  with pytest.raises(InputError, match='use another --workdir'):
+    checkpoint.Checkpoints(tmp_path / name / 'checkpoints', 1)
+
+
 def test_after_walking_back_the_damaged_step_can_be_saved_again(
   tmp_path, make_mesh, rng
 ):

@@ -117,6 +117,15 @@ def test_sizes_that_no_chunk_divides_go_in_and_out(tmp_path, monkeypatch):
   assert_same_files(tmp_path / 'out', tmp_path / 'hf')
 
 
+def test_any_letters_may_be_in_the_name_of_a_directory(tmp_path):
+  odd = tmp_path / 'my models #1? 50%20 [a]'
+  truth = files.write_huggingface(odd / 'hf', TIED, LLAMA31)
+  convert.to_checkpoint(odd / 'hf', odd / 'run', log=quiet)
+  assert_same(weights.load(odd / 'run')[0], truth)
+  convert.to_huggingface(odd / 'run', odd / 'out', log=quiet)
+  assert_same_files(odd / 'out', odd / 'hf')
+
+
 def test_an_import_says_where_it_comes_from(tmp_path):
   files.write_meta(tmp_path / 'meta', MHA, shards=2)
   convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)

@@ -150,7 +150,7 @@ def _write_table(file, chunks, chunk_bytes):
 
 
 def _to_disk(file):
-  """Now, while other threads go on, and not for all files at the end.
+  """Syncs a file now, while other threads go on, and not all at the end.
 
   Nor does it stay in memory: on a virtual machine, pages that were never used
   cost three times what writing to used ones does.
@@ -162,7 +162,7 @@ def _to_disk(file):
 
 
 def _chunk(shape, dtype) -> list[int]:
-  """A layer, or as many of our first dim as CHUNK_BYTES hold."""
+  """The dims of a layer, the first cut to what CHUNK_BYTES hold."""
   rows, *rest = shape
   least = RUN if len(rest) == 1 else 1  # with heads, one is a run
   most = max(CHUNK_BYTES // (math.prod(rest) * dtype.itemsize), least)
@@ -252,13 +252,17 @@ def _array(step, path) -> epath.Path:
 def _spec(step, path) -> dict:
   """Where TensorStore finds a parameter, in files or in Orbax's database."""
   place = _array(epath.Path(step), path)
-  url = lambda path: str(path) if '://' in str(path) else f'file://{path}'
-  if (place.parent / 'manifest.ocdbt').exists():
-    base = f'{url(place.parent)}/'
-    store: str | dict = dict(driver='ocdbt', base=base, path=f'{place.name}/')
-  else:
-    store = f'{url(place)}/'
+  if not (place.parent / 'manifest.ocdbt').exists():
+    return dict(driver='zarr3', kvstore=_store(place))
+  base = _store(place.parent)
+  store = dict(driver='ocdbt', base=base, path=f'{place.name}/')
   return dict(driver='zarr3', kvstore=store)
+
+
+def _store(directory) -> str | dict:
+  """A directory for TensorStore; in a URL, some letters would mean more."""
+  path = f'{directory}/'
+  return path if '://' in path else dict(driver='file', path=path)
 
 
 def _named(name, **configuration) -> dict:
