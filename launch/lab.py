@@ -44,11 +44,12 @@ LEARNED = 0.95  # of the answers: what the base must find in its window
 
 def main() -> int | None:
   parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--seeds', default='0,1,2')
-  parser.add_argument('--methods', default=','.join(extend.ROPES))
-  parser.add_argument('--workdir', default='runs/lab')
+    description=__doc__, allow_abbrev=False,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  default = dict(seeds='0,1,2', methods=','.join(extend.ROPES))
+  for name, values in (default | dict(workdir='runs/lab')).items():
+    parser.add_argument(f'--{name}', default=values, help=f'default: {values}')
   asked = parser.parse_args()
   seeds, methods = (
     list(dict.fromkeys(names.split(',')))
