@@ -218,6 +218,7 @@ def plot(results, file):
 
   figure, axes = pyplot.subplots(1, 4, figsize=(15, 4), layout='constrained')
   for axis, (key, title) in zip(axes, TITLES.items()):
+    axis.set_prop_cycle(color=pyplot.get_cmap('tab20').colors)  # pyright: ignore
     x = EDGES[1:] if key == 'loss' else LENGTHS
     for method, runs in results.items():
       values = [[*run[key].values()] for run in runs]
@@ -227,7 +228,8 @@ def plot(results, file):
     axis.set_xticks(x, [f'{n}' for n in x])
     axis.set_xlabel('tokens read')
     axis.set_title(title.partition(',')[0])
-  axes[-1].legend(fontsize=8, ncol=2)
+  lines = axes[0].get_legend_handles_labels()
+  figure.legend(*lines, loc='outside right upper')
   figure.savefig(file, dpi=100)
   pyplot.close(figure)
 
