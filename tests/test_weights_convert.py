@@ -163,6 +163,17 @@ def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path):
+  (tmp_path / 'file').touch()
+  for place, words in (('file/run', 'cannot be made'), ('new/..', 'exists')):
+    with (
+      pytest.raises(errors.InputError, match=words),
+      directories.whole(tmp_path / place, 1),
+    ):
+      pytest.fail('nothing may be written')
+  assert [path.name for path in tmp_path.iterdir()] == ['file']
+
+
 def test_what_a_killed_import_left_is_removed(tmp_path):
   (tmp_path / 'run.partial-abc' / 'checkpoints').mkdir(parents=True)
   (tmp_path / 'running.partial-abc').mkdir()  # of another directory

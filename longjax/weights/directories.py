@@ -28,7 +28,7 @@ def whole(directory, needed_bytes):
     InputError: it exists, or the disk has too little space.
   """
   if not mirror.is_remote(directory):
-    with _whole(pathlib.Path(directory).absolute(), needed_bytes) as made:
+    with _whole(pathlib.Path(os.path.abspath(directory)), needed_bytes) as made:
       yield made
     return
   bucket = mirror.place(directory)
@@ -49,15 +49,20 @@ def _refuse_existing(target):
 def _whole(target, needed_bytes):
   """`whole` on this machine."""
   _refuse_existing(target)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  free = shutil.disk_usage(target.parent).free
-  if free < needed_bytes * 1.05:
-    raise errors.InputError(
-      f'{target} needs {gigabytes(needed_bytes)}, the disk has '
-      f'{gigabytes(free)}'
-    )
-  made, lock = _partial(target)
   try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made, lock = _partial(target)
+  except OSError as error:
+    raise errors.InputError(
+      f'{target} cannot be made: {error.strerror}'
+    ) from None
+  try:
+    free = shutil.disk_usage(target.parent).free
+    if free < needed_bytes * 1.05:
+      raise errors.InputError(
+        f'{target} needs {gigabytes(needed_bytes)}, the disk has '
+        f'{gigabytes(free)}'
+      )
     os.chmod(made, 0o777 & ~_umask())
     yield pathlib.Path(made)
     os.rename(made, target)
