@@ -84,10 +84,14 @@ TABLE = [
     factor=16, seq_len=32 * K, batch=128, learning_rate=2e-5)),
   ('llama_pi', 'llama2_7b_32k', PI | dict(factor=8)),
   ('llama_ntk', 'llama2_7b_32k', PI | dict(scaling='ntk', factor=8)),
-  ('llama_superhot_8k', '', dict(scaling='linear', factor=4, seq_len=8 * K)),
+  # 1,200 samples of 8K tokens at most, an epoch.
+  ('llama_superhot_8k', '', dict(
+    scaling='linear', factor=4, seq_len=8 * K, batch=16, steps=75,
+    weights=('q', 'k', 'v', 'o'))),
   # arXiv:2309.00071
   ('llama2_yarn', '7b_64k', YARN | dict(factor=16, steps=400)),
-  ('llama2_yarn', '13b_128k', YARN | dict(factor=32, steps=200)),
+  ('llama2_yarn', '13b_128k', YARN | dict(
+    factor=32, steps=200, beta_fast=32, beta_slow=1)),
   ('llama31_8b_128k', '', dict(
     base=5e5, scaling='llama3', factor=8, original_length=8192,
     low_freq_factor=1, high_freq_factor=4, seq_len=128 * K)),
@@ -98,8 +102,11 @@ TABLE = [
   # arXiv:2309.10400
   ('llama_pose', 'linear_16k', dict(
     scaling='linear', factor=8, seq_len=2048, batch=64, steps=1000,
-    learning_rate=2e-5, schedule='linear', warmup_steps=10)),
+    learning_rate=2e-5, schedule='linear', warmup_steps=10, b2=0.999,
+    kind='pose', target=16 * K, chunks=2)),
   ('llama_pose', 'yarn_128k', dict(scaling='yarn', factor=64)),
+  # arXiv:2405.03939: only that positions skip is known
+  ('llama3_8b_skipalign', '', dict(kind='skipalign', target=64 * K)),
   # arXiv:2401.06951
   ('llama2_e2llm', '7b', ADAM | dict(
     factor=20, seq_len=4096, batch=16, steps=30_000, learning_rate=1e-5)),
@@ -119,12 +126,12 @@ TABLE = [
   # arXiv:2309.12307
   ('llama2_longlora', '13b_64k', CONSTANT | dict(
     scaling='linear', factor=16, steps=1000, batch=64, learning_rate=2e-5,
-    warmup_steps=20, weight_decay=0.0, **LONGLORA)),
+    warmup_steps=20, weight_decay=0.0, group=16 * K, **LONGLORA)),
   ('llama2_longlora', '70b_32k', CONSTANT | LONGLORA | dict(
     factor=8, learning_rate=1e-5)),
   ('llama2_longlora', '7b_100k', dict(factor=24, rank=0)),
   # arXiv:2406.00605, arXiv:2405.17915
-  ('llama2_longskywork', 'sft', dict(steps=200)),
+  ('llama2_longskywork', 'sft', dict(steps=200, seq_len=204_800)),
   ('llama2_prospector', '', dict(base=160_000, seq_len=32 * K, batch=128)),
 ]  # fmt: skip
 
@@ -133,7 +140,8 @@ def constants(config):
   """The numbers of a config, flat, and tokens a step."""
   rope_, train_ = config.model.rope, config.train
   flat = rope_.to_dict() | train_.to_dict() | config.optim.to_dict()
-  flat |= config.lora.to_dict()
+  flat |= config.lora.to_dict() | config.data.positions.to_dict()
+  flat['group'] = config.model.group
   return flat | dict(batch_tokens=train_.batch * train_.seq_len)
 
 
