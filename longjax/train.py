@@ -585,7 +585,7 @@ def keep(run: Run, name: str, step: int | None, results: dict):
     if step is not None:
       metrics.evaluated(run.local, step, evals.scalars(results))
   except OSError as error:
-    run.log(f'WARNING: {name!r} will not be in REPORT.md: {error.strerror}')
+    run.log(f'WARNING: not all of {name!r} could be kept: {error.strerror}')
 
 
 def build(config, model, mesh):

@@ -200,4 +200,4 @@ def test_an_evaluation_that_the_disk_does_not_take_is_said(tmp_path):
     lead=True, local=tmp_path, config=tiny.get_config(), log=lines.append
   )
   train.keep(run, 'recipe', 0, {})
-  assert lines == ["WARNING: 'recipe' will not be in REPORT.md: File exists"]
+  assert lines == ["WARNING: not all of 'recipe' could be kept: File exists"]
