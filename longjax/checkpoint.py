@@ -29,6 +29,9 @@ for _name in ('absl', None):
     lambda record: 'orbax' not in record.pathname
   )
 
+# Of a save of several processes. One that cannot write leaves the others
+# waiting so long before they go on training and all try again.
+SAVE_SECONDS = 600
 LONG_SECONDS = 5  # that a save may keep the next one waiting unsaid
 BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
@@ -114,6 +117,8 @@ class Checkpoints:
     # Trained floats hardly compress: 8 % less, for 6 times the time of a save,
     # and that of the CPU that trains beside it.
     context.array_options.saving.use_compression = False
+    if jax.process_count() > 1:
+      context.async_options.timeout_secs = SAVE_SECONDS
     return ocp.training.Checkpointer(
       str(self.directory),
       preservation_policy=policy,

@@ -293,8 +293,10 @@ def locked(run: Run):
 def checkpoints_of(run: Run) -> checkpoint.Checkpoints:
   """As the section `checkpoint` of the config says."""
   ask = run.config.checkpoint
+  # Why a save failed only the process knows where it did.
+  log = run.log if run.lead else quietly(print)
   return checkpoint.Checkpoints(
-    run.workdir / 'checkpoints', ask.keep, run.log,
+    run.workdir / 'checkpoints', ask.keep, log,
     keep_every=ask.keep_every_steps, max_failed=ask.max_failed,
   )  # fmt: skip
 
