@@ -59,8 +59,8 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
 
   found, about = {}, {}
   directory = pathlib.Path(out) if out else beside(*checkpoints.values())
-  if hosts.lead():  # now, not after the first hour, if that cannot be
-    directory.mkdir(parents=True, exist_ok=True)
+  make = lambda: directory.mkdir(parents=True, exist_ok=True)
+  hosts.together(lambda: hosts.lead() and make())  # before the first hour
   for name, one in checkpoints.items():
     log(f'evaluating {name}')
     params, model = evals.load(one.path, train.llama_config(config), mesh)

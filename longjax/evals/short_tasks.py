@@ -35,7 +35,8 @@ def find(task: str):
   """(the name of a task, lm-eval's manager that has it).
 
   Args:
-    task: a name that lm-eval knows, or the path of a .yaml file.
+    task: a name that lm-eval knows, or the path of a .yaml file, whose whole
+      directory lm-eval then searches.
 
   Raises:
     InputError: there is none.

@@ -1,10 +1,12 @@
 """Generation with SmolLM2-135M, beside transformers in the same process.
 
   python tests/bench/generate.py [--prompt 256] [--tokens 64] [--gguf FILE]
+  python tests/bench/generate.py --after 256,4096,16384
   python tests/bench/generate.py --prefill 65536 [--run]
 
 The first prints decoded tokens a second of CPU and of wall time, the least of
-three runs of each, in turns; both use float32 and all cores. The second
+three runs of each, in turns; both use float32 and all cores. The second prints
+what a token costs after so many, whose keys are made up. The third
 compiles reading a prompt of so many tokens on eight pretended devices and
 prints what a device holds; with --run it also reads one, and prints after each
 chunk the time and the largest memory of the process, in which all eight
@@ -25,10 +27,12 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from longjax import generate, sharding, weights
+from longjax.attention import Ids
 from longjax.data import packages, tokenizer
 
 NAME = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 RUNS = 3
+BURST = 8  # tokens of a run of --after
 CHUNK = 2048
 
 
@@ -82,6 +86,30 @@ def decoding(path, prompt: int, tokens: int):
   print(f'{"ratio":14}{ratio[0]:8.2f}{ratio[1]:24.2f}')
 
 
+def later(path, lengths):
+  """Prints what a token costs after each number of others."""
+  params, config = weights.load(path)
+  params = generate.placed(params, config)
+  draw = np.float32(0), np.float32(1), np.int32(0), np.arange(1, dtype=np.int32)
+  for length in lengths:
+    state = generate.empty(config, 1, length + BURST * (RUNS + 1))
+    index = np.arange(state.cache.ids.index.shape[2], dtype=np.int32)
+    ids = Ids((index < length).astype(np.int32)[None, None], index[None, None])
+    state = state._replace(cache=state.cache._replace(ids=ids))
+    spent = []
+    for _ in range(RUNS + 1):  # the first compiles
+      began = clocks()
+      state, tokens = generate._decode(
+        params, state, np.array([length], np.int32), np.zeros(1, bool),
+        np.int32(length), np.int32(BURST), np.full(4, -1, np.int32), draw,
+        config=config, mesh=None,
+      )  # fmt: skip
+      jax.block_until_ready(tokens)
+      spent.append(clocks() - began)
+    cpu, wall = 1000 * np.min(spent[1:], axis=0) / BURST
+    print(f'{length:9,} {cpu:6.0f} CPU ms a token {wall:6.0f} ms', flush=True)
+
+
 def reading(path, tokens: int, run: bool):
   """Prints what reading a long prompt holds on each of eight devices."""
   params, config = weights.load(path)
@@ -125,6 +153,7 @@ def main():
   parser.add_argument('--gguf', default=os.environ.get('LONGJAX_SMOLLM2'))
   parser.add_argument('--prompt', type=int, default=256)
   parser.add_argument('--tokens', type=int, default=64)
+  parser.add_argument('--after', default='')
   parser.add_argument('--prefill', type=int, default=0)
   parser.add_argument('--run', action='store_true')
   ask = parser.parse_args()
@@ -136,6 +165,8 @@ def main():
   jax.config.update('jax_num_cpu_devices', 8 if ask.prefill else 1)
   if ask.prefill:
     reading(str(path), ask.prefill, ask.run)
+  elif ask.after:
+    later(str(path), [int(n) for n in ask.after.split(',')])
   else:
     decoding(str(path), ask.prompt, ask.tokens)
 
