@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from eval_cases import TOKENS
 
+from configs import common
 from longjax import generate
 from longjax.errors import InputError
 
 pytest.importorskip('lm_eval')
-from longjax.evals import short_tasks
+from longjax.evals import short_tasks, tasks
 
 NEXT = np.frombuffer(b'bcdefghijklmnopqrstuvwxyza', np.uint8)
 
@@ -97,8 +98,14 @@ def test_a_task_in_a_file_is_run_with_its_own_data(tmp_path):
     '{"text": "efg", "answer": 0}\n' * 3 + '{"text": "defg", "answer": 1}\n'
   )
   task.write_text(LETTERS.replace('FILE', str(data)))
-  assert short_tasks.run(HARNESS, str(task), 20)['acc,none'] == 0.75
-  assert short_tasks.run(HARNESS, str(task), 2)['acc,none'] == 1.0
+  name, ask = f'lm_eval/{task}', common.base().eval
+  ask.update(lengths=(8,), samples=20)
+  setting = tasks.Setting(HARNESS.lm, TOKENS, None, ask, 0, print)
+  tasks.check(name)
+  tasks.check_room(setting, name)
+  assert tasks.run(setting, name)['acc,none'] == 0.75
+  ask.samples = 2
+  assert tasks.run(setting, name)['acc,none'] == 1.0
 
 
 def test_tasks_that_are_none_are_refused(tmp_path):

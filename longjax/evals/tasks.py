@@ -102,7 +102,7 @@ def find_needle(setting: Setting, part: str) -> dict:
 def asked_for(head: str, part: str) -> dict:
   """The tasks of a kind that are put to a model by length, or one of them."""
   known = PROMPTS.get(head, {})
-  return {part: known[part]} if part else known
+  return {part: known[part]} if part in known else known
 
 
 def by_length(head: str, setting: Setting, part: str) -> dict:
