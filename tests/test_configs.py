@@ -4,6 +4,7 @@ import functools
 import importlib
 import json
 import pathlib
+import re
 
 import jax
 import jaxprs
@@ -71,6 +72,29 @@ def test_a_config_traces_and_changes_no_program_but_its_own(name):
   assert shapes(after) == shapes(state)
   assert set(values) == {'loss', 'grad_norm', 'lr', 'skipped'}
   assert program(name) == json.loads(GOLDEN.read_text()).get(name)
+
+
+def plans():
+  """(config, variant, chips, mesh, micro-batches) of the table of plans."""
+  text = (ROOT / 'configs' / 'README.md').read_text()
+  cells = (
+    r'`(\w+)(?::(\w+))?` \| v5p:(\d+)x(\d+)x(\d+) \| (\d+) x (\d+), (\d+) \|'
+  )
+  for name, variant, *numbers in re.findall(cells, text):
+    x, y, z, data, seq, parts = map(int, numbers)
+    yield name, variant, x * y * z, dict(data=data, seq=seq), parts
+
+
+def test_a_plan_is_of_the_config_as_it_is():
+  """What was compiled is the mesh of the config, on that many chips."""
+  seen = set()
+  for name, variant, chips, mesh, parts in plans():
+    config = config_of(name, *([variant] if variant else []))
+    assert config.mesh.to_dict() == mesh, name
+    assert config.train.micro_batches == parts, name
+    assert mesh['data'] * mesh['seq'] == chips, name
+    seen.add(name)
+  assert len(seen) > 10
 
 
 @pytest.mark.parametrize('name, variant', VARIANTS)
