@@ -38,7 +38,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   set_lengths(config, lengths)
 
-  from longjax import evals, sharding, train
+  from longjax import evals, settings, sharding
   from longjax.data import prepare
   from longjax.evals import report
   from longjax.run import hosts
@@ -46,7 +46,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
   asked = read_tasks(tasks) or evals.names(config.eval)
   if not asked:
     raise InputError(f'{config.name} asks for no evaluation: use --tasks=a,b')
-  train.check(config)
+  settings.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   log = print if hosts.lead() else lambda _: None
@@ -63,7 +63,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
   hosts.together(lambda: hosts.lead() and make())  # before the first hour
   for name, one in checkpoints.items():
     log(f'evaluating {name}')
-    params, model = evals.load(one.path, train.llama_config(config), mesh)
+    params, model = evals.load(one.path, settings.llama_config(config), mesh)
     if tokenizer.vocab > model.vocab:
       raise InputError(
         f'the tokenizer has {tokenizer.vocab} ids, but {one.path} only '

@@ -42,11 +42,11 @@ def main(
   )
   text = read(file) + prompt
 
-  from longjax import evals, generate, sharding, train
+  from longjax import evals, generate, settings, sharding
   from longjax.data import packages, prepare
   from longjax.evals import prompts
 
-  train.check(config)
+  settings.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   config.weights = str(packages.locate(checkpoint))
@@ -55,7 +55,7 @@ def main(
   if chat:
     chats.prompt([dict(role='user', content='')], tokenizer, chat)  # it can
     ends = [tokenizer.ident(chats.ENDS[chat])]
-  model = evals.load(config.weights, train.llama_config(config), mesh)
+  model = evals.load(config.weights, settings.llama_config(config), mesh)
   lm = evals.language_model(*model, mesh, config, tokenizer, ends)
   stops = [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else []
 

@@ -18,10 +18,10 @@ from longjax import cli
 
 def main(config, workdir=''):
   """Trains; the answer is the exit code."""
-  from longjax import sharding, train
+  from longjax import settings, sharding, train
   from longjax.data import packages
 
-  train.check(config)
+  settings.check(config)
   compiled = packages.cache_dir() / 'compiled'
   sharding.start(config.mesh.data * config.mesh.seq, compiled)
   return train.main(config, workdir or pathlib.Path('runs') / config.name)

@@ -11,26 +11,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from longjax import (
-  attention,
   checkpoint,
-  cli,
   evals,
   flops,
   llama,
-  longce,
   lora,
   metrics,
   optim,
+  program,
+  settings,
   sharding,
   topology,
   weights,
 )
-from longjax.batch import Batch
-from longjax.data import layout, packages, pipeline, prepare
+from longjax.data import packages, pipeline, prepare
 from longjax.errors import InputError
 from longjax.evals import report
 from longjax.run import (
@@ -86,7 +82,7 @@ def main(config, workdir, log=print) -> int:
       training cannot go on: then from the newest checkpoint it can.
     SystemExit: with 75, if preempted while there was nothing to save.
   """
-  model, lead = check(config), hosts.lead()
+  model, lead = settings.check(config), hosts.lead()
   log = quietly(log) if lead else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   workdir, clock = mirror.place(workdir), goodput.Clock()
@@ -119,7 +115,7 @@ def train(run: Run, found: Inputs, before_save) -> int:
   """From the first look at the checkpoints to the report; the exit code."""
   config, model, steps = run.config, run.model, run.config.train.steps
   evaluate, about = found.evaluate, identity(run, found)
-  step_fn, abstract = build(config, model, run.mesh)
+  step_fn, abstract = program.build(config, model, run.mesh)
   with contextlib.closing(checkpoints_of(run)) as checkpoints:
     if check_storage(checkpoints, abstract) < steps:
       step_fn = compile_step(run, step_fn, abstract)
@@ -315,7 +311,7 @@ def compile_step(run: Run, step_fn, abstract):
   run.log('compiling the train step ...')
   began = time.monotonic()
   with run.clock.spent('compiling'):
-    batch = abstract_batch(run.config, run.mesh)
+    batch = program.abstract_batch(run.config, run.mesh)
     kind = run.mesh.devices.flat[0].device_kind
     compiled = preflight.compiled(step_fn.lower(abstract, batch), kind)
   seconds, memory = time.monotonic() - began, compiled.memory_analysis()
@@ -325,142 +321,6 @@ def compile_step(run: Run, step_fn, abstract):
     f'{memory.temp_size_in_bytes / 2**30:.2f} GiB a device'
   )
   return compiled
-
-
-def abstract_batch(config, mesh) -> Batch:
-  """A batch of shapes, placed as `sharding.put` places one."""
-  shape = (config.train.batch, config.train.seq_len)
-  spec = NamedSharding(mesh, sharding.batch_spec(mesh, shape[0]))
-
-  def array(field):
-    dtype = jnp.float32 if field == 'weights' else jnp.int32
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=spec)
-
-  return Batch(*(array(field) for field in Batch._fields))
-
-
-def llama_config(config) -> llama.Llama:
-  """The section `model` of a config, or InputError."""
-  fields = config.model.to_dict()
-  try:
-    return llama.Llama(**fields)
-  except (ValueError, TypeError, ArithmeticError) as error:
-    raise InputError(f'config.model: {error}') from None
-
-
-# Smallest value that a key may have; a nan is none.
-MOST = 2**63
-LEAST = {
-  'seed': 0,
-  'mesh.data': 1,
-  'mesh.seq': 1,
-  'train.steps': 1,
-  'train.batch': 1,
-  'train.micro_batches': 1,
-  'train.seq_len': 1,
-  'train.loss_chunk': 1,
-  'train.longce.gamma': 0,
-  'train.longce.short': 1,
-  'train.longce.stride': 1,
-  'lora.rank': 0,
-  'lora.alpha': 1e-9,
-  'optim.learning_rate': 0,
-  'optim.warmup_steps': 0,
-  'optim.warmup_from': 0,
-  'optim.min_ratio': 0,
-  'optim.eps': 0,
-  'optim.weight_decay': 0,
-  'optim.clip': 1e-9,
-  'optim.spike_sigmas': 0,
-  'optim.spike_window': 2,
-  'optim.max_skipped': 0,
-  'checkpoint.every_steps': 1,
-  'checkpoint.keep': 1,
-  'checkpoint.keep_every_steps': 0,
-  'checkpoint.max_failed': 1,
-  'eval.documents': 1,
-  'eval.length': 0,
-  'eval.window': 0,
-  'eval.samples': 1,
-  'eval.batch': 1,
-  'eval.every_steps': 0,
-}
-
-
-def check(config) -> llama.Llama:
-  """Refuses what cannot work, before devices are touched; the model."""
-  model, train, mesh = llama_config(config), config.train, config.mesh
-  flat = cli.keys(config)
-  for key, least in LEAST.items():
-    if not least <= flat[key] < MOST:
-      bound = f'at least {least}' if flat[key] < least else 'a finite number'
-      raise InputError(f'config.{key} must be {bound}, is {flat[key]}')
-  for key in ('optim.b1', 'optim.b2'):
-    if not 0 <= flat[key] < 1:
-      raise InputError(f'config.{key} must be from 0 to below 1: {flat[key]}')
-  if train.batch % (train.micro_batches * mesh.data):
-    raise InputError(
-      f'config.train.batch {train.batch} is not a multiple of '
-      f'train.micro_batches x mesh.data = {train.micro_batches * mesh.data}'
-    )
-  pipeline.check(config)
-  layout.check(config.data.layout, config.eval.length, mesh.seq)
-  if config.optim.schedule not in optim.SCHEDULES:
-    raise InputError(
-      f'config.optim.schedule {config.optim.schedule!r} is none of '
-      f'{", ".join(optim.SCHEDULES)}'
-    )
-  check_run(config)
-  if not all(0 <= depth <= 1 for depth in config.eval.passkey_depths):
-    raise InputError(
-      'config.eval.passkey_depths are shares from 0 to 1, got '
-      f'{config.eval.passkey_depths}'
-    )
-  if model.group and train.seq_len % model.group:
-    raise InputError(
-      f'config.train.seq_len {train.seq_len} is not a multiple of '
-      f'config.model.group {model.group}, whose groups cut it'
-    )
-  lora.check(config.lora, llama.abstract(model))
-  longce.check(config.train.longce, train.seq_len)
-  if mesh.seq > 1 and model.attention == 'blockwise':
-    raise InputError(
-      f'config.model.attention blockwise needs whole sequences, but mesh.seq '
-      f'is {mesh.seq}; use ring or gather'
-    )
-  try:
-    model.memory.check(train.batch // train.micro_batches)
-  except ValueError as error:
-    raise InputError(f'config.model.memory: {error}') from None
-  if model.memory.rows and train.micro_batches > 1:
-    raise InputError(
-      'config.model.memory.rows are the rows of a batch one after the other, '
-      'which train.micro_batches does not keep together: use 1'
-    )
-  heads = model.heads, model.kv_heads
-  try:
-    attention.exchange(model.attention, *heads, mesh.seq, model.ulysses)
-  except ValueError as error:
-    raise InputError(f'config.mesh.seq {mesh.seq}: {error}') from None
-  return model
-
-
-def check_run(config):
-  """The part of `check` about how a run goes, rather than what it learns."""
-  flat = cli.keys(config)
-  for key in ('data.skip_steps', 'train.profile_steps'):
-    if not all(isinstance(step, int) for step in flat[key]):
-      raise InputError(f'config.{key} are numbers of steps, got {flat[key]}')
-  if config.moments and config.weights == 'random':
-    raise InputError(
-      'config.moments takes those of the run that config.weights names, but '
-      "it is 'random'"
-    )
-  if config.moments and config.lora.rank:
-    raise InputError(
-      'config.moments continues those of all weights; with config.lora.rank '
-      'there are only those of the factors, which start anew'
-    )
 
 
 def inputs(run: Run) -> Inputs:
@@ -590,107 +450,6 @@ def keep(run: Run, name: str, step: int | None, results: dict):
     run.log(f'WARNING: not all of {name!r} could be kept: {error.strerror}')
 
 
-def build(config, model, mesh):
-  """The train step and the state it takes, without using any memory.
-
-  Returns:
-    step: (state, Batch of jax arrays) -> (state, dict of scalars), jitted.
-    abstract: {'params', 'opt', 'guard', 'step'} as ShapeDtypeStructs with
-      shardings.
-  """
-  tx = optim.adamw(config.optim, config.train.steps)
-  params = abstract_params(config, model)
-  param_shardings = sharding.params(params, mesh)
-  learning, _ = lora.split(params, config.lora)
-  places, _ = lora.split(param_shardings, config.lora)
-  replicated = NamedSharding(mesh, P())
-  shapes = dict(
-    params=params,
-    opt=jax.eval_shape(tx.init, learning),
-    guard=jax.eval_shape(lambda: optim.guard_init(config.optim)),
-    step=jax.ShapeDtypeStruct((), jnp.int32),
-  )
-  shardings = dict(
-    params=param_shardings,
-    opt=optim.shardings(tx, learning, places, mesh),
-    guard=jax.tree.map(lambda _: replicated, shapes['guard']),
-    step=replicated,
-  )
-  abstract = jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    shardings,
-  )
-
-  def step(state, batch):
-    loss, grads = gradients(config, state['params'], batch, model, mesh)
-    learning, frozen = lora.split(state['params'], config.lora)
-    state, values = optim.update(
-      config.optim, config.train.steps, dict(state, params=learning), grads,
-      loss,
-    )  # fmt: skip
-    return dict(state, params=lora.join(state['params'], frozen)), values
-
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
-  return step, abstract
-
-
-def abstract_params(config, model):
-  """The params of a run as ShapeDtypeStructs, factors of LoRA among them."""
-  params = llama.abstract(model)
-  init = lambda: lora.init(params, config.lora, jax.random.key(0))
-  return params | jax.eval_shape(init)
-
-
-def gradients(config, params, batch, model, mesh):
-  """Loss and gradients of sum(weights * nll) / sum(weights) of the batch.
-
-  The batch is computed in train.micro_batches parts; the result is that of
-  the whole. LongCE changes weights, not their sum; what LoRA freezes has None
-  for a gradient.
-  """
-  parts, chunk = config.train.micro_batches, config.train.loss_chunk
-  total = jnp.maximum(batch.weights.sum(), 1e-9)
-  learning, frozen = lora.split(params, config.lora)
-
-  def loss(learning, part):
-    params = lora.merged(lora.join(learning, frozen), config.lora.alpha, mesh)
-    nll = llama.nll(params, model, part, chunk=chunk, mesh=mesh)
-    weights = part.weights
-    if config.train.longce.gamma:
-      weights *= influence(config, params, part, nll, model, mesh)
-    return (weights * nll).sum() / total
-
-  if parts == 1:
-    return jax.value_and_grad(loss)(learning, batch)
-
-  def add(so_far, part):
-    here = jax.value_and_grad(loss)(learning, part)
-    return jax.tree.map(jnp.add, so_far, here), None
-
-  def split(x):  # each part takes rows from every device
-    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-    spec = P(None, *sharding.batch_spec(mesh, x.shape[1]))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-  # The sums live where the parameters do.
-  zeros = jax.lax.with_sharding_constraint(
-    jax.tree.map(jnp.zeros_like, learning), sharding.params(learning, mesh)
-  )
-  start = (jnp.zeros(()), zeros)
-  return jax.lax.scan(add, start, Batch(*map(split, batch)))[0]
-
-
-def influence(config, params, batch, nll, model, mesh):
-  """LongCE's weight of each target, see `longce.weights`."""
-  params = jax.lax.stop_gradient(params)
-  losses = functools.partial(
-    llama.nll, params, model.at_rest(), chunk=config.train.loss_chunk, mesh=mesh
-  )
-  with jax.named_scope('longce'):
-    return longce.weights(losses, batch, nll, config.train.longce)
-
-
 def fresh(run: Run, abstract, source):
   """(state at step 0, the model config of the weights or None)."""
   config, model = run.config, run.model
@@ -737,7 +496,7 @@ def fresh(run: Run, abstract, source):
 def describe(run: Run) -> str:
   """The first line of a run: model, attention, devices, tokens a step."""
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  params = abstract_params(run.config, run.model)
+  params = program.abstract_params(run.config, run.model)
   learning, frozen = lora.split(params, run.config.lora)
   of_them = f', {size(learning):,} of them learn' if size(frozen) else ''
   devices, train = run.mesh.devices, run.config.train

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from configs import common
-from longjax import sharding, train
+from longjax import program, settings, sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / 'tests' / 'golden' / 'programs.json'
@@ -42,14 +42,14 @@ VARIANTS = [
 def traced(name):
   """The train step of a config on an abstract mesh: (state, trace)."""
   config = config_of(name)
-  model = train.check(config)
+  model = settings.check(config)
   sizes = (config.mesh.data, config.mesh.seq)
   mesh = AbstractMesh(sizes, sharding.AXES, (AxisType.Auto,) * 2)
-  step, state = train.build(config, model, mesh)
-  return state, step.trace(state, train.abstract_batch(config, mesh))
+  step, state = program.build(config, model, mesh)
+  return state, step.trace(state, program.abstract_batch(config, mesh))
 
 
-def program(name):
+def fingerprint(name):
   """What must not change unseen: what travels, and what a device holds."""
   state, trace = traced(name)
   held = sum(
@@ -71,7 +71,7 @@ def test_a_config_traces_and_changes_no_program_but_its_own(name):
   shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
   assert shapes(after) == shapes(state)
   assert set(values) == {'loss', 'grad_norm', 'lr', 'skipped'}
-  assert program(name) == json.loads(GOLDEN.read_text()).get(name)
+  assert fingerprint(name) == json.loads(GOLDEN.read_text()).get(name)
 
 
 def plans():
@@ -100,7 +100,7 @@ def test_a_plan_is_of_the_config_as_it_is():
 @pytest.mark.parametrize('name, variant', VARIANTS)
 def test_a_variant_is_a_config_that_could_run(name, variant):
   config = config_of(name, variant)
-  train.check(config)
+  settings.check(config)
   assert not variant or variant in config.name
 
 
@@ -124,5 +124,5 @@ def test_a_config_changes_keys_of_the_base_and_adds_none(name):
 if __name__ == '__main__':
   jax.config.update('jax_platforms', 'cpu')
   GOLDEN.write_text(
-    json.dumps({name: program(name) for name in NAMES}, indent=1) + '\n'
+    json.dumps({name: fingerprint(name) for name in NAMES}, indent=1) + '\n'
   )

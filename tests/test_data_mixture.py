@@ -193,7 +193,7 @@ def test_rows_are_dealt_so_that_those_of_a_micro_batch_cost_alike():
   costs = np.array([1, 9, 2, 8, 3, 7, 4, 6])
   places = deal.deal(costs, data=2, micro_batches=2)
   assert sorted(places) == list(range(8))
-  # As train.gradients splits them: [ring, row, micro-batch].
+  # As program.gradients splits them: [ring, row, micro-batch].
   dealt = costs[places].reshape(2, 2, 2)
   assert sorted(dealt[:, :, 0].ravel()) == [6, 7, 8, 9]
   assert dealt.sum(1).tolist() == [[15, 5], [15, 5]]

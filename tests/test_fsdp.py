@@ -10,7 +10,7 @@ import pytest
 from test_llama import packed, params_of, small
 from test_train import tiny_config
 
-from longjax import fsdp, llama, sharding, train
+from longjax import fsdp, llama, program, settings, sharding
 
 
 @pytest.mark.parametrize('data, seq, shape, cuts', [
@@ -89,8 +89,8 @@ def step_and_arguments():
   config.model.dtype = 'bfloat16'
   devices = np.array(jax.devices()).reshape(2, 4)
   mesh = jax.sharding.Mesh(devices, sharding.AXES)
-  step, state = train.build(config, train.llama_config(config), mesh)
-  return step, (state, train.abstract_batch(config, mesh))
+  step, state = program.build(config, settings.llama_config(config), mesh)
+  return step, (state, program.abstract_batch(config, mesh))
 
 
 def test_weights_travel_in_the_dtype_of_the_matmul_gradients_in_float32(

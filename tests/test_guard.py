@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import checkpoint, metrics, optim, sharding, train
+from longjax import checkpoint, metrics, optim, settings, sharding, train
 from longjax.batch import Batch
 from longjax.data import pipeline
 from longjax.errors import InputError
@@ -114,7 +114,7 @@ def looped(workdir, losses, **changes):
     config.update_from_flattened_dict({key.replace('__', '.'): value})
   mesh = sharding.make_mesh(8, 1)
   run = train.Run(
-    config, train.llama_config(config), mesh, pathlib.Path(workdir), True,
+    config, settings.llama_config(config), mesh, pathlib.Path(workdir), True,
     lambda _: None, goodput.Clock(), signals.Asked(),
   )  # fmt: skip
   computed, saved = [], []

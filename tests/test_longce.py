@@ -8,7 +8,7 @@ import pytest
 import reference
 from test_train import packed_batch, tiny_config
 
-from longjax import llama, longce, sharding, train
+from longjax import llama, longce, program, settings, sharding
 from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
@@ -53,7 +53,7 @@ def test_no_window_sees_into_another_document():
 
 def float64_weights(params, config, batch):
   """min(exp(short - long), gamma), a window at a time."""
-  model = dataclasses.asdict(train.llama_config(config))
+  model = dataclasses.asdict(settings.llama_config(config))
 
   def losses(columns):
     cut = [np.asarray(x)[:, columns] for x in batch]
@@ -86,7 +86,7 @@ def test_the_step_learns_the_losses_as_the_float64_model_weighs_them(
 ):
   """And nothing goes through the weights: they are numbers here."""
   config = config_of(data, seq, train__micro_batches=parts)
-  model, mesh = train.llama_config(config), make_mesh(data, seq)
+  model, mesh = settings.llama_config(config), make_mesh(data, seq)
   draw = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: draw.normal(size=x.shape).astype(np.float32) * 0.3,
@@ -105,7 +105,7 @@ def test_the_step_learns_the_losses_as_the_float64_model_weighs_them(
   want = jax.jit(jax.value_and_grad(loss))(params)
   put = sharding.put(layout.arrange(batch, 'zigzag', seq, 16), mesh)
   placed = jax.device_put(params, sharding.params(params, mesh))
-  got = jax.jit(lambda p, b: train.gradients(config, p, b, model, mesh))(
+  got = jax.jit(lambda p, b: program.gradients(config, p, b, model, mesh))(
     placed, put
   )
   np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
@@ -123,4 +123,4 @@ def test_what_cannot_be_meant_is_refused(changes, says):
   config = config_of()
   config.train.longce.update(changes)
   with pytest.raises(InputError, match=says):
-    train.check(config)
+    settings.check(config)

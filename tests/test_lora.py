@@ -14,6 +14,8 @@ from longjax import (
   checkpoint,
   llama,
   lora,
+  program,
+  settings,
   sharding,
   train,
   weights,
@@ -63,7 +65,7 @@ def host_params(config):
   draw = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: draw.normal(size=x.shape).astype(np.float32),
-    llama.abstract(train.llama_config(config)),
+    llama.abstract(settings.llama_config(config)),
   )
   factors = lora.init(params, config.lora, jax.random.key(1))
   return params | jax.device_get(factors)
@@ -96,7 +98,7 @@ def trained(tmp_path_factory):
   devices = np.array(jax.devices()[:4]).reshape(2, 2)
   mesh = jax.sharding.Mesh(devices, sharding.AXES)
   run = run_of(config, mesh)
-  step, abstract = train.build(config, run.model, mesh)
+  step, abstract = program.build(config, run.model, mesh)
   batch = sharding.put(packed_batch(np.random.default_rng(0), config), mesh)
   state, _ = train.fresh(run, abstract, None)
   params = with_b(jax.device_get(state['params']))
@@ -152,7 +154,7 @@ def test_a_restored_run_goes_on_to_the_bit(trained):
 def test_gradients_are_those_of_the_formula(trained):
   """Read from the first moments of the first step: a tenth of them."""
   config, states, _, _ = trained
-  model = train.llama_config(config)
+  model = settings.llama_config(config)
   batch = packed_batch(np.random.default_rng(0), config)
 
   def loss(params):
@@ -219,10 +221,10 @@ def test_parts_of_the_sum_are_the_sum(rng):
 def test_what_cannot_be_meant_is_refused(key, value, says):
   config = config_of(**{f'lora__{key}': value})
   with pytest.raises(InputError, match=says):
-    train.check(config)
+    settings.check(config)
 
 
 def test_moments_of_another_run_do_not_fit_factors():
   config = config_of(moments=True, weights='somewhere')
   with pytest.raises(InputError, match='moments'):
-    train.check(config)
+    settings.check(config)

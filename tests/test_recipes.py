@@ -7,7 +7,7 @@ import pytest
 from test_configs import config_of
 
 from configs import llama3_8b_512k
-from longjax import crossbatch, flops, optim, rope, train
+from longjax import crossbatch, flops, optim, rope, settings
 from longjax.rope import Rope
 
 K, M = 2**10, 2**20
@@ -225,7 +225,7 @@ def test_curricula_cost_the_flops_of_llama_2_long_s_table_10(
 ):
   """By the paper's count, and by that of a Llama: SwiGLU, causal attention."""
   config = config_of('llama2_long_ablations', variant)
-  model = train.llama_config(config)
+  model = settings.llama_config(config)
   tokens = config.train.steps * config.train.batch * config.train.seq_len
   stages = config.data.curriculum or ((1.0, config.train.seq_len),)
   got = sum(flops.narayanan(model, s * tokens, n) for s, n in stages)

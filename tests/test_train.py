@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import optim, sharding, train
+from longjax import optim, program, settings, sharding, train
 from longjax.batch import Batch
 from longjax.data import layout
 from longjax.errors import InputError
@@ -40,7 +40,7 @@ def packed_batch(rng, config):
 
 
 def run_of(config, mesh):
-  model = train.llama_config(config)
+  model = settings.llama_config(config)
   return train.Run(
     config, model, mesh, pathlib.Path(), True, print, goodput.Clock(),
     signals.Asked(),
@@ -50,12 +50,12 @@ def run_of(config, mesh):
 def first_gradients(config, mesh, batch):
   """(loss, gradients) of the first step from random weights."""
   run = run_of(config, mesh)
-  state, _ = train.fresh(run, train.build(config, run.model, mesh)[1], None)
+  state, _ = train.fresh(run, program.build(config, run.model, mesh)[1], None)
   batch = layout.arrange(
     batch, config.data.layout, mesh.shape['seq'], config.model.block
   )
   batch = sharding.put(batch, mesh)
-  return jax.jit(lambda p, b: train.gradients(config, p, b, run.model, mesh))(
+  return jax.jit(lambda p, b: program.gradients(config, p, b, run.model, mesh))(
     state['params'], batch
   )
 
@@ -110,8 +110,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(single, make_mesh):
 def lowered(seq_len, make_mesh):
   config = tiny_config(1, 8, train__batch=1, train__seq_len=seq_len)
   mesh = make_mesh(1, 8)
-  step, state = train.build(config, train.llama_config(config), mesh)
-  return step, (state, train.abstract_batch(config, mesh))
+  step, state = program.build(config, settings.llama_config(config), mesh)
+  return step, (state, program.abstract_batch(config, mesh))
 
 
 def test_memory_grows_with_the_sequence_and_not_with_its_square(make_mesh):
@@ -136,8 +136,8 @@ def test_no_array_of_the_program_has_two_dims_of_the_sequence(make_mesh):
 def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
   config = tiny_config(2, 4)
   mesh = make_mesh(2, 4)
-  model = train.llama_config(config)
-  step, abstract = train.build(config, model, mesh)
+  model = settings.llama_config(config)
+  step, abstract = program.build(config, model, mesh)
   state, _ = train.fresh(run_of(config, mesh), abstract, None)
   batch = packed_batch(np.random.default_rng(0), config)
   state, values = step(state, sharding.put(batch, mesh))
@@ -176,7 +176,7 @@ def test_schedules_by_hand():
 
 
 def test_only_matrices_decay():
-  model = train.llama_config(tiny_config())
+  model = settings.llama_config(tiny_config())
   from longjax import llama
 
   decayed = optim.decayed(llama.abstract(model))
@@ -190,7 +190,7 @@ def test_only_matrices_decay():
 def test_a_row_that_groups_of_longlora_do_not_divide_is_refused():
   config = tiny_config(model__group=96)
   with pytest.raises(InputError, match=r'not a multiple .* 96'):
-    train.check(config)
+    settings.check(config)
 
 
 def test_an_evaluation_that_the_disk_does_not_take_is_said(tmp_path):

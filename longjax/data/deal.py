@@ -13,7 +13,7 @@ def deal(costs, data: int, micro_batches: int) -> np.ndarray:
   """The row to put at each place of a batch.
 
   Row r of a batch is computed in micro-batch r % micro_batches, and the rows
-  of a micro-batch lie on the devices of `data` in turn (train.gradients).
+  of a micro-batch lie on the devices of `data` in turn (program.gradients).
 
   Args:
     costs: of each row, in the order in which they were read.

@@ -1,6 +1,6 @@
 """Whether a config fits a TPU slice and how fast it would be, without one.
 
-The real train step (train.build) is compiled for the devices of the slice;
+The real train step (program.build) is compiled for the devices of the slice;
 nothing of the size of a model is allocated. The compiler itself judges the
 memory; the time is that of the model in schedule.py.
 """
@@ -15,7 +15,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from longjax import flops, llama, lora, sharding, topology, train
+from longjax import (
+  flops,
+  llama,
+  lora,
+  program,
+  settings,
+  sharding,
+  topology,
+)
 from longjax.errors import InputError
 from longjax.plan import hbm, hlo, schedule, slices
 from longjax.plan.workload import Workload, workload
@@ -70,9 +78,9 @@ def fit_mesh(config, where: slices.Slice, log):
 
 
 def check_batch(config) -> llama.Llama:
-  """train.check, which here can say what would fit the mesh."""
+  """settings.check, which here can say what would fit the mesh."""
   try:
-    return train.check(config)
+    return settings.check(config)
   except InputError as error:
     batch, data = config.train.batch, config.mesh.data
     parts = max(config.train.micro_batches, 1)
@@ -98,13 +106,13 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   chip = flops.CHIPS[where.generation]
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq, devices)
   job = Job(
-    config, train.check(config), where, chip, mesh,
+    config, settings.check(config), where, chip, mesh,
     workload(config, documents),
   )  # fmt: skip
   log(f'compiling for {where.name} ...')
   began, cpu = time.monotonic(), time.process_time()
-  step, state = train.build(config, job.model, mesh)
-  batch = train.abstract_batch(config, mesh)
+  step, state = program.build(config, job.model, mesh)
+  batch = program.abstract_batch(config, mesh)
   try:
     compiled, text = compile_step(step.lower(state, batch))
   except jax.errors.JaxRuntimeError as error:
@@ -118,8 +126,8 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   )
   if compiled is None:
     return report | dict(fits=False, hbm=lacking)
-  memory, program = compiled.memory_analysis(), hlo.parse(text)
-  return report | measured(job, memory, program, state, batch)
+  memory, parsed = compiled.memory_analysis(), hlo.parse(text)
+  return report | measured(job, memory, parsed, state, batch)
 
 
 def compile_step(lowered):
@@ -162,25 +170,25 @@ def about(job: Job) -> dict:
   )
 
 
-def measured(job: Job, memory, program: hlo.Program, state, batch) -> dict:
+def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
   """The report on a program that the compiler takes."""
   size = hbm.memory(memory, job.chip)
   fits = hbm.fits(size['peak_gib'], job.chip)
   lacks = {} if fits else dict(needed_gib=size['peak_gib'])
   names = hbm.known_shapes(job.config, job.model, job.mesh, state['params'])
-  real = static = timed(job, program, schedule.CALIBRATION)
+  real = static = timed(job, parsed, schedule.CALIBRATION)
   if real.calls[schedule.FORWARD]:
-    static = timed(job, program, 1)
+    static = timed(job, parsed, 1)
   return dict(
     fits=fits,
-    hbm=size | lacks | dict(holds=hbm.holds(program, state, batch, names)),
+    hbm=size | lacks | dict(holds=hbm.holds(parsed, state, batch, names)),
     step=speed(job, real, static),
     attention=attention(job),
     communication=communication(job, real),
   )
 
 
-def timed(job: Job, program: hlo.Program, calibration) -> schedule.Schedule:
+def timed(job: Job, parsed: hlo.Program, calibration) -> schedule.Schedule:
   """The modelled schedule, attention as the documents make it."""
   model, work = job.model, job.work
   each = 4 * work.block**2 * model.head_dim * model.heads
@@ -190,7 +198,7 @@ def timed(job: Job, program: hlo.Program, calibration) -> schedule.Schedule:
   network = slices.Network(job.mesh.devices.flatten().tolist())
   live = [blocks / work.pairs for blocks in work.hops]
   return schedule.schedule(
-    program,
+    parsed,
     schedule.Machine(
       job.chip, network, forward, backward, live, work.special
     ),

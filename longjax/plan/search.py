@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from longjax import flops, llama, lora, train
+from longjax import flops, llama, lora, program, settings
 from longjax.errors import InputError
 from longjax.plan import hbm, report, schedule, slices
 from longjax.plan.workload import workload
@@ -73,7 +73,7 @@ def meshes(config, where, seq: int, remat: str):
     trial.model.remat = remat
     trial.train.micro_batches = parts
     try:
-      train.check(trial)
+      settings.check(trial)
     except InputError:
       continue
     yield trial
@@ -82,13 +82,13 @@ def meshes(config, where, seq: int, remat: str):
 def estimate(config, where, chip, documents) -> tuple[float, float]:
   """(seconds, bytes of HBM) of a step, without compiling: for an order of
   trials, within some 20 % of what the compiler then says."""
-  model, work = train.llama_config(config), workload(config, documents)
+  model, work = settings.llama_config(config), workload(config, documents)
   step, mesh = config.train, config.mesh
   devices = mesh.data * mesh.seq
   # Tokens of a device in a micro-batch.
   tokens = step.batch * step.seq_len // (devices * step.micro_batches)
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  abstract = train.abstract_params(config, model)
+  abstract = program.abstract_params(config, model)
   params, learn = size(abstract), size(lora.split(abstract, config.lora)[0])
   # Weights gathered forward and backward in bfloat16, gradients scattered in
   # float32.

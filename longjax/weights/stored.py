@@ -113,7 +113,7 @@ class Writer:
           corner = first + top * strides[0] + left * strides[1]
           sums += _sums(part, corner, strides)
           file.seek((left * rows + top * width) * self.dtype.itemsize)
-          file.write(block[: len(here)].view(np.uint8))
+          file.write(block[: len(here)].view(np.uint8).data)
         if (top // len(block) + 1) % often == 0:
           _to_disk(file)
       _write_table(file, _count(matrix.size, size), size * self.dtype.itemsize)

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from configs import common
-from longjax import checkpoint, optim, sharding, train
+from longjax import checkpoint, optim, program, settings, sharding, train
 from longjax.batch import one_document
 from longjax.data import pipeline
 from longjax.run import goodput, signals
@@ -53,8 +53,8 @@ def config_of(seq_len, layers):
 def compiled(config, mesh):
   """{name: program} of the steps and of their updates alone, compiled; the
   state they take."""
-  model = train.llama_config(config)
-  guarded, abstract = train.build(config, model, mesh)
+  model = settings.llama_config(config)
+  guarded, abstract = program.build(config, model, mesh)
   tx = optim.adamw(config.optim, config.train.steps)
 
   def plain_update(state, grads):
@@ -63,14 +63,14 @@ def compiled(config, mesh):
     return state | dict(params=params, opt=opt, step=state['step'] + 1)
 
   def plain(state, batch):
-    loss, grads = train.gradients(config, state['params'], batch, model, mesh)
+    loss, grads = program.gradients(config, state['params'], batch, model, mesh)
     return plain_update(state, grads), loss
 
   def update(state, grads):
     steps = config.train.steps
     return optim.update(config.optim, steps, state, grads, jnp.float32(3))[0]
 
-  batch, grads = train.abstract_batch(config, mesh), abstract['params']
+  batch, grads = program.abstract_batch(config, mesh), abstract['params']
   programs = {
     name: step.lower(abstract, taken).compile()
     for name, step, taken in (
@@ -107,8 +107,8 @@ def compare_steps(config, mesh, directory):
   host = one_document(np.random.default_rng(0).integers(0, 49_152, shape))
   batch = sharding.put(host, mesh)
   run = train.Run(
-    config, train.llama_config(config), mesh, directory, True, lambda _: None,
-    goodput.Clock(), signals.Asked(),
+    config, settings.llama_config(config), mesh, directory, True,
+    lambda _: None, goodput.Clock(), signals.Asked(),
   )  # fmt: skip
   run.clock.keep(directory)
   writer = train.writer(run, 0, 0)
