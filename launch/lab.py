@@ -179,15 +179,16 @@ def language_model(run):
 
 
 def report(results) -> str:
-  """A table of each thing measured; mean over the seeds, and half of their
-  range behind +-."""
+  """A table of each thing measured: the mean over the seeds; behind +-, where
+  there are several, half of their range."""
   tables = [premise(results)]
   for key, title in TITLES.items():
     lines = []
     for method, runs in results.items():
       cells = np.array([[*run[key].values()] for run in runs])
       middle, half = cells.mean(0), np.ptp(cells, axis=0) / 2
-      shown = [f'{m:.2f} +-{h:.2f}' for m, h in zip(middle, half)]
+      spread = [f' +-{h:.2f}' if len(runs) > 1 else '' for h in half]
+      shown = [f'{m:.2f}{h}' for m, h in zip(middle, spread)]
       lines.append([method, *shown])
     head = ['method', *results['base'][0][key]]
     tables.append(f'**{title}**\n\n{sections.table(head, lines)}\n')

@@ -24,6 +24,7 @@ def test_the_tables_have_the_mean_of_the_seeds_and_half_of_their_range():
   rows = [x for x in tables.splitlines() if x.startswith('| base')]
   cell = ' 0.70 +-0.20 |'
   assert rows == ['| base |' + cell, *['| base |' + cell * 5] * 3]
+  assert '| base | 0.90 |\n' in lab.report(dict(base=[result(0.9)]))
 
 
 def test_the_table_says_whether_the_base_retrieves_at_all():
