@@ -92,8 +92,8 @@ def asked(verb, config, flags) -> request.Pod:
   )
   if verb in TRAINS and not re.fullmatch(GS, pod.workdir):
     raise InputError(
-      f'{verb} needs --workdir=gs://BUCKET/RUN: all workers write to it, and '
-      'the disks of a slice are lost with it'
+      f'{verb} needs --workdir=gs://BUCKET/RUN, got {pod.workdir!r}: all '
+      'workers write to it, and the disks of a slice are lost with it'
     )
   if verbs.on_gke(pod):
     xpk.check(pod)
