@@ -54,7 +54,11 @@ class Rope:
       raise ValueError(
         f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
       )
-    if not (1 < self.base < math.inf and 1 <= self.factor < math.inf):
+    numbers = (self.base, self.factor, self.low_freq_factor, self.beta_slow,
+               self.high_freq_factor, self.beta_fast, self.xpos)  # fmt: skip
+    if not all(map(math.isfinite, (*numbers, *self.divisors))):
+      raise ValueError(f'rope needs finite numbers, got {self}')
+    if self.base <= 1 or self.factor < 1:
       raise ValueError(
         f'rope needs base > 1 and factor >= 1, got base {self.base} and '
         f'factor {self.factor}; factor is new window / trained window'
@@ -79,7 +83,7 @@ class Rope:
       )
     if self.xpos < 0:
       raise ValueError(f'rope xpos must be at least 0 tokens, is {self.xpos}')
-    if self.scaling in LENGTH and self.original_length < 1:
+    if self.scaling in LENGTH and self.original_length < 2:
       raise ValueError(
         f'rope scaling {self.scaling} needs original_length, the trained '
         f'window in tokens, got {self.original_length}'
@@ -103,6 +107,8 @@ def _linear(rope, head_dim):
 
 def _ntk(rope, head_dim):
   """NTK-aware: base * s^(d/(d-2)), arXiv:2309.00071, section 3.1."""
+  if head_dim < 4:
+    raise ValueError(f'rope scaling ntk needs head_dim >= 4, got {head_dim}')
   base = rope.base * rope.factor ** (head_dim / (head_dim - 2))
   return _plain(dataclasses.replace(rope, base=base), head_dim)
 
@@ -208,7 +214,7 @@ def frequencies(rope: Rope, head_dim: int):
 
 def _turns(frequency):
   """Turns per position as 64-bit fractions of a turn: (high, low) uint32."""
-  units = [round(float(f) / (2 * math.pi) * 2**64) for f in frequency]
+  units = [round(float(f) / (2 * math.pi) * 2**64) % 2**64 for f in frequency]
   return (
     np.array([u >> 32 for u in units], np.uint32),
     np.array([u & 0xFFFFFFFF for u in units], np.uint32),
@@ -226,7 +232,7 @@ def cos_sin(positions, rope: Rope, head_dim: int):
   """cos and sin of position x frequency, within 1e-6 at any position.
 
   Args:
-    positions: [batch, seq] int32, not negative.
+    positions: [batch, seq] int32.
     rope: the recipe.
     head_dim: dim of a head.
 
@@ -237,6 +243,7 @@ def cos_sin(positions, rope: Rope, head_dim: int):
   high, low = (jnp.asarray(x) for x in _turns(frequency))
   p = jnp.asarray(positions).astype(jnp.uint32)[..., None]
   turns = high * p + _high_product(low, p)  # modulo one turn, in 2^-32 turns
+  turns -= low * (p >> 31)  # a position below 0 was read as 2^32 more
   # As a signed number the fraction is in [-1/2, 1/2) turn.
   turns = jax.lax.bitcast_convert_type(turns, jnp.int32)
   angle = turns.astype(jnp.float32) * np.float32(2 * math.pi / 2**32)

@@ -22,6 +22,7 @@ EVERY = [
   Rope(**YARN | dict(scaling='yarn_paper')),
   Rope(**YARN | dict(scaling='ntk_by_parts')),
 ]
+UNEVEN = dict(scaling='longrope', factor=16.0, original_length=4096)
 
 
 def name(r):
@@ -31,7 +32,8 @@ def name(r):
 @pytest.mark.parametrize('r', EVERY, ids=name)
 @pytest.mark.parametrize('dim', [64, 128])
 def test_cos_and_sin_equal_50_digit_arithmetic_at_any_position(r, dim):
-  positions = np.array([[0, 1, 4_095, 131_071, 524_287, 2**31 - 1]], np.int32)
+  positions = [0, 1, 4_095, 131_071, 524_287, 2**31 - 1, -1, -524_287, -(2**31)]
+  positions = np.array([positions], np.int32)
   frequency, temperature = rope.frequencies(r, dim)
   cos, sin = rope.cos_sin(positions, r, dim)
   with mpmath.workdps(50):
@@ -133,13 +135,31 @@ def test_yarn_s_paper_ramps_in_turns_and_its_code_in_pairs():
 
 def test_longrope_divides_each_pair_by_its_own():
   divisors = tuple(np.linspace(1, 32, 32))
-  r = Rope(
-    scaling='longrope', factor=16.0, original_length=4096, divisors=divisors
+  frequency, temperature = rope.frequencies(
+    Rope(**UNEVEN, divisors=divisors), 64
   )
-  frequency, temperature = rope.frequencies(r, 64)
   plain, _ = rope.frequencies(Rope(), 64)
   np.testing.assert_allclose(frequency * divisors, plain, rtol=1e-15)
-  np.testing.assert_allclose(temperature, np.sqrt(1 + 4 / 12), rtol=1e-12)
+  # ln 16 / ln 4096 is a third.
+  np.testing.assert_allclose(temperature, 1.1547005, rtol=1e-7)
+  # Phi-3's window of 4,096 by 32: sqrt(1 + 5 / 12).
+  phi = Rope(**UNEVEN | dict(factor=32.0), divisors=divisors)
+  np.testing.assert_allclose(rope.temperature(phi), 1.1902381, rtol=1e-7)
+
+
+def test_a_pair_that_turns_more_than_once_a_position_is_exact():
+  r = Rope(**UNEVEN, divisors=(0.05, 0.1))
+  cos, sin = rope.cos_sin(np.array([[1, 7]]), r, 4)
+  # 20 rad and base ** -(1 / 2) / 0.1 = 0.1 rad a position.
+  angle = np.array([[20, 0.1], [140, 0.7]])
+  grown = np.sqrt(4 / 3)
+  np.testing.assert_allclose(cos[0], grown * np.cos(angle), rtol=0, atol=1e-6)
+  np.testing.assert_allclose(sin[0], grown * np.sin(angle), rtol=0, atol=1e-6)
+
+
+def test_ntk_needs_two_pairs():
+  with pytest.raises(ValueError, match='head_dim >= 4'):
+    rope.frequencies(Rope(scaling='ntk', factor=2.0), 2)
 
 
 @pytest.mark.parametrize('base, longer', [
@@ -287,11 +307,14 @@ def test_other_names_mean_the_same():
     (dict(scaling='yarn', factor=2.0), 'original_length'),
     (dict(factor=8.0), 'name a scaling'),
     (dict(base=0.5), 'base > 1'),
-    (dict(base=float('nan')), 'base > 1'),
-    (dict(base=5e5, factor=float('inf')), 'factor >= 1'),
+    (dict(base=float('nan')), 'finite'),
+    (dict(base=5e5, factor=float('inf')), 'finite'),
+    (dict(factor=0.5, scaling='linear'), 'factor >= 1'),
     (dict(scaling='longrope', factor=2.0, original_length=64), 'divisors'),
     (dict(divisors=(1.0, 2.0)), 'divisors'),
+    (dict(**UNEVEN, divisors=(1.0, float('nan'))), 'finite'),
     (dict(xpos=-1.0), 'xpos'),
+    (dict(xpos=float('nan')), 'finite'),
     (dict(scaling='yarn_paper', factor=2.0), 'original_length'),
   ],
 )
