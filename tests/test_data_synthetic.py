@@ -155,6 +155,10 @@ def test_a_wrong_key_is_told_at_once_and_not_shown(server, tmp_path):
   assert KEY not in str(told.value) and len(server.asked) == 1
   with pytest.raises(errors.InputError, match='http'):
     synthetic.endpoint('file:///etc', 'llama')
+  for url in (f'https://me:{KEY}@host/v1', f'https://host/v1?key={KEY}'):
+    with pytest.raises(errors.InputError, match='plain address') as told:
+      synthetic.endpoint(url, 'llama')
+    assert KEY not in str(told.value)
   with pytest.raises(errors.InputError, match='environment') as told:
     synthetic.endpoint(server.url, 'llama', KEY)  # the key, not its name
   assert KEY not in str(told.value)

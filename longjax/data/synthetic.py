@@ -10,7 +10,7 @@
 A line is {"id": ..., "messages": [...]}, which a source of kind 'chat' reads.
 What asks a model is a function prompt -> answer: `endpoint` makes one for any
 server that speaks OpenAI's protocol, `recorded` one that remembers. A model
-that can not answer raises Failure.
+that cannot answer raises Failure.
 """
 
 import concurrent.futures
@@ -91,12 +91,17 @@ def endpoint(url: str, model: str, key_variable='OPENAI_API_KEY') -> Callable:
     A function that raises Failure where several attempts failed, and
     InputError where the server refuses (a wrong key, model or address).
   """
+  if set('@?') & set(url):  # which may hold a secret: not shown
+    raise errors.InputError(
+      'endpoint is a plain address like http://host:8000/v1, without user, '
+      'password or query; data.synthesis.key names the variable with the key'
+    )
   if not re.match(r'https?://', url):
     raise errors.InputError(f'endpoint {url!r} must begin with http(s)://')
   if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', key_variable):
     raise errors.InputError(  # which may be the key itself: not shown
       'the key is named by an environment variable, as OPENAI_API_KEY; what '
-      'was given can not be the name of one'
+      'was given cannot be the name of one'
     )
 
   def complete(prompt: str) -> str:
@@ -329,7 +334,7 @@ def _tag(name: str, text: str) -> str:
 
 
 def _patiently(ask, where, key_variable) -> str:
-  """`ask` until it answers; what can not get better is an InputError."""
+  """`ask` until it answers; what cannot get better is an InputError."""
   for attempt in range(ATTEMPTS):
     if attempt:
       time.sleep(2 ** (attempt - 1))
