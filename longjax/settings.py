@@ -1,7 +1,7 @@
 """What a config must be, said before any device is touched."""
 
 from longjax import attention, cli, llama, longce, lora, optim
-from longjax.data import layout, pipeline
+from longjax.data import pipeline
 from longjax.errors import InputError
 
 
@@ -14,8 +14,8 @@ def llama_config(config) -> llama.Llama:
     raise InputError(f'config.model: {error}') from None
 
 
-# Smallest value that a key may have; a nan is none.
-MOST = 2**63
+MOST = 2**63  # all numbers of a config are below
+# The smallest value that a key may have; a nan is none.
 LEAST = {
   'seed': 0,
   'mesh.data': 1,
@@ -55,8 +55,20 @@ LEAST = {
 
 def check(config) -> llama.Llama:
   """Refuses what cannot work, before devices are touched; the model."""
-  model, train, mesh = llama_config(config), config.train, config.mesh
-  flat = cli.keys(config)
+  model, train = llama_config(config), config.train
+  check_numbers(config)
+  pipeline.check(config)
+  check_run(config)
+  lora.check(config.lora, llama.abstract(model))
+  longce.check(train.longce, train.seq_len)
+  check_memory(config, model)
+  check_attention(config, model)
+  return model
+
+
+def check_numbers(config):
+  """The part of `check` about numbers, each by itself and the batch."""
+  flat, train = cli.keys(config), config.train
   for key, least in LEAST.items():
     if not least <= flat[key] < MOST:
       bound = f'at least {least}' if flat[key] < least else 'a finite number'
@@ -64,56 +76,27 @@ def check(config) -> llama.Llama:
   for key in ('optim.b1', 'optim.b2'):
     if not 0 <= flat[key] < 1:
       raise InputError(f'config.{key} must be from 0 to below 1: {flat[key]}')
-  if train.batch % (train.micro_batches * mesh.data):
-    raise InputError(
-      f'config.train.batch {train.batch} is not a multiple of '
-      f'train.micro_batches x mesh.data = {train.micro_batches * mesh.data}'
-    )
-  pipeline.check(config)
-  layout.check(config.data.layout, config.eval.length, mesh.seq)
-  if config.optim.schedule not in optim.SCHEDULES:
-    raise InputError(
-      f'config.optim.schedule {config.optim.schedule!r} is none of '
-      f'{", ".join(optim.SCHEDULES)}'
-    )
-  check_run(config)
   if not all(0 <= depth <= 1 for depth in config.eval.passkey_depths):
     raise InputError(
       'config.eval.passkey_depths are shares from 0 to 1, got '
       f'{config.eval.passkey_depths}'
     )
-  if model.group and train.seq_len % model.group:
+  if train.batch % (train.micro_batches * config.mesh.data):
     raise InputError(
-      f'config.train.seq_len {train.seq_len} is not a multiple of '
-      f'config.model.group {model.group}, whose groups cut it'
+      f'config.train.batch {train.batch} is not a multiple of '
+      f'train.micro_batches x mesh.data = '
+      f'{train.micro_batches * config.mesh.data}'
     )
-  lora.check(config.lora, llama.abstract(model))
-  longce.check(config.train.longce, train.seq_len)
-  if mesh.seq > 1 and model.attention == 'blockwise':
-    raise InputError(
-      f'config.model.attention blockwise needs whole sequences, but mesh.seq '
-      f'is {mesh.seq}; use ring or gather'
-    )
-  try:
-    model.memory.check(train.batch // train.micro_batches)
-  except ValueError as error:
-    raise InputError(f'config.model.memory: {error}') from None
-  if model.memory.rows and train.micro_batches > 1:
-    raise InputError(
-      'config.model.memory.rows are the rows of a batch one after the other, '
-      'which train.micro_batches does not keep together: use 1'
-    )
-  heads = model.heads, model.kv_heads
-  try:
-    attention.exchange(model.attention, *heads, mesh.seq, model.ulysses)
-  except ValueError as error:
-    raise InputError(f'config.mesh.seq {mesh.seq}: {error}') from None
-  return model
 
 
 def check_run(config):
   """The part of `check` about how a run goes, rather than what it learns."""
   flat = cli.keys(config)
+  if config.optim.schedule not in optim.SCHEDULES:
+    raise InputError(
+      f'config.optim.schedule {config.optim.schedule!r} is none of '
+      f'{", ".join(optim.SCHEDULES)}'
+    )
   for key in ('data.skip_steps', 'train.profile_steps'):
     if not all(isinstance(step, int) for step in flat[key]):
       raise InputError(f'config.{key} are numbers of steps, got {flat[key]}')
@@ -127,3 +110,37 @@ def check_run(config):
       'config.moments continues those of all weights; with config.lora.rank '
       'there are only those of the factors, which start anew'
     )
+
+
+def check_memory(config, model: llama.Llama):
+  """The part of `check` about rows that see rows of their micro-batch."""
+  train = config.train
+  try:
+    model.memory.check(train.batch // train.micro_batches)
+  except ValueError as error:
+    raise InputError(f'config.model.memory: {error}') from None
+  if model.memory.rows and train.micro_batches > 1:
+    raise InputError(
+      'config.model.memory.rows are the rows of a batch one after the other, '
+      'which train.micro_batches does not keep together: use 1'
+    )
+
+
+def check_attention(config, model: llama.Llama):
+  """The part of `check` about a sequence over the devices of mesh.seq."""
+  seq_len, members = config.train.seq_len, config.mesh.seq
+  if model.group and seq_len % model.group:
+    raise InputError(
+      f'config.train.seq_len {seq_len} is not a multiple of '
+      f'config.model.group {model.group}, whose groups cut it'
+    )
+  if members > 1 and model.attention == 'blockwise':
+    raise InputError(
+      f'config.model.attention blockwise needs whole sequences, but mesh.seq '
+      f'is {members}; use ring or gather'
+    )
+  heads = model.heads, model.kv_heads
+  try:
+    attention.exchange(model.attention, *heads, members, model.ulysses)
+  except ValueError as error:
+    raise InputError(f'config.mesh.seq {members}: {error}') from None
