@@ -78,18 +78,19 @@ class Llama:
       value = getattr(self, field)
       if not isinstance(value, kind):  # a mapping, as configs and files have it
         object.__setattr__(self, field, kind(**value))
+    self._check_numbers()
+    self._check_names()
+    rope.frequencies(self.rope, self.head_dim)  # a divisor for each pair
+    self._check_layers()
+
+  def _check_numbers(self):
     counts = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
               'head_dim', 'block')  # fmt: skip
-    for field in counts:
-      if getattr(self, field) < 1:
-        raise ValueError(
-          f'{field} must be at least 1, is {getattr(self, field)}'
-        )
-    for field in ('mlp_chunk', 'ulysses', 'group'):
-      if getattr(self, field) < 0:
-        raise ValueError(
-          f'{field} must be at least 0, is {getattr(self, field)}'
-        )
+    limits = ('mlp_chunk', 'ulysses', 'group')
+    for field in (*counts, *limits):
+      value, least = getattr(self, field), int(field in counts)
+      if value < least:
+        raise ValueError(f'{field} must be at least {least}, is {value}')
     if self.head_dim % 2 or self.norm_eps <= 0:
       raise ValueError(
         f'head_dim must be even and norm_eps positive, they are '
@@ -99,6 +100,8 @@ class Llama:
       raise ValueError(
         f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}'
       )
+
+  def _check_names(self):
     for field, known in (
       ('attention', attention.STRATEGIES),
       ('remat', REMAT),
@@ -108,17 +111,17 @@ class Llama:
         raise ValueError(
           f'{field} {getattr(self, field)!r} is none of {", ".join(known)}'
         )
-    rope.frequencies(self.rope, self.head_dim)  # a divisor for each pair
+
+  def _check_layers(self):
     if any(layer >= self.layers for layer in self.memory.layers):
       raise ValueError(
         f'memory layers {self.memory.layers} are not all among the '
         f'{self.layers} layers, which count from 0'
       )
-
     if self.group and (self.group % 2 or self.kv_heads % 2 or self.memory.rows):
       raise ValueError(
-        f'group {self.group} is of half of the heads moved by half of it: it '
-        f'must be even, kv_heads ({self.kv_heads}) too, and memory have no rows'
+        f'group {self.group} shifts half of the heads by half of it: group and '
+        f'kv_heads ({self.kv_heads}) must be even, and memory.rows empty'
       )
 
   def runs(self) -> list[tuple[int, int, bool]]:
