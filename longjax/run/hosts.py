@@ -50,10 +50,9 @@ def together(action) -> Any:
   except InputError as error:
     problem = str(error)
   except OSError as error:  # of a file: no space, no right
-    if not error.filename or jax.process_count() > 1:
-      problem = f'{error.filename}: {error.strerror}'
-    else:
+    if error.filename and jax.process_count() == 1:
       raise
+    problem = str(error)  # with the file, if it is known
   problems = gathered(problem)
   failed = [i for i, text in enumerate(problems) if text]
   if not failed:
