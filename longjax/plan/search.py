@@ -131,7 +131,7 @@ def saved(model) -> int:
     attention=layer_in + attn_out + lse,
     full=layer_in,
     offload=lse,
-  ).get(model.remat, layer_in + attn_out + lse)
+  )[model.remat]
 
 
 def working(model, tokens: int) -> int:

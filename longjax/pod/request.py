@@ -11,7 +11,6 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from longjax import cli
 from longjax.errors import InputError
 from longjax.plan import slices
 
@@ -158,12 +157,3 @@ def tier(spot: bool, reserved: bool) -> str:
   if spot and reserved:
     raise InputError('--spot and --reserved exclude each other')
   return 'spot' if spot else 'reserved' if reserved else 'on-demand'
-
-
-def verb(text: str, known) -> str:
-  """A verb, or InputError with the nearest."""
-  if text not in known:
-    raise InputError(
-      f'{text!r} is not one of {", ".join(known)}{cli.nearest(text, known)}'
-    )
-  return text

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from longjax.pod import queued
 from longjax.pod.terminal import CommandFailed
+from longjax.run.signals import PREEMPTED
 
-REFUSED, PREEMPTED = 2, 75  # exit codes of launch/tpu.py
+REFUSED = 2  # exit code of launch/tpu.py, as PREEMPTED is
 POLL_SECONDS = 60
 PATIENCE = 10  # looks in a row without a new step
 ENDS = dict(done=0, refused=REFUSED)

@@ -6,7 +6,6 @@ PyTorch file is read by an unpickler which can build tensors and nothing else.
 """
 
 import collections
-import hashlib
 import json
 import math
 import os
@@ -53,7 +52,6 @@ def inside(directory, name) -> str:
 
 def load_json(path) -> dict:
   """An object of a JSON file, in which no key stands twice."""
-
   try:
     data = pathlib.Path(path).read_text('utf-8')
     found = json.loads(data, object_pairs_hook=_once)
@@ -70,12 +68,6 @@ def _once(pairs):
   if len(found) < len(pairs):
     raise ValueError('a name stands twice')
   return found
-
-
-def sha256(path) -> str:
-  """The digest of a file, in hex."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def mapped(path, dtype, shape, offset) -> Tensor:

@@ -1,1 +1,0 @@
-"""prepare --synthesize and --score, as a user runs them."""
