@@ -11,7 +11,7 @@ from longjax import errors
 
 
 def check(curriculum, seq_len: int):
-  """InputError if rows of seq_len tokens can not be cut so."""
+  """InputError if rows of seq_len tokens cannot be cut so."""
   try:
     stages = [(float(share), int(length)) for share, length in curriculum]
   except (TypeError, ValueError):

@@ -287,7 +287,7 @@ def _gguf_metadata(path) -> dict:
 
 
 def _mended(text: str) -> str:
-  """The text with U+FFFD for what UTF-8 can not say."""
+  """The text with U+FFFD for what UTF-8 cannot say."""
   if not SURROGATES.search(text):
     return text
   return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')

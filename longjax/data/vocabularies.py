@@ -3,7 +3,7 @@
 tiktoken's ranks (Llama 3), the metadata of a GGUF file and plain bytes become
 the JSON text of a tokenizer.json, or, from GGUF's 'llama', a SentencePiece
 model. A SentencePiece model becomes a tokenizer.json too, which transformers
-reads without guessing. What can not be rebuilt exactly is refused.
+reads without guessing. What cannot be rebuilt exactly is refused.
 """
 
 import base64
@@ -82,7 +82,7 @@ def from_gguf(meta: dict) -> str | bytes:
     meta: the 'tokenizer.ggml.*' fields without this prefix.
 
   Raises:
-    ValueError: a tokenizer that can not be rebuilt exactly.
+    ValueError: a tokenizer that cannot be rebuilt exactly.
   """
   model, pre = str(meta.get('model')), str(meta.get('pre'))
   if model != 'llama' and (model, pre) not in GGUF_HUB:
