@@ -8,7 +8,7 @@ import makes a run directory with a checkpoint, the tokenizer and the model's
 configuration from a directory of Hugging Face (safetensors, also sharded), of
 Meta (consolidated.*.pth, all shards) or a GGUF file; the format is detected.
 export writes a checkpoint as transformers loads it. show says what is there.
-Both need little memory, whatever the size of the model.
+import and export need little memory, whatever the size of the model.
 """
 
 import pathlib
