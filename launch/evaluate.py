@@ -40,7 +40,6 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
 
   from longjax import evals, settings, sharding
   from longjax.data import prepare
-  from longjax.evals import report
   from longjax.run import hosts
 
   asked = read_tasks(tasks) or evals.names(config.eval)
@@ -49,7 +48,6 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
   settings.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  log = print if hosts.lead() else lambda _: None
   checkpoints = find(config, [x for x in (checkpoint, against) if x])
   tokenizer = next(iter(checkpoints.values())).tokenizer
   store = None
@@ -57,19 +55,30 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     store = prepare.held_out(config, tokenizer)
   evals.check(config, store, tokenizer, asked)
 
-  found, about = {}, {}
   directory = pathlib.Path(out) if out else beside(*checkpoints.values())
   make = lambda: directory.mkdir(parents=True, exist_ok=True)
   hosts.together(lambda: hosts.lead() and make())  # before the first hour
-  for name, one in checkpoints.items():
+  measure(config, mesh, checkpoints, asked, store, directory)
+  return 0
+
+
+def measure(config, mesh, checkpoints, asked, store, directory):
+  """All tasks of all checkpoints; what is done is reported after each."""
+  from longjax import evals, settings
+  from longjax.evals import report
+  from longjax.run import hosts
+
+  log = print if hosts.lead() else lambda _: None
+  found, about = {}, {}
+  for name, (path, step, tokenizer) in checkpoints.items():
     log(f'evaluating {name}')
-    params, model = evals.load(one.path, settings.llama_config(config), mesh)
+    params, model = evals.load(path, settings.llama_config(config), mesh)
     if tokenizer.vocab > model.vocab:
       raise InputError(
-        f'the tokenizer has {tokenizer.vocab} ids, but {one.path} only '
+        f'the tokenizer has {tokenizer.vocab} ids, but {path} only '
         f'{model.vocab}; set --config.data.tokenizer'
       )
-    about[name] = dict(path=str(one.path), step=one.step, rope=model.rope)
+    about[name] = dict(path=str(path), step=step, rope=model.rope)
     found[name] = {}
     for task in asked:
       found[name] |= evals.evaluate(
@@ -78,7 +87,6 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
       if hosts.lead():  # after each task: what was measured is never lost
         report.compare(directory, config, about, found)
   log(f'wrote {directory / "REPORT.md"}')
-  return 0
 
 
 def read_tasks(tasks: str) -> list[str]:

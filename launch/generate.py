@@ -24,25 +24,43 @@ def main(
   top_p='', seed='', stop='',
 ):  # fmt: skip
   """Prints what the model says; the answer is the exit code."""
-  from longjax.data import chat as chats
+  check(checkpoint, prompt or file, chat)
+  count = cli.number('tokens', tokens, 128, 1)
+  how = (
+    cli.number('temperature', temperature, 0.0, 0, 100),
+    cli.number('top-p', top_p, 1.0, 0, 1),
+    cli.number('seed', seed, 0, 0, 2**31 - 1),
+  )
+  text = read(file) + prompt
+  stops = [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else []
+  tokenizer, say = load(config, checkpoint, chat, count, how, stops)
+  if chat:
+    converse(tokenizer, say, chat, text)
+  else:
+    from longjax.evals import prompts
+
+    print(text + say(prompts.encode(tokenizer, text)))
+  return 0
+
+
+def check(checkpoint, text, chat):
+  """Refuses what says nothing, before anything is loaded."""
+  from longjax.data.chat import TEMPLATES
 
   if not checkpoint:
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
-  if not (prompt or file or chat):
+  if not (text or chat):
     raise InputError('say what to continue: --prompt, --file or --chat')
-  if chat and chat not in chats.TEMPLATES:
+  if chat and chat not in TEMPLATES:
     raise InputError(
-      f'chat template {chat!r} is none of {", ".join(chats.TEMPLATES)}'
+      f'chat template {chat!r} is none of {", ".join(TEMPLATES)}'
     )
-  count = number('tokens', tokens, int, 128, 1, 1 << 20)
-  how = (
-    number('temperature', temperature, float, 0.0, 0, 100),
-    number('top_p', top_p, float, 1.0, 0, 1),
-    number('seed', seed, int, 0, 0, 2**31 - 1),
-  )
-  text = read(file) + prompt
 
+
+def load(config, checkpoint, chat, count, how, stops):
+  """(the tokenizer, a function ids of a prompt -> text of its answer)."""
   from longjax import evals, generate, settings, sharding
+  from longjax.data import chat as chats
   from longjax.data import packages, prepare
   from longjax.evals import prompts
 
@@ -57,25 +75,26 @@ def main(
     ends = [tokenizer.ident(chats.ENDS[chat])]
   model = evals.load(config.weights, settings.llama_config(config), mesh)
   lm = evals.language_model(*model, mesh, config, tokenizer, ends)
-  stops = [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else []
+  stopped = generate.stop_at(tokenizer, stops)
+  sampling = generate.Sampling(*how)
 
   def say(ids) -> str:
-    stopped = generate.stop_at(tokenizer, stops)
-    (answer,) = lm.generate(
-      [ids], count, stopped, sampling=generate.Sampling(*how)
-    )
+    (answer,) = lm.generate([ids], count, stopped, sampling=sampling)
     return prompts.until(tokenizer.decode(answer), stops)
 
-  if not chat:
-    print(text + say(prompts.encode(tokenizer, text)))
-    return 0
+  return tokenizer, say
+
+
+def converse(tokenizer, say, template: str, first: str):
+  """Answers what the user says, turn by turn."""
+  from longjax.data import chat
+
   messages: list = []
-  for turn in turns(text):
+  for turn in turns(first):
     messages.append(dict(role='user', content=turn))
-    answer = say(chats.prompt(messages, tokenizer, chat))
+    answer = say(chat.prompt(messages, tokenizer, template))
     messages.append(dict(role='assistant', content=answer))
     print(answer)
-  return 0
 
 
 def turns(first: str):
@@ -98,20 +117,6 @@ def read(file: str) -> str:
     return pathlib.Path(file).read_text('utf-8') if file else ''
   except UnicodeDecodeError as error:
     raise InputError(f'{file} is not UTF-8 text: {error}') from None
-
-
-def number(name: str, text: str, kind, default, least, most):
-  """The value of a flag, within bounds."""
-  try:
-    value = kind(text) if text else default
-    if not least <= value <= most:
-      raise ValueError
-  except ValueError:
-    flag = name.replace('_', '-')
-    raise InputError(
-      f'--{flag} is a number from {least} to {most}, got {text!r}'
-    ) from None
-  return value
 
 
 if __name__ == '__main__':

@@ -17,7 +17,6 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from longjax import cli, flops
-from longjax.errors import InputError
 from longjax.plan.slices import ENVIRONMENT, EXAMPLE, parse
 
 
@@ -26,7 +25,7 @@ def main(
 ):
   """Compiles and prints; the answer is the exit code."""
   os.environ.update(ENVIRONMENT)  # before jax is imported
-  where = parse(topology, number(slices))
+  where = parse(topology, cli.number('slices', slices, 1, 1))
   from longjax.plan import report
   from longjax.plan import search as searching
 
@@ -43,13 +42,6 @@ def main(
     if search:
       print('\n' + table(reports))
   return 0 if reports[0]['fits'] else 1
-
-
-def number(slices: str) -> int:
-  """The value of --slices, or InputError."""
-  if slices and not slices.isdecimal():
-    raise InputError(f'--slices {slices!r} is not a number')
-  return int(slices or 1)
 
 
 def as_json(reports, search: bool) -> str:

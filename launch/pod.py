@@ -56,7 +56,7 @@ def do(verb, terminal, pod, config, flags) -> int:
   """Says what it costs or deletes, asks, acts."""
   log = remark if flags['dry_run'] else print
   sure = flags['yes'] or flags['dry_run']
-  retries = number('retries', flags['retries'], 10)
+  retries = cli.number('retries', flags['retries'], 10, 0)
   code = None
   if verb in PUSHES:
     code = checkout(flags, check=verb != 'run')
@@ -81,7 +81,8 @@ def do(verb, terminal, pod, config, flags) -> int:
 
 def asked(verb, config, flags) -> request.Pod:
   """The request that the flags make; InputError if one is missing."""
-  topology, count = flags['topology'], number('slices', flags['slices'], 1)
+  topology = flags['topology']
+  count = cli.number('slices', flags['slices'], 1, 1)
   if verb in MAKES and not topology:
     raise InputError(f'{verb} needs --topology, as v5p:4x4x4')
   pod = request.Pod(
@@ -132,13 +133,6 @@ def remark(line: str):
   """In a dry run all that is not a command is a comment."""
   for part in line.splitlines():
     print(f'# {part}')
-
-
-def number(flag: str, text: str, default: int) -> int:
-  """The value of a flag that counts, or InputError."""
-  if text and not text.isdecimal():
-    raise InputError(f'--{flag} {text!r} is not a number')
-  return int(text or default)
 
 
 if __name__ == '__main__':

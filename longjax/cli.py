@@ -183,6 +183,19 @@ def help_text(argv, doc, extra) -> str:
   return '\n'.join(lines)
 
 
+def number(flag: str, text: str, default, least, most=10**6):
+  """The value of a flag in its default's type, or InputError out of bounds."""
+  try:
+    value = type(default)(text) if text else default
+  except ValueError:
+    value = None
+  if value is None or not least <= value <= most:
+    raise InputError(
+      f'--{flag} {text!r} is not a number from {least} to {most}'
+    )
+  return value
+
+
 def keys(config, prefix='') -> dict:
   """Flat view of a config: {'model.rope.base': 5e5, ...}."""
   flat = {}
