@@ -452,45 +452,62 @@ def keep(run: Run, name: str, step: int | None, results: dict):
 
 def fresh(run: Run, abstract, source):
   """(state at step 0, the model config of the weights or None)."""
-  config, model = run.config, run.model
-  shardings = jax.tree.map(lambda x: x.sharding, abstract)
-  released = None
-  if source:
-    run.log(f'importing {source}')
-
-    def place(found):
-      for field in llama.ARCHITECTURE:
-        mine, theirs = getattr(model, field), getattr(found, field)
-        if mine != theirs:
-          raise InputError(
-            f'config.model.{field} is {mine}, but that of {source} is {theirs}'
-          )
-      return sharding.params(llama.abstract(model), run.mesh)
-
-    params, released = weights.load(source, dtype=model.dtype, place=place)
-  else:
-    init = functools.partial(llama.init, model)
-    places = sharding.params(llama.abstract(model), run.mesh)
-    params = jax.jit(init, out_shardings=places)(jax.random.key(config.seed))
-  if config.lora.rank:
-    init = functools.partial(lora.init, abstract['params'], config.lora)
-    places = dict(lora=shardings['params']['lora'])
-    # Another key than that of random weights.
-    key = jax.random.key(config.seed + 1)
-    params |= jax.jit(init, out_shardings=places)(key)
-  if config.moments:
-    run.log(f'moments of {source}, their schedule restarted')
-    opt = checkpoint.load_moments(source, abstract['opt'])
-    opt = optim.restart_schedule(opt)
-  else:
-    tx = optim.adamw(config.optim, config.train.steps)
-    learning, _ = lora.split(params, config.lora)
-    opt = jax.jit(tx.init, out_shardings=shardings['opt'])(learning)
+  params, released = first_weights(run, source)
+  params |= first_factors(run, abstract['params'])
+  opt = first_moments(run, abstract['opt'], params, source)
   rest = jax.jit(
-    lambda: dict(guard=optim.guard_init(config.optim), step=jnp.int32(0)),
-    out_shardings={k: shardings[k] for k in ('guard', 'step')},
+    lambda: dict(guard=optim.guard_init(run.config.optim), step=jnp.int32(0)),
+    out_shardings={k: placed(abstract[k]) for k in ('guard', 'step')},
   )()
   return dict(params=params, opt=opt, **rest), released
+
+
+def placed(abstract):
+  """The shardings of a tree of ShapeDtypeStructs."""
+  return jax.tree.map(lambda x: x.sharding, abstract)
+
+
+def first_weights(run: Run, source):
+  """(params without factors, the model config of the weights or None)."""
+  model = run.model
+  places = sharding.params(llama.abstract(model), run.mesh)
+  if not source:
+    init = jax.jit(functools.partial(llama.init, model), out_shardings=places)
+    return init(jax.random.key(run.config.seed)), None
+  run.log(f'importing {source}')
+
+  def place(found):
+    for field in llama.ARCHITECTURE:
+      mine, theirs = getattr(model, field), getattr(found, field)
+      if mine != theirs:
+        raise InputError(
+          f'config.model.{field} is {mine}, but that of {source} is {theirs}'
+        )
+    return places
+
+  return weights.load(source, dtype=model.dtype, place=place)
+
+
+def first_factors(run: Run, abstract) -> dict:
+  """{'lora': factors} of `abstract` params; {} where none are asked for."""
+  if not run.config.lora.rank:
+    return {}
+  init = functools.partial(lora.init, abstract, run.config.lora)
+  # Another key than that of random weights.
+  key = jax.random.key(run.config.seed + 1)
+  places = dict(lora=placed(abstract['lora']))
+  return jax.jit(init, out_shardings=places)(key)
+
+
+def first_moments(run: Run, abstract, params, source):
+  """The optimizer state: zeros, or with config.moments that of `source`."""
+  config = run.config
+  if config.moments:
+    run.log(f'moments of {source}, their schedule restarted')
+    return optim.restart_schedule(checkpoint.load_moments(source, abstract))
+  tx = optim.adamw(config.optim, config.train.steps)
+  learning, _ = lora.split(params, config.lora)
+  return jax.jit(tx.init, out_shardings=placed(abstract))(learning)
 
 
 def describe(run: Run) -> str:
