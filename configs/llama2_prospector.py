@@ -1,10 +1,13 @@
 """Prospector ("ProLong", arXiv:2405.17915): documents chosen by dependency.
 
-  python launch/prepare.py --config configs/llama2_prospector.py ...
-  python launch/tpu.py --config configs/llama2_prospector.py ...
+  python launch/prepare.py --config configs/llama2_prospector.py
+      --config.weights=/data/llama2_7b --config.data.directory=/data/long
+      --score /data/llama2_7b --out /data/chosen
+  python launch/tpu.py --config configs/llama2_prospector.py
+      --config.weights=/data/llama2_7b --config.data.directory=/data/chosen
 
-The long documents are scored by how much their chunks depend on earlier ones
-(longjax/data/score.py) and the better half kept before they are prepared.
+Long documents are scored by how much their chunks depend on earlier ones
+(longjax/data/score.py), and the better half is trained on.
 Base, rows and batch are from notes on the paper, the optimizer is Llama 2
 Long's. For 64 chips of TPU v5p. Not run on a TPU.
 """

@@ -54,6 +54,10 @@ class Rope:
       raise ValueError(
         f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
       )
+    self._check_numbers()
+    self._check_fields()
+
+  def _check_numbers(self):
     numbers = (self.base, self.factor, self.low_freq_factor, self.beta_slow,
                self.high_freq_factor, self.beta_fast, self.xpos)  # fmt: skip
     if not all(map(math.isfinite, (*numbers, *self.divisors))):
@@ -73,6 +77,11 @@ class Rope:
         f'rope needs beta_fast > beta_slow, got {self.beta_fast} and '
         f'{self.beta_slow}'
       )
+    if self.xpos < 0:
+      raise ValueError(f'rope xpos must be at least 0 tokens, is {self.xpos}')
+
+  def _check_fields(self):
+    """Those that the scaling reads are there, and no other."""
     if (self.scaling == 'longrope') != bool(self.divisors) or any(
       divisor <= 0 for divisor in self.divisors
     ):
@@ -81,8 +90,6 @@ class Rope:
         f'longrope, which needs them; got {len(self.divisors)} with scaling '
         f'{self.scaling!r}'
       )
-    if self.xpos < 0:
-      raise ValueError(f'rope xpos must be at least 0 tokens, is {self.xpos}')
     if self.scaling in LENGTH and self.original_length < 2:
       raise ValueError(
         f'rope scaling {self.scaling} needs original_length, the trained '
