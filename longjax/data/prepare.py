@@ -77,8 +77,10 @@ def find_tokenizer(config, log=print) -> tokenizer.Tokenizer:
 
 def _prepare(key, wanted, tokens, log, directory) -> store.Store:
   if not wanted:
+    made = ', or set data.directory' if key == 'data.sources' else ''
     raise errors.InputError(
-      f'{key} is empty: it names the documents, as longjax/data/sources.py says'
+      f'{key} is empty: name the documents, as longjax/data/sources.py says'
+      f'{made}'
     )
   spec = _spec(wanted)
   place = pathlib.Path(directory) if directory else _place(spec, tokens)
