@@ -300,8 +300,10 @@ def checkpoints_of(run: Run) -> checkpoint.Checkpoints:
 def check_storage(checkpoints, abstract) -> int:
   """The newest step that is saved, or 0; refuses where nothing can be."""
   saved = hosts.from_lead(checkpoint.steps(checkpoints.directory))
+  # A new one is whole before the oldest of those kept is deleted.
+  count = max(checkpoints.keep + 1 - len(saved), 1)
   hosts.together(
-    lambda: preflight.storage(checkpoints.directory, abstract, len(saved))
+    lambda: preflight.storage(checkpoints.directory, abstract, count)
   )
   return max(saved, default=0)
 

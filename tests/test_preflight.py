@@ -84,16 +84,16 @@ STATE = dict(w=jax.ShapeDtypeStruct((2**20,), jnp.float32))  # 4 MiB
 
 def test_checkpoints_need_a_place_and_space(tmp_path, monkeypatch):
   place = epath.Path(tmp_path / 'checkpoints')
-  preflight.storage(place, STATE, 0)
+  preflight.storage(place, STATE, 3)
   assert list(tmp_path.rglob('*')) == [tmp_path / 'checkpoints']
   usage = shutil.disk_usage(tmp_path)._replace(free=2 * 2**22)
   monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
-  preflight.storage(place, STATE, 1)
+  preflight.storage(place, STATE, 2)
   with pytest.raises(InputError, match=r'3 checkpoints need 0.01'):
-    preflight.storage(place, STATE, 0)
+    preflight.storage(place, STATE, 3)
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='cannot be written there'):
-    preflight.storage(epath.Path(tmp_path / 'file' / 'c'), STATE, 0)
+    preflight.storage(epath.Path(tmp_path / 'file' / 'c'), STATE, 3)
 
 
 @pytest.mark.parametrize('libtpu, fits', [

@@ -25,7 +25,6 @@ from longjax.plan import hbm
 from longjax.run import hosts, provenance
 
 SKEW_SECONDS = 30
-CHECKPOINTS = 3  # for which there must be space: those kept, and a new one
 
 
 def processes(config, log):
@@ -138,13 +137,13 @@ def compiled(lowered, device_kind: str):
   return step
 
 
-def storage(directory, state, saved: int):
+def storage(directory, state, count: int):
   """Refuses a directory of checkpoints that cannot be written or is full.
 
   Args:
     directory: of checkpoints, an epath.Path.
     state: arrays or ShapeDtypeStructs that a checkpoint holds.
-    saved: how many checkpoints are there already.
+    count: checkpoints for which there must be space.
   """
   probe = directory / f'.probe-{jax.process_index()}-{os.getpid()}'
   try:
@@ -161,11 +160,11 @@ def storage(directory, state, saved: int):
   if '://' in str(directory):
     return
   each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
-  need = max(CHECKPOINTS - saved, 1) * each
+  need = count * each
   free = shutil.disk_usage(directory).free
   if free < need:
+    which = 'a checkpoint needs' if count == 1 else f'{count} checkpoints need'
     raise InputError(
-      f'{directory}: {free / 2**30:.2f} GiB are free, but '
-      f'{max(CHECKPOINTS - saved, 1)} checkpoints need {need / 2**30:.2f}; '
-      'free space, or use another --workdir'
+      f'{directory}: {free / 2**30:.2f} GiB are free, but {which} '
+      f'{need / 2**30:.2f}; free space, or use another --workdir'
     )
