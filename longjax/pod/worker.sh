@@ -37,8 +37,10 @@ bucket() {
   if ! command -v gcsfuse >/dev/null; then
     deb=gcsfuse_${gcsfuse}_amd64.deb
     url=https://github.com/GoogleCloudPlatform/gcsfuse/releases/download
-    curl -fsSL "$url/v$gcsfuse/$deb" -o "/tmp/$deb"
-    sudo apt-get install -qq -y "/tmp/$deb" >/dev/null
+    place=$(mktemp -d)
+    curl -fsSL "$url/v$gcsfuse/$deb" -o "$place/$deb"
+    sudo apt-get install -qq -y "$place/$deb" >/dev/null
+    rm -r "$place"
   fi
   mkdir -p "$home/bucket"
   if ! mountpoint -q "$home/bucket"; then
