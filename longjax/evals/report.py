@@ -127,12 +127,13 @@ def _time(workdir) -> str:
   if not starts:
     return ''
   spent = goodput.summary(starts)
+  plural = 's' if len(starts) > 1 else ''
   kinds = [k for k in (*goodput.KINDS, 'starting', 'down') if spent[k] > 0]
   return (
     '## Where the time went\n\n'
-    f'{len(starts)} starts; goodput {spent["goodput"]:.1%}: the share of '
-    f'{metrics.duration(spent["seconds"])} in which steps were trained whose '
-    'result was kept.\n\n'
+    f'{len(starts)} start{plural}; goodput {spent["goodput"]:.1%}: the share '
+    f'of {metrics.duration(spent["seconds"])} in which steps were trained '
+    'whose result was kept.\n\n'
     + sections.table(
       kinds, [[f'{spent[k] / spent["seconds"]:.1%}' for k in kinds]]
     )
@@ -142,10 +143,11 @@ def _time(workdir) -> str:
 def _limits(config, curves) -> str:
   lines = list(config.notes)
   if curves:
-    lines.insert(0, (
-      f'{config.eval.documents} document(s) and one seed: small differences '
-      'may be chance.'
-    ))  # fmt: skip
+    count = config.eval.documents
+    documents = 'one document' if count == 1 else f'{count} documents'
+    lines.insert(
+      0, f'{documents} and one seed: small differences may be chance.'
+    )
   if not lines:
     return ''
   return '## What this does not show\n\n' + '\n'.join(f'- {x}' for x in lines)
