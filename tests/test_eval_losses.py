@@ -31,7 +31,8 @@ def document(tokens):
 
 
 @pytest.mark.parametrize('tokens, length, stride', [
-  (100, 32, 8), (101, 32, 8), (32, 32, 8), (20, 32, 8), (33, 32, 32), (90, 7, 3)
+  (100, 32, 8), (101, 32, 8), (32, 32, 8), (20, 32, 8), (33, 32, 31),
+  (90, 7, 3), (90, 7, 6),
 ])  # fmt: skip
 def test_windows_score_each_token_but_the_first_once(tokens, length, stride):
   found = perplexity.windows(tokens, length, stride)
@@ -60,6 +61,21 @@ def test_each_loss_is_that_of_its_own_token():
     np.mean(np.arange(1, 10)) / 100
   )
   assert math.log(run('prefix')) == pytest.approx(2 / 100)
+
+
+def test_windows_no_longer_than_the_stride_score_every_token():
+  """Of 40 tokens; a stride of 256 is that of windows of 4,096."""
+  found = perplexity.table(value, [document(40)], [2, 8, 16, 40], stride=16)
+  every = math.exp(np.mean(np.arange(1, 40)) / 100)
+  assert found['press'] == pytest.approx([every] * 4)
+  with pytest.raises(InputError, match='advance by 8'):
+    perplexity.windows(40, 8, 8)
+
+
+def test_text_shorter_than_a_window_is_one_window():
+  found = perplexity.table(value, [document(5), document(3)], [16], stride=4)
+  wanted = np.mean([1, 2, 3, 4, 0, 1, 2]) / 100  # end to end
+  assert math.log(found['longlora'][0]) == pytest.approx(wanted)
 
 
 def test_prefix_weighs_documents_and_press_tokens():

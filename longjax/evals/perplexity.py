@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longjax.batch import one_document
+from longjax.errors import InputError
 
 STRIDE = 256  # of the papers
 
@@ -36,7 +37,15 @@ def windows(tokens: int, length: int, stride: int) -> list[Window]:
   """Windows over a document: each token but the first is scored once.
 
   The last window ends where the document does and is as long as the others.
+
+  Raises:
+    InputError: a stride after which a new token has nothing before it.
   """
+  if not 0 < stride < length:
+    raise InputError(
+      f'windows of {length} tokens cannot advance by {stride}: they score at '
+      f'least 1 new token and have at least 1 before it'
+    )
   found = [Window(0, min(length, tokens), 1)]
   while (end := found[-1].end) < tokens:
     new = min(end + stride, tokens)
@@ -53,7 +62,7 @@ def press(lm, documents, length: int, stride: int) -> float:
 def prefix(lm, documents, length: int, stride: int) -> float:
   """exp of the mean over documents of the mean loss of their first tokens."""
   del stride
-  means = [_windowed(lm, d[:length], length, length)[0] for d in documents]
+  means = [_windowed(lm, d[:length], length, 1)[0] for d in documents]
   return math.exp(np.mean([x.mean() for x in means]))
 
 
@@ -67,7 +76,7 @@ def longlora(lm, documents, length: int, stride: int) -> float:
   """exp of the mean loss of all tokens of windows over all documents."""
   stream = np.concatenate(documents)
   whole = [
-    Window(start, start + length, start + 1)
+    Window(start, min(start + length, len(stream)), start + 1)
     for start in range(0, max(len(stream) - length, 0) + 1, stride)
   ]
   return math.exp(np.concatenate(_losses(lm, stream, whole)).mean())
@@ -87,12 +96,13 @@ def table(lm, documents, lengths, stride=STRIDE) -> dict:
   Args:
     lm: generate.LM.
     documents: list of [tokens] ids, with what stands before a document.
-    lengths: tokens of a window.
-    stride: tokens by which windows advance.
+    lengths: tokens of a window, at least 2.
+    stride: tokens by which windows advance; shorter ones by all but one of
+      theirs.
   """
   result: dict = dict(length=[int(n) for n in lengths], stride=stride)
   for name, mode in MODES.items():
-    result[name] = [mode(lm, documents, n, stride) for n in lengths]
+    result[name] = [mode(lm, documents, n, min(stride, n - 1)) for n in lengths]
   return result
 
 

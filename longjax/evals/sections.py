@@ -125,10 +125,10 @@ def _perplexity(stages, ask) -> str:
     for mode in modes
   ]
   return (
-    f'## Perplexity over windows\n\nStride {first["stride"]} tokens, '
-    f'{_documents(ask)} of {ask.length:,} tokens. The modes are those of '
-    'longjax/evals/perplexity.py: compare within one.\n\n'
-    + table(['window', 'mode', *found], rows)
+    f'## Perplexity over windows\n\nStride {first["stride"]} tokens, at most '
+    f'all but one of the window; {_documents(ask)} of {ask.length:,} tokens. '
+    'The modes are those of longjax/evals/perplexity.py: compare within one.'
+    '\n\n' + table(['window', 'mode', *found], rows)
   )
 
 

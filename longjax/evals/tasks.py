@@ -181,10 +181,11 @@ def check_room(setting: Setting, name: str):
   head, _, part = name.partition('/')
   if head == 'lm_eval':
     harness().find(part)
-  if head == 'perplexity' and min(setting.ask.lengths) > setting.ask.length:
+  shortest, length = min(setting.ask.lengths), setting.ask.length
+  if head == 'perplexity' and not 2 <= shortest <= length:
     raise InputError(
-      f'perplexity needs eval.lengths of at most eval.length '
-      f'{setting.ask.length}, got {tuple(setting.ask.lengths)}'
+      f'perplexity needs eval.lengths from 2 to eval.length {length}, got '
+      f'{tuple(setting.ask.lengths)}'
     )
   if head == 'needle':
     for length in setting.ask.lengths:
