@@ -269,14 +269,14 @@ def _decode(
 
   Device i of n holds the generated tokens i, i + n, ... from `slot` on.
   """
-  n, rows = _ring(mesh), jnp.arange(len(lengths))[:, None]
+  n, one = _ring(mesh), jnp.ones((len(lengths), 1), jnp.int32)
   member = jnp.arange(n)[None, :, None]
 
   def step(carry):
     state, done, out, i = carry
     logits = llama.logits(params, config, state.last[:, None])[:, 0]
     token = _drawn(_everywhere(logits, mesh), draw, state.drawn)
-    ids = Ids(jnp.ones_like(rows), (lengths + state.drawn)[:, None])
+    ids = Ids(one, (lengths + state.drawn)[:, None])
     mine = member == state.drawn % n
     deal = lambda x: jnp.where(
       mine.reshape(1, n, 1, *[1] * (x.ndim - 2)), x[:, None], 0
@@ -341,8 +341,8 @@ def _write(old, new, axis: int, *, slot, mine=None):
     slot: the first that is written.
     mine: [1, n, 1], on which devices; None is all.
   """
-  at: list = [0] * old.ndim
-  at[axis] = slot
+  at = [jnp.int32(0)] * old.ndim
+  at[axis] = jnp.int32(slot)
   if mine is not None:
     there = jax.lax.dynamic_slice(old, at, new.shape)
     on = mine.reshape(-1, *[1] * (1 if axis == -1 else 3))

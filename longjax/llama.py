@@ -149,8 +149,9 @@ ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
 def param(rngs, shape, fan_in=0):
   """A float32 parameter; ones where there is no fan_in."""
   if not fan_in:
-    return nnx.Param(jnp.ones(shape))
-  return nnx.Param(rngs.params.normal(shape) / math.sqrt(fan_in))
+    return nnx.Param(jnp.ones(shape, jnp.float32))
+  normal = rngs.params.normal(shape, jnp.float32)
+  return nnx.Param(normal / math.sqrt(fan_in))
 
 
 def rms_norm(x, scale, eps):

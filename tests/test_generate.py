@@ -48,6 +48,12 @@ def test_each_token_is_that_of_a_whole_forward_pass(
     np.testing.assert_array_equal(likeliest[:200], answer)
 
 
+def test_64_bit_jax_generates_the_same(params, prompts, one_device):
+  with jax.enable_x64(True):
+    answers = generate.generate(params, CONFIG, prompts, 4, chunk=32)
+  np.testing.assert_array_equal(answers, [a[:4] for a in one_device])
+
+
 def test_eight_devices_and_odd_chunks_generate_the_same_200_tokens(
   params, prompts, one_device, make_mesh
 ):

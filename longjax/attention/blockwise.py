@@ -113,7 +113,7 @@ def _pick(tree, at):
 
 def _put(tree, values, at):
   def put(x, y):
-    where = (at[0], 0, at[1], 0, 0)
-    return jax.lax.dynamic_update_slice(x, y[None, :, None], where)
+    where = map(jnp.int32, (at[0], 0, at[1], 0, 0))  # alike with x64 too
+    return jax.lax.dynamic_update_slice(x, y[None, :, None], tuple(where))
 
   return jax.tree.map(put, tree, values)
