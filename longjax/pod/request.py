@@ -112,10 +112,11 @@ def cost(pod: Pod, plan: str, config) -> list[str]:
   ]
   mesh, devices = config.mesh, pod.slice.chips * pod.slice.per_chip
   if mesh.data * mesh.seq != devices:
+    seq = math.gcd(mesh.seq, devices // pod.slice.slices)  # in one slice
     lines += [
-      f'note: config.mesh is data {mesh.data} x seq {mesh.seq}, but the slice '
-      f'has {devices} devices; training will want --config.mesh.data='
-      f'{max(devices // mesh.seq, 1)}'
+      f'note: config.mesh is data {mesh.data} x seq {mesh.seq}, not the '
+      f'{devices} devices that are asked for; training will want '
+      f'--config.mesh.data={devices // seq} --config.mesh.seq={seq}'
     ]
   if plan:
     seconds = predicted(pod, plan, config)
