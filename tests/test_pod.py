@@ -17,7 +17,7 @@ import time
 import commands
 import pytest
 
-from longjax import cli
+from configs import llama3_8b_512k
 from longjax.errors import InputError
 from longjax.pod import queued, request, tree, verbs, watch, xpk
 from longjax.pod.terminal import CommandFailed, Done, Rehearsal, Terminal
@@ -330,7 +330,7 @@ def test_without_gcloud_the_user_is_told_where_it_is():
 
 def test_the_cost_is_chips_times_the_hours_of_the_plan(tmp_path):
   plan = tmp_path / 'plan.json'
-  config = cli._load('configs/llama3_8b_512k.py')
+  config = llama3_8b_512k.get_config()
   report = dict(
     config='llama3_8b_512k', topology='v5p:4x4x4', slices=1, fits=True,
     step=dict(seconds=36.0),
@@ -349,7 +349,7 @@ def test_the_cost_is_chips_times_the_hours_of_the_plan(tmp_path):
 
 
 def test_a_mesh_of_another_size_than_the_slice_is_said_before_it_costs():
-  config = cli._load('configs/llama3_8b_512k.py')  # 4 x 16
+  config = llama3_8b_512k.get_config()  # 4 x 16
   lines = request.cost(pod(slice=request.parse('v5e:16x16', 1)), '', config)
   assert '--config.mesh.data=16' in lines[1]
 
