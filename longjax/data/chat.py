@@ -64,7 +64,9 @@ def encode(messages, tokenizer, template: str, loss='answers') -> Chat:
   """
   _check(messages, template)
   if loss not in LOSSES:
-    raise errors.InputError(f'chat loss {loss!r} is none of {LOSSES}')
+    raise errors.InputError(
+      f'chat loss {loss!r} is none of {", ".join(LOSSES)}'
+    )
   if not any(m['role'] == 'assistant' for m in messages):
     raise errors.InputError('a conversation without an answer has no targets')
   chat = _encode(TEMPLATES[template](messages), tokenizer, template)

@@ -109,6 +109,6 @@ def _number(flag, text, kind, most):
     number = 0
   if not 0 < number <= most:
     raise errors.InputError(
-      f'--{flag} is above 0 and at most {most}, got {text!r}'
+      f'--{flag} must be above 0 and at most {most}, got {text!r}'
     )
   return number

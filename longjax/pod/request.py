@@ -79,7 +79,7 @@ def parse(topology: str, count: int) -> slices.Slice:
     near = min(PLANES, key=lambda p: abs(math.log(math.prod(p) / where.size)))
     near = slices.Slice(where.generation, near, 1)
     raise InputError(
-      f'--topology {topology} cannot be had; nearest is {near.name}'
+      f'--topology {topology}: Google Cloud has none; nearest is {near.name}'
     )
   return where
 

@@ -116,7 +116,7 @@ def cluster(pod) -> str:
 def check(pod):
   """Refuses what GKE cannot do without."""
   if not pod.zone or not pod.project:
-    raise InputError('TPU7x is had through GKE: give --zone and --project')
+    raise InputError('TPU7x is there on GKE only: give --zone and --project')
   if pod.tier == 'reserved' and not pod.reservation:
     raise InputError('--reserved TPU7x needs the name: --reservation=NAME')
 

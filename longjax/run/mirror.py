@@ -28,9 +28,9 @@ def is_remote(workdir) -> bool:
   """InputError if it is, but cannot be reached."""
   scheme, found, _ = str(workdir).partition('://')
   if found and scheme != 'gs':
-    raise InputError(f'--workdir {workdir} is neither local nor gs://...')
+    raise InputError(f'{workdir} is neither local nor gs://...')
   if found and not importlib.util.find_spec('gcsfs'):
-    raise InputError(f'--workdir {workdir} needs pip install gcsfs')
+    raise InputError(f'{workdir} needs pip install gcsfs')
   return bool(found)
 
 
