@@ -26,11 +26,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+from configs import smollm2_135m_abf_16k
 from longjax import generate, sharding, weights
 from longjax.attention import Ids
 from longjax.data import packages, tokenizer
 
-NAME = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 RUNS = 3
 BURST = 8  # tokens of a run of --after
 CHUNK = 2048
@@ -150,25 +150,22 @@ def reading(path, tokens: int, run: bool):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--gguf', default=os.environ.get('LONGJAX_SMOLLM2'))
+  parser.add_argument('--gguf', default='')
   parser.add_argument('--prompt', type=int, default=256)
   parser.add_argument('--tokens', type=int, default=64)
   parser.add_argument('--after', default='')
   parser.add_argument('--prefill', type=int, default=0)
   parser.add_argument('--run', action='store_true')
   ask = parser.parse_args()
-  cached = packages.cache_dir().glob(f'files/*/{NAME}')
-  path = ask.gguf or next(cached, None)
-  if path is None:
-    sys.exit(f'{NAME} is not in the cache: name it with --gguf')
+  path = str(packages.locate(ask.gguf or smollm2_135m_abf_16k.WEIGHTS))
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 8 if ask.prefill else 1)
   if ask.prefill:
-    reading(str(path), ask.prefill, ask.run)
+    reading(path, ask.prefill, ask.run)
   elif ask.after:
-    later(str(path), [int(n) for n in ask.after.split(',')])
+    later(path, [int(n) for n in ask.after.split(',')])
   else:
-    decoding(str(path), ask.prompt, ask.tokens)
+    decoding(path, ask.prompt, ask.tokens)
 
 
 if __name__ == '__main__':
