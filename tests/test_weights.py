@@ -60,9 +60,16 @@ def stored_tensors(tied=False):
   }
 
 
-def write(path, tensors, metadata=METADATA, architecture='llama', types=None):
+def write(
+  path,
+  tensors,
+  metadata=METADATA,
+  architecture='llama',
+  types=None,
+  order=gguf.GGUFEndian.LITTLE,
+):
   """Writes a GGUF file; types gives the tensors that are to be quantized."""
-  writer = gguf.GGUFWriter(path, architecture)
+  writer = gguf.GGUFWriter(path, architecture, endianess=order)
   for key, value in metadata.items():
     add = {int: writer.add_uint32, float: writer.add_float32,
            str: writer.add_string, list: writer.add_array}  # fmt: skip
@@ -305,6 +312,21 @@ def test_metadata_that_is_no_such_number_is_named(tmp_path, key, value):
   metadata = METADATA | {f'llama.{key}': value}
   path = write(tmp_path / 'x.gguf', stored_tensors(), metadata)
   assert_refused(path, f'llama.{key}, got {value!r}')
+
+
+def test_bytes_the_other_way_round_are_refused_not_misread(tmp_path):
+  path = write(tmp_path / 'm.gguf', stored_tensors(), order=gguf.GGUFEndian.BIG)
+  with pytest.raises(errors.InputError, match=r'm\.gguf: .*big endian'):
+    read(path)
+
+
+def test_a_part_of_a_model_says_how_to_join_it(tmp_path):
+  metadata = METADATA | {'split.count': 3}
+  path = write(tmp_path / 'm-00001-of-00003.gguf', stored_tensors(), metadata)
+  with pytest.raises(
+    errors.InputError, match=r'of 3 parts.*gguf-split --merge'
+  ):
+    read(path)
 
 
 def test_a_missing_tensor_is_named(tmp_path):

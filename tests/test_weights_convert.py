@@ -209,6 +209,22 @@ def test_huggingface_and_back_is_the_same_file(tmp_path, fields, dtype):
   assert not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize(
+  'kinds', [('bfloat16', 'float16'), ('float64', 'float32')]
+)
+def test_layers_of_several_dtypes_lose_nothing_on_their_way(tmp_path, kinds):
+  """Neither of two halves holds the numbers of the other."""
+  tensors = files.huggingface(files.params(GQA), np.float32)
+  for i, (name, x) in enumerate(tensors.items()):
+    tensors[name] = (1e-6 * x).astype(kinds[i % 2])
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31, tensors=tensors)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
+  wanted, _ = weights.load(tmp_path / 'hf')
+  found, _ = weights.load(tmp_path / 'out')
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
 def test_shards_and_back_are_the_same_files_for_the_same_size(tmp_path):
   """12,288 bytes are the embedding; the rest fill files of up to 60 kB."""
   files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)

@@ -264,6 +264,18 @@ def index_with_an_absolute_path(path):
   edit(path / INDEX, lambda x: x['weight_map'].update({UP: '/etc/passwd'}))
 
 
+@case('cannot be the name of a file', 'null byte')
+def index_with_a_name_that_no_file_has(path):
+  huggingface(path, shards=3)
+  edit(path / INDEX, lambda x: x['weight_map'].update({UP: 'model\0'}))
+
+
+@case('cannot be the name of a file', 'too long')
+def index_with_a_name_that_is_too_long(path):
+  huggingface(path, shards=3)
+  edit(path / INDEX, lambda x: x['weight_map'].update({UP: 'm' * 300}))
+
+
 @case(ONE, 'out of the directory')
 def link_that_leads_out(path):
   huggingface(path)
@@ -457,6 +469,33 @@ def file_without_a_tensor_that_the_others_have(path):
   part = files.meta_shards(files.meta(files.params(GQA), GQA), 2)[1]
   del part[META_UP]
   files.write_pytorch(path / 'consolidated.01.pth', part)
+
+
+@case('params.json', 'use_scaled_rope', "'false'")
+def params_with_a_string_for_a_flag(path):
+  meta(path, use_scaled_rope='false', rope_scaling_factor=8)
+
+
+@case('params.json', 'rope_theta', 'positive number')
+def params_with_a_number_beyond_floats(path):
+  meta(path, rope_theta=10**400)
+
+
+@case('config.json', 'rms_norm_eps', 'positive number')
+def config_with_a_number_beyond_floats(path):
+  huggingface(path, rms_norm_eps=10**400)
+
+
+@case('config.json', "'linear and llama3'")
+def rope_of_two_types(path):
+  settings = dict(rope_type='llama3', type='linear', factor=8.0)
+  huggingface(path, rope_parameters=None, rope_scaling=settings)
+
+
+@case(ONE, 'config.json', 'params.json')
+def tensors_without_a_config(path):
+  huggingface(path)
+  (path / 'config.json').unlink()
 
 
 @case('params.json', 'moe')

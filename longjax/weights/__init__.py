@@ -16,11 +16,11 @@ from longjax import errors, llama
 from longjax.weights import gguf, huggingface, meta, names
 from longjax.weights import source as sources
 
-FORMATS = (
+OTHERS = (
   'a .gguf file or a directory with one, a directory with config.json and '
-  'safetensors (Hugging Face) or with params.json and consolidated.*.pth '
-  '(Meta), or a longjax checkpoint or run directory'
+  'safetensors (Hugging Face) or with params.json and consolidated.*.pth (Meta)'
 )
+FORMATS = f'{OTHERS}, or a longjax checkpoint or run directory'
 
 
 def load(path, *, dtype='float32', place=None):
@@ -89,8 +89,21 @@ def find(path):
   for read in readers.values():
     return read()
   if os.path.isdir(path):
+    _refuse_bare_tensors(path)
     return None
   raise errors.InputError(f'{path} has no known format; weights are {FORMATS}')
+
+
+def _refuse_bare_tensors(path):
+  """InputError for files of tensors that came without their description."""
+  for files in ('*.safetensors', 'pytorch_model*.bin', 'consolidated.*.pth'):
+    found = glob.glob(os.path.join(glob.escape(path), files))
+    if found:
+      raise errors.InputError(
+        f'{path} has {os.path.basename(min(found))} but neither '
+        f'{huggingface.CONFIG} nor {meta.PARAMS}, one of which says what model '
+        'it is; copy that too'
+      )
 
 
 def _readers(path) -> dict:

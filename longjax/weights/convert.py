@@ -34,7 +34,7 @@ def to_checkpoint(path, directory, dtype='float32', log=print):
   """Makes a checkpoint of the weights of others.
 
   Args:
-    path: weights in one of weights.FORMATS.
+    path: weights of others, weights.OTHERS.
     directory: is made: a run directory with checkpoints/ and tokenizer/.
     dtype: of the parameters that are stored.
     log: called with lines for a person.
@@ -46,7 +46,9 @@ def to_checkpoint(path, directory, dtype='float32', log=print):
 def _to_checkpoint(path, directory, dtype, log):
   source = weights.find(path)
   if source is None:
-    raise errors.InputError(f'{path} holds no weights of others')
+    raise errors.InputError(
+      f'{path} holds no weights of others, which are {weights.OTHERS}'
+    )
   vocab = weights.as_config(path, source.fields, 'float32').vocab
   sources.check(source)
   shapes = sources.shapes(source.fields)

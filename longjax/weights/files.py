@@ -35,17 +35,22 @@ def inside(directory, name) -> str:
       Hugging Face's cache link to blobs/ beside them, which is allowed.
   """
   root = pathlib.Path(directory).resolve()
-  path = root / str(name)
   homes = [root]
   if root.parent.name == 'snapshots':
     homes.append(root.parent.parent / 'blobs')
-  real = path.resolve()
+  try:
+    real = (root / str(name)).resolve()
+    there = real.is_file()
+  except (OSError, ValueError) as error:  # too long, or of no characters
+    raise errors.InputError(
+      f'{directory}: {name!r:.80} cannot be the name of a file: {error!s:.80}'
+    ) from None
   if not any(real.is_relative_to(home) for home in homes):
     raise errors.InputError(
       f'{directory}: {name!r} leads out of the directory, to {real}; copy the '
       'file to where its name says'
     )
-  if not real.is_file():
+  if not there:
     raise errors.InputError(f'{directory}: lacks the file {name}')
   return str(pathlib.Path(directory) / str(name))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from longjax import errors, rope
 from longjax.weights.files import mapped
-from longjax.weights.source import BFLOAT16, Source, Tensor, count
+from longjax.weights.source import BFLOAT16, Source, Tensor, count, positive
 
 EMBEDDING = 'token_embd.weight'
 HEAD = 'output.weight'
@@ -107,11 +107,17 @@ def _open(path):
       f'not a GGUF file, it starts with {magic!r} instead of GGUF'
     )
   try:
-    return _Reader(path)
+    reader = _Reader(path)
   except errors.InputError:
     raise
   except (ValueError, IndexError, KeyError, OverflowError) as error:
     raise errors.InputError(f'damaged GGUF header: {error}') from error
+  if reader.endianess != gguf.GGUFEndian.LITTLE:
+    raise errors.InputError(
+      "its numbers are big endian; the gguf package's gguf-convert-endian "
+      'makes them little'
+    )
+  return reader
 
 
 def _metadata(reader):
@@ -121,6 +127,13 @@ def _metadata(reader):
   if architecture != 'llama':
     raise errors.InputError(
       f'general.architecture is {architecture!r}; only llama is read'
+    )
+  split = reader.get_field('split.count')
+  parts = split and split.contents()
+  if isinstance(parts, int) and parts > 1:
+    raise errors.InputError(
+      f"is one of {parts} parts of a model; llama.cpp's llama-gguf-split "
+      '--merge joins them'
     )
   found = {
     key.removeprefix('llama.'): _short(field.contents())
@@ -175,7 +188,8 @@ def _fields(metadata, tensors):
 
 def _rope(metadata, tensors, head_dim):
   """The fields of a rope.Rope."""
-  base = metadata.get('rope.freq_base', 10_000.0)
+  number = functools.partial(positive, metadata, prefix='llama.')
+  base = number('rope.freq_base', 10_000.0)
   scaling = metadata.get('rope.scaling.type', 'none')
   if ROPE_FACTORS in tensors:
     if scaling != 'none':
@@ -185,7 +199,7 @@ def _rope(metadata, tensors, head_dim):
     return _llama3(metadata, tensors[ROPE_FACTORS], base, head_dim)
   if scaling == 'none':
     return dict(base=base)
-  factor = metadata.get('rope.scaling.factor', 1.0)
+  factor = number('rope.scaling.factor', 1.0)
   if scaling == 'linear':
     return dict(base=base, scaling='linear', factor=factor)
   if scaling == 'yarn':
@@ -194,11 +208,11 @@ def _rope(metadata, tensors, head_dim):
       base=base,
       scaling='yarn',
       factor=factor,
-      original_length=metadata.get(
-        'rope.scaling.original_context_length', window
+      original_length=count(
+        metadata, 'rope.scaling.original_context_length', window, 'llama.'
       ),
-      beta_fast=metadata.get('rope.scaling.yarn_beta_fast', 32.0),
-      beta_slow=metadata.get('rope.scaling.yarn_beta_slow', 1.0),
+      beta_fast=number('rope.scaling.yarn_beta_fast', 32.0),
+      beta_slow=number('rope.scaling.yarn_beta_slow', 1.0),
     )
   raise errors.InputError(
     f'llama.rope.scaling.type {scaling!r} is none of none, linear, yarn'

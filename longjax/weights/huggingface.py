@@ -12,7 +12,15 @@ import re
 
 from longjax import errors
 from longjax.weights import files
-from longjax.weights.source import Source, Tensor, count, is_plain_rope, same
+from longjax.weights.source import (
+  Source,
+  Tensor,
+  count,
+  flag,
+  is_plain_rope,
+  positive,
+  same,
+)
 
 CONFIG = 'config.json'
 ARCHITECTURES = ('LlamaForCausalLM', 'LLaMAForCausalLM', 'LongLlamaForCausalLM')
@@ -110,8 +118,8 @@ def _fields(config) -> dict:
     heads=heads,
     kv_heads=count(config, 'num_key_value_heads', heads),
     head_dim=head_dim,
-    norm_eps=_positive(config, 'rms_norm_eps', 1e-6),
-    tied=_flag(config, 'tie_word_embeddings'),
+    norm_eps=positive(config, 'rms_norm_eps', 1e-6),
+    tied=flag(config, 'tie_word_embeddings'),
     rope=_rope(config),
   )
 
@@ -136,21 +144,6 @@ def _refuse_other_models(config):
       )
 
 
-def _positive(config, key, default=None) -> float:
-  value = config.get(key)
-  value = default if value is None else value
-  if not isinstance(value, int | float) or not 0 < value < math.inf:
-    raise errors.InputError(f'needs a positive number as {key}, got {value!r}')
-  return float(value)
-
-
-def _flag(config, key) -> bool:
-  value = config.get(key, False)
-  if value not in (True, False, None):
-    raise errors.InputError(f'needs true or false as {key}, got {value!r}')
-  return bool(value)
-
-
 def _window(config) -> int:
   window = config.get('max_position_embeddings')
   return window if type(window) is int and window > 0 else 0
@@ -158,7 +151,7 @@ def _window(config) -> int:
 
 def _rope(config) -> dict:
   """The fields of a rope.Rope, from either dialect or from both alike."""
-  plain = dict(base=_positive(config, 'rope_theta', 10_000.0))
+  plain = dict(base=positive(config, 'rope_theta', 10_000.0))
   told = [
     _rope_dialect(config, config[key], key)
     for key in ('rope_parameters', 'rope_scaling')
@@ -179,12 +172,12 @@ def _rope_dialect(config, settings, where) -> dict:
     raise errors.InputError(f'{where} = {settings!r} is not an object')
   settings = {k: v for k, v in settings.items() if v is not None}
   names = {str(settings.pop(k)) for k in ('rope_type', 'type') if k in settings}
-  kind = names.pop() if names else 'default'
-  if names or kind not in ROPE_TYPES:
+  kind = ' and '.join(sorted(names)) or 'default'
+  if kind not in ROPE_TYPES:
     raise errors.InputError(
       f'{where} has the type {kind!r}; read are {", ".join(ROPE_TYPES)}'
     )
-  base = _positive(settings, 'rope_theta', config.get('rope_theta', 10_000.0))
+  base = positive(settings, 'rope_theta', config.get('rope_theta', 10_000.0))
   settings.pop('rope_theta', None)
   fields = dict(base=base)
   if kind != 'default':
@@ -208,7 +201,7 @@ def _rope_numbers(config, settings, kind, where) -> dict:
   fields = {}
   for key in ROPE_TYPES[kind]:
     try:
-      fields[ROPE_KEYS[key]] = _positive(settings, key, defaults.get(key))
+      fields[ROPE_KEYS[key]] = positive(settings, key, defaults.get(key))
     except errors.InputError as error:
       raise errors.InputError(f'{where}: {error}') from None
   if 'original_length' in fields:

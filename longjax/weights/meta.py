@@ -14,7 +14,15 @@ import numpy as np
 
 from longjax import errors
 from longjax.weights import files
-from longjax.weights.source import Source, Tensor, count, is_plain_rope, same
+from longjax.weights.source import (
+  Source,
+  Tensor,
+  count,
+  flag,
+  is_plain_rope,
+  positive,
+  same,
+)
 
 PARAMS = 'params.json'
 EMBEDDING, HEAD = 'tok_embeddings.weight', 'output.weight'
@@ -141,30 +149,28 @@ def _shape(tensors, name):
 
 def _rope(params, dim, layers) -> dict:
   """The fields of a rope.Rope."""
-  scaled = params.get('use_scaled_rope', False)
+  scaled = flag(params, 'use_scaled_rope', f'{PARAMS}: ')
   if params.get('rope_theta') is None and scaled:
     raise errors.InputError(f'{PARAMS}: use_scaled_rope without rope_theta')
-  base = params.get('rope_theta', 10_000.0)
-  if not isinstance(base, int | float) or not base > 1:
-    raise errors.InputError(f'{PARAMS}: rope_theta is {base!r}')
+  base = positive(params, 'rope_theta', 10_000.0, f'{PARAMS}: ')
   told = params.get('rope_scaling_factor')
   if not scaled:
     if told is not None:
       raise errors.InputError(
         f'{PARAMS}: rope_scaling_factor {told} without use_scaled_rope'
       )
-    return dict(base=float(base))
-  factor = ROPE_FACTORS.get((dim, layers)) if told is None else told
-  if not isinstance(factor, int | float):
+    return dict(base=base)
+  if told is None and (dim, layers) not in ROPE_FACTORS:
     raise errors.InputError(
       f'{PARAMS}: use_scaled_rope does not say the factor, and no Llama 3.1 or '
       f'3.2 has dim {dim} and {layers} layers; add "rope_scaling_factor": 8 '
       '(3.1) or 32 (3.2)'
     )
+  factor = ROPE_FACTORS.get((dim, layers))
   return dict(
-    base=float(base),
+    base=base,
     scaling='llama3',
-    factor=float(factor),
+    factor=positive(params, 'rope_scaling_factor', factor, f'{PARAMS}: '),
     original_length=8192,
     low_freq_factor=1.0,
     high_freq_factor=4.0,

@@ -7,6 +7,7 @@ the file where the format allows, so nothing is in memory before it is used.
 """
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -59,6 +60,31 @@ def count(metadata, key, default=None, prefix='') -> int:
       f'needs a whole number as {prefix}{key}, got {value!r}'
     )
   return value
+
+
+def positive(metadata, key, default=None, prefix='') -> float:
+  """What metadata give as a number above 0; arguments as for `count`."""
+  value = metadata.get(key)
+  value = default if value is None else value
+  if (
+    isinstance(value, int | float)
+    and not isinstance(value, bool)
+    and 0 < value <= sys.float_info.max
+  ):
+    return float(value)
+  raise errors.InputError(
+    f'needs a positive number as {prefix}{key}, got {value!r:.80}'
+  )
+
+
+def flag(metadata, key, prefix='') -> bool:
+  """What metadata give as true or false; false where it is not told."""
+  value = metadata.get(key)
+  if value not in (True, False, None):
+    raise errors.InputError(
+      f'needs true or false as {prefix}{key}, got {value!r}'
+    )
+  return bool(value)
 
 
 def check(source: Source):
@@ -127,17 +153,20 @@ def shapes(fields) -> dict[str, tuple]:
 
 
 def dtypes(source: Source) -> dict[str, str]:
-  """{path: dtype} of what is stored; the widest where layers differ."""
-  return {
-    row.path: max(
-      (
-        source.tensors[names.name(row, source.format, layer)].dtype
-        for layer in names.layers(row, source.fields)
-      ),
-      key=lambda dtype: (dtype.itemsize, dtype.name),
-    ).name
-    for row in names.rows(source.fields)
-  }
+  """{path: dtype} in which nothing of ours is lost.
+
+  That of the tensors; float32 if it differs from layer to layer (float16 and
+  bfloat16 do not hold each other) or is wider, as no parameter of ours is.
+  """
+  found = {}
+  for row in names.rows(source.fields):
+    kinds = {
+      source.tensors[names.name(row, source.format, layer)].dtype
+      for layer in names.layers(row, source.fields)
+    }
+    alike = len(kinds) == 1 and max(kind.itemsize for kind in kinds) <= 4
+    found[row.path] = kinds.pop().name if alike else 'float32'
+  return found
 
 
 def layer(source: Source, row, number) -> np.ndarray:
