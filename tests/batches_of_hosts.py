@@ -64,7 +64,8 @@ def main(directory, data, seq, start):
     whole = multihost_utils.process_allgather(
       sharding.put_held(parts, (ROWS, SEQ), mesh), tiled=True
     )
-    print(step.number, digest(Batch(*whole), step.places), flush=True)
+    found = digest(Batch(*whole), step.places)
+    print(f'step {step.number} {found}', flush=True)
     if step.number == STEPS - 1:
       break
 

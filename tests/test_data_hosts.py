@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -89,9 +90,9 @@ def run(data, processes, rings, seq, start):
   ]  # fmt: skip
   outputs = [p.communicate(timeout=240)[0] for p in started]
   assert [p.returncode for p in started] == [0] * processes
-  # Gloo writes lines of its own.
-  lines = [[x for x in o.splitlines() if x[:1].isdigit()] for o in outputs]
-  return [dict(line.split() for line in told) for told in lines]
+  # Gloo writes lines of its own, in parts that may come before or after ours.
+  told = re.compile(r'step (\d+) ([0-9a-f]{64})')
+  return [dict(told.findall(output)) for output in outputs]
 
 
 @pytest.mark.slow
