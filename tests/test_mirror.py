@@ -71,6 +71,8 @@ def test_a_bucket_that_fails_is_said_and_tried_again(tmp_path):
 
 def test_only_gs_is_remote(tmp_path, monkeypatch):
   assert mirror.local(tmp_path / 'x') == tmp_path / 'x'
+  with pytest.raises(InputError, match='is a file; --workdir'):
+    mirror.place(__file__)
   with pytest.raises(InputError, match='neither local nor gs'):
     mirror.local('s3://bucket/run')
   monkeypatch.setattr(mirror.importlib.util, 'find_spec', lambda _: None)

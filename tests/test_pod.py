@@ -328,6 +328,18 @@ def test_without_gcloud_the_user_is_told_where_it_is():
   )
 
 
+def test_a_command_that_failed_says_which_setting_gcloud_lacks():
+  text = (
+    'ERROR: (gcloud.compute) Error parsing [queued_resource].\n'
+    'The [queued_resource] resource is not properly specified.\n'
+    'Failed to find attribute [zone].\n- provide the argument `--zone`\n'
+  )
+  said = str(CommandFailed(['gcloud', 'compute'], Done(1, error=text)))
+  assert said.startswith('gcloud compute: ERROR: (gcloud.compute) Error')
+  assert said.endswith('Failed to find attribute [zone].')
+  assert str(CommandFailed(['git'], Done(3))) == 'git: exit code 3'
+
+
 def test_the_cost_is_chips_times_the_hours_of_the_plan(tmp_path):
   plan = tmp_path / 'plan.json'
   config = llama3_8b_512k.get_config()

@@ -4,6 +4,7 @@ A `Rehearsal` only shows them, and answers as if all went well: what
 --dry-run prints is what the same code does.
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -31,16 +32,30 @@ class Done(NamedTuple):
 
 
 class CommandFailed(Exception):
-  """A command of another program failed; the message is one line of it."""
+  """A command of another program failed; the message is what it says of it."""
 
   def __init__(self, argv, done: Done):
-    said = done.error if done.error.strip() else done.out
-    lines = [x for x in said.splitlines() if x.strip()]
-    errors = [x for x in lines if 'ERROR' in x] or lines[-1:]
-    said = errors[0].strip() if errors else f'exit code {done.code}'
+    said = _reason(done.error if done.error.strip() else done.out)
+    said = said or f'exit code {done.code}'
     super().__init__(f'{" ".join(argv[:5])}: {said}')
     self.done = done
     self.workers: list[dict] = []  # what was heard before, for queued
+
+
+def _reason(text: str) -> str:
+  """The first error and the two lines behind it; without one, the last line.
+
+  gcloud says behind the error which of its settings is missing.
+  """
+  lines = [x.strip() for x in text.splitlines() if x.strip()]
+  at = next((i for i, x in enumerate(lines) if 'ERROR' in x), None)
+  if at is None:
+    return ''.join(lines[-1:])
+  more = itertools.takewhile(
+    lambda x: not x.startswith('- ') and 'ERROR' not in x,
+    lines[at + 1 : at + 3],
+  )
+  return ' '.join([lines[at], *more])
 
 
 def line(argv) -> str:

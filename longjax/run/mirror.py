@@ -35,13 +35,15 @@ def is_remote(workdir) -> bool:
 
 
 def place(workdir) -> epath.Path:
-  """The run directory; InputError if it is in a bucket out of reach."""
+  """The run directory; InputError if it is a file, or a bucket out of reach."""
   path = epath.Path(workdir)
   if is_remote(workdir):
     try:
       path.exists()
     except Exception as error:  # whatever its library raises
       raise InputError(f'{workdir} is out of reach: {error}') from None
+  elif path.is_file():
+    raise InputError(f'{workdir} is a file; --workdir names a directory')
   return path
 
 
