@@ -298,6 +298,25 @@ def abstract(config: Llama):
   return nnx.to_pure_dict(_abstract(config)[1])
 
 
+def check(params, config: Llama):
+  """ValueError where params have not the names and shapes of the config.
+
+  A scan walks over as many layers as there are, whatever the config says.
+  """
+
+  def shapes(tree):
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator='/')
+    return {name(path): x.shape for path, x in jax.tree.leaves_with_path(tree)}
+
+  given, wanted = shapes(params), shapes(abstract(config))
+  for name in sorted({*given, *wanted}):
+    if given.get(name) != wanted.get(name):
+      raise ValueError(
+        f'params {name}: the config has {wanted.get(name, "none")}, given is '
+        f'{given.get(name, "none")}'
+      )
+
+
 def run(
   params, config: Llama, tokens, positions, attend, cache, mesh=None,
   recall=None,
@@ -316,7 +335,11 @@ def run(
 
   Returns:
     [batch, seq, embed] after the last norm, and the cache as it is now.
+
+  Raises:
+    ValueError: params of another config.
   """
+  check(params, config)
   model = nnx.merge(_abstract(config)[0], params)
   return model(tokens, positions, attend, cache, mesh, recall)
 

@@ -135,6 +135,9 @@ def test_the_ring_makes_no_array_of_every_query_and_key(make_mesh):
 @pytest.mark.parametrize('change, says', [
   (dict(strategy='rink'), 'rink'),
   (dict(axis='sequence'), 'sequence'),
+  (dict(kernel='cuda'), 'a kernel of blockwise, pallas'),
+  (dict(block=0), 'block >= 1'),
+  (dict(window=-1), 'window >= 0'),
 ])  # fmt: skip
 def test_a_call_that_cannot_be_meant_is_refused(change, says, make_mesh):
   ids = cases.ids_of(np.ones((2, 96)))
@@ -143,3 +146,5 @@ def test_a_call_that_cannot_be_meant_is_refused(change, says, make_mesh):
     attention.attend(q, k, v, ids, ids, **dict(mesh=make_mesh(2, 4)) | change)
   with pytest.raises(ValueError, match='multiple of kv_heads'):
     attention.attend(q[:, :, :5], k, v, ids, ids)
+  with pytest.raises(ValueError, match='nothing empty'):
+    attention.attend(q, k[:, :, :0], v[:, :, :0], ids, ids)

@@ -410,6 +410,19 @@ def test_a_config_that_cannot_be_meant_is_refused():
     small(dict(heads=8, kv_heads=2, head_dim=16), Rope(**LONGROPE))
 
 
+def test_params_of_another_config_are_refused():
+  params = params_of(small())
+  batch = one_document([1, 2, 3])
+  fewer = {k: v for k, v in params.items() if k != 'norm'}
+  for given, config, name in (
+    (params, small(layers=small().layers + 1), 'layers/attn_norm'),
+    (params, small(vocab=small().vocab + 1), 'embedding'),
+    (fewer, small(), 'norm: .* given is none'),
+  ):
+    with pytest.raises(ValueError, match=name):
+      llama.forward(given, config, batch)
+
+
 @pytest.mark.parametrize('tokens', [
   [1.5, 2.0], [-1, 3], [], [[[1]]], [2**31], ['a'],
 ])  # fmt: skip

@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 from longjax.attention.blocks import How
 from longjax.attention.combine import combine
 from longjax.attention.ids import ANY, Ids, grouped, visible
+from longjax.attention.kernels import KERNELS
 from longjax.attention.ring import ring
 from longjax.attention.ulysses import exchange, ulysses
 
@@ -97,11 +98,12 @@ def attend(
     [batch, seq, heads, dim] in q's dtype; 0 for a query that sees nothing.
 
   Raises:
-    ValueError: unknown strategy, or shapes that do not fit.
+    ValueError: unknown strategy or kernel, or shapes that do not fit.
   """
   _check(q, k, v, q_ids, kv_ids, strategy)
   q_ids, kv_ids = Ids(*q_ids), Ids(*kv_ids)
   how = How(kernel or _kernel(mesh), block, window)
+  _check_how(how)
   run = functools.partial(_call, STRATEGIES[strategy], how=how)
   if mesh is None:
     return run(q, k, v, q_ids, kv_ids, axis=None)
@@ -161,6 +163,7 @@ def _check(q, k, v, q_ids, kv_ids, strategy):
     )
   fits = (
     q.ndim == k.ndim == 4
+    and 0 not in (*q.shape, *k.shape)
     and k.shape == v.shape
     and (q.shape[0], q.shape[3]) == (k.shape[0], k.shape[3])
     and q.shape[2] % k.shape[2] == 0
@@ -171,8 +174,16 @@ def _check(q, k, v, q_ids, kv_ids, strategy):
     shapes = [tuple(x.shape) for x in (q, k, v, *q_ids, *kv_ids)]
     raise ValueError(
       'attend needs q [batch, seq, heads, dim], k and v [batch, kv_seq, '
-      'kv_heads, dim], heads a multiple of kv_heads, and Ids of [batch, seq] '
-      f'and [batch, kv_seq]; got q, k, v, ids {shapes}'
+      'kv_heads, dim], nothing empty, heads a multiple of kv_heads, and Ids of '
+      f'[batch, seq] and [batch, kv_seq]; got q, k, v, ids {shapes}'
+    )
+
+
+def _check_how(how):
+  if how.kernel not in KERNELS or how.block < 1 or how.window < 0:
+    raise ValueError(
+      f'attend needs a kernel of {", ".join(KERNELS)}, block >= 1 and window '
+      f'>= 0; got {how.kernel!r}, {how.block} and {how.window}'
     )
 
 
