@@ -143,6 +143,12 @@ def test_noisy_points_give_the_truth_within_the_interval():
   assert all(count >= 175 for count in held.values()), held
 
 
+@pytest.mark.parametrize('losses', [[2, 2, 2, 2], [1, 2, 3, 4]])
+def test_losses_that_do_not_fall_have_no_power_law(losses):
+  with pytest.raises(InputError, match='do not fall'):
+    scaling.fit([16, 32, 64, 128], losses)
+
+
 def test_a_fit_of_three_points_is_refused():
   with pytest.raises(InputError, match='at least 4'):
     scaling.fit([1, 2, 3], [3.0, 2.0, 1.5])

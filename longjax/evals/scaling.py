@@ -74,12 +74,17 @@ def fit(context, loss) -> dict:
     )
   except (RuntimeError, ValueError) as error:
     raise InputError(f'no power law through these losses: {error}') from None
+  residual = loss - curve(context, *best)
+  if np.sqrt(np.mean(residual**2)) >= loss.std():
+    raise InputError(
+      'no power law through these losses: a constant is as near; they do not '
+      'fall with the context'
+    )
   deviation = np.sqrt(np.diag(covariance))
   reach = stats.t.ppf(0.975, max(len(context) - 3, 1)) * deviation
   low, high = best - reach, best + reach
   triples = np.stack([best, low, high], 1)
   triples[0] = np.exp(np.clip(triples[0], -700, 700))
-  residual = loss - curve(context, *best)
   names = ('alpha', 'beta', 'gamma')
   return dict(zip(names, triples.tolist())) | dict(
     residual=float(np.sqrt(np.mean(residual**2)))
