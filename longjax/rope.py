@@ -24,6 +24,9 @@ ALIASES = {
   'llama3.1': 'llama3',
 }
 
+# Times `xpos`: z_0 is 2 / 7, and (7 / 2) ** 70 is all that float32 has.
+XPOS_REACH = 50
+
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -264,7 +267,7 @@ def turns(positions, rope: Rope, head_dim: int):
   They are the same, as `cos_sin` gives them, but for xPos, arXiv:2212.10554:
   pair j of a query at m and a key at n counts z_j ** ((m - n) / xpos) times,
   z_j = (2 j + 0.4 d) / 1.4 d. Queries get z ** (m / xpos), keys z ** (-n /
-  xpos), in float32; within 50 times `xpos` tokens nothing overflows.
+  xpos), in float32; within XPOS_REACH times `xpos` tokens nothing overflows.
   """
   cos, sin = cos_sin(positions, rope, head_dim)
   if not rope.xpos:

@@ -1,6 +1,8 @@
 """What a config must be, said before any device is touched."""
 
-from longjax import attention, cli, llama, longce, lora, optim
+import math
+
+from longjax import attention, cli, llama, longce, lora, optim, rope
 from longjax.data import pipeline
 from longjax.errors import InputError
 
@@ -63,6 +65,7 @@ def check(config) -> llama.Llama:
   longce.check(train.longce, train.seq_len)
   check_memory(config, model)
   check_attention(config, model)
+  check_xpos(config, model.rope)
   return model
 
 
@@ -144,3 +147,17 @@ def check_attention(config, model: llama.Llama):
     attention.exchange(model.attention, *heads, members, model.ulysses)
   except ValueError as error:
     raise InputError(f'config.mesh.seq {members}: {error}') from None
+
+
+def check_xpos(config, asked: rope.Rope):
+  """The part of `check` about a decay that float32 does not hold."""
+  longest = max(
+    config.train.seq_len, config.data.positions.target, config.eval.length
+  )
+  most = int(rope.XPOS_REACH * asked.xpos)
+  if asked.xpos and longest > most:
+    raise InputError(
+      f'config.model.rope.xpos {asked.xpos:g} reaches {most:,} tokens, but '
+      f'train.seq_len, data.positions.target or eval.length is {longest:,}; '
+      f'use at least {math.ceil(longest / rope.XPOS_REACH):,}'
+    )

@@ -193,6 +193,14 @@ def test_a_row_that_groups_of_longlora_do_not_divide_is_refused():
     settings.check(config)
 
 
+def test_an_xpos_that_overflows_in_a_row_is_refused():
+  fits = tiny_config(model__rope__xpos=2.0, train__seq_len=96, eval__length=0)
+  settings.check(fits)
+  far = tiny_config(model__rope__xpos=2.0, train__seq_len=104, eval__length=0)
+  with pytest.raises(InputError, match=r'reaches 100 tokens.* at least 3'):
+    settings.check(far)
+
+
 def test_an_evaluation_that_the_disk_does_not_take_is_said(tmp_path):
   lines = []
   (tmp_path / 'evals').write_text('in the way of the directory')
