@@ -207,12 +207,12 @@ class Layer(nnx.Module):
     self.up = param(rngs, (D, F), D)
     self.down = param(rngs, (F, D), F)
 
-  def __call__(self, x, turn, attend, cache, mesh, first=None):
+  def __call__(self, x, rotation, attend, cache, mesh, first=None):
     """x [B, T, D] -> x, cache.
 
-    attend(q, k, v, cache) -> out, cache. turn and first are `rope.turns` of the
-    tokens and of their first position; with `first`, which is given in memory
-    layers, attend gets as fifth argument the keys turned by it.
+    attend(q, k, v, cache) -> out, cache. rotation and first: `rope.rotations`
+    of the tokens and of their first position; with `first`, which is given in
+    memory layers, attend gets as fifth argument the keys rotated by it.
     """
     c = self.config
     local = functools.partial(fsdp.local, dtype=c.dtype, mesh=mesh)
@@ -221,7 +221,7 @@ class Layer(nnx.Module):
       h = rms_norm(x, self.attn_norm[...], c.norm_eps)
       q, k, v = local(project, [h], [self.q, self.k, self.v])
       far = [] if first is None else [rope.rotate(k, *first[1])]
-      q, k = rope.rotate(q, *turn[0]), rope.rotate(k, *turn[1])
+      q, k = rope.rotate(q, *rotation[0]), rope.rotate(k, *rotation[1])
       out, cache = attend(q, k, v, cache, *far)
       x += local(merge, [out], [self.o])
     with jax.named_scope('mlp'):
@@ -253,11 +253,11 @@ class Transformer(nnx.Module):
     x = fsdp.local(
       look_up, [tokens], [self.embedding], dtype=c.dtype, mesh=mesh
     )
-    turn = rope.turns(positions, c.rope, c.head_dim)
+    rotation = rope.rotations(positions, c.rope, c.head_dim)
     if recall is None:
-      x, cache = self.walk(x, self.layers, turn, attend, cache, mesh)
+      x, cache = self.walk(x, self.layers, rotation, attend, cache, mesh)
       return rms_norm(x, self.norm[...], c.norm_eps), cache
-    start = rope.turns(jnp.zeros((1, 1), jnp.int32), c.rope, c.head_dim)
+    start = rope.rotations(jnp.zeros((1, 1), jnp.int32), c.rope, c.head_dim)
     caches = []
     for (first, stop, remembers), here in zip(c.runs(), cache):
       layers = jax.tree.map(
@@ -265,16 +265,16 @@ class Transformer(nnx.Module):
       )
       how = (recall, here, mesh, start) if remembers else (attend, here, mesh)
       with jax.named_scope('memory_layers' if remembers else 'layers'):
-        x, here = self.walk(x, layers, turn, *how)
+        x, here = self.walk(x, layers, rotation, *how)
       caches.append(here)
     return rms_norm(x, self.norm[...], c.norm_eps), caches
 
-  def walk(self, x, layers, turn, attend, cache, mesh, first=None):
+  def walk(self, x, layers, rotation, attend, cache, mesh, first=None):
     """Through layers of one kind, stacked: [B, T, D] -> [B, T, D], cache."""
 
     def body(x, layer_and_cache):
       layer, cache = layer_and_cache
-      return layer(x, turn, attend, cache, mesh, first)
+      return layer(x, rotation, attend, cache, mesh, first)
 
     policy = REMAT[self.config.remat]
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)

@@ -261,7 +261,7 @@ def cos_sin(positions, rope: Rope, head_dim: int):
   return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 
 
-def turns(positions, rope: Rope, head_dim: int):
+def rotations(positions, rope: Rope, head_dim: int):
   """((cos, sin) for the queries, (cos, sin) for the keys).
 
   They are the same, as `cos_sin` gives them, but for xPos, arXiv:2212.10554:

@@ -230,7 +230,7 @@ def test_interpolated_scores_keep_within_the_bound_of_their_paper(rng):
 def test_xpos_decays_by_its_formula():
   """z_0, z_1 and z_63 of the formula, arXiv:2212.10554, over `xpos` tokens."""
   r = Rope(base=5e5, xpos=512.0)
-  (cos, sin), (k_cos, k_sin) = rope.turns(np.array([[0, 512]]), r, 128)
+  (cos, sin), (k_cos, k_sin) = rope.rotations(np.array([[0, 512]]), r, 128)
   decay = np.hypot(cos, sin)[0]
   np.testing.assert_allclose(decay[0], 1, rtol=1e-6)
   np.testing.assert_allclose(
@@ -244,7 +244,7 @@ def test_xpos_scores_depend_on_the_distance_only(rng):
 
   def score(m, n):
     at = [
-      rope.turns(np.array([[p]]), Rope(base=5e5, xpos=2048.0), 64)
+      rope.rotations(np.array([[p]]), Rope(base=5e5, xpos=2048.0), 64)
       for p in (m, n)
     ]
     return float((rope.rotate(q, *at[0][0]) * rope.rotate(k, *at[1][1])).sum())

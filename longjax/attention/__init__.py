@@ -5,7 +5,7 @@ run inside `shard_map`:
 
   (q, k, v, q_ids, kv_ids, axis, how) -> out
 
-`Ids` travel with the keys and `visible` alone decides what a query may see, so
+`Ids` travel with the keys and `ids.sees` alone decides what a query may see, so
 no strategy knows about documents, layouts, memories or caches.
 """
 
