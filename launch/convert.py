@@ -23,6 +23,7 @@ SUFFIXES = dict(KB=10**3, MB=10**6, GB=10**9)
 
 
 def import_(from_, to_, dtype_='float32'):
+  """A run directory of the weights of others."""
   _known(dtype_, 'float32', 'bfloat16')
   convert = _convert()
   convert.to_checkpoint(from_, to_, dtype_)
@@ -30,6 +31,7 @@ def import_(from_, to_, dtype_='float32'):
 
 
 def export(from_, to_, dtype_='', shard_size_='5GB'):
+  """A directory that transformers loads, of a checkpoint."""
   _known(dtype_, '', 'float32', 'bfloat16', 'float16')
   size, suffix = shard_size_[:-2], shard_size_[-2:].upper()
   if suffix not in SUFFIXES or not size.isdigit() or int(size) < 1:
@@ -40,6 +42,7 @@ def export(from_, to_, dtype_='', shard_size_='5GB'):
 
 
 def show(from_, digests_='yes'):
+  """Prints what is there."""
   _known(digests_, 'yes', 'no')
   _convert()
   from longjax.weights import describe

@@ -79,6 +79,7 @@ def take_verb(argv, verbs) -> tuple[list[str], list[str]]:
 
 
 def asks_help(argv) -> bool:
+  """Whether a flag does."""
   return any(a in ('-h', '-help', '--help') for a in argv[1:])
 
 
@@ -208,6 +209,7 @@ def keys(config, prefix='') -> dict:
 
 
 def one_line(error) -> str:
+  """A message without its line breaks."""
   return ' '.join(str(error).split())
 
 

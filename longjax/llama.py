@@ -155,6 +155,7 @@ def param(rngs, shape, fan_in=0):
 
 
 def rms_norm(x, scale, eps):
+  """scale [D] * x [..., D] / rms(x), arXiv:1910.07467; float32 inside."""
   x32 = x.astype(jnp.float32)
   x32 *= jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
   return (x32 * scale).astype(x.dtype)

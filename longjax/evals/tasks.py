@@ -47,6 +47,7 @@ class Setting(NamedTuple):
 
 
 def by_position(setting: Setting, part: str) -> dict:
+  """The loss by position in held-out documents."""
   ask = setting.ask
   spans = pack.one_document_rows(setting.store, ask.length, ask.documents)
   batch = pack.batch(setting.store, spans, ask.length)
@@ -54,11 +55,13 @@ def by_position(setting: Setting, part: str) -> dict:
 
 
 def windows(setting: Setting, part: str) -> dict:
+  """Perplexity over windows of those eval.lengths that documents have."""
   lengths = [n for n in setting.ask.lengths if n <= setting.ask.length]
   return perplexity.table(setting.lm, documents(setting), lengths)
 
 
 def context_gain(setting: Setting, part: str) -> dict:
+  """The loss of the same last tokens by what is before them, and its fit."""
   length = setting.ask.length
   scored = min(scaling.SCORED, length // 4)
   most = length - scored
@@ -84,6 +87,7 @@ def key_tokens(setting: Setting, part: str) -> dict:
 
 
 def find_passkey(setting: Setting, part: str) -> dict:
+  """Passkeys at eval.passkey_lengths, else at eval.lengths."""
   ask = setting.ask
   lengths = ask.passkey_lengths or ask.lengths
   return passkey.accuracy(
@@ -92,6 +96,7 @@ def find_passkey(setting: Setting, part: str) -> dict:
 
 
 def find_needle(setting: Setting, part: str) -> dict:
+  """Needles by length, at 2 to 11 depths: eval.samples of them."""
   depths = np.linspace(0, 1, max(2, min(setting.ask.samples, 11)))
   return needle.heat_map(
     setting.lm, setting.tokenizer, text(setting), setting.ask.lengths,

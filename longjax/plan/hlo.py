@@ -36,6 +36,8 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
+  """`%name = shape op(operands), text`."""
+
   name: str
   op: str
   shape: str
@@ -72,6 +74,8 @@ class Instruction(NamedTuple):
 
 
 class Program(NamedTuple):
+  """All computations by name; `entry` is the one that runs."""
+
   entry: str
   computations: dict[str, list[Instruction]]
 

@@ -13,6 +13,7 @@ GKE = 'tpu7x'
 
 
 def on_gke(pod) -> bool:
+  """Whether its TPU is given to GKE only."""
   return pod.slice is not None and pod.slice.generation == GKE
 
 

@@ -61,6 +61,7 @@ def same(what: str, mine: str):
 
 
 def digest(text: str) -> str:
+  """Twelve digits, to be compared and read."""
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -55,6 +55,7 @@ def differences(before: dict, now: dict) -> dict:
 
 
 def may_change(key: str) -> bool:
+  """Whether a run that goes on may have another value of a key."""
   return any(
     key.startswith(k) if k.endswith('.') else key == k for k in MAY_CHANGE
   )

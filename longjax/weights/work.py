@@ -32,6 +32,7 @@ class Progress:
     self._lock = threading.Lock()
 
   def add(self, done_bytes):
+    """Counts bytes, and says so now and then. Threads may share it."""
     with self._lock:
       self.done += done_bytes
       now = time.monotonic()
@@ -46,4 +47,5 @@ class Progress:
 
 
 def gigabytes(count) -> str:
+  """12.3 GB, or for less than a tenth MB."""
   return f'{count / 1e9:.1f} GB' if count >= 1e8 else f'{count / 1e6:.2f} MB'
