@@ -68,13 +68,12 @@ def test_files_of_a_directory_may_be_joined_in_random_order(tmp_path):
   assert texts(again) == texts(data)
 
 
-def test_a_conversation_keeps_its_mask_into_the_rows(tmp_path):
-  says = lambda role, content: dict(role=role, content=content)
-  talk = [says('user', 'who?'), says('assistant', 'me')]
-  lines = [
-    dict(messages=talk), dict(messages=[says('user', 'no answer')]),
-    dict(text='no messages'),
-  ]  # fmt: skip
+def says(role, content):
+  return dict(role=role, content=content)
+
+
+def chats(tmp_path, lines, **more):
+  """(store, tokenizer) of a file of conversations."""
   path = tmp_path / 'c.jsonl'
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   config = common.base('tiny')
@@ -87,10 +86,19 @@ def test_a_conversation_keeps_its_mask_into_the_rows(tmp_path):
   )  # fmt: skip
   pathlib.Path(config.data.tokenizer).write_bytes(model.getvalue())
   config.data.sources = dict(
-    talk=dict(path=str(path), kind='chat', template='llama2', max_bad=0.7)
+    talk=dict(path=str(path), kind='chat', template='llama2', **more)
   )
   tokens = prepare.find_tokenizer(config)
-  data = prepare.prepare(config, tokens, lambda _: None)
+  return prepare.prepare(config, tokens, lambda _: None), tokens
+
+
+def test_a_conversation_keeps_its_mask_into_the_rows(tmp_path):
+  talk = [says('user', 'who?'), says('assistant', 'me')]
+  lines = [
+    dict(messages=talk), dict(messages=[says('user', 'no answer')]),
+    dict(text='no messages'),
+  ]  # fmt: skip
+  data, tokens = chats(tmp_path, lines, max_bad=0.7)
   chat_made = chat.encode(talk, tokens, 'llama2')
   assert data.tokens(0).tolist() == chat_made.tokens.tolist()
   assert data.mask(0).tolist() == chat_made.weights.tolist()
@@ -102,6 +110,55 @@ def test_a_conversation_keeps_its_mask_into_the_rows(tmp_path):
   row = pack.row(data, plan, length)
   assert row.weights[:-1].tolist() == data.mask(0)[1:].tolist()
   assert 'me' in tokens.decode(row.targets[row.weights > 0])
+
+
+def test_near_conversations_are_told_by_what_is_said(tmp_path):
+  pytest.importorskip('datasketch')
+  talks = [
+    [says('user', 'who?'), says('assistant', answer)]
+    for answer in ('me', 'half a pair \ud800', 'me')
+  ]
+  lines = [dict(messages=talk) for talk in (talks[0][:1], *talks)]
+  data, _ = chats(tmp_path, lines, duplicates='near', max_bad=0.3)
+  assert list(data.names) == ['c.jsonl:1', 'c.jsonl:2']
+
+
+def test_names_of_any_bytes_can_be_told(tmp_path):
+  path = tree(tmp_path / 'r', a='text')
+  (tmp_path / 'r' / os.fsdecode(b'b\xff')).write_bytes(b'\xff')
+  said = []
+  data = made(tmp_path, log=said.append, text=dict(path=path, max_bad=0.5))
+  assert data.manifest['left_out'][0]['named'] == [
+    'b? is not utf-8 (byte 0 of 1)'
+  ]
+  assert all(line.isascii() for line in said)
+
+
+def test_a_store_is_not_made_in_a_bucket(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  path = tree(tmp_path / 'r', a='text')
+  config = common.base('tiny')
+  config.data.sources = dict(text=dict(path=path))
+  tokens = prepare.tokenizer.load('bytes')
+  with pytest.raises(errors.InputError, match='gs://b/o: a store lies on a'):
+    prepare.prepare(config, tokens, directory='gs://b/o')
+  config.data.directory = 'gs://b/o'
+  with pytest.raises(errors.InputError, match='gs://b/o: a store lies on a'):
+    prepare.prepare(config, tokens)
+  assert [p.name for p in tmp_path.iterdir()] == ['r']
+
+
+def test_a_document_without_tokens_is_counted_as_short(tmp_path):
+  library = pytest.importorskip('tokenizers')
+  letters = library.models.BPE({'a': 0}, [])
+  library.Tokenizer(letters).save(str(tmp_path / 'tokenizer.json'))
+  tokens = prepare.tokenizer.load(tmp_path / 'tokenizer.json')
+  config = common.base('tiny')
+  path = tree(tmp_path / 'r', a='a', b='b')
+  config.data.sources = dict(text=dict(path=path))
+  data = prepare.prepare(config, tokens, lambda _: None)
+  assert list(data.names) == ['a']
+  assert data.manifest['left_out'][0]['short'] == 1
 
 
 def test_what_is_left_out_is_counted_in_the_manifest(tmp_path):

@@ -60,6 +60,8 @@ WRITERS = {
   'a.jsonl': lambda path: path.write_bytes(JSONL),
   'a.jsonl.gz': lambda path: path.write_bytes(gzip.compress(JSONL)),
   'a.jsonl.zst': write_zst,
+  'C4.json.gz': lambda path: path.write_bytes(gzip.compress(JSONL)),
+  'A.JSONL': lambda path: path.write_bytes(JSONL),
   'a.parquet': write_parquet,
   'data-00000-of-00001.arrow': write_arrow,
   'a.arrow': write_feather,
@@ -112,7 +114,9 @@ def test_bad_lines_are_named_and_the_others_read():
   assert 'not utf-8 (byte 10' in wrong[1].reason
 
 
-@pytest.mark.parametrize('name', [n for n in WRITERS if n != 'a.jsonl'])
+@pytest.mark.parametrize(
+  'name', [n for n in WRITERS if not n.lower().endswith('.jsonl')]
+)
 def test_a_file_that_was_cut_says_so(name, tmp_path):
   path = tmp_path / name
   WRITERS[name](path)

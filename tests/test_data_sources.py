@@ -1,5 +1,6 @@
 """Sources: which documents a config names."""
 
+import gzip
 import hashlib
 import zipfile
 
@@ -97,9 +98,23 @@ def test_text_in_another_encoding_is_refused_by_name(tree):
     listed(source | dict(encoding='latin-one'))
 
 
+def test_a_byte_order_mark_is_no_text(tree):
+  (tree / 'mark.txt').write_text('one', 'utf-8-sig')
+  assert listed(dict(path=str(tree), include='mark*')) == [('mark.txt', 'one')]
+
+
+def test_files_of_a_repository_are_never_taken_apart(tree):
+  (tree / 'd.json.gz').write_bytes(gzip.compress(b'{\n}'))
+  source = dict(path=str(tree), include='d*', kind='repository')
+  assert listed(source) == [(tree.name, '<file_sep>d.json.gz\n{\n}\n')]
+
+
 def test_a_source_without_documents_is_refused(tree):
   with pytest.raises(errors.InputError, match="'s' has no documents"):
     listed(dict(path=str(tree), include='*.rs'))
+  (tree / 'e.rs').write_bytes(b'\xff')
+  with pytest.raises(errors.InputError, match=r'1 of 1 .* e\.rs is not utf-8'):
+    listed(dict(path=str(tree), include='*.rs', max_bad=1.0))
   with pytest.raises(errors.InputError, match='no such'):
     listed(dict(path=str(tree / 'absent')))
 

@@ -83,8 +83,7 @@ def _prepare(key, wanted, tokens, log, directory) -> store.Store:
       f'{made}'
     )
   spec = _spec(wanted)
-  place = pathlib.Path(directory) if directory else _place(spec, tokens)
-  place = place.resolve()
+  place = store.local(directory or _place(spec, tokens)).resolve()
   store.refuse_other(place)
   if not store.exists(place):
     try:
@@ -267,28 +266,32 @@ def _entries(unit: sources.Unit, tokens, told, place) -> Iterator[store.Entry]:
   tally, signatures = sources.Tally(unit.source), []
   near = unit.settings['duplicates'] == 'near'
   for group in _groups(sources.read(unit, tally)):
-    for entry in _encoded(group, unit, tokens, tally):
+    for document, entry in _encoded(group, unit, tokens, tally):
       told[0] += len(entry.tokens)
+      if near:
+        signatures.append(_signature(_words(document)))
       yield entry
-    if near:
-      signatures += [_signature(d.text) for d in group]
   if near:
     np.save(place / 'signatures.npy', np.array(signatures))
   return [vars(tally)]
 
 
-def _encoded(group, unit, tokens, tally) -> Iterator[store.Entry]:
+def _encoded(group, unit, tokens, tally) -> Iterator[tuple]:
+  """Yields (document, entry); counts those that give no tokens."""
   if unit.settings['kind'] == 'chat':
     yield from _chats(group, unit, tokens, tally)
     return
   encoded = tokens.encode_batch([d.text for d in group], group[0].special)
   for document, ids in zip(group, encoded):
     ids = _with_ends(ids, tokens)
+    if not len(ids):  # nothing that this tokenizer knows
+      tally.short += 1
+      continue
     size = len(document.text.encode('utf-8', 'replace'))
-    yield store.Entry(document.name, unit.source, ids, size)
+    yield document, store.Entry(document.name, unit.source, ids, size)
 
 
-def _chats(group, unit, tokens, tally) -> Iterator[store.Entry]:
+def _chats(group, unit, tokens, tally) -> Iterator[tuple]:
   settings = unit.settings
   for document in group:
     try:
@@ -300,10 +303,19 @@ def _chats(group, unit, tokens, tally) -> Iterator[store.Entry]:
       tally.add(records.Bad(document.name, f'not a conversation ({error})'))
       tally.check(settings['max_bad'])
       continue
-    size = sum(len(m['content'].encode()) for m in document.messages)
-    yield store.Entry(
+    said = (message['content'] for message in document.messages)
+    size = sum(len(text.encode('utf-8', 'replace')) for text in said)
+    entry = store.Entry(
       document.name, unit.source, made.tokens, size, made.weights
     )
+    yield document, entry
+
+
+def _words(document) -> str:
+  """The text, or what is said in a conversation."""
+  if not document.messages:
+    return document.text
+  return '\n'.join(message['content'] for message in document.messages)
 
 
 def _finish(partial, jobs, name, log):
@@ -384,7 +396,7 @@ def _groups(documents) -> Iterator[list]:
   group, chars = [], 0
   for document in documents:
     group.append(document)
-    chars += len(document.text)
+    chars += len(document.text) or len(str(document.messages))
     if chars >= BATCH_CHARS:
       yield group
       group, chars = [], 0

@@ -1,9 +1,10 @@
 """Files of records: jsonl, parquet, arrow and ArrayRecord, compressed or not.
 
 The end of a file's name says what it is; `.gz` or `.zst` may follow. Any other
-file is text. Directories that `datasets.save_to_disk` wrote hold .arrow files.
-A record is a mapping, of which `sources` reads a field; in ArrayRecord it is
-a JSON object, or the text itself.
+file is text; but a compressed `.json` is jsonl, as C4 and Dolma name theirs.
+Directories that `datasets.save_to_disk` wrote hold .arrow files. A record is a
+mapping, of which `sources` reads a field; in ArrayRecord it is a JSON object,
+or the text itself.
 """
 
 import contextlib
@@ -41,10 +42,12 @@ class Bad(NamedTuple):
 
 def endings(name: str) -> tuple[str, str]:
   """(what the file is, how it is compressed), each an ending or ''."""
-  stem, packed = name, ''
+  stem, packed = name.lower(), ''
   for ending in COMPRESSED:
-    if name.endswith(ending):
-      stem, packed = name.removesuffix(ending), ending
+    if stem.endswith(ending):
+      stem, packed = stem.removesuffix(ending), ending
+  if packed and stem.endswith('.json'):
+    return '.jsonl', packed
   kind = next((e for e in NEEDS if stem.endswith(e)), '')
   return kind, packed
 
@@ -61,13 +64,16 @@ def check(source: str, names):
         )
 
 
-def read(name: str, location, handle) -> Iterator[tuple[str, Any] | Bad]:
+def read(
+  name: str, location, handle, whole=False
+) -> Iterator[tuple[str, Any] | Bad]:
   """The records of a file of records, or the bytes of any other.
 
   Args:
     name: of the file; its ending decides.
     location: its path, or None where it is only in memory.
     handle: it, opened to read bytes.
+    whole: whether it is not to be taken apart, whatever it is.
 
   Yields:
     (name, mapping or str) for a record, (name, bytes) for a whole file, or
@@ -76,7 +82,9 @@ def read(name: str, location, handle) -> Iterator[tuple[str, Any] | Bad]:
   kind, packed = endings(name)
   try:
     with _decompressed(handle, packed) as opened:
-      if kind in ('.jsonl', '.ndjson'):
+      if whole:
+        yield name, opened.read()
+      elif kind in ('.jsonl', '.ndjson'):
         yield from _jsonl(name, opened)
       elif kind == '.parquet':
         yield from _parquet(name, _seekable(opened, packed))
@@ -89,6 +97,11 @@ def read(name: str, location, handle) -> Iterator[tuple[str, Any] | Bad]:
   except (OSError, EOFError, ValueError, zlib.error) as error:
     # pyarrow's errors are ValueErrors and OSErrors.
     yield Bad(name, f'{type(error).__name__}: {" ".join(str(error).split())}')
+  except ModuleNotFoundError as error:  # of what `check` could not know
+    raise errors.InputError(
+      f'reading {name} needs the package {error.name}; pip install '
+      f'{str(error.name).replace("_", "-")}'
+    ) from None
 
 
 def _jsonl(name, opened) -> Iterator:

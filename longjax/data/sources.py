@@ -9,7 +9,8 @@ A source is a mapping with these keys, and no other:
                     name starts with a dot are not read, nor symbolic links
   include, exclude  a glob or a tuple of globs over names inside the archive
                     or directory; `*` also matches `/`; default everything
-  encoding          'utf-8' unless given; nothing is decoded with loss
+  encoding          'utf-8' unless given; nothing is decoded with loss, and a
+                    byte order mark in front is no text
   kind              'files': every file is a document, or every record of a
                     file of records (data/records.py: jsonl, parquet, arrow,
                     ArrayRecord, .gz and .zst of them);
@@ -123,7 +124,9 @@ class Tally:
     """Counts an unreadable one."""
     self.read += 1
     self.bad += 1
-    self.named = [*self.named, f'{bad.name} is {bad.reason}'][:NAMED]
+    said = f'{bad.name} is {bad.reason}'  # a file may have any bytes as name
+    said = said.encode('utf-8', 'replace').decode()
+    self.named = [*self.named, said][:NAMED]
 
   def check(self, share: float, sure=False):
     """InputError if too many are bad, of all (sure) or so far."""
@@ -201,7 +204,7 @@ def finish(source: dict, tally: Tally, count: int):
     tally: of all its units.
     count: documents that it gave.
   """
-  tally.check(source['max_bad'], sure=True)
+  tally.check(source['max_bad'] if count else 0, sure=True)
   if not count:
     raise errors.InputError(
       f'source {tally.source!r} has no documents: nothing in '
@@ -288,11 +291,7 @@ def _texts(unit: Unit, title, files) -> Iterator:
   source, joins = unit.settings, unit.settings['kind'] not in ('files', 'chat')
   for name, location, opener in _opened(source, files):
     with opener() as handle:
-      if joins and not records.endings(name)[1]:
-        found = iter([(name, handle.read())])
-      else:
-        found = records.read(name, location, handle)
-      for item in found:
+      for item in records.read(name, location, handle, whole=joins):
         if isinstance(item, records.Bad):
           yield item
         else:
@@ -316,7 +315,7 @@ def _document(unit: Unit, name: str, value) -> Document | records.Bad:
   source = unit.settings
   if isinstance(value, bytes):
     try:
-      value = value.decode(source['encoding'])
+      value = value.decode(source['encoding']).removeprefix('\ufeff')
     except UnicodeDecodeError as error:
       where = f'byte {error.start} of {len(value)}'
       return records.Bad(name, f'not {source["encoding"]} ({where})')

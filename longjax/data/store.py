@@ -136,7 +136,7 @@ def write(
     spec: what the store is made from, for the manifest; JSON.
     shard_tokens: a shard ends after the document that reaches this.
   """
-  directory = pathlib.Path(directory).resolve()
+  directory = local(directory).resolve()
   refuse_other(directory)
   partial = directory.with_name(f'.{directory.name}.{os.getpid()}.partial')
   try:
@@ -151,6 +151,16 @@ def write(
     ) from error
   finally:
     clear(partial)
+
+
+def local(directory) -> pathlib.Path:
+  """A directory on a disk; InputError for one in a bucket."""
+  if '://' in str(directory):
+    raise errors.InputError(
+      f'{directory}: a store lies on a disk, only its sources may lie in a '
+      'bucket; name a local directory'
+    )
+  return pathlib.Path(directory)
 
 
 def refuse_other(directory):
@@ -253,7 +263,7 @@ def exists(directory) -> bool:
 
 def open_store(directory) -> Store:
   """Opens a store; InputError names the file that is damaged or missing."""
-  directory = pathlib.Path(directory)
+  directory = local(directory)
   raw = _read(directory / MANIFEST)
   manifest = _parse(directory / MANIFEST, raw)
   for file in _files(manifest):
