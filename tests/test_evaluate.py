@@ -167,7 +167,7 @@ def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
 @pytest.mark.parametrize('name, lengths, says', [
   ('ruler/cwe', (200,), 'a prompt needs at least'),
   ('passkey_original', (4096, 100), 'a prompt needs at least'),
-  ('perplexity', (4096,), 'at most eval.length 1024'),
+  ('perplexity', (4096,), 'from 2 to eval.length 1024'),
   ('first_sentence', (4096,), 'no sentence of 8 to 40 words'),
 ])  # fmt: skip
 def test_lengths_that_cannot_be_are_refused_before_anything_runs(
