@@ -175,17 +175,20 @@ def _export(step, about, out, log):
         sources.copy(view[tuple(here)], values, path, f'checkpoint {step}')
       progress.add(part.nbytes)
 
-  jobs, largest = [], 1
-  for path in rows:
-    pieces = list(stored.pieces(arrays[path]))
-    largest = max(largest, *(math.prod(shape) * 4 for _, shape in pieces))
-    layer = lambda piece, path=path: names.is_layered(path) and piece[0][0]
-    jobs += [
-      (move, path, list(group)) for _, group in itertools.groupby(pieces, layer)
-    ]
-  each_in_parallel(jobs, max(1, PIECES_BYTES // (2 * largest)))
+  groups = [(path, pieces) for path in rows
+            for pieces in _by_layer(path, arrays[path])]  # fmt: skip
+  largest = max(math.prod(shape) for _, pieces in groups for _, shape in pieces)
+  workers = max(1, PIECES_BYTES // (2 * 4 * largest))  # float32, twice
+  each_in_parallel([(move, *group) for group in groups], workers)
   for path, found in sums.items():
     stored.verify(step, about, path, found)
+
+
+def _by_layer(path, array) -> list[list]:
+  """The pieces of an array as `stored.pieces` has them, a list a layer."""
+  layer = lambda piece: names.is_layered(path) and piece[0][0]
+  pieces = itertools.groupby(stored.pieces(array), layer)
+  return [list(group) for _, group in pieces]
 
 
 def _bytes(shapes, dtypes) -> int:
