@@ -1,8 +1,10 @@
 """launch/convert.py: in, out, and back again without a changed bit."""
 
 import dataclasses
+import errno
 import importlib.util
 import json
+import os
 
 import commands
 import jax
@@ -152,6 +154,12 @@ def test_a_directory_that_exists_is_left_alone(tmp_path):
   (tmp_path / 'run').mkdir()
   with pytest.raises(errors.InputError, match='exists'):
     convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
+  with pytest.raises(errors.InputError, match='link exists'):
+    convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'link', log=quiet)
+  with pytest.raises(errors.InputError, match='name another directory'):
+    convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'a\\b', log=quiet)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['hf', 'link', 'run']
 
 
 def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path):
@@ -161,6 +169,36 @@ def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path):
   ):
     pytest.fail('nothing may be written')
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('full', ['import', 'export'])
+def test_a_disk_that_becomes_full_is_one_line_and_keeps_nothing(
+  tmp_path, monkeypatch, full
+):
+  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+
+  def refuse(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(stored, '_to_disk', refuse)
+  monkeypatch.setattr(os, 'posix_fallocate', refuse, raising=False)
+  before = sorted(tmp_path.rglob('*'))
+  with pytest.raises(errors.InputError, match='new cannot be made: No space'):
+    if full == 'import':
+      convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'new', log=quiet)
+    else:
+      convert.to_huggingface(tmp_path / 'run', tmp_path / 'new', log=quiet)
+  assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='a Mac')
+def test_the_space_of_an_export_is_taken_before_it_is_filled(tmp_path):
+  """Where a mapped file meets a full disk, the process is ended."""
+  dtypes = dict.fromkeys(sources.shapes(GQA), 'float32')
+  export.Files(tmp_path, GQA, dtypes, 1 << 30)
+  about = (tmp_path / 'model.safetensors').stat()
+  assert about.st_blocks * 512 >= about.st_size
 
 
 def test_a_place_where_nothing_can_be_made_is_one_line(tmp_path):

@@ -17,7 +17,7 @@ from etils import epath
 from longjax import errors
 from longjax.run import mirror
 from longjax.weights import stored
-from longjax.weights.work import each_in_parallel, gigabytes
+from longjax.weights.work import FULL, each_in_parallel, gigabytes
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def whole(directory, needed_bytes):
 
 
 def _refuse_existing(target):
-  if target.exists():
+  if target.exists() or os.path.islink(target):  # which may lead nowhere
     raise errors.InputError(f'{target} exists: name a new directory')
 
 
@@ -64,13 +64,27 @@ def _whole(target, needed_bytes):
         f'{gigabytes(free)}'
       )
     os.chmod(made, 0o777 & ~_umask())
-    yield pathlib.Path(made)
+    with _room(target):
+      yield pathlib.Path(made)
     os.rename(made, target)
   except BaseException:
     shutil.rmtree(made, ignore_errors=True)
     raise
   finally:
     os.close(lock)
+
+
+@contextlib.contextmanager
+def _room(target):
+  """Turns a disk or quota that became full into one line."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno not in FULL:
+      raise
+    raise errors.InputError(
+      f'{target} cannot be made: {error.strerror}; nothing of it was kept'
+    ) from None
 
 
 def _partial(target):

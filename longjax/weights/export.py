@@ -14,6 +14,7 @@ import numpy as np
 
 from longjax import errors, llama, rope
 from longjax.weights import files, names
+from longjax.weights.work import FULL
 
 DTYPES = dict(float32='F32', float16='F16', bfloat16='BF16')
 # The order in which transformers meets the tensors of a layer.
@@ -217,7 +218,8 @@ def _make(path, entries) -> dict:
   text += b' ' * (-len(text) % 8)
   with open(path, 'wb') as file:
     file.write(len(text).to_bytes(8, 'little') + text)
-    file.truncate(file.tell() + end)
+    file.flush()
+    _reserve(file, file.tell() + end)
   return {
     name: (
       path,
@@ -227,6 +229,21 @@ def _make(path, entries) -> dict:
     )
     for name in order
   }
+
+
+def _reserve(file, size):
+  """Gives a file its size, and the space on the disk.
+
+  It is filled through a mapping, where a full disk would end the process.
+  """
+  file.truncate(size)
+  if not hasattr(os, 'posix_fallocate'):  # a Mac
+    return
+  try:
+    os.posix_fallocate(file.fileno(), 0, size)
+  except OSError as error:
+    if error.errno in FULL:
+      raise  # else it is a file system that cannot do it
 
 
 def write_json(path, value):

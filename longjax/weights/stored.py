@@ -43,7 +43,15 @@ class Writer:
       directory: of checkpoints, absolute; made here.
       fields: of a llama.Llama.
       dtype: of all parameters.
+
+    Raises:
+      InputError: TensorStore would take the name of the directory for another.
     """
+    if '\\' in str(directory):
+      raise errors.InputError(
+        f'{directory}: no checkpoint can be where a name has \\; name another '
+        'directory'
+      )
     self.step = epath.Path(directory) / '0'
     self.shapes, self.dtype = source.shapes(fields), np.dtype(dtype)
     tiny = {p: np.zeros((1,) * len(s), dtype) for p, s in self.shapes.items()}
