@@ -91,6 +91,19 @@ def test_other_ends_are_another_digest(tmp_path):
     tokenizer.load(tmp_path)
 
 
+def test_ends_that_only_the_special_tokens_map_names_are_taken(tmp_path):
+  tokenizer.load('bytes').save(tmp_path)
+  config = tmp_path / 'tokenizer_config.json'
+  config.unlink()
+  assert tokenizer.load(tmp_path).document_end is None
+  told = dict(bos_token='<eos>', eos_token=dict(content='<eos>'))
+  (tmp_path / 'special_tokens_map.json').write_text(json.dumps(told))
+  assert tokenizer.load(tmp_path).document_end == 257
+  config.write_text(json.dumps(dict(bos_token=None, eos_token='<bos>')))
+  again = tokenizer.load(tmp_path)
+  assert (again.bos, again.eos) == (None, 256)
+
+
 def test_damaged_and_missing_definitions_are_named(tmp_path):
   with pytest.raises(errors.InputError, match=r'tokenizer\.json'):
     tokenizer.load(tmp_path)

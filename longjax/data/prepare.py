@@ -90,7 +90,8 @@ def _prepare(key, wanted, tokens, log, directory) -> store.Store:
       _make(place, wanted, tokens, spec, log)
     except OSError as error:
       raise errors.InputError(
-        f'{place}: cannot write the store: {error.strerror or error}'
+        f'{place}: cannot write the store: '
+        f'{error.strerror or f"is the disk full? {error}"}'
       ) from error
   made = _open(place, tokens)
   if made.manifest['spec'] != spec:

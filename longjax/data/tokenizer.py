@@ -250,24 +250,25 @@ def _places(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _told_beside(path) -> tuple[str, str, str]:
-  """bos, eos and chat template from a tokenizer_config.json, or ''."""
-  config = path.with_name('tokenizer_config.json')
-  jinja = path.with_name('chat_template.jinja')
-  bos = eos = template = ''
+  """bos, eos and chat template from the files of transformers, or ''."""
+  told, file = {}, path
   try:
-    if config.is_file():
-      told = json.loads(config.read_text('utf-8'))
-      names = (told.get('bos_token') or '', told.get('eos_token') or '')
-      bos, eos = (n if isinstance(n, str) else n['content'] for n in names)
-      template = told.get('chat_template') or ''
+    # Of what both say, the second is right; some models have the first alone.
+    for name in ('special_tokens_map.json', 'tokenizer_config.json'):
+      file = path.with_name(name)
+      if file.is_file():
+        told = {**told, **json.loads(file.read_text('utf-8'))}
+    names = (told.get('bos_token') or '', told.get('eos_token') or '')
+    bos, eos = (n if isinstance(n, str) else n['content'] for n in names)
+    template = told.get('chat_template') or ''
     if isinstance(template, list):  # several by name
-      template = {t['name']: t['template'] for t in template}['default']
-    if jinja.is_file():
-      template = jinja.read_text('utf-8')
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise errors.InputError(
-      f'{config}: not a tokenizer_config.json ({error})'
-    ) from error
+      template = {t['name']: t['template'] for t in template}
+      template = template.get('default', '')
+    file = path.with_name('chat_template.jinja')
+    if file.is_file():
+      template = file.read_text('utf-8')
+  except (ValueError, TypeError, KeyError) as error:
+    raise errors.InputError(f'{file}: not a {file.name} ({error})') from error
   return bos, eos, template
 
 
