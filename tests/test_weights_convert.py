@@ -402,6 +402,35 @@ def test_either_dialect_of_config_json_says_the_whole_rope(settings):
     assert fields | dict(rope=0) == GQA | dict(rope=0)
 
 
+@pytest.mark.parametrize('settings', [
+  YARN | dict(scaling='ntk_by_parts'), YARN | dict(scaling='yarn_paper'),
+  dict(scaling='longrope', factor=4.0, original_length=4096,
+       divisors=tuple(np.linspace(1, 5, 8))),
+])  # fmt: skip
+def test_what_is_exported_as_longrope_rotates_alike_when_read(settings):
+  whole = told(settings)
+  for without in (V4, V5):
+    config = {k: v for k, v in whole.items() if k not in without}
+    found = rope.Rope(**huggingface._fields(config)['rope'])
+    assert found.scaling == 'longrope'
+    for x, y in zip(
+      rope.frequencies(found, 16), rope.frequencies(rope.Rope(**settings), 16)
+    ):
+      np.testing.assert_allclose(x, y, rtol=1e-14)
+
+
+def test_longrope_without_its_temperature_has_that_of_its_windows():
+  settings = dict(
+    rope_type='longrope', short_factor=[2.0] * 8, long_factor=[2.0] * 8
+  )
+  config = told(dict(base=1e4)) | dict(
+    original_max_position_embeddings=2048, max_position_embeddings=16_384,
+    rope_parameters=settings, rope_scaling=None,
+  )  # fmt: skip
+  found = rope.Rope(**huggingface._fields(config)['rope'])
+  assert rope.temperature(found) == pytest.approx((1 + 3 / 11) ** 0.5)
+
+
 def test_the_window_of_yarn_is_what_transformers_4_divides():
   assert told(YARN)['max_position_embeddings'] == 4 * 4096
 

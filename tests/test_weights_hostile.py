@@ -351,6 +351,39 @@ def yarn_with_another_temperature(path):
   huggingface(path, rope_parameters=settings)
 
 
+LONGROPE = dict(
+  rope_type='longrope', factor=4.0, original_max_position_embeddings=4096,
+  short_factor=[1.0] * 8, long_factor=[1.0] * 8,
+)  # fmt: skip
+
+
+@case('rope_parameters: short_factor and long_factor differ')
+def longrope_with_factors_for_short_rows(path):
+  huggingface(path, rope_parameters=LONGROPE | dict(short_factor=[2.0] * 8))
+
+
+@case('long_factor is not a list')
+def longrope_without_factors(path):
+  huggingface(path, rope_parameters=LONGROPE | dict(long_factor='all'))
+
+
+@case('divisors: 7 for 8 pairs')
+def longrope_with_too_few_factors(path):
+  few = dict(short_factor=[1.0] * 7, long_factor=[1.0] * 7)
+  huggingface(path, rope_parameters=LONGROPE | few)
+
+
+@case('attention_factor')
+def longrope_with_a_temperature_beyond_all(path):
+  huggingface(path, rope_parameters=LONGROPE | dict(attention_factor=1e300))
+
+
+@case('original_length')
+def longrope_of_one_token(path):
+  one = dict(original_max_position_embeddings=1, attention_factor=1.5)
+  huggingface(path, rope_parameters=LONGROPE | one)
+
+
 @case('tokenizer', '384 ids, the model only 96')
 def tokenizer_of_another_size(path):
   huggingface(path)

@@ -57,6 +57,7 @@ ROPE_KEYS = dict(
   beta_fast='beta_fast',
   beta_slow='beta_slow',
 )
+MOST_TEMPERATURE = 4  # of LongRoPE; published ones are below 1.5
 ROPE_TYPES = {
   'default': (),
   'linear': ('factor',),
@@ -71,6 +72,13 @@ ROPE_TYPES = {
     'original_max_position_embeddings',
     'beta_fast',
     'beta_slow',
+  ),
+  'longrope': (
+    'factor',
+    'original_max_position_embeddings',
+    'short_factor',
+    'long_factor',
+    'attention_factor',
   ),
 }
 HEADS = 'num_attention_heads'
@@ -181,7 +189,8 @@ def _rope_dialect(config, settings, where) -> dict:
   settings.pop('rope_theta', None)
   fields = dict(base=base)
   if kind != 'default':
-    fields |= dict(scaling=kind, **_rope_numbers(config, settings, kind, where))
+    numbers = _longrope if kind == 'longrope' else _rope_numbers
+    fields |= dict(scaling=kind, **numbers(config, settings, kind, where))
   known = {*ROPE_TYPES[kind], *_harmless(settings, fields)}
   unknown = sorted(settings.keys() - known)
   if unknown:
@@ -207,6 +216,36 @@ def _rope_numbers(config, settings, kind, where) -> dict:
   if 'original_length' in fields:
     fields['original_length'] = int(fields['original_length'])
   return fields
+
+
+def _longrope(config, settings, kind, where):
+  """Divisors, and the factor whose temperature is `attention_factor`."""
+  divisors = settings.get('long_factor')
+  if not isinstance(divisors, list) or not all(
+    type(x) in (int, float) for x in divisors
+  ):
+    raise errors.InputError(f'{where}: long_factor is not a list of numbers')
+  if divisors != settings.get('short_factor'):
+    raise errors.InputError(
+      f'{where}: short_factor and long_factor differ, but longjax rotates '
+      'short and long rows alike: write those that you want as both'
+    )
+  key = 'original_max_position_embeddings'
+  length = int(positive(settings, key, config.get(key, _window(config))))
+  factor = positive(settings, 'factor', max(_window(config) / length, 1.0))
+  if 'attention_factor' in settings and length > 1:
+    told = positive(settings, 'attention_factor')
+    if not 1 <= told < MOST_TEMPERATURE:
+      raise errors.InputError(
+        f'{where}.attention_factor = {told} is not from 1 to below '
+        f'{MOST_TEMPERATURE}: longjax has no such rope'
+      )
+    wanted = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(length))
+    if not math.isclose(told, wanted, rel_tol=1e-6):
+      factor = length ** (told**2 - 1)
+  return dict(
+    factor=max(factor, 1.0), original_length=length, divisors=tuple(divisors)
+  )
 
 
 def _harmless(settings, fields):
