@@ -173,8 +173,9 @@ def test_reading_a_window_needs_no_memory_that_grows_with_what_was_read():
   layer = lambda tokens: 2 * tokens * READS.kv_heads * READS.head_dim * 4
   more = temporaries(2**18) - temporaries(2**14)
   # One layer's keys and values, put beside those of the window and cut into
-  # blocks, and the list of blocks; not the store, and nothing quadratic.
-  assert more < 4 * layer(2**18)
+  # blocks, and the list of blocks; not the store, and nothing quadratic. That
+  # is 3.8 of a layer where JAX 0.10 compiles it, and 4.1 with 0.12.
+  assert more < 4.5 * layer(2**18)
 
 
 def test_what_cannot_be_read_is_refused(rng):

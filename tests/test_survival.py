@@ -80,11 +80,14 @@ def test_killed_at_random_moments_it_resumes_and_every_loss_is_the_same(
 def test_asked_to_end_while_there_is_nothing_to_save_it_ends_at_once(
   moment, data, tmp_path
 ):
-  workdir, asks = tmp_path / 'run', dict(eval__length=64, train__steps=6)
-  with jobs.Job(workdir, data, **asks) as job:
-    job.wait_for(moment)
-    job.send(signal.SIGTERM)
-    assert job.wait() == [75], job.output()
+  for attempt in range(5):  # on a busy machine the signal may come too late
+    workdir, asks = tmp_path / f'{attempt}', dict(eval__length=64)
+    with jobs.Job(workdir, data, **asks) as job:
+      job.wait_for(moment)
+      job.send(signal.SIGTERM)
+      assert job.wait() == [75], job.output()
+    if 'step 1/' not in job.output():
+      break
   assert not any((workdir / 'checkpoints').iterdir())
   assert not (workdir / 'LOCK').exists()
 
