@@ -81,7 +81,8 @@ def test_asked_to_end_while_there_is_nothing_to_save_it_ends_at_once(
   moment, data, tmp_path
 ):
   for attempt in range(5):  # on a busy machine the signal may come too late
-    workdir, asks = tmp_path / f'{attempt}', dict(eval__length=64)
+    workdir = tmp_path / f'{attempt}'
+    asks = dict(eval__length=64, train__steps=10_000)
     with jobs.Job(workdir, data, **asks) as job:
       job.wait_for(moment)
       job.send(signal.SIGTERM)
