@@ -147,14 +147,17 @@ def _gain(stages, ask, figures) -> str:
      f'{g["fit"]["residual"]:.4f}']
     for name, g in gains.items() if g['fit']
   ]  # fmt: skip
+  fitted = (
+    'Fit of L(c) = (alpha / c)^beta + gamma with 95 % intervals:\n\n'
+    + table(['', 'alpha', 'beta', 'gamma', 'residual (nats)'], fits)
+    if fits else 'No power law fits these losses.'
+  )  # fmt: skip
   return (
     '## What more context is worth\n\n'
     f'Loss in nats of the same last {first["scored"]} tokens of '
     f'{_documents(ask)}, given so many tokens before them.\n\n'
     + table(['context', *gains], rows)
-    + '\n\nFit of L(c) = (alpha / c)^beta + gamma with 95 % intervals:\n\n'
-    + table(['', 'alpha', 'beta', 'gamma', 'residual (nats)'], fits)
-    + '\n\n![power law](plots/power_law.png)'
+    + f'\n\n{fitted}\n\n![power law](plots/power_law.png)'
   )
 
 
