@@ -113,7 +113,9 @@ def unpack(tree: Tree):
   try:
     pack(tree)
     with tarfile.open(archive(tree)) as tar:
-      tar.extractall(temporary, filter='data')
+      # Python has filters from 3.11.4 on; the archive is our own.
+      tar.extraction_filter = getattr(tarfile, 'data_filter', None)
+      tar.extractall(temporary)
     temporary.replace(place)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
