@@ -342,8 +342,23 @@ def weights_file(run: Run):
   if run.config.weights == 'random':
     return None
   found = packages.locate(run.config.weights, run.log)
-  weights.find(found)  # a format that is known, before a tokenizer is sought
+  refuse_other_model(run.model, found)  # before a tokenizer is sought
   return found
+
+
+def refuse_other_model(model: llama.Llama, source):
+  """InputError if weights are of another architecture than the config."""
+  theirs = weights.config(source)
+  other = [
+    f'{field} {getattr(model, field)} (there {getattr(theirs, field)})'
+    for field in llama.ARCHITECTURE
+    if getattr(model, field) != getattr(theirs, field)
+  ]
+  if other:
+    raise InputError(
+      f'config.model is another than that of {source}: {", ".join(other)}; '
+      'change these keys, as --config.model.KEY=VALUE'
+    )
 
 
 def identity(run: Run, found: Inputs) -> dict:
@@ -477,17 +492,7 @@ def first_weights(run: Run, source):
     init = jax.jit(functools.partial(llama.init, model), out_shardings=places)
     return init(jax.random.key(run.config.seed)), None
   run.log(f'importing {source}')
-
-  def place(found):
-    for field in llama.ARCHITECTURE:
-      mine, theirs = getattr(model, field), getattr(found, field)
-      if mine != theirs:
-        raise InputError(
-          f'config.model.{field} is {mine}, but that of {source} is {theirs}'
-        )
-    return places
-
-  return weights.load(source, dtype=model.dtype, place=place)
+  return weights.load(source, dtype=model.dtype, place=lambda _: places)
 
 
 def first_factors(run: Run, abstract) -> dict:

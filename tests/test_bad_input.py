@@ -49,7 +49,20 @@ def test_a_truncated_gguf_is_named(tmp_path):
   write(path, stored_tensors())
   path.write_bytes(path.read_bytes()[:-2000])
   line = refused(tmp_path / 'run', f'weights={path}', 'data.tokenizer=bytes')
-  assert str(path) in line
+  assert str(path) in line and 'config.model' not in line
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_compiled(
+  tmp_path,
+):
+  from test_weights import stored_tensors, write
+
+  path = write(tmp_path / 'other.gguf', stored_tensors())
+  overrides = f'weights={path}', 'data.tokenizer=bytes', 'model.norm_eps=1e-6'
+  line = refused(tmp_path / 'run', *overrides)
+  assert f'config.model is another than that of {path}: ' in line
+  assert 'kv_heads 4 (there 2), norm_eps 1e-06 (there 1e-05); change' in line
+  assert not (tmp_path / 'run' / 'checkpoints').exists()
 
 
 def test_a_shard_that_fails_its_digest_is_named(prepared, tmp_path):

@@ -72,7 +72,16 @@ def find_tokenizer(config, log=print) -> tokenizer.Tokenizer:
   spec = config.data.tokenizer or config.weights
   if spec in ('', 'random'):
     spec = 'bytes'
-  return tokenizer.load(spec if spec == 'bytes' else packages.locate(spec, log))
+  try:
+    return tokenizer.load(
+      spec if spec == 'bytes' else packages.locate(spec, log)
+    )
+  except errors.InputError as error:
+    if config.data.tokenizer:
+      raise
+    raise errors.InputError(
+      f'{error}; say where one is with --config.data.tokenizer'
+    ) from error
 
 
 def _prepare(key, wanted, tokens, log, directory) -> store.Store:

@@ -55,6 +55,19 @@ def load(path, *, dtype='float32', place=None):
   return _placed(source, place(config)), config
 
 
+def config(path) -> llama.Llama:
+  """The model of weights or of a checkpoint, whose arrays are not read.
+
+  Raises:
+    InputError: as `load`, but for what only the arrays show.
+  """
+  if source := find(path):
+    return as_config(path, source.fields, 'float32')
+  from longjax import checkpoint  # late: Orbax takes seconds to import
+
+  return as_config(path, checkpoint.about(path).get('model'), 'float32')
+
+
 def _placed(source, shardings):
   """Every parameter in its sharding; only one is in host memory at a time."""
   found = {}
