@@ -42,6 +42,8 @@ def start(devices: int, compiled: str | os.PathLike = ''):
   address, processes, number = _job()
   silent = _count('LONGJAX_HEARTBEAT_SECONDS', 100)
   jax.config.update('jax_num_cpu_devices', max(devices // processes, 1))
+  if not on_tpu():
+    _wait_long()
   if not on_tpu() and importlib.util.find_spec('libtpu'):
     # It is there to plan with; asked for a TPU it would complain at length.
     platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
@@ -52,6 +54,19 @@ def start(devices: int, compiled: str | os.PathLike = ''):
     )
   elif on_tpu():  # a worker finds its peers by itself
     jax.distributed.initialize(heartbeat_timeout_seconds=silent)
+
+
+def _wait_long():
+  """Lets pretended devices, which share a few cores, wait for each other.
+
+  XLA would end the process where one is 40 seconds behind in a collective.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  for name, seconds in (('warn_stuck', 600), ('terminate', 7200)):
+    flag = f'--xla_cpu_collective_call_{name}_timeout_seconds'
+    if flag not in flags:
+      flags += f' {flag}={seconds}'
+  os.environ['XLA_FLAGS'] = flags.strip()
 
 
 def _job() -> tuple[str, int, int]:

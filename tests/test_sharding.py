@@ -1,5 +1,7 @@
 """Which processes make up a job."""
 
+import os
+
 import pytest
 
 from longjax import sharding
@@ -32,3 +34,14 @@ def test_a_job_that_cannot_be_is_refused_before_a_device_is_asked(
 def test_a_process_that_is_not_told_which_it_is_is_refused(monkeypatch):
   with pytest.raises(InputError, match='2 and none'):
     start(monkeypatch, **{k: v for k, v in JOB.items() if k != 'PROCESS'})
+
+
+def test_pretended_devices_wait_for_each_other_longer_than_xla_lets_them(
+  monkeypatch,
+):
+  flag = '--xla_cpu_collective_call_{}_timeout_seconds={}'.format
+  monkeypatch.setenv('XLA_FLAGS', flag('terminate', 9))  # the user's
+  sharding._wait_long()
+  sharding._wait_long()
+  wanted = [flag('terminate', 9), flag('warn_stuck', 600)]
+  assert os.environ['XLA_FLAGS'].split() == wanted
