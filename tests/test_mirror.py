@@ -91,6 +91,7 @@ def test_a_bucket_out_of_reach_is_refused_in_one_line(tmp_path, monkeypatch):
     mirror.place(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_bucket_on_another_machine(
   tmp_path, monkeypatch
 ):
