@@ -171,6 +171,7 @@ def parse(argv, doc, extra, switches=()):
     raise InputError(f'{stray[0]!r} is not a flag; flags are --name=value')
   if config is None:
     raise InputError('--config=configs/NAME.py is needed; see --help')
+  _refuse_incomplete(argv, config)
   return config, {n.replace('-', '_'): values[n].value for n in extra}
 
 
@@ -237,6 +238,17 @@ def _refuse_unknown(argv, extra, switches):
     elif name not in ('config', *extra):
       raise InputError(
         f'unknown flag --{name}{_nearest_flag(name, extra, known)}'
+      )
+
+
+def _refuse_incomplete(argv, config):
+  """Names the first key of configs/common.py that a config is without."""
+  known = keys(config)
+  for key in keys(_load('configs/common.py')):
+    if not _is_part(key, known):
+      raise InputError(
+        f'{config_file(argv)} is without the key {key!r}; a config starts '
+        'from common.base(), which has all'
       )
 
 

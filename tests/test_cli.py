@@ -33,6 +33,23 @@ def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
   assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize('body, says', [
+  ('del config.train.steps', "is without the key 'train.steps'"),
+  ('config = ConfigDict(dict(name="x"))', 'is without the key'),
+])  # fmt: skip
+def test_a_config_without_a_key_is_answered_with_the_key(body, says, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    'from ml_collections import ConfigDict\n'
+    'from configs import common\n\n\n'
+    'def get_config():\n'
+    '  config = common.base()\n'
+    f'  {body}\n'
+    '  return config\n'
+  )
+  assert says in commands.refused('tpu.py', f'--config={path}')
+
+
 @pytest.mark.parametrize('override, says', [
   ('weights=/etc/passwd', '/etc/passwd has no known format'),
   ('optim.learning_rate=nan', 'optim.learning_rate must be a finite number'),
