@@ -6,7 +6,6 @@ answered with one line on stderr and exit code 2, before anything is compiled.
 """
 
 import difflib
-import errno
 import inspect
 import itertools
 import os
@@ -19,8 +18,6 @@ from ml_collections import ConfigDict, config_flags
 
 from longjax import errors
 from longjax.errors import InputError
-
-FULL = errno.ENOSPC, errno.EDQUOT  # which write says without naming a file
 
 
 def run(main, doc: str | None, switches=(), verbs=(), **extra: str) -> int:
@@ -55,7 +52,8 @@ def guarded(answer) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except OSError as error:  # of a file: no right, no space
-    if not error.filename and error.errno not in FULL:
+    # A write to a full disk names no file.
+    if not error.filename and error.errno not in errors.FULL:
       raise
     where = error.filename or 'free space and run the same command again'
     print(f'{command}: {where}: {error.strerror}', file=sys.stderr)

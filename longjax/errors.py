@@ -1,7 +1,10 @@
 """The one exception that means: the input is wrong, not the program."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room
 
 
 class InputError(ValueError):

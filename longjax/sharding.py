@@ -44,10 +44,10 @@ def start(devices: int, compiled: str | os.PathLike = ''):
   jax.config.update('jax_num_cpu_devices', max(devices // processes, 1))
   if not on_tpu():
     _wait_long()
-  if not on_tpu() and importlib.util.find_spec('libtpu'):
-    # It is there to plan with; asked for a TPU it would complain at length.
-    platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
-    jax.config.update('jax_platforms', platforms)
+    if importlib.util.find_spec('libtpu'):
+      # It is there to plan with; asked for a TPU it would complain at length.
+      platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
+      jax.config.update('jax_platforms', platforms)
   if address:
     jax.distributed.initialize(
       address, processes, number, heartbeat_timeout_seconds=silent

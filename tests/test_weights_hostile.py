@@ -384,6 +384,24 @@ def longrope_of_one_token(path):
   huggingface(path, rope_parameters=LONGROPE | one)
 
 
+@case('rope_parameters: ', 'original_length', 'got 0')
+def longrope_of_half_a_token(path):
+  half = dict(original_max_position_embeddings=0.5)
+  huggingface(path, rope_parameters=LONGROPE | half)
+
+
+@case('rope_parameters: long_factor is not a list of positive numbers')
+def longrope_with_a_factor_beyond_floats(path):
+  far = dict(short_factor=[10**400] * 8, long_factor=[10**400] * 8)
+  huggingface(path, rope_parameters=LONGROPE | far | dict(attention_factor=1.5))
+
+
+@case('rope_parameters: needs a positive number as attention_factor')
+def yarn_with_a_temperature_beyond_floats(path):
+  settings = files.rope_parameters(files.YARN) | dict(attention_factor=10**400)
+  huggingface(path, rope_parameters=settings)
+
+
 @case('tokenizer', '384 ids, the model only 96')
 def tokenizer_of_another_size(path):
   huggingface(path)

@@ -15,15 +15,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from longjax import (
-  flops,
-  llama,
-  lora,
-  program,
-  settings,
-  sharding,
-  topology,
-)
+from longjax import flops, llama, lora, program, settings, sharding, topology
 from longjax.errors import InputError
 from longjax.plan import hbm, hlo, schedule, slices
 from longjax.plan.workload import Workload, workload

@@ -41,14 +41,12 @@ def load(path, *, dtype='float32', place=None):
   Raises:
     InputError: names the file or tensor that is missing or damaged.
   """
-  source = find(path)
+  source, config = _described(path, dtype)
   if source is None:
-    from longjax import checkpoint  # late: Orbax takes seconds to import
+    from longjax import checkpoint
 
-    config = as_config(path, checkpoint.about(path).get('model'), dtype)
     params, _ = checkpoint.load_params(path, place and place(config))
     return params, config
-  config = as_config(path, source.fields, dtype)
   sources.check(source)
   if place is None:
     return sources.arrays(source), config
@@ -61,11 +59,16 @@ def config(path) -> llama.Llama:
   Raises:
     InputError: as `load`, but for what only the arrays show.
   """
+  return _described(path, 'float32')[1]
+
+
+def _described(path, dtype):
+  """(the Source, or None for a checkpoint of ours; its llama.Llama)."""
   if source := find(path):
-    return as_config(path, source.fields, 'float32')
+    return source, as_config(path, source.fields, dtype)
   from longjax import checkpoint  # late: Orbax takes seconds to import
 
-  return as_config(path, checkpoint.about(path).get('model'), 'float32')
+  return None, as_config(path, checkpoint.about(path).get('model'), dtype)
 
 
 def _placed(source, shardings):

@@ -17,7 +17,7 @@ from etils import epath
 from longjax import errors
 from longjax.run import mirror
 from longjax.weights import stored
-from longjax.weights.work import FULL, each_in_parallel, gigabytes
+from longjax.weights.work import each_in_parallel, gigabytes
 
 
 @contextlib.contextmanager
@@ -80,7 +80,7 @@ def _room(target):
   try:
     yield
   except OSError as error:
-    if error.errno not in FULL:
+    if error.errno not in errors.FULL:
       raise
     raise errors.InputError(
       f'{target} cannot be made: {error.strerror}; nothing of it was kept'

@@ -14,7 +14,6 @@ import numpy as np
 
 from longjax import errors, llama, rope
 from longjax.weights import files, names
-from longjax.weights.work import FULL
 
 DTYPES = dict(float32='F32', float16='F16', bfloat16='BF16')
 # The order in which transformers meets the tensors of a layer.
@@ -242,7 +241,7 @@ def _reserve(file, size):
   try:
     os.posix_fallocate(file.fileno(), 0, size)
   except OSError as error:
-    if error.errno in FULL:
+    if error.errno in errors.FULL:
       raise  # else it is a file system that cannot do it
 
 

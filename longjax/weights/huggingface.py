@@ -9,8 +9,9 @@ settings are read in both dialects: `rope_theta` with `rope_scaling`, and
 import math
 import os
 import re
+import sys
 
-from longjax import errors
+from longjax import errors, rope
 from longjax.weights import files
 from longjax.weights.source import (
   Source,
@@ -187,11 +188,14 @@ def _rope_dialect(config, settings, where) -> dict:
     )
   base = positive(settings, 'rope_theta', config.get('rope_theta', 10_000.0))
   settings.pop('rope_theta', None)
-  fields = dict(base=base)
-  if kind != 'default':
-    numbers = _longrope if kind == 'longrope' else _rope_numbers
-    fields |= dict(scaling=kind, **numbers(config, settings, kind, where))
-  known = {*ROPE_TYPES[kind], *_harmless(settings, fields)}
+  fields: dict = dict(base=base)
+  try:
+    if kind != 'default':
+      numbers = _longrope if kind == 'longrope' else _rope_numbers
+      fields |= dict(scaling=kind, **numbers(config, settings, kind))
+    known = {*ROPE_TYPES[kind], *_harmless(settings, rope.Rope(**fields))}
+  except ValueError as error:
+    raise errors.InputError(f'{where}: {error}') from None
   unknown = sorted(settings.keys() - known)
   if unknown:
     raise errors.InputError(
@@ -201,7 +205,7 @@ def _rope_dialect(config, settings, where) -> dict:
   return fields
 
 
-def _rope_numbers(config, settings, kind, where) -> dict:
+def _rope_numbers(config, settings, kind) -> dict:
   """The numbers of a scaling; what is left out is as in transformers."""
   defaults = dict(beta_fast=32.0, beta_slow=1.0)
   if kind in ('yarn', 'llama3'):
@@ -209,53 +213,50 @@ def _rope_numbers(config, settings, kind, where) -> dict:
     defaults['original_max_position_embeddings'] = window
   fields = {}
   for key in ROPE_TYPES[kind]:
-    try:
-      fields[ROPE_KEYS[key]] = positive(settings, key, defaults.get(key))
-    except errors.InputError as error:
-      raise errors.InputError(f'{where}: {error}') from None
+    fields[ROPE_KEYS[key]] = positive(settings, key, defaults.get(key))
   if 'original_length' in fields:
     fields['original_length'] = int(fields['original_length'])
   return fields
 
 
-def _longrope(config, settings, kind, where):
+def _longrope(config, settings, kind) -> dict:
   """Divisors, and the factor whose temperature is `attention_factor`."""
   divisors = settings.get('long_factor')
   if not isinstance(divisors, list) or not all(
-    type(x) in (int, float) for x in divisors
+    type(x) in (int, float) and 0 < x <= sys.float_info.max for x in divisors
   ):
-    raise errors.InputError(f'{where}: long_factor is not a list of numbers')
+    raise errors.InputError('long_factor is not a list of positive numbers')
   if divisors != settings.get('short_factor'):
     raise errors.InputError(
-      f'{where}: short_factor and long_factor differ, but longjax rotates '
-      'short and long rows alike: write those that you want as both'
+      'short_factor and long_factor differ, but longjax rotates short and '
+      'long rows alike: write those that you want as both'
     )
   key = 'original_max_position_embeddings'
   length = int(positive(settings, key, config.get(key, _window(config))))
-  factor = positive(settings, 'factor', max(_window(config) / length, 1.0))
-  if 'attention_factor' in settings and length > 1:
+  factor = positive(
+    settings, 'factor', max(_window(config) / max(length, 1), 1.0)
+  )
+  fields: dict = dict(
+    factor=max(factor, 1.0), original_length=length, divisors=tuple(divisors)
+  )
+  if 'attention_factor' in settings:
     told = positive(settings, 'attention_factor')
     if not 1 <= told < MOST_TEMPERATURE:
       raise errors.InputError(
-        f'{where}.attention_factor = {told} is not from 1 to below '
-        f'{MOST_TEMPERATURE}: longjax has no such rope'
+        f'attention_factor = {told} is not from 1 to below {MOST_TEMPERATURE}: '
+        'longjax has no such rope'
       )
-    wanted = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(length))
+    wanted = rope.temperature(rope.Rope(scaling=kind, **fields))
     if not math.isclose(told, wanted, rel_tol=1e-6):
-      factor = length ** (told**2 - 1)
-  return dict(
-    factor=max(factor, 1.0), original_length=length, divisors=tuple(divisors)
-  )
+      fields['factor'] = length ** (told**2 - 1)
+  return fields
 
 
-def _harmless(settings, fields):
+def _harmless(settings, recipe: rope.Rope):
   """Keys that say what holds anyway."""
-  factor = fields.get('factor', 1.0)
-  temperature = 0.1 * math.log(max(factor, 1.0)) + 1
-  told = settings.get('attention_factor')
-  if isinstance(told, int | float) and math.isclose(
-    told, temperature if fields.get('scaling') == 'yarn' else 1.0, rel_tol=1e-6
-  ):
+  wanted = rope.temperature(recipe)
+  told = positive(settings, 'attention_factor', wanted)
+  if math.isclose(told, wanted, rel_tol=1e-6):
     yield 'attention_factor'
   if settings.get('truncate') is True:
     yield 'truncate'
@@ -263,7 +264,7 @@ def _harmless(settings, fields):
     yield 'partial_rotary_factor'
   yield 'finetuned'
   yield 'max_position_embeddings'
-  if not fields.get('scaling') or fields['scaling'] == 'linear':
+  if recipe.scaling in ('none', 'linear'):
     yield 'original_max_position_embeddings'
 
 

@@ -1,14 +1,12 @@
 """Work on gigabytes: in threads, with lines about how far it is."""
 
 import concurrent.futures
-import errno
 import os
 import threading
 import time
 
 from longjax import metrics
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room
 WORKERS = min(2 * (os.cpu_count() or 1), 16)  # half of them wait for the disk
 
 
