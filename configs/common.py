@@ -146,7 +146,7 @@ def base(size='tiny', **rope) -> Any:
         # skipalign | e2llm, and for the last three below which position.
         positions=dict(kind='plain', target=0, chunks=2, window=0),
         # ((share of all steps, tokens of a segment at most), ...): rows are
-        # cut into shorter segments, longjax/data/context.py. () is never.
+        # cut into shorter segments, longjax/data/curriculum.py. () is never.
         curriculum=(),
         loss='tokens',  # the mean over tokens | documents (LongAlign)
         layout='zigzag',  # contiguous | zigzag | striped | balanced

@@ -7,7 +7,7 @@
       --config.weights=/data/llama2_7b --config.data.directory=/data/chosen
 
 Long documents are scored by how much their chunks depend on earlier ones
-(longjax/data/score.py), and the better half is trained on.
+(longjax/data/prospector.py), and the better half is trained on.
 Base, rows and batch are from notes on the paper, the optimizer is Llama 2
 Long's. For 64 chips of TPU v5p. Not run on a TPU.
 """

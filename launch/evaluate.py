@@ -38,9 +38,9 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   set_lengths(config, lengths)
 
-  from longjax import evals, settings, sharding
+  from longjax import evals, settings
   from longjax.data import prepare
-  from longjax.run import hosts
+  from longjax.parallel import processes, sharding
 
   asked = read_tasks(tasks) or evals.names(config.eval)
   if not asked:
@@ -57,7 +57,9 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
 
   directory = pathlib.Path(out) if out else beside(*checkpoints.values())
   make = lambda: directory.mkdir(parents=True, exist_ok=True)
-  hosts.together(lambda: hosts.lead() and make())  # before the first hour
+  processes.raise_on_all(
+    lambda: processes.is_primary() and make()
+  )  # before the first hour
   measure(config, mesh, checkpoints, asked, store, directory)
   return 0
 
@@ -66,9 +68,9 @@ def measure(config, mesh, checkpoints, asked, store, directory):
   """All tasks of all checkpoints; what is done is reported after each."""
   from longjax import evals, settings
   from longjax.evals import report
-  from longjax.run import hosts
+  from longjax.parallel import processes
 
-  log = print if hosts.lead() else lambda _: None
+  log = print if processes.is_primary() else lambda _: None
   found, about = {}, {}
   for name, (path, step, tokenizer) in checkpoints.items():
     log(f'evaluating {name}')
@@ -84,7 +86,9 @@ def measure(config, mesh, checkpoints, asked, store, directory):
       found[name] |= evals.evaluate(
         params, model, mesh, config, store, tokenizer, log, [task]
       )
-      if hosts.lead():  # after each task: what was measured is never lost
+      if (
+        processes.is_primary()
+      ):  # after each task: what was measured is never lost
         report.compare(directory, config, about, found)
   log(f'wrote {directory / "REPORT.md"}')
 

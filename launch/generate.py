@@ -59,10 +59,12 @@ def check(checkpoint, text, chat):
 
 def load(config, checkpoint, chat, count, how, stops):
   """(the tokenizer, a function ids of a prompt -> text of its answer)."""
-  from longjax import evals, generate, settings, sharding
+  from longjax import evals, settings
   from longjax.data import chat as chats
   from longjax.data import packages, prepare
   from longjax.evals import prompts
+  from longjax.inference import generate
+  from longjax.parallel import sharding
 
   settings.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)

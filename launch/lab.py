@@ -20,11 +20,12 @@ sys.path.insert(0, str(ROOT))
 
 from configs import smollm2_135m_abf_16k  # noqa: E402
 from configs.lab import base, extend  # noqa: E402
-from longjax import cli, sharding  # noqa: E402
+from longjax import cli  # noqa: E402
 from longjax.data import sources, store, tokenizer  # noqa: E402
 from longjax.errors import InputError  # noqa: E402
 from longjax.evals import miniature, position_loss, sections  # noqa: E402
-from longjax.run import resume  # noqa: E402
+from longjax.parallel import sharding  # noqa: E402
+from longjax.train import resume  # noqa: E402
 
 EDGES = (0, 64, 128, 256)  # of the buckets of loss by position
 LENGTHS = (64, 128, 256, 512, 1024)  # tokens of prompts and answers
@@ -115,7 +116,7 @@ def documents(plays):
 
 def trained(config, seed, workdir, place):
   """The run directory, trained unless it is."""
-  from longjax import train
+  from longjax.train import loop
 
   config.seed = seed
   config.data.directory = str(workdir / 'documents')
@@ -123,7 +124,7 @@ def trained(config, seed, workdir, place):
     refuse_other(config, place)
     return place
   print(f'{place} ...', flush=True)
-  if train.main(config, place, log=lambda _: None):
+  if loop.main(config, place, log=lambda _: None):
     raise InputError(f'{place} was stopped: run the same command again')
   return place
 

@@ -17,7 +17,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from longjax import cli, flops
-from longjax.plan.slices import ENVIRONMENT, EXAMPLE, parse
+from longjax.slices import ENVIRONMENT, EXAMPLE, parse
 
 
 def main(

@@ -35,7 +35,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from longjax import cli
 from longjax.data import (
   chat,
-  curate,
+  filters,
   inspection,
   packages,
   pipeline,
@@ -54,13 +54,13 @@ def main(
   if (keep or pairs) and not score:
     raise InputError('--keep and --pairs need --score=MODEL, which ranks')
   if synthesize:
-    print(curate.converse(config, synthesize, _answers))
+    print(filters.converse(config, synthesize, _answers))
     return
   if inspect:
     pipeline.check(config)
   tokens = prepare.find_tokenizer(config)
   if score:
-    store = curate.keep(config, tokens, score, keep, pairs, out, _nll)
+    store = filters.keep(config, tokens, score, keep, pairs, out, _nll)
   else:
     store = prepare.prepare(config, tokens, directory=out)
   store.verify()
@@ -98,7 +98,8 @@ def left_out(store):
 
 def _answers(model: str, template: str):
   """prompt -> answer of a model of ours, which must know how to chat."""
-  from longjax import generate, weights
+  from longjax import weights
+  from longjax.inference import generate
 
   path = packages.locate(model)
   tokens = tokenizer.load(path)
@@ -116,7 +117,8 @@ def _answers(model: str, template: str):
 
 def _nll(model: str, tokens):
   """Batch -> losses of a model; jax is only needed here and above."""
-  from longjax import generate, weights
+  from longjax import weights
+  from longjax.inference import generate
 
   params, llama = weights.load(packages.locate(model))
   if tokens.vocab > llama.vocab:

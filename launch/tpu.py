@@ -18,13 +18,15 @@ from longjax import cli
 
 def main(config, workdir=''):
   """Trains; the answer is the exit code."""
-  from longjax import settings, sharding, train
+  from longjax import settings
   from longjax.data import packages
+  from longjax.parallel import sharding
+  from longjax.train import loop
 
   settings.check(config)
   compiled = packages.cache_dir() / 'compiled'
   sharding.start(config.mesh.data * config.mesh.seq, compiled)
-  return train.main(config, workdir or pathlib.Path('runs') / config.name)
+  return loop.main(config, workdir or pathlib.Path('runs') / config.name)
 
 
 if __name__ == '__main__':

@@ -20,7 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from longjax import lora
 from longjax.errors import InputError
-from longjax.run import hosts
+from longjax.parallel import processes
 
 # Orbax logs each failure several times with its stack; our line has the cause.
 # And it misses a database in checkpoints that are plain files.
@@ -218,10 +218,10 @@ class Checkpoints:
       check: called with `about` before anything is loaded; its InputError
         ends the search.
     """
-    found = hosts.from_lead(steps(self.directory))
+    found = processes.broadcast_from_primary(steps(self.directory))
     for i, step in enumerate(found):
       state, about, problem = self._attempt(step, abstract, check)
-      problems = [p for p in hosts.gathered(problem) if p]
+      problems = [p for p in processes.allgather_text(problem) if p]
       if problems:
         self.log(
           f'checkpoint {self.directory / str(step)} passed over: {problems[0]}'
@@ -272,7 +272,7 @@ class Checkpoints:
       return
     self.orbax.close()
     del self.orbax
-    for step in damaged if hosts.lead() else ():
+    for step in damaged if processes.is_primary() else ():
       path = self.directory / str(step)
       # A listing may be behind: what was deleted need not be moved.
       with contextlib.suppress(FileNotFoundError):
@@ -315,7 +315,9 @@ def steps(directory) -> list[int]:
 
 def _remove_temporaries(directory):
   """What saves that failed have left."""
-  for path in directory.glob('*.orbax-checkpoint-tmp*') if hosts.lead() else ():
+  for path in (
+    directory.glob('*.orbax-checkpoint-tmp*') if processes.is_primary() else ()
+  ):
     path.rmtree()
 
 

@@ -12,8 +12,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from longjax import sharding
 from longjax.attention import ANY, Ids
+from longjax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ Modules give structure and names; training handles plain dicts of arrays:
             'mlp_norm', 'gate', 'up', 'down'}, 'norm', 'head' unless tied}
 
 Legend: B batch, T seq, D embed, N heads, K kv_heads, H head_dim, F mlp, V
-vocab, L layers. Parameters are float32; `fsdp.local` gathers and casts them to
-`config.dtype` for the matmuls; norms, RoPE and softmax compute in float32.
+vocab, L layers. Parameters are float32; `fsdp.with_gathered_weights` gathers
+and casts them to `config.dtype` for the matmuls; norms, RoPE and softmax
+compute in float32.
 """
 
 import dataclasses
@@ -21,11 +22,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from longjax import attention, crossbatch, fsdp, loss, rope
+from longjax import attention, crossbatch, loss, rope
 from longjax.attention import Ids
 from longjax.batch import Batch
 from longjax.chunks import chunked
 from longjax.crossbatch import Memory
+from longjax.parallel import fsdp
 from longjax.rope import Rope
 
 _policies = jax.checkpoint_policies
@@ -162,7 +164,7 @@ def rms_norm(x, scale, eps):
 
 
 # What multiplies with weights: functions of the tokens of a device and of whole
-# weights, called through `fsdp.local`.
+# weights, called through `fsdp.with_gathered_weights`.
 
 
 def look_up(tokens, table):
@@ -216,7 +218,9 @@ class Layer(nnx.Module):
     memory layers, attend gets as fifth argument the keys rotated by it.
     """
     c = self.config
-    local = functools.partial(fsdp.local, dtype=c.dtype, mesh=mesh)
+    local = functools.partial(
+      fsdp.with_gathered_weights, dtype=c.dtype, mesh=mesh
+    )
     x = checkpoint_name(x, 'layer_in')
     with jax.named_scope('attention'):
       h = rms_norm(x, self.attn_norm[...], c.norm_eps)
@@ -251,7 +255,7 @@ class Transformer(nnx.Module):
   def __call__(self, tokens, positions, attend, cache, mesh, recall=None):
     """[B, T] tokens -> [B, T, D] after the last norm, and the cache."""
     c = self.config
-    x = fsdp.local(
+    x = fsdp.with_gathered_weights(
       look_up, [tokens], [self.embedding], dtype=c.dtype, mesh=mesh
     )
     rotation = rope.rotations(positions, c.rope, c.head_dim)
@@ -401,7 +405,7 @@ def losses(params, config: Llama, x, targets, *, chunk, mesh=None):
   """`nll` of targets [batch, seq] from hidden states [batch, seq, embed]."""
   logits = functools.partial(to_vocab, tied=config.tied)
   of_tokens = functools.partial(loss.nll, logits=logits, chunk=chunk)
-  return fsdp.local(
+  return fsdp.with_gathered_weights(
     of_tokens, [x, jnp.asarray(targets)], [head(params, config)],
     dtype=config.dtype, mesh=mesh,
   )  # fmt: skip

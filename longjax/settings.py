@@ -2,9 +2,10 @@
 
 import math
 
-from longjax import attention, cli, llama, longce, lora, optim, rope
+from longjax import attention, cli, llama, longce, lora, rope
 from longjax.data import pipeline
 from longjax.errors import InputError
+from longjax.train import optimizer
 
 
 def llama_config(config) -> llama.Llama:
@@ -95,10 +96,10 @@ def check_numbers(config):
 def check_run(config):
   """The part of `check` about how a run goes, rather than what it learns."""
   flat = cli.keys(config)
-  if config.optim.schedule not in optim.SCHEDULES:
+  if config.optim.schedule not in optimizer.SCHEDULES:
     raise InputError(
       f'config.optim.schedule {config.optim.schedule!r} is none of '
-      f'{", ".join(optim.SCHEDULES)}'
+      f'{", ".join(optimizer.SCHEDULES)}'
     )
   for key in ('data.skip_steps', 'train.profile_steps'):
     if not all(isinstance(step, int) for step in flat[key]):

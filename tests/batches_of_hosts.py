@@ -49,7 +49,7 @@ def digest(batch, places) -> str:
 
 
 def main(directory, data, seq, start):
-  from longjax import sharding
+  from longjax.parallel import sharding
 
   data, seq, start = int(data), int(seq), int(start)
   sharding.start(data * seq)
@@ -59,10 +59,10 @@ def main(directory, data, seq, start):
 
   mesh = sharding.make_mesh(data, seq)
   pipe = pipeline.Pipeline(store.open_store(directory), config(data, seq))
-  held = sharding.held((ROWS, SEQ), mesh)
+  held = sharding.local_slices((ROWS, SEQ), mesh)
   for step, parts in pipe.iterate(start, held):
     whole = multihost_utils.process_allgather(
-      sharding.put_held(parts, (ROWS, SEQ), mesh), tiled=True
+      sharding.make_global(parts, (ROWS, SEQ), mesh), tiled=True
     )
     found = digest(Batch(*whole), step.places)
     print(f'step {step.number} {found}', flush=True)

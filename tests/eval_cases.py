@@ -10,10 +10,10 @@ import re
 
 import numpy as np
 
-from longjax import generate
 from longjax.data import tokenizer
 from longjax.evals.prompts import Source
 from longjax.evals.words import Words
+from longjax.inference import generate
 
 TOKENS = tokenizer.load('bytes')
 SYLLABLES = [c + v for c in 'bdfgklmnprstvz' for v in 'aeiou']

@@ -13,8 +13,8 @@ import time
 import commands
 import numpy as np
 
-from longjax import metrics
 from longjax.data import store, tokenizer
+from longjax.train import metrics
 
 SMALL = {
   'model.layers': 1,

@@ -317,11 +317,11 @@ def test_moments_of_an_earlier_stage_with_their_schedule_at_the_start(
   import optax
 
   from configs import tiny
-  from longjax import optim
+  from longjax.train import optimizer
 
   config, mesh = tiny.get_config().optim, make_mesh(2, 4)
   params = dict(w=jnp.ones(8))
-  tx = optim.adamw(config, 10)
+  tx = optimizer.adamw(config, 10)
   _, opt = tx.update(dict(w=jnp.full(8, 0.1)), tx.init(params), params)
   opt = jax.device_put(opt, NamedSharding(mesh, P()))
   checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints', 1)
@@ -330,7 +330,9 @@ def test_moments_of_an_earlier_stage_with_their_schedule_at_the_start(
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), opt
   )
-  found = optim.restart_schedule(checkpoint.load_moments(tmp_path, abstract))
+  found = optimizer.restart_schedule(
+    checkpoint.load_moments(tmp_path, abstract)
+  )
   get = optax.tree_utils.tree_get
   for name in ('mu', 'nu'):
     np.testing.assert_array_equal(get(found, name)['w'], get(opt, name)['w'])

@@ -13,7 +13,9 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from configs import common
-from longjax import program, settings, sharding
+from longjax import settings
+from longjax.parallel import sharding
+from longjax.train import step as train_step
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / 'tests' / 'golden' / 'programs.json'
@@ -45,8 +47,8 @@ def traced(name):
   model = settings.check(config)
   sizes = (config.mesh.data, config.mesh.seq)
   mesh = AbstractMesh(sizes, sharding.AXES, (AxisType.Auto,) * 2)
-  step, state = program.build(config, model, mesh)
-  return state, step.trace(state, program.abstract_batch(config, mesh))
+  step, state = train_step.build(config, model, mesh)
+  return state, step.trace(state, train_step.abstract_batch(config, mesh))
 
 
 def fingerprint(name):

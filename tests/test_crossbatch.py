@@ -11,10 +11,11 @@ import reference
 from attention_cases import FAST_COMPILE
 
 from configs import common
-from longjax import crossbatch, llama, sharding
+from longjax import crossbatch, llama
 from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
 from longjax.data import pipeline, prepare
+from longjax.parallel import sharding
 from longjax.rope import Rope
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')

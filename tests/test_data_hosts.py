@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from longjax import sharding
 from longjax.data import pipeline, store
+from longjax.parallel import sharding
 
 MESHES = [(1, 1), (1, 8), (2, 4), (4, 2), (8, 1)]
 
@@ -46,8 +46,8 @@ def test_a_mesh_changes_no_byte_of_a_batch(data, straight, rings, seq):
   mesh = sharding.make_mesh(rings, seq, jax.devices()[: rings * seq])
   pipe = pipeline.Pipeline(store.open_store(data), hosts.config(rings, seq))
   shape = (hosts.ROWS, hosts.SEQ)
-  for step, parts in pipe.iterate(0, sharding.held(shape, mesh)):
-    placed = sharding.put_held(parts, shape, mesh)
+  for step, parts in pipe.iterate(0, sharding.local_slices(shape, mesh)):
+    placed = sharding.make_global(parts, shape, mesh)
     whole = pipe.batch(step.number)
     for x, y in zip(placed, whole):
       assert (np.asarray(x) == y).all()

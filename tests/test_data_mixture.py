@@ -5,7 +5,7 @@ import pytest
 
 from configs import common
 from longjax import errors
-from longjax.data import context, deal, mixture, pipeline, store
+from longjax.data import curriculum, deal, mixture, pipeline, store
 
 SEQ = 64
 LONG, MIDDLE = 64, 16
@@ -181,12 +181,12 @@ def test_a_curriculum_cuts_segments_by_step_and_keeps_tokens(data):
 
 def test_stages_of_a_curriculum_end_where_their_shares_say():
   stages = ((0.4, 4096), (0.6, 32_768))
-  lengths = [context.segment_length(stages, s, 10) for s in range(12)]
+  lengths = [curriculum.segment_length(stages, s, 10) for s in range(12)]
   assert lengths == [4096] * 4 + [32_768] * 8
-  assert context.segment_length((), 3, 10) == 0
+  assert curriculum.segment_length((), 3, 10) == 0
   for bad in (((0.4, 8),), ((1, 5),), (8,), ((-1, 8), (2, 8))):
     with pytest.raises(errors.InputError, match=r'data\.curriculum'):
-      context.check(bad, 64)
+      curriculum.check(bad, 64)
 
 
 def test_rows_are_dealt_so_that_those_of_a_micro_batch_cost_alike():

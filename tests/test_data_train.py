@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import common
-from longjax import train
+from longjax.train import loop
 
 
 def config(steps):
@@ -43,21 +43,21 @@ def losses(workdir):
 def test_a_mixture_trains_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
   monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
   said = []
-  train.main(config(8), tmp_path / 'straight', said.append)
+  loop.main(config(8), tmp_path / 'straight', said.append)
   straight = losses(tmp_path / 'straight')
   assert straight[-1] < straight[0] - 0.3
   assert any('code_64' in line and 'asked 15.00%' in line for line in said)
-  write = train.metrics.Metrics.step
+  write = loop.metrics.Metrics.step
 
   def stop(self, step, *rest):
     if step == 6:
       raise KeyboardInterrupt
     return write(self, step, *rest)
 
-  monkeypatch.setattr(train.metrics.Metrics, 'step', stop)
+  monkeypatch.setattr(loop.metrics.Metrics, 'step', stop)
   with pytest.raises(KeyboardInterrupt):
-    train.main(config(8), tmp_path / 'again', said.append)
-  monkeypatch.setattr(train.metrics.Metrics, 'step', write)
-  train.main(config(8), tmp_path / 'again', said.append)
+    loop.main(config(8), tmp_path / 'again', said.append)
+  monkeypatch.setattr(loop.metrics.Metrics, 'step', write)
+  loop.main(config(8), tmp_path / 'again', said.append)
   assert 'resumed from step 4' in ' '.join(said)
   assert losses(tmp_path / 'again') == straight

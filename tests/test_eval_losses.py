@@ -9,9 +9,9 @@ import math
 import numpy as np
 import pytest
 
-from longjax import generate
 from longjax.errors import InputError
 from longjax.evals import longppl, perplexity, scaling
+from longjax.inference import generate
 
 
 def model(loss):

@@ -10,10 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from configs import tiny
-from longjax import evals, generate, settings, sharding, train
+from longjax import evals, settings
 from longjax.batch import one_document
 from longjax.data import layout, prepare, tokenizer
 from longjax.evals import passkey, position_loss, sections
+from longjax.inference import generate
+from longjax.parallel import sharding
+from longjax.train import loop
 
 
 def test_loss_by_position_by_hand():
@@ -81,7 +84,7 @@ def test_evaluations_while_training_are_those_of_its_checkpoints(
   config.checkpoint.update(every_steps=2, keep=2)
   config.eval.update(length=128, every_steps=2)
   programs = generate._nll._cache_size()
-  assert train.main(config, tmp_path / 'run', lambda _: None) == 0
+  assert loop.main(config, tmp_path / 'run', lambda _: None) == 0
   stages = ('untrained', '2_steps', '3_steps')
   untrained, live, _ = (
     json.loads((tmp_path / f'run/evals/recipe_{x}.json').read_text())['results']

@@ -10,11 +10,12 @@ from commands import refused, run
 from eval_cases import TOKENS, WORDS
 
 from configs import common
-from longjax import checkpoint, evals, generate, llama, memory
+from longjax import checkpoint, evals, llama
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
 from longjax.evals import ruler, sections, tasks, words
+from longjax.inference import generate, memory
 
 CONFIG = '--config=configs/tiny.py'
 MODEL = common.SIZES['tiny']

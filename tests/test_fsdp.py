@@ -10,7 +10,9 @@ import pytest
 from test_llama import packed, params_of, small
 from test_train import tiny_config
 
-from longjax import fsdp, llama, program, settings, sharding
+from longjax import llama, settings
+from longjax.parallel import fsdp, sharding
+from longjax.train import step as train_step
 
 
 @pytest.mark.parametrize('data, seq, shape, cuts', [
@@ -27,7 +29,7 @@ def test_each_mesh_axis_cuts_the_first_dim_that_it_divides(
 ):
   axes = (jax.sharding.AxisType.Auto,) * 2
   mesh = jax.sharding.AbstractMesh((data, seq), sharding.AXES, axes)
-  assert sharding.cuts(shape, mesh) == cuts
+  assert sharding.sharded_dims(shape, mesh) == cuts
 
 
 # On 2 x 4 devices: cut over both axes, over `seq`, over `data`, over neither.
@@ -77,7 +79,9 @@ def test_gradients_add_up_in_float32_over_devices(make_mesh):
   scale = lambda x, w: x * w[0, 0]
 
   def loss(w):
-    return fsdp.local(scale, [x], [w], dtype=jnp.bfloat16, mesh=mesh).sum()
+    return fsdp.with_gathered_weights(
+      scale, [x], [w], dtype=jnp.bfloat16, mesh=mesh
+    ).sum()
 
   gradient = jax.jit(jax.grad(loss))(jnp.ones((8, 2)))
   assert gradient[0, 0] == 256 + 7
@@ -89,8 +93,8 @@ def step_and_arguments():
   config.model.dtype = 'bfloat16'
   devices = np.array(jax.devices()).reshape(2, 4)
   mesh = jax.sharding.Mesh(devices, sharding.AXES)
-  step, state = program.build(config, settings.llama_config(config), mesh)
-  return step, (state, program.abstract_batch(config, mesh))
+  step, state = train_step.build(config, settings.llama_config(config), mesh)
+  return step, (state, train_step.abstract_batch(config, mesh))
 
 
 def test_weights_travel_in_the_dtype_of_the_matmul_gradients_in_float32(
@@ -116,7 +120,7 @@ def test_no_gradient_is_whole_on_a_device_across_the_mesh(step_and_arguments):
     if 'norm' in name:
       continue
     shape, mesh = list(weight.shape[1:]), weight.sharding.mesh
-    for axis, dim in sharding.cuts(shape, mesh).items():
+    for axis, dim in sharding.sharded_dims(shape, mesh).items():
       shape[dim] //= mesh.shape[axis]
       assert tuple(shape) in scattered, (name, axis)
     # Nor does the sum over micro-batches hold all layers.

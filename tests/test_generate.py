@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from test_llama import packed, params_of, small
 
-from longjax import generate, llama, sharding
+from longjax import llama
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
+from longjax.inference import generate
+from longjax.parallel import sharding
 
 CONFIG = small(layers=2)
 LENGTHS = (5, 77, 39)

@@ -11,9 +11,10 @@ import pytest
 from commands import ROOT, run
 from test_smollm2 import path  # noqa: F401  (a fixture)
 
-from longjax import generate, weights
+from longjax import weights
 from longjax.batch import one_document
 from longjax.data import tokenizer
+from longjax.inference import generate
 
 pytestmark = pytest.mark.slow
 OPENINGS = (

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from longjax.run import goodput
+from longjax.train import goodput
 
 
 def test_the_time_of_two_starts_by_hand():

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import checkpoint, metrics, optim, settings, sharding, train
+from longjax import checkpoint, settings
 from longjax.batch import Batch
 from longjax.data import pipeline
 from longjax.errors import InputError
-from longjax.run import goodput, signals
+from longjax.parallel import sharding
+from longjax.train import goodput, loop, metrics, optimizer, preemption
 
 
 def section(**changes):
@@ -27,11 +28,11 @@ def taken(config, steps):
   params = dict(w=jnp.ones(8))
   state = dict(
     params=params,
-    opt=optim.adamw(config, 100).init(params),
-    guard=optim.guard_init(config),
+    opt=optimizer.adamw(config, 100).init(params),
+    guard=optimizer.guard_init(config),
     step=jnp.int32(0),
   )
-  update = jax.jit(lambda s, g, l: optim.update(config, 100, s, g, l))
+  update = jax.jit(lambda s, g, l: optimizer.update(config, 100, s, g, l))
   found = []
   for loss, gradient in steps:
     grads = dict(w=jnp.full(8, gradient, jnp.float32))
@@ -113,9 +114,9 @@ def looped(workdir, losses, **changes):
   for key, value in changes.items():
     config.update_from_flattened_dict({key.replace('__', '.'): value})
   mesh = sharding.make_mesh(8, 1)
-  run = train.Run(
+  run = loop.Run(
     config, settings.llama_config(config), mesh, pathlib.Path(workdir), True,
-    lambda _: None, goodput.Clock(), signals.Asked(),
+    lambda _: None, goodput.Clock(), preemption.Asked(),
   )  # fmt: skip
   computed, saved = [], []
 
@@ -131,7 +132,7 @@ def looped(workdir, losses, **changes):
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', 2)
   state = dict(params={}, guard=dict(skipped=np.int32(0)), step=np.int32(0))
   between = lambda step, params: None
-  train.loop(run, Numbers(), step_fn, state, 0, checkpoints, save, between)
+  loop.loop(run, Numbers(), step_fn, state, 0, checkpoints, save, between)
   return computed, saved
 
 

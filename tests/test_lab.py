@@ -87,5 +87,5 @@ def test_the_laboratory_runs_whole(tmp_path, monkeypatch, make_mesh):
   def never(*_, **__):
     raise AssertionError('trained again')
 
-  monkeypatch.setattr('longjax.train.main', never)
+  monkeypatch.setattr('longjax.train.loop.main', never)
   lab.compare(seeds, methods, tmp_path)

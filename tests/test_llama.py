@@ -9,9 +9,10 @@ import pytest
 import reference
 
 from configs import common
-from longjax import llama, sharding
+from longjax import llama
 from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
+from longjax.parallel import sharding
 from longjax.rope import Rope
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from longjax.errors import InputError
-from longjax.run import lock
+from longjax.train import lock
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,12 @@ import pytest
 import reference
 from test_train import packed_batch, tiny_config
 
-from longjax import llama, longce, program, settings, sharding
+from longjax import llama, longce, settings
 from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
+from longjax.parallel import sharding
+from longjax.train import step as train_step
 
 SHORT, STRIDE, GAMMA = 8, 4, 1.2
 
@@ -105,7 +107,7 @@ def test_the_step_learns_the_losses_as_the_float64_model_weighs_them(
   want = jax.jit(jax.value_and_grad(loss))(params)
   put = sharding.put(layout.arrange(batch, 'zigzag', seq, 16), mesh)
   placed = jax.device_put(params, sharding.params(params, mesh))
-  got = jax.jit(lambda p, b: program.gradients(config, p, b, model, mesh))(
+  got = jax.jit(lambda p, b: train_step.gradients(config, p, b, model, mesh))(
     placed, put
   )
   np.testing.assert_allclose(got[0], want[0], rtol=1e-5)

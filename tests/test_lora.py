@@ -10,18 +10,12 @@ import optax
 import pytest
 from test_train import packed_batch, run_of, tiny_config
 
-from longjax import (
-  checkpoint,
-  llama,
-  lora,
-  program,
-  settings,
-  sharding,
-  train,
-  weights,
-)
+from longjax import checkpoint, llama, lora, settings, weights
 from longjax.batch import one_document
 from longjax.errors import InputError
+from longjax.parallel import sharding
+from longjax.train import loop
+from longjax.train import step as train_step
 from longjax.weights import convert, stored
 
 RANK, ALPHA = 3, 12.0
@@ -98,9 +92,9 @@ def trained(tmp_path_factory):
   devices = np.array(jax.devices()[:4]).reshape(2, 2)
   mesh = jax.sharding.Mesh(devices, sharding.AXES)
   run = run_of(config, mesh)
-  step, abstract = program.build(config, run.model, mesh)
+  step, abstract = train_step.build(config, run.model, mesh)
   batch = sharding.put(packed_batch(np.random.default_rng(0), config), mesh)
-  state, _ = train.fresh(run, abstract, None)
+  state, _ = loop.fresh(run, abstract, None)
   params = with_b(jax.device_get(state['params']))
   places = sharding.params(params, mesh)
   state['params'] = jax.device_put(params, places)

@@ -12,10 +12,11 @@ import pytest
 import reference
 from test_crossbatch import FORWARD, NO_MEMORY, SEQ, model, params_of
 
-from longjax import llama, memory
+from longjax import llama
 from longjax.attention import ANY
 from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
+from longjax.inference import memory
 
 LAYERS, WINDOWS = (0, 2), 4
 ALL_BEFORE = tuple(

@@ -8,9 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from configs import tiny
-from longjax import metrics
 from longjax.evals import report
-from longjax.run import goodput
+from longjax.train import goodput, metrics
 
 
 def values(loss):

@@ -10,9 +10,9 @@ import jax
 import pytest
 
 from configs import tiny
-from longjax import metrics, train
+from longjax import mirror
 from longjax.errors import InputError
-from longjax.run import mirror
+from longjax.train import loop, metrics
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_a_run_goes_on_from_the_bucket_on_another_machine(
   assert len(jax.devices()) == 8
   for steps in (2, 3):
     config.train.steps = steps
-    assert train.main(config, bucket / 'run', lambda _: None) == 0
+    assert loop.main(config, bucket / 'run', lambda _: None) == 0
     shutil.rmtree(cache / 'runs')  # another machine, without what was here
   assert [x['step'] for x in metrics.read(bucket / 'run')] == [1, 2, 3]
   there = {path.name for path in (bucket / 'run').iterdir()}

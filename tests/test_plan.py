@@ -7,9 +7,9 @@ import commands
 import pytest
 
 from configs import tiny
-from longjax import flops
+from longjax import flops, slices
 from longjax.errors import InputError
-from longjax.plan import hbm, hlo, report, search, slices
+from longjax.plan import hbm, hlo, report, search
 
 TINY = '--config=configs/tiny.py'
 aot = [

@@ -21,7 +21,7 @@ from configs import llama3_8b_512k
 from longjax.errors import InputError
 from longjax.pod import queued, request, tree, verbs, watch, xpk
 from longjax.pod.terminal import CommandFailed, Done, Rehearsal, Terminal
-from longjax.run import provenance
+from longjax.train import provenance
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RUN = ['--config=configs/llama3_8b_512k.py', '--workdir=gs://bucket/run']

@@ -11,12 +11,13 @@ from etils import epath
 from configs import tiny
 from longjax import flops
 from longjax.errors import InputError
-from longjax.run import hosts, preflight
+from longjax.parallel import processes
+from longjax.train import preflight
 
 
 def test_one_process_agrees_with_itself_and_links_compute(make_mesh):
   lines = []
-  preflight.processes(tiny.get_config(), lines.append)
+  preflight.same_everywhere(tiny.get_config(), lines.append)
   for shape in ((2, 4), (8, 1), (1, 8)):
     preflight.links(make_mesh(*shape))
   assert lines == []
@@ -29,7 +30,7 @@ def test_a_neighbour_that_is_not_heard_is_found(make_mesh, monkeypatch):
 
 
 def test_processes_that_differ_are_shown_with_what_they_have(monkeypatch):
-  monkeypatch.setattr(hosts, 'gathered', lambda x: [x, 'other', x])
+  monkeypatch.setattr(processes, 'allgather_text', lambda x: [x, 'other', x])
   with pytest.raises(
     InputError, match=r'config: abc on processes \[0, 2\]; other on .* \[1\]'
   ):
@@ -37,14 +38,14 @@ def test_processes_that_differ_are_shown_with_what_they_have(monkeypatch):
 
 
 def test_clocks_that_differ_are_a_warning(monkeypatch):
-  real, lines = hosts.gathered, []
+  real, lines = processes.allgather_text, []
 
   def gathered(text):  # of clocks alone
     is_clock = text.replace('.', '').isdigit()
     return [text, str(float(text) + 500)] if is_clock else real(text)
 
-  monkeypatch.setattr(hosts, 'gathered', gathered)
-  preflight.processes(tiny.get_config(), lines.append)
+  monkeypatch.setattr(processes, 'allgather_text', gathered)
+  preflight.same_everywhere(tiny.get_config(), lines.append)
   assert len(lines) == 1 and 'differ by 500 s' in lines[0]
 
 

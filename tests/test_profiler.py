@@ -3,12 +3,12 @@
 import jax
 import pytest
 
-from longjax.run import profiler, signals
+from longjax.train import preemption, profiler
 
 
 def traced(directory, steps=(), asked_before=0, until=9):
   """(what was said, steps in which a trace ran) of a loop of steps."""
-  asked, lines, running = signals.Asked(), [], []
+  asked, lines, running = preemption.Asked(), [], []
   trace = profiler.Profiler(directory, steps, asked, lines.append)
   for step in range(1, until + 1):
     asked.profile |= step == asked_before

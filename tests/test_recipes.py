@@ -7,8 +7,9 @@ import pytest
 from test_configs import config_of
 
 from configs import llama3_8b_512k
-from longjax import crossbatch, flops, optim, rope, settings
+from longjax import crossbatch, flops, rope, settings
 from longjax.rope import Rope
+from longjax.train import optimizer
 
 K, M = 2**10, 2**20
 CONSTANT = dict(schedule='constant')
@@ -279,13 +280,13 @@ def test_e2llm_serves_any_scale_by_the_rope_factor():
 
 def test_prolong_s_rate_falls_to_a_tenth_and_pi_s_rises_from_one():
   prolong, pi = config_of('llama3_8b_512k'), config_of('llama_pi')
-  rate = optim.schedule(prolong.optim, 2500)
+  rate = optimizer.schedule(prolong.optim, 2500)
   assert [float(rate(s)) for s in (0, 250, 2500)] == pytest.approx(
     [0, 1e-5, 1e-6]
   )
   # Half way down: peak * (0.1 + 0.9 / 2).
   assert float(rate(1375)) == pytest.approx(0.55e-5)
-  rate = optim.schedule(pi.optim, 1000)
+  rate = optimizer.schedule(pi.optim, 1000)
   assert [float(rate(s)) for s in (0, 20, 999)] == pytest.approx(
     [2e-6, 2e-5, 2e-5]
   )

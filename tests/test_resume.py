@@ -8,7 +8,7 @@ import sys
 
 import commands
 
-from longjax import metrics
+from longjax.train import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 COMMAND = ['tpu.py', '--config=configs/tiny.py']

@@ -7,7 +7,7 @@ import pytest
 from configs import common, tiny
 from longjax import cli
 from longjax.errors import InputError
-from longjax.run import resume
+from longjax.train import resume
 
 
 def changed(**changes):

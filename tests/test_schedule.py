@@ -6,8 +6,9 @@ and 10 bytes/s over a link.
 
 import pytest
 
+from longjax import slices
 from longjax.flops import Chip
-from longjax.plan import hlo, schedule, slices
+from longjax.plan import hlo, schedule
 
 CHIP = Chip('v5e', peak=1e3, hbm=1e6, bandwidth=100, link=10, clock=1000)
 

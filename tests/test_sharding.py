@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from longjax import sharding
 from longjax.errors import InputError
+from longjax.parallel import sharding
 
 JOB = dict(COORDINATOR='localhost:1234', PROCESSES='2', PROCESS='1')
 

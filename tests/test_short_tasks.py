@@ -8,8 +8,8 @@ import pytest
 from eval_cases import TOKENS
 
 from configs import common
-from longjax import generate
 from longjax.errors import InputError
+from longjax.inference import generate
 
 pytest.importorskip('lm_eval')
 from longjax.evals import short_tasks, tasks

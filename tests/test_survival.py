@@ -16,8 +16,7 @@ import jobs
 import numpy as np
 import pytest
 
-from longjax import metrics
-from longjax.run import goodput
+from longjax.train import goodput, metrics
 
 STEPS = 60
 

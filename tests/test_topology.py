@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from longjax import errors, sharding, topology
+from longjax import errors
+from longjax.parallel import sharding, topology
 
 
 class Device(NamedTuple):

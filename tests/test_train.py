@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import optim, program, settings, sharding, train
+from longjax import settings
 from longjax.batch import Batch
 from longjax.data import layout
 from longjax.errors import InputError
-from longjax.run import goodput, signals
+from longjax.parallel import sharding
+from longjax.train import goodput, loop, optimizer, preemption
+from longjax.train import step as train_step
 
 
 def tiny_config(data=1, seq=1, **changes):
@@ -41,23 +43,23 @@ def packed_batch(rng, config):
 
 def run_of(config, mesh):
   model = settings.llama_config(config)
-  return train.Run(
+  return loop.Run(
     config, model, mesh, pathlib.Path(), True, print, goodput.Clock(),
-    signals.Asked(),
+    preemption.Asked(),
   )  # fmt: skip
 
 
 def first_gradients(config, mesh, batch):
   """(loss, gradients) of the first step from random weights."""
   run = run_of(config, mesh)
-  state, _ = train.fresh(run, program.build(config, run.model, mesh)[1], None)
+  state, _ = loop.fresh(run, train_step.build(config, run.model, mesh)[1], None)
   batch = layout.arrange(
     batch, config.data.layout, mesh.shape['seq'], config.model.block
   )
   batch = sharding.put(batch, mesh)
-  return jax.jit(lambda p, b: program.gradients(config, p, b, run.model, mesh))(
-    state['params'], batch
-  )
+  return jax.jit(
+    lambda p, b: train_step.gradients(config, p, b, run.model, mesh)
+  )(state['params'], batch)
 
 
 @pytest.fixture(scope='module')
@@ -110,8 +112,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(single, make_mesh):
 def lowered(seq_len, make_mesh):
   config = tiny_config(1, 8, train__batch=1, train__seq_len=seq_len)
   mesh = make_mesh(1, 8)
-  step, state = program.build(config, settings.llama_config(config), mesh)
-  return step, (state, program.abstract_batch(config, mesh))
+  step, state = train_step.build(config, settings.llama_config(config), mesh)
+  return step, (state, train_step.abstract_batch(config, mesh))
 
 
 def test_memory_grows_with_the_sequence_and_not_with_its_square(make_mesh):
@@ -137,8 +139,8 @@ def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
   config = tiny_config(2, 4)
   mesh = make_mesh(2, 4)
   model = settings.llama_config(config)
-  step, abstract = program.build(config, model, mesh)
-  state, _ = train.fresh(run_of(config, mesh), abstract, None)
+  step, abstract = train_step.build(config, model, mesh)
+  state, _ = loop.fresh(run_of(config, mesh), abstract, None)
   batch = packed_batch(np.random.default_rng(0), config)
   state, values = step(state, sharding.put(batch, mesh))
   assert float(values['skipped']) == 0
@@ -160,7 +162,7 @@ def test_schedules_by_hand():
 
   def rates(name, steps):
     section.schedule = name
-    schedule = optim.schedule(section, 110)
+    schedule = optimizer.schedule(section, 110)
     return [float(schedule(s)) for s in steps]
 
   at = (0, 5, 10, 60, 110)
@@ -179,7 +181,7 @@ def test_only_matrices_decay():
   model = settings.llama_config(tiny_config())
   from longjax import llama
 
-  decayed = optim.decayed(llama.abstract(model))
+  decayed = optimizer.decayed(llama.abstract(model))
   names = {
     jax.tree_util.keystr(p, simple=True, separator='/')
     for p, d in jax.tree.leaves_with_path(decayed) if not d
@@ -207,5 +209,5 @@ def test_an_evaluation_that_the_disk_does_not_take_is_said(tmp_path):
   run = SimpleNamespace(
     lead=True, local=tmp_path, config=tiny.get_config(), log=lines.append
   )
-  train.keep(run, 'recipe', 0, {})
+  loop.keep(run, 'recipe', 0, {})
   assert lines == ["WARNING: not all of 'recipe' could be kept: File exists"]

@@ -15,9 +15,9 @@ from etils import epath
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from launch import convert as convert_command
-from longjax import checkpoint, cli, errors, llama, rope, sharding, weights
+from longjax import checkpoint, cli, errors, llama, mirror, rope, weights
 from longjax.data import tokenizer
-from longjax.run import mirror
+from longjax.parallel import sharding
 from longjax.weights import convert, directories, export, huggingface, stored
 from longjax.weights import source as sources
 

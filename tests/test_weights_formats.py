@@ -9,7 +9,8 @@ import reference
 import weight_files as files
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
-from longjax import batch, errors, llama, rope, sharding, weights
+from longjax import batch, errors, llama, rope, weights
+from longjax.parallel import sharding
 from longjax.weights import names, source
 
 

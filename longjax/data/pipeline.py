@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longjax.batch import Batch
-from longjax.data import context, mixture, pack, positions
+from longjax.data import curriculum, mixture, pack, positions
 from longjax.data import deal as dealing
 from longjax.data import layout as layouts
 from longjax.errors import InputError
@@ -52,7 +52,7 @@ def check(config):
       f'train.seq_len = {together * seq_len}'
     )
   positions.check(config.data.positions, seq_len)
-  context.check(config.data.curriculum, seq_len)
+  curriculum.check(config.data.curriculum, seq_len)
   layouts.check(config.data.layout, seq_len, config.mesh.seq)
   if config.data.loss not in LOSSES:
     raise InputError(
@@ -91,7 +91,7 @@ class Pipeline:
       part, packs = self._read(number)
       plans += self._group(self.parts[part], packs)
       parts += [part] * self._rows
-    limit = context.segment_length(
+    limit = curriculum.segment_length(
       config.data.curriculum, step, config.train.steps
     )
     if limit:
@@ -133,7 +133,7 @@ class Pipeline:
     Args:
       start_step: the first.
       held: (rows, columns) for `part`, as this host's devices hold them
-        (sharding.held).
+        (sharding.local_slices).
 
     Returns:
       Yields (Step, [Batch, ...]), the parts of `held` one after another.

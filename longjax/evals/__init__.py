@@ -7,10 +7,12 @@ import statistics
 
 import jax
 
-from longjax import generate, llama, memory, sharding, weights
+from longjax import llama, weights
 from longjax.data import pack
 from longjax.errors import InputError
 from longjax.evals import passkey, tasks
+from longjax.inference import generate, memory
+from longjax.parallel import sharding
 
 SHARES = dict(passkey='found', needle='score')  # where they say what was found
 MEMORY_LAST = 1024  # last_context_length, arXiv:2307.03170, appendix

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import generate
 from longjax.errors import InputError
 from longjax.evals import score
+from longjax.inference import generate
 
 
 class Source(NamedTuple):

@@ -8,9 +8,8 @@ import pathlib
 import re
 import time
 
-from longjax import metrics
 from longjax.evals import sections
-from longjax.run import goodput, provenance
+from longjax.train import goodput, metrics, provenance
 
 KEPT = ('name', 'time', 'config', 'results')  # of an evaluation, in a file
 

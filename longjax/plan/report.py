@@ -1,6 +1,6 @@
 """Whether a config fits a TPU slice and how fast it would be, without one.
 
-The real train step (program.build) is compiled for the devices of the slice;
+The real train step (train_step.build) is compiled for the devices of the slice;
 nothing of the size of a model is allocated. The compiler itself judges the
 memory; the time is that of the model in schedule.py.
 """
@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from longjax import flops, llama, lora, program, settings, sharding, topology
+from longjax import flops, llama, lora, settings, slices
 from longjax.errors import InputError
-from longjax.plan import hbm, hlo, schedule, slices
+from longjax.parallel import sharding, topology
+from longjax.plan import hbm, hlo, schedule
 from longjax.plan.workload import Workload, workload
+from longjax.train import step as train_step
 
 CAVEAT = 'compiled, not run on a TPU'
 
@@ -103,8 +105,8 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   )  # fmt: skip
   log(f'compiling for {where.name} ...')
   began, cpu = time.monotonic(), time.process_time()
-  step, state = program.build(config, job.model, mesh)
-  batch = program.abstract_batch(config, mesh)
+  step, state = train_step.build(config, job.model, mesh)
+  batch = train_step.abstract_batch(config, mesh)
   try:
     compiled, text = compile_step(step.lower(state, batch))
   except jax.errors.JaxRuntimeError as error:

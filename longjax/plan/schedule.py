@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from longjax.flops import Chip
 from longjax.plan import hlo
 from longjax.plan.hlo import Instruction, Program
-from longjax.plan.slices import Network
+from longjax.slices import Network
 
 # Names of the Pallas kernels of attention, as the program holds them.
 FORWARD, BACKWARD = 'attention_forward', 'attention_backward'

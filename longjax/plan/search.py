@@ -5,10 +5,11 @@ import math
 
 import jax
 
-from longjax import flops, llama, lora, program, settings
+from longjax import flops, llama, lora, settings, slices
 from longjax.errors import InputError
-from longjax.plan import hbm, report, schedule, slices
+from longjax.plan import hbm, report, schedule
 from longjax.plan.workload import workload
+from longjax.train import step as train_step
 
 TRIES = 4  # compiled, at some minutes each
 
@@ -88,7 +89,7 @@ def estimate(config, where, chip, documents) -> tuple[float, float]:
   # Tokens of a device in a micro-batch.
   tokens = step.batch * step.seq_len // (devices * step.micro_batches)
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  abstract = program.abstract_params(config, model)
+  abstract = train_step.abstract_params(config, model)
   params, learn = size(abstract), size(lora.split(abstract, config.lora)[0])
   # Weights gathered forward and backward in bfloat16, gradients scattered in
   # float32.

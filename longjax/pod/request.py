@@ -11,8 +11,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
+from longjax import slices
 from longjax.errors import InputError
-from longjax.plan import slices
 
 # By generation: the name of the type, units a chip in it, the image of a VM.
 TYPES = {

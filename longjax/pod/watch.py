@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from longjax.pod import queued
 from longjax.pod.terminal import CommandFailed
-from longjax.run.signals import PREEMPTED
+from longjax.train.preemption import PREEMPTED
 
 REFUSED = 2  # exit code of launch/tpu.py, as PREEMPTED is
 POLL_SECONDS = 60

@@ -14,8 +14,7 @@ import tempfile
 
 from etils import epath
 
-from longjax import errors
-from longjax.run import mirror
+from longjax import errors, mirror
 from longjax.weights import stored
 from longjax.weights.work import each_in_parallel, gigabytes
 

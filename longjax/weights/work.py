@@ -5,7 +5,7 @@ import os
 import threading
 import time
 
-from longjax import metrics
+from longjax.train import metrics
 
 WORKERS = min(2 * (os.cpu_count() or 1), 16)  # half of them wait for the disk
 

@@ -21,9 +21,10 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from configs import smollm2_135m_abf_16k
-from longjax import generate, weights
+from longjax import weights
 from longjax.data import packages, prepare, tokenizer
 from longjax.evals import haystack, needle, prompts, ruler, score, words
+from longjax.inference import generate
 
 DEPTHS = (0.1, 0.5, 0.9)
 TASKS = 'needle,niah_single_1,vt,qa_1'

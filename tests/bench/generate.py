@@ -27,9 +27,11 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from configs import smollm2_135m_abf_16k
-from longjax import generate, sharding, weights
+from longjax import weights
 from longjax.attention import Ids
 from longjax.data import packages, tokenizer
+from longjax.inference import generate
+from longjax.parallel import sharding
 
 RUNS = 3
 BURST = 8  # tokens of a run of --after

@@ -20,7 +20,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from longjax.plan.slices import ENVIRONMENT
+from longjax.slices import ENVIRONMENT
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -33,10 +33,12 @@ import numpy as np
 import optax
 
 from configs import common
-from longjax import checkpoint, optim, program, settings, sharding, train
+from longjax import checkpoint, settings
 from longjax.batch import one_document
 from longjax.data import pipeline
-from longjax.run import goodput, signals
+from longjax.parallel import sharding
+from longjax.train import goodput, loop, optimizer, preemption
+from longjax.train import step as train_step
 
 RUNS = 2
 UPDATES = 10
@@ -54,8 +56,8 @@ def compiled(config, mesh):
   """{name: program} of the steps and of their updates alone, compiled; the
   state they take."""
   model = settings.llama_config(config)
-  guarded, abstract = program.build(config, model, mesh)
-  tx = optim.adamw(config.optim, config.train.steps)
+  guarded, abstract = train_step.build(config, model, mesh)
+  tx = optimizer.adamw(config.optim, config.train.steps)
 
   def plain_update(state, grads):
     updates, opt = tx.update(grads, state['opt'], state['params'])
@@ -63,14 +65,18 @@ def compiled(config, mesh):
     return state | dict(params=params, opt=opt, step=state['step'] + 1)
 
   def plain(state, batch):
-    loss, grads = program.gradients(config, state['params'], batch, model, mesh)
+    loss, grads = train_step.gradients(
+      config, state['params'], batch, model, mesh
+    )
     return plain_update(state, grads), loss
 
   def update(state, grads):
     steps = config.train.steps
-    return optim.update(config.optim, steps, state, grads, jnp.float32(3))[0]
+    return optimizer.update(config.optim, steps, state, grads, jnp.float32(3))[
+      0
+    ]
 
-  batch, grads = program.abstract_batch(config, mesh), abstract['params']
+  batch, grads = train_step.abstract_batch(config, mesh), abstract['params']
   programs = {
     name: step.lower(abstract, taken).compile()
     for name, step, taken in (
@@ -82,9 +88,9 @@ def compiled(config, mesh):
   }
   init = jax.jit(
     lambda key: dict(
-      params=(p := train.llama.init(model, key)),
+      params=(p := loop.llama.init(model, key)),
       opt=tx.init(p),
-      guard=optim.guard_init(config.optim),
+      guard=optimizer.guard_init(config.optim),
       step=jnp.int32(0),
     ),
     out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
@@ -106,12 +112,12 @@ def compare_steps(config, mesh, directory):
   shape = config.train.batch, config.train.seq_len
   host = one_document(np.random.default_rng(0).integers(0, 49_152, shape))
   batch = sharding.put(host, mesh)
-  run = train.Run(
+  run = loop.Run(
     config, settings.llama_config(config), mesh, directory, True,
-    lambda _: None, goodput.Clock(), signals.Asked(),
+    lambda _: None, goodput.Clock(), preemption.Asked(),
   )  # fmt: skip
   run.clock.keep(directory)
-  writer = train.writer(run, 0, 0)
+  writer = loop.writer(run, 0, 0)
   checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', 1)
   checkpoint.digest(state)  # compiles
   spent = collections.defaultdict(list)
@@ -158,7 +164,7 @@ def tell(run, writer, step, values):
   line = {k: float(v) for k, v in jax.device_get(values).items()}
   tokens = run.config.train.batch * run.config.train.seq_len
   batch = pipeline.Step(step, [], [], np.arange(0), tokens)
-  line |= train.usage(run, batch, 1.0, 0.0)
+  line |= loop.usage(run, batch, 1.0, 0.0)
   writer.step(step, tokens, 1.0, line)
 
 

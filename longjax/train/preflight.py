@@ -21,13 +21,14 @@ from jax.sharding import PartitionSpec as P
 
 from longjax import flops
 from longjax.errors import InputError
+from longjax.parallel import processes
 from longjax.plan import hbm
-from longjax.run import hosts, provenance
+from longjax.train import provenance
 
 SKEW_SECONDS = 30
 
 
-def processes(config, log):
+def same_everywhere(config, log):
   """Refuses a job whose processes differ in config, code or versions."""
   same('config', digest(json.dumps(config.to_dict(), sort_keys=True)))
   same('code', code())
@@ -37,7 +38,7 @@ def processes(config, log):
     **{k: os.environ[k] for k in environment if k in os.environ},
   )
   same('versions', ' '.join(f'{k}={v}' for k, v in versions.items()))
-  clocks = [float(x) for x in hosts.gathered(f'{time.time():.1f}')]
+  clocks = [float(x) for x in processes.allgather_text(f'{time.time():.1f}')]
   if max(clocks) - min(clocks) > SKEW_SECONDS:
     log(
       f'WARNING: the clocks of the hosts differ by '
@@ -50,7 +51,7 @@ def processes(config, log):
 def same(what: str, mine: str):
   """InputError on all processes, that shows all, if they do not agree."""
   said: dict[str, list] = {}
-  for process, text in enumerate(hosts.gathered(mine)):
+  for process, text in enumerate(processes.allgather_text(mine)):
     said.setdefault(text, []).append(process)
   if len(said) > 1:
     parts = (f'{text} on processes {where}' for text, where in said.items())

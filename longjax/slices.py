@@ -11,8 +11,9 @@ import math
 import re
 from typing import NamedTuple
 
-from longjax import cli, topology
+from longjax import cli
 from longjax.errors import InputError
+from longjax.parallel import topology
 
 # By generation: axes of the torus, jax devices of a chip.
 GENERATIONS = dict(v4=(3, 1), v5e=(2, 1), v5p=(3, 1), v6e=(2, 1), tpu7x=(3, 2))

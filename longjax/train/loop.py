@@ -18,30 +18,28 @@ from longjax import (
   flops,
   llama,
   lora,
-  metrics,
-  optim,
-  program,
+  mirror,
   settings,
-  sharding,
-  topology,
   weights,
 )
 from longjax.data import packages, pipeline, prepare
 from longjax.errors import InputError
 from longjax.evals import report
-from longjax.run import (
+from longjax.parallel import processes, sharding, topology
+from longjax.train import (
   goodput,
-  hosts,
   lock,
-  mirror,
+  metrics,
+  optimizer,
+  preemption,
   preflight,
   profiler,
   provenance,
   resume,
-  signals,
 )
+from longjax.train import step as train_step
 
-PREEMPTED = signals.PREEMPTED  # exit code: run the same command again
+PREEMPTED = preemption.PREEMPTED  # exit code: run the same command again
 
 
 class Run(NamedTuple):
@@ -54,7 +52,7 @@ class Run(NamedTuple):
   lead: bool  # this process writes and speaks for all
   log: Callable  # called with lines for a person
   clock: goodput.Clock  # where the time goes
-  asked: signals.Asked  # what signals ask for
+  asked: preemption.Asked  # what signals ask for
 
   @property
   def local(self) -> pathlib.Path:
@@ -82,15 +80,15 @@ def main(config, workdir, log=print) -> int:
       training cannot go on: then from the newest checkpoint it can.
     SystemExit: with 75, if preempted while there was nothing to save.
   """
-  model, lead = settings.check(config), hosts.lead()
+  model, lead = settings.check(config), processes.is_primary()
   log = quietly(log) if lead else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   workdir, clock = mirror.place(workdir), goodput.Clock()
-  with signals.listening() as asked:
+  with preemption.listening() as asked:
     run = Run(config, model, mesh, workdir, lead, log, clock, asked)
-    preflight.processes(config, log)
+    preflight.same_everywhere(config, log)
     preflight.links(mesh)
-    found = hosts.together(lambda: inputs(run))
+    found = processes.raise_on_all(lambda: inputs(run))
     preflight.same('tokenizer', found.tokenizer.digest)
     preflight.same('data', found.data.digest)
     log(describe(run))
@@ -115,7 +113,7 @@ def train(run: Run, found: Inputs, before_save) -> int:
   """From the first look at the checkpoints to the report; the exit code."""
   config, model, steps = run.config, run.model, run.config.train.steps
   evaluate, about = found.evaluate, identity(run, found)
-  step_fn, abstract = program.build(config, model, run.mesh)
+  step_fn, abstract = train_step.build(config, model, run.mesh)
   with contextlib.closing(checkpoints_of(run)) as checkpoints:
     if check_storage(checkpoints, abstract) < steps:
       step_fn = compile_step(run, step_fn, abstract)
@@ -208,7 +206,7 @@ def loop(run: Run, data, step_fn, state, tokens, checkpoints, save, between):
           raise InputError(too_many_skipped(step, skipped, checkpoints))
       trace.after(step)
       checkpoints.look()
-      last = hosts.anyone(run.asked.end, run.mesh) or step == steps
+      last = processes.any_process(run.asked.end, run.mesh) or step == steps
       due = step % config.checkpoint.every_steps == 0
       if last or due or step == checkpoints.retry_step:
         save(state, metric.tokens, wait=last)
@@ -221,8 +219,10 @@ def loop(run: Run, data, step_fn, state, tokens, checkpoints, save, between):
 def placed_batches(run: Run, data, start: int):
   """(pipeline.Step, its Batch on the devices) from step `start` on."""
   shape = (run.config.train.batch, run.config.train.seq_len)
-  for step, parts in data.iterate(start, sharding.held(shape, run.mesh)):
-    yield step, sharding.put_held(parts, shape, run.mesh)
+  for step, parts in data.iterate(
+    start, sharding.local_slices(shape, run.mesh)
+  ):
+    yield step, sharding.make_global(parts, shape, run.mesh)
 
 
 def while_computing(batches, values):
@@ -272,7 +272,7 @@ def tracer(run: Run) -> profiler.Profiler:
 def locked(run: Run):
   """The run directory is ours; yields what to do before a save: a check that
   it still is, and a copy to the bucket, if it is in one."""
-  taken = hosts.together(
+  taken = processes.raise_on_all(
     lambda: lock.Lock(run.workdir, run.log) if run.lead else None
   )
   if taken is None:
@@ -299,10 +299,12 @@ def checkpoints_of(run: Run) -> checkpoint.Checkpoints:
 
 def check_storage(checkpoints, abstract) -> int:
   """The newest step that is saved, or 0; refuses where nothing can be."""
-  saved = hosts.from_lead(checkpoint.steps(checkpoints.directory))
+  saved = processes.broadcast_from_primary(
+    checkpoint.steps(checkpoints.directory)
+  )
   # A new one is whole before the oldest of those kept is deleted.
   count = max(checkpoints.keep + 1 - len(saved), 1)
-  hosts.together(
+  processes.raise_on_all(
     lambda: preflight.storage(checkpoints.directory, abstract, count)
   )
   return max(saved, default=0)
@@ -313,7 +315,7 @@ def compile_step(run: Run, step_fn, abstract):
   run.log('compiling the train step ...')
   began = time.monotonic()
   with run.clock.spent('compiling'):
-    batch = program.abstract_batch(run.config, run.mesh)
+    batch = train_step.abstract_batch(run.config, run.mesh)
     kind = run.mesh.devices.flat[0].device_kind
     compiled = preflight.compiled(step_fn.lower(abstract, batch), kind)
   seconds, memory = time.monotonic() - began, compiled.memory_analysis()
@@ -429,7 +431,7 @@ def evaluation(run: Run, tokenizer):
     if not evals.names(config.eval):
       return
     has = run.lead and report.has(run.local, name, config)
-    if hosts.from_lead(has) and not again:
+    if processes.broadcast_from_primary(has) and not again:
       return
     run.log(f'evaluating: {name}')
     began = time.monotonic()
@@ -473,7 +475,9 @@ def fresh(run: Run, abstract, source):
   params |= first_factors(run, abstract['params'])
   opt = first_moments(run, abstract['opt'], params, source)
   rest = jax.jit(
-    lambda: dict(guard=optim.guard_init(run.config.optim), step=jnp.int32(0)),
+    lambda: dict(
+      guard=optimizer.guard_init(run.config.optim), step=jnp.int32(0)
+    ),
     out_shardings={k: placed(abstract[k]) for k in ('guard', 'step')},
   )()
   return dict(params=params, opt=opt, **rest), released
@@ -511,8 +515,8 @@ def first_moments(run: Run, abstract, params, source):
   config = run.config
   if config.moments:
     run.log(f'moments of {source}, their schedule restarted')
-    return optim.restart_schedule(checkpoint.load_moments(source, abstract))
-  tx = optim.adamw(config.optim, config.train.steps)
+    return optimizer.restart_schedule(checkpoint.load_moments(source, abstract))
+  tx = optimizer.adamw(config.optim, config.train.steps)
   learning, _ = lora.split(params, config.lora)
   return jax.jit(tx.init, out_shardings=placed(abstract))(learning)
 
@@ -520,7 +524,7 @@ def first_moments(run: Run, abstract, params, source):
 def describe(run: Run) -> str:
   """The first line of a run: model, attention, devices, tokens a step."""
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
-  params = program.abstract_params(run.config, run.model)
+  params = train_step.abstract_params(run.config, run.model)
   learning, frozen = lora.split(params, run.config.lora)
   of_them = f', {size(learning):,} of them learn' if size(frozen) else ''
   devices, train = run.mesh.devices, run.config.train

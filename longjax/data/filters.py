@@ -7,7 +7,7 @@ functions of their paths, so that nothing here imports jax.
 from collections.abc import Callable, Iterator
 
 from longjax import errors
-from longjax.data import packages, prepare, score, sources, synthetic
+from longjax.data import packages, prepare, prospector, sources, synthetic
 from longjax.data import store as stores
 
 
@@ -19,7 +19,7 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
     tokens: the tokenizer.
     model: a path or 'package:...', which `nll` loads.
     share: text of the share of documents to keep; '' is a half.
-    pairs: text of the pairs of chunks scored; '' is score.PAIRS.
+    pairs: text of the pairs of chunks scored; '' is prospector.PAIRS.
     out: a new directory; the scores go into OUT.scores.jsonl.
     nll: (model, tokens) -> the function that data/score asks.
 
@@ -27,21 +27,21 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
     The opened store.
   """
   share = _number('keep', share or '0.5', float, 1)
-  pairs = _number('pairs', pairs or str(score.PAIRS), int, 10**6)
+  pairs = _number('pairs', pairs or str(prospector.PAIRS), int, 10**6)
   if not out:
     raise errors.InputError('--score needs --out=DIR for what is kept')
   if stores.exists(out):
     raise errors.InputError(f'{out} holds a store already; choose another')
   packages.locate(model)
   whole = prepare.prepare(config, tokens)
-  found = score.scored(
+  found = prospector.scored(
     whole, nll(model, tokens), f'{out.rstrip("/")}.scores.jsonl',
     dict(model=model), pairs=pairs,
   )  # fmt: skip
-  chosen = score.best([s.score for s in found], share)
+  chosen = prospector.best([s.score for s in found], share)
   about = dict(kept=share, of=whole.digest, scored_by=model, pairs=pairs)
   stores.write(
-    out, score.entries(whole, chosen), vocab=tokens.vocab,
+    out, prospector.entries(whole, chosen), vocab=tokens.vocab,
     tokenizer=tokens.digest, spec=[about, whole.manifest['spec']],
   )  # fmt: skip
   return stores.open_store(out)

@@ -11,7 +11,7 @@ from commands import refused, run
 
 from configs import smollm2_135m_abf_16k, tiny
 from longjax import errors
-from longjax.data import curate, packages, prepare, synthetic, tokenizer
+from longjax.data import filters, packages, prepare, synthetic, tokenizer
 
 SMOLLM2 = smollm2_135m_abf_16k.WEIGHTS
 
@@ -37,7 +37,7 @@ def remembering(model, tokens):
 def test_the_kept_documents_are_a_store_that_trains(config, tmp_path):
   tokens = tokenizer.load('bytes')
   out = str(tmp_path / 'kept')
-  store = curate.keep(
+  store = filters.keep(
     config, tokens, str(tmp_path), '0.34', '30', out, remembering
   )
   scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()
@@ -48,7 +48,7 @@ def test_the_kept_documents_are_a_store_that_trains(config, tmp_path):
   again = prepare.prepare(config, tokens, lambda _: None)
   assert again.digest == store.digest
   with pytest.raises(errors.InputError, match='a store already'):
-    curate.keep(config, tokens, str(tmp_path), '', '', out, remembering)
+    filters.keep(config, tokens, str(tmp_path), '', '', out, remembering)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_kept_documents_are_a_store_that_trains(config, tmp_path):
 )
 def test_shares_and_pairs_must_be_numbers(config, share, pairs, told, tmp_path):
   with pytest.raises(errors.InputError, match=told):
-    curate.keep(
+    filters.keep(
       config, tokenizer.load('bytes'), str(tmp_path), share, pairs,
       str(tmp_path / 'out'), remembering,
     )  # fmt: skip
@@ -80,19 +80,19 @@ def test_questions_about_the_documents_of_a_config(config, tmp_path):
     return complete
 
   path = tmp_path / 'chats.jsonl'
-  line = curate.converse(config, str(path), local)
+  line = filters.converse(config, str(path), local)
   assert line == f'{path}: 3 kept, 0 there before'
   assert asked == [('ours', 'chatml')]
   config.data.synthesis.model = ''  # the record alone
   again = tmp_path / 'again.jsonl'
-  curate.converse(config, str(again), local)
+  filters.converse(config, str(again), local)
   assert again.read_text() == path.read_text()
   config.data.synthesis.record = ''
   with pytest.raises(errors.InputError, match='needs a model'):
-    curate.converse(config, str(again), local)
+    filters.converse(config, str(again), local)
   config.data.synthesis.kind = 'poems'
   with pytest.raises(errors.InputError, match="'poems' is neither"):
-    curate.converse(config, str(again), local)
+    filters.converse(config, str(again), local)
 
 
 def test_the_command_makes_tables_and_refuses_in_one_line(tmp_path):
@@ -126,7 +126,7 @@ def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
     ids = np.array(store.tokens(number))
     learned = tokens.decode(ids[np.array(store.mask(number)) == 1])
     assert learned == ''.join(m['content'] + '<|eot_id|>' for m in said)
-  kept = curate.keep(
+  kept = filters.keep(
     config, tokens, str(tmp_path), '1', '', str(tmp_path / 'kept'), remembering
   )
   assert kept.mask(0).tolist() == store.mask(0).tolist()
@@ -145,7 +145,7 @@ def test_smollm2_scores_documents_and_answers(config, tmp_path, monkeypatch):
   assert 'Paris' in answer('What is the capital of France?')
   tokens = tokenizer.load(packages.locate(SMOLLM2))
   out = str(tmp_path / 'kept')
-  store = curate.keep(config, tokens, SMOLLM2, '', '3', out, command._nll)
+  store = filters.keep(config, tokens, SMOLLM2, '', '3', out, command._nll)
   scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()
   a, b, c = (json.loads(line) for line in scores[1:])
   assert (a['pairs'], b['pairs'], c['pairs']) == (3, 3, 0)

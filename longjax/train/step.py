@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import llama, longce, lora, optim, sharding
+from longjax import llama, longce, lora
 from longjax.batch import Batch
+from longjax.parallel import sharding
+from longjax.train import optimizer
 
 
 def build(config, model, mesh):
@@ -19,7 +21,7 @@ def build(config, model, mesh):
     abstract: {'params', 'opt', 'guard', 'step'} as ShapeDtypeStructs with
       shardings.
   """
-  tx = optim.adamw(config.optim, config.train.steps)
+  tx = optimizer.adamw(config.optim, config.train.steps)
   params = abstract_params(config, model)
   param_shardings = sharding.params(params, mesh)
   learning, _ = lora.split(params, config.lora)
@@ -28,12 +30,12 @@ def build(config, model, mesh):
   shapes = dict(
     params=params,
     opt=jax.eval_shape(tx.init, learning),
-    guard=jax.eval_shape(lambda: optim.guard_init(config.optim)),
+    guard=jax.eval_shape(lambda: optimizer.guard_init(config.optim)),
     step=jax.ShapeDtypeStruct((), jnp.int32),
   )
   shardings = dict(
     params=param_shardings,
-    opt=optim.shardings(tx, learning, places, mesh),
+    opt=optimizer.shardings(tx, learning, places, mesh),
     guard=jax.tree.map(lambda _: replicated, shapes['guard']),
     step=replicated,
   )
@@ -46,7 +48,7 @@ def build(config, model, mesh):
   def step(state, batch):
     loss, grads = gradients(config, state['params'], batch, model, mesh)
     learning, frozen = lora.split(state['params'], config.lora)
-    state, values = optim.update(
+    state, values = optimizer.update(
       config.optim, config.train.steps, dict(state, params=learning), grads,
       loss,
     )  # fmt: skip

@@ -15,8 +15,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import topology
 from longjax.errors import InputError
+from longjax.parallel import topology
 
 AXES = ('data', 'seq')
 
@@ -105,7 +105,7 @@ def make_mesh(data: int, seq: int, devices=None) -> Mesh:
 
   Args:
     data: rings, over which the rows of a batch are sharded.
-    seq: devices of a ring; neighbours are linked (longjax.topology).
+    seq: devices of a ring; neighbours are linked (longjax.parallel.topology).
     devices: those to take instead of all that are here.
   """
   devices = jax.devices() if devices is None else devices
@@ -133,7 +133,7 @@ def batch_spec(mesh, rows: int) -> P:
   return P(axes if axes and divides else None, 'seq')
 
 
-def cuts(shape, mesh) -> dict[str, int]:
+def sharded_dims(shape, mesh) -> dict[str, int]:
   """{mesh axis: dim of a weight that it cuts}: the first that it divides.
 
   `seq` cuts before the axes of the rows; an axis that divides no dim leaves
@@ -150,8 +150,8 @@ def cuts(shape, mesh) -> dict[str, int]:
 
 
 def spec(shape, mesh) -> P:
-  """Where a weight of this shape lives, as `cuts` says."""
-  dims = cuts(shape, mesh)
+  """Where a weight of this shape lives, as `sharded_dims` says."""
+  dims = sharded_dims(shape, mesh)
   along = lambda dim: tuple(axis for axis in dims if dims[axis] == dim)
   return P(*(along(dim) or None for dim in range(len(shape))))
 
@@ -175,7 +175,7 @@ def params(abstract, mesh):
   return jax.tree.map_with_path(shard, abstract)
 
 
-def held(shape, mesh) -> list[tuple[slice, list[slice]]]:
+def local_slices(shape, mesh) -> list[tuple[slice, list[slice]]]:
   """What of a batch the devices of this process hold.
 
   Args:
@@ -194,17 +194,17 @@ def held(shape, mesh) -> list[tuple[slice, list[slice]]]:
   ]
 
 
-def put_held(parts, shape, mesh):
-  """The parts of `held` as one global Batch.
+def make_global(parts, shape, mesh):
+  """The parts of `local_slices` as one global Batch.
 
   Args:
-    parts: a Batch of arrays for each (rows, columns) of `held`, in order.
+    parts: a Batch of arrays for each (rows, columns) of `local_slices`.
     shape: (batch, seq) of the whole.
     mesh: the devices.
   """
   where = [
     (rows.start, columns.start)
-    for rows, cuts in held(shape, mesh) for columns in cuts
+    for rows, cuts in local_slices(shape, mesh) for columns in cuts
   ]  # fmt: skip
   sharding = NamedSharding(mesh, batch_spec(mesh, shape[0]))
 

@@ -18,12 +18,12 @@ from longjax.errors import InputError
 BYTES = 16_384  # that a process can say at once
 
 
-def lead() -> bool:
+def is_primary() -> bool:
   """Whether this process writes and speaks for all."""
   return jax.process_index() == 0
 
 
-def gathered(text: str) -> list[str]:
+def allgather_text(text: str) -> list[str]:
   """What each process says, in their order; all must call this."""
   if jax.process_count() == 1:
     return [text]
@@ -34,12 +34,14 @@ def gathered(text: str) -> list[str]:
   return [bytes(x).rstrip(b'\0').decode(errors='replace') for x in rows]
 
 
-def from_lead(value):
+def broadcast_from_primary(value):
   """The value, small JSON, that the lead process has; all must call this."""
-  return json.loads(gathered(json.dumps(value) if lead() else '')[0])
+  return json.loads(
+    allgather_text(json.dumps(value) if is_primary() else '')[0]
+  )
 
 
-def together(action) -> Any:
+def raise_on_all(action) -> Any:
   """What action() returns here; InputError everywhere if it failed anywhere.
 
   A process that fails alone would leave the others waiting for it.
@@ -53,7 +55,7 @@ def together(action) -> Any:
     if error.filename and jax.process_count() == 1:
       raise
     problem = str(error)  # with the file, if it is known
-  problems = gathered(problem)
+  problems = allgather_text(problem)
   failed = [i for i, text in enumerate(problems) if text]
   if not failed:
     return value
@@ -61,7 +63,7 @@ def together(action) -> Any:
   raise InputError(problems[failed[0]] + where)
 
 
-def anyone(flag: bool, mesh) -> bool:
+def any_process(flag: bool, mesh) -> bool:
   """Whether any process has its flag set; all must call this.
 
   One small all-reduce, behind whatever the devices are doing.

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import attention, llama, sharding
+from longjax import attention, llama
 from longjax.attention import ANY, Ids
+from longjax.parallel import sharding
 
 
 class Store(NamedTuple):

@@ -18,11 +18,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import attention, llama, sharding
+from longjax import attention, llama
 from longjax.attention import Ids
 from longjax.batch import Batch
 from longjax.data import layout
 from longjax.errors import InputError
+from longjax.parallel import sharding
 
 CHUNK = 512  # tokens of a prompt computed at once
 BURST = 32  # tokens between two looks at the stop strings

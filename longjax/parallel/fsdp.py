@@ -1,12 +1,11 @@
-"""Weights whole where they are used, gradients back where they live.
+"""Fully sharded data parallelism by hand (ZeRO-3, arXiv:1910.02054).
 
-Fully sharded data parallelism (ZeRO-3, arXiv:1910.02054) by hand: `local` runs
-the part of a layer that multiplies with weights on each device's tokens. The
-weights are gathered in the dtype of the matmul, one mesh axis at a time, and
-their gradients take the same way back: rounded once on each device, to the
-dtype of the matmul, they are summed in float32 and each device receives the
-share that it keeps. One axis at a time because XLA for TPU turns a collective
-over both into an all-reduce of the whole array.
+`with_gathered_weights` runs the part of a layer that multiplies with weights on
+each device's tokens. Weights are gathered in the dtype of the matmul, one mesh
+axis at a time. Their gradients take the reverse path: rounded once on each
+device to the dtype of the matmul, summed in float32 and scattered, so that each
+device receives its shard. One axis at a time, because XLA for TPU turns a
+collective over both axes into an all-reduce of the whole array.
 """
 
 import functools
@@ -14,10 +13,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from longjax import sharding
+from longjax.parallel import sharding
 
 
-def local(function, activations, weights, *, dtype, mesh=None):
+def with_gathered_weights(function, activations, weights, *, dtype, mesh=None):
   """function(*activations, *weights) of each device's tokens.
 
   Args:
@@ -35,10 +34,12 @@ def local(function, activations, weights, *, dtype, mesh=None):
   if mesh is None:
     return function(*activations, *(w.astype(dtype) for w in weights))
   tokens = sharding.batch_spec(mesh, activations[0].shape[0])
-  ways = [_way(w.shape, tokens, mesh) for w in weights]
+  plans = [_gather_plan(w.shape, tokens, mesh) for w in weights]
 
   def on_device(activations, shards):
-    whole = [_whole(shard, dtype, way) for shard, way in zip(shards, ways)]
+    whole = [
+      _gathered(shard, dtype, plan) for shard, plan in zip(shards, plans)
+    ]
     return function(*activations, *whole)
 
   specs = [sharding.spec(w.shape, mesh) for w in weights]
@@ -47,27 +48,27 @@ def local(function, activations, weights, *, dtype, mesh=None):
   )(list(activations), weights)
 
 
-def _way(shape, tokens, mesh):
+def _gather_plan(shape, tokens, mesh):
   """((mesh axis, dim that it cuts or None, does it shard tokens), ...).
 
   In the order of gathering. `seq`, which cuts outermost, comes last and moves
   the most: it is the ring, inside a slice and on the most links.
   """
-  dims = sharding.cuts(shape, mesh)
+  dims = sharding.sharded_dims(shape, mesh)
   shards_tokens = lambda axis: axis == 'seq' or tokens[0] is not None
   return tuple((a, dims.get(a), shards_tokens(a)) for a in mesh.axis_names)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _whole(shard, dtype, way):
+def _gathered(shard, dtype, plan):
   """The weight in dtype; its gradient is the transpose, in float32."""
-  return _gather(way, shard.astype(dtype))
+  return _gather(plan, shard.astype(dtype))
 
 
-def _gather(way, shard):
+def _gather(plan, shard):
   """Its transpose sums over an axis that shards tokens; over another, on which
   all devices compute the same, it takes each device's share."""
-  for axis, dim, sums in way:
+  for axis, dim, sums in plan:
     if dim is not None:
       to = 'varying' if sums else 'invarying'
       shard = jax.lax.all_gather(shard, axis, axis=dim, tiled=True, to=to)
@@ -76,14 +77,14 @@ def _gather(way, shard):
   return shard
 
 
-def _forward(shard, dtype, way):
-  return _whole(shard, dtype, way), shard
+def _forward(shard, dtype, plan):
+  return _gathered(shard, dtype, plan), shard
 
 
-def _backward(dtype, way, shard, gradient):
+def _backward(dtype, plan, shard, gradient):
   del dtype
-  transpose = jax.linear_transpose(functools.partial(_gather, way), shard)
+  transpose = jax.linear_transpose(functools.partial(_gather, plan), shard)
   return transpose(gradient.astype(jnp.float32))
 
 
-_whole.defvjp(_forward, _backward)
+_gathered.defvjp(_forward, _backward)

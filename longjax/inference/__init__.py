@@ -1,0 +1,1 @@
+"""Generation with a sharded KV cache, and the memory of FoT."""

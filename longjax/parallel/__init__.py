@@ -1,0 +1,1 @@
+"""Arrays over devices: mesh, placement, gathered weights, processes."""

@@ -1,1 +1,0 @@
-"""What keeps a run alive and says how it went; the loop is train.py."""

@@ -1,0 +1,1 @@
+"""Training: the loop, its step and optimizer, and what keeps a run alive."""
