@@ -7,9 +7,9 @@ import commands
 import pytest
 
 from configs import tiny
-from longjax import flops, slices
+from longjax import flops, hbm, slices
 from longjax.errors import InputError
-from longjax.plan import hbm, hlo, report, search
+from longjax.plan import contents, hlo, report, search
 
 TINY = '--config=configs/tiny.py'
 aot = [
@@ -118,7 +118,7 @@ ENTRY %main (x: {small}) -> {small} {{
 }}
 """
   names = {(32, 2, 4096, 1024): 'layer_in of all layers, saved'}
-  saved, other = hbm.carried(hlo.parse(text), names)
+  saved, other = contents.carried(hlo.parse(text), names)
   assert saved['what'] == 'layer_in of all layers, saved'
   assert saved['gib'] == 2 * 0.5
   assert (other['what'], other['gib']) == ('temporary', 2**21 / 2**30)

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from longjax import flops, llama, lora, settings, slices
+from longjax import flops, hbm, llama, lora, settings, slices
 from longjax.errors import InputError
 from longjax.parallel import sharding, topology
-from longjax.plan import hbm, hlo, schedule
+from longjax.plan import contents, hlo, schedule
 from longjax.plan.workload import Workload, workload
 from longjax.train import step as train_step
 
@@ -169,13 +169,15 @@ def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
   size = hbm.memory(memory, job.chip)
   fits = hbm.fits(size['peak_gib'], job.chip)
   lacks = {} if fits else dict(needed_gib=size['peak_gib'])
-  names = hbm.known_shapes(job.config, job.model, job.mesh, state['params'])
+  names = contents.known_shapes(
+    job.config, job.model, job.mesh, state['params']
+  )
   real = static = timed(job, parsed, schedule.CALIBRATION)
   if real.calls[schedule.FORWARD]:
     static = timed(job, parsed, 1)
   return dict(
     fits=fits,
-    hbm=size | lacks | dict(holds=hbm.holds(parsed, state, batch, names)),
+    hbm=size | lacks | dict(holds=contents.holds(parsed, state, batch, names)),
     step=speed(job, real, static),
     attention=attention(job),
     communication=communication(job, real),

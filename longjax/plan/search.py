@@ -5,9 +5,9 @@ import math
 
 import jax
 
-from longjax import flops, llama, lora, settings, slices
+from longjax import flops, hbm, llama, lora, settings, slices
 from longjax.errors import InputError
-from longjax.plan import hbm, report, schedule
+from longjax.plan import report, schedule
 from longjax.plan.workload import workload
 from longjax.train import step as train_step
 

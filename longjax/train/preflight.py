@@ -19,10 +19,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import flops
+from longjax import flops, hbm
 from longjax.errors import InputError
 from longjax.parallel import processes
-from longjax.plan import hbm
 from longjax.train import provenance
 
 SKEW_SECONDS = 30
