@@ -12,7 +12,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from longjax.attention import ANY, Ids
+from longjax.attention import SHARED_SEGMENT, Ids
 from longjax.parallel import sharding
 
 
@@ -155,7 +155,8 @@ def _beside(k, v, far, ids, memory, batch, axes):
     sees = sees[row % len(memory.rows)]
     sees &= memory.wrap | ((source >= 0) & (source < batch))
     k_far, v_far, segment = _from(offset, (far, v, ids.segment), axes)
-    segment = jnp.where(sees[:, None] & (segment != 0), ANY, 0)
+    shared = sees[:, None] & (segment != 0)
+    segment = jnp.where(shared, SHARED_SEGMENT, 0)
     parts.append((k_far, v_far, Ids(segment, jnp.zeros_like(segment) - 1)))
   return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *parts)
 

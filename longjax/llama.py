@@ -22,11 +22,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from longjax import attention, crossbatch, loss, rope
-from longjax.attention import Ids
+from longjax import attention, crossbatch, loss, mask, rope
 from longjax.batch import Batch
 from longjax.chunks import chunked
 from longjax.crossbatch import Memory
+from longjax.mask import Ids
 from longjax.parallel import fsdp
 from longjax.rope import Rope
 
@@ -380,7 +380,7 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
     outs = []
     halves = [jnp.split(x, 2, 2) for x in (q, k, v)]
     for i, half in enumerate(zip(*halves)):
-      here = attention.grouped(ids, config.group, config.group // 2 * i)
+      here = mask.split_in_groups(ids, config.group, config.group // 2 * i)
       outs.append(over(half[0], half[1], half[2], here, here))
     return jnp.concatenate(outs, 2), cache
 

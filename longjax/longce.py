@@ -13,8 +13,8 @@ that do not overlap, so no token moves, whatever the layout.
 import jax
 import jax.numpy as jnp
 
-from longjax.attention import Ids, grouped
 from longjax.errors import InputError
+from longjax.mask import Ids, split_in_groups
 
 
 def check(ask, seq_len: int):
@@ -69,7 +69,7 @@ def short_losses(losses, batch, short: int, stride: int):
 
   def one(turn):
     ids = Ids(batch.segments, batch.index)
-    ids = grouped(ids, size, (size - turn * stride) % size)
+    ids = split_in_groups(ids, size, (size - turn * stride) % size)
     return losses(batch._replace(segments=ids.segment))
 
   found = jax.lax.map(one, jnp.arange(turns, dtype=jnp.int32))

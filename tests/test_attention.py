@@ -10,9 +10,8 @@ import jaxprs
 import numpy as np
 import pytest
 
-from longjax import attention
+from longjax import attention, mask
 from longjax.attention import Ids
-from longjax.attention import ids as attention_ids
 
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 
@@ -40,7 +39,7 @@ def test_64_bit_jax_computes_the_same():
 def test_what_a_query_sees_by_hand():
   ids = Ids(np.array([[1, 1, 2, 0]]), np.array([[0, 1, 2, 3]]))
   want = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
-  np.testing.assert_array_equal(attention.visible(ids, ids)[0], want)
+  np.testing.assert_array_equal(mask.attention_mask(ids, ids)[0], want)
 
 
 def test_few_queries_over_many_keys_equal_the_oracle(make_mesh):
@@ -69,13 +68,15 @@ def test_blocks_that_do_not_meet_have_nothing_visible(window, rng):
 
   def blocks(lowest):
     segment, index = near(lowest, 4, 2), near(0, 12, 4)
-    return Ids(segment, np.where(segment == attention.ANY, -1, index))
+    return Ids(
+      segment, np.where(segment == attention.SHARED_SEGMENT, -1, index)
+    )
 
-  q, kv = blocks(0), blocks(attention.ANY)
-  sees = np.asarray(attention.visible(q, kv, window))
-  spans = attention_ids.span(q), attention_ids.span(kv)
-  meet = np.asarray(attention_ids.meet(*spans, window))
-  whole = np.asarray(attention_ids.whole(*spans, window))
+  q, kv = blocks(0), blocks(attention.SHARED_SEGMENT)
+  sees = np.asarray(mask.attention_mask(q, kv, window))
+  spans = mask.block_bounds(q), mask.block_bounds(kv)
+  meet = np.asarray(mask.block_may_attend(*spans, window))
+  whole = np.asarray(mask.block_fully_attends(*spans, window))
   assert not sees[~meet].any() and sees[whole].all()
   assert (~meet).sum() > pairs / 5 and whole.sum() > pairs / 1000
 

@@ -10,7 +10,7 @@ import pytest
 from attention_cases import Case, packed
 
 from longjax import attention
-from longjax.attention import ANY, Ids
+from longjax.attention import SHARED_SEGMENT, Ids
 from longjax.batch import one_document
 from longjax.data import layout
 
@@ -66,7 +66,9 @@ def case_of(kind, kv_heads=K) -> Case:
   kv_ids = ids
   if kind == 'memory':  # FoT: keys that every document sees, at any place
     some = (np.arange(T) % 7 == 3) & np.ones((B, 1), bool)
-    kv_ids = Ids(*(np.where(some, x, y) for x, y in zip((ANY, -1), ids)))
+    kv_ids = Ids(
+      *(np.where(some, x, y) for x, y in zip((SHARED_SEGMENT, -1), ids))
+    )
     kv_ids = Ids(*(x.astype(np.int32) for x in kv_ids))
   return cases.draw(ids, N, kv_heads, H, kv_ids)
 
@@ -108,7 +110,7 @@ def test_any_grouping_of_heads_equals_the_oracle(strategy, kv_heads, make_mesh):
 def test_lengths_that_divide_by_nothing_equal_the_oracle(strategy, make_mesh):
   """61 queries over 13 keys of memory and their own 61."""
   ids = cases.ids_of(rows('padding')[:, 3:])
-  memory = Ids(*np.full((2, B, 13), [[[ANY]], [[-1]]], np.int32))
+  memory = Ids(*np.full((2, B, 13), [[[SHARED_SEGMENT]], [[-1]]], np.int32))
   kv_ids = Ids(*(np.concatenate(x, axis=1) for x in zip(memory, ids)))
   case = cases.draw(ids, N, K, H, kv_ids)
   mesh = make_mesh(*mesh_for(strategy))

@@ -5,8 +5,8 @@ import pytest
 from bench import balance
 
 from longjax import batch, errors
-from longjax.attention.ids import ANY, Ids, meet, span
 from longjax.data import layout
+from longjax.mask import SHARED_SEGMENT, Ids, block_bounds, block_may_attend
 
 FIXED = ('contiguous', 'zigzag', 'striped')
 
@@ -76,18 +76,20 @@ def packed(rng, rows, seq):
 
 
 def blocks_that_meet(segments, index, n, block):
-  """[rows, member, hop] as `work`, by asking `meet` of each pair of blocks."""
+  """[rows, member, hop] as `work`, counted one pair of blocks at a time."""
   rows, seq = segments.shape
   part = seq // n
   cut = lambda member: [
     slice(a, min(a + block, (member + 1) * part))
     for a in range(member * part, (member + 1) * part, block)
   ]
-  held = lambda row, where: span(Ids(segments[row, where], index[row, where]))
+  held = lambda row, where: block_bounds(
+    Ids(segments[row, where], index[row, where])
+  )
   counts = np.zeros((rows, n, n), int)
   for row, member, hop in np.ndindex(counts.shape):
     counts[row, member, hop] = sum(
-      bool(meet(held(row, q), held(row, kv)))
+      bool(block_may_attend(held(row, q), held(row, kv)))
       for q in cut(member)
       for kv in cut((member - hop) % n)
     )
@@ -108,7 +110,7 @@ def test_work_counts_the_blocks_that_meet(name, n, block, rng):
   segments = packed(rng, 2, 64)
   index = np.tile(np.arange(64, dtype=np.int32), (2, 1))
   segments, index = lay_out(segments, index, name, n, block)
-  segments[1, 5:9], index[1, 5:9] = ANY, -1
+  segments[1, 5:9], index[1, 5:9] = SHARED_SEGMENT, -1
   counts = layout.work(segments, index, n, block)
   assert (counts == blocks_that_meet(segments, index, n, block)).all()
 

@@ -13,7 +13,7 @@ import reference
 from test_crossbatch import FORWARD, NO_MEMORY, SEQ, model, params_of
 
 from longjax import llama
-from longjax.attention import ANY
+from longjax.attention import SHARED_SEGMENT
 from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
 from longjax.inference import memory
@@ -119,7 +119,7 @@ def test_a_window_sees_each_of_256k_tokens_of_memory(rng):
   params = jax.device_get(params_of(config))
   store = memory.empty(config, 2**18 // window + 1, 1, window)
   draw = lambda x: rng.standard_normal(x.shape, np.float32)
-  full = np.full_like(store.segment, ANY)
+  full = np.full_like(store.segment, SHARED_SEGMENT)
   full[-1] = 0  # where the window itself will go
   before = memory.Store(draw(store.k), draw(store.v), full)
   got, after = memory._read(
@@ -129,7 +129,7 @@ def test_a_window_sees_each_of_256k_tokens_of_memory(rng):
   want = one_layer(params, config, tokens, before.k, before.v)
   np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
   np.testing.assert_array_equal(after.k[:, :-1], before.k[:, :-1])
-  assert (np.asarray(after.segment) == ANY).all()
+  assert (np.asarray(after.segment) == SHARED_SEGMENT).all()
 
 
 def one_layer(params, config, tokens, k_stored, v_stored):

@@ -5,8 +5,8 @@ run inside `shard_map`:
 
   (q, k, v, q_ids, kv_ids, axis, how) -> out
 
-`Ids` travel with the keys and `ids.sees` alone decides what a query may see, so
-no strategy knows about documents, layouts, memories or caches.
+`Ids` travel with the keys and `mask.may_attend` alone decides what a query may
+attend to, so no strategy knows about documents, layouts, memories or caches.
 """
 
 import functools
@@ -20,13 +20,13 @@ from jax.sharding import PartitionSpec as P
 
 from longjax.attention.blocks import How
 from longjax.attention.combine import combine
-from longjax.attention.ids import ANY, Ids, grouped, visible
 from longjax.attention.kernels import KERNELS
 from longjax.attention.ring import ring
 from longjax.attention.ulysses import exchange, ulysses
+from longjax.mask import SHARED_SEGMENT, Ids, attention_mask
 
 __all__ = [
-  'ANY', 'STRATEGIES', 'Ids', 'attend', 'exchange', 'grouped', 'visible',
+  'SHARED_SEGMENT', 'STRATEGIES', 'Ids', 'attend', 'exchange',
 ]  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def reference(q, k, v, q_ids, kv_ids, axis, how):
   logits = jnp.einsum(
     'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
   ) / math.sqrt(H)
-  seen = visible(q_ids, kv_ids, how.window)[:, None, None]
+  seen = attention_mask(q_ids, kv_ids, how.window)[:, None, None]
   logits = jnp.where(seen, logits, -1e30)
   p = jnp.where(seen, jax.nn.softmax(logits, -1), 0).astype(v.dtype)
   return jnp.einsum('bkgts,bskh->btkgh', p, v).reshape(B, T, N, H)

@@ -12,8 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from longjax.attention import ids as ids_
-from longjax.attention.ids import Ids
+from longjax.mask import (
+  Ids,
+  block_bounds,
+  block_fully_attends,
+  block_may_attend,
+)
 
 
 class How(NamedTuple):
@@ -109,10 +113,10 @@ def pairs(live, *marks):
 def sight(queries: Queries, keys: Keys, window: int):
   """(live, whole) [B, I, J]: which pairs to compute; which need no mask."""
   kv_ids = Ids(keys.ids[:, :, 0], keys.ids[:, :, 1])
-  spans = [ids_.span(x) for x in (queries.ids, kv_ids)]
+  spans = [block_bounds(x) for x in (queries.ids, kv_ids)]
   q = jax.tree.map(lambda x: x.T[:, :, None], spans[0])
   kv = jax.tree.map(lambda x: x.T[:, None, :], spans[1])
-  return ids_.meet(q, kv, window), ids_.whole(q, kv, window)
+  return block_may_attend(q, kv, window), block_fully_attends(q, kv, window)
 
 
 def _padded(x, size: int):

@@ -11,10 +11,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from longjax.attention import blocks, ids
+from longjax.attention import blocks
 from longjax.attention.blocks import How, Keys, Queries
-from longjax.attention.ids import Ids
 from longjax.attention.partial import Partial
+from longjax.mask import Ids, attention_mask
 
 
 def sizes(queries: int, keys: int, group: int, block: int):
@@ -83,7 +83,7 @@ def _walk(add, carry, queries: Queries, keys: Keys, window: int):
     i, j = rows[n], columns[n]
     q_ids = Ids(*(x[i] for x in queries.ids))
     kv_ids = Ids(keys.ids[j, :, 0], keys.ids[j, :, 1])
-    seen = ids.visible(q_ids, kv_ids, window)
+    seen = attention_mask(q_ids, kv_ids, window)
     seen = jnp.tile(seen.swapaxes(1, 2), (1, 1, group))
     one = lambda head, carry: add(carry, (i, head), (j, head), seen)
     return jax.lax.fori_loop(0, keys.k.shape[2], one, carry)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from longjax.attention import blocks, kernels, partial
 from longjax.attention.blocks import How
-from longjax.attention.ids import visible
+from longjax.mask import attention_mask
 
 FEW = 8  # queries whose logits over all local keys are held at once
 
@@ -38,7 +38,7 @@ def _forward(q, k, v, q_ids, kv_ids, axis, how):
   saved = (q, k, v, q_ids, kv_ids)
   q, q_ids = _local((q, q_ids), axis)
   if q.shape[1] <= FEW:
-    acc = _at_once(q, k, v, visible(q_ids, kv_ids, how.window))
+    acc = _at_once(q, k, v, attention_mask(q_ids, kv_ids, how.window))
   else:
     queries, keys = kernels.cut(q, k, v, q_ids, kv_ids, how)
     acc = kernels.part(partial.nothing(queries.q), queries, keys, how)

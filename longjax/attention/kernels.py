@@ -16,7 +16,7 @@ import numpy as np
 
 from longjax.attention import blocks, blockwise, pallas
 from longjax.attention.blocks import Back, How, Keys, Queries
-from longjax.attention.ids import Ids
+from longjax.mask import Ids
 
 KERNELS = dict(
   blockwise=blockwise, pallas=pallas.compiled, interpret=pallas.interpreted

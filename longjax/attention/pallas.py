@@ -28,8 +28,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from longjax.attention import blocks
 from longjax.attention.blocks import How, Keys, Queries
-from longjax.attention.ids import Ids, sees
 from longjax.attention.partial import Partial
+from longjax.mask import Ids, may_attend
 
 LANES = 128
 ROWS = 1024  # of a block of queries; more fill the matrix unit no better
@@ -215,7 +215,7 @@ def _seen(q_ids, kv_ids, window, at):
   """[keys, R] bool for ids [2, R] and [keys, 2]."""
   q = Ids(q_ids[0:1, :], q_ids[1:2, :])
   kv = Ids(kv_ids[at, 0:1], kv_ids[at, 1:2])
-  return sees(q, kv, window)
+  return may_attend(q, kv, window)
 
 
 def _logits(k_ref, q, c, seen):

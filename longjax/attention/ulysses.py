@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from longjax.attention.blocks import How
-from longjax.attention.ids import Ids
 from longjax.attention.ring import ring
+from longjax.mask import Ids
 
 
 def ulysses(q, k, v, q_ids, kv_ids, axis, how: How):

@@ -15,7 +15,7 @@ documents; `work` counts what each layout comes to.
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, mask
 from longjax.batch import Batch
 from longjax.data import positions
 
@@ -123,8 +123,8 @@ def work(segments, index, n: int, block: int) -> np.ndarray:
 
   Member m holds the m-th of n parts of a row. At hop h its queries attend to
   the keys of member (m - h) mod n, in blocks of both, and a pair of blocks is
-  executed where `longjax.attention.ids.meet` holds. A member that has several
-  rows executes a pair for all of them where it is live in any.
+  executed where `mask.block_may_attend`. A member that has several rows
+  executes a pair for all of them where it is live in any.
 
   Args:
     segments, index: [rows, seq] in the order of a layout.
@@ -134,7 +134,11 @@ def work(segments, index, n: int, block: int) -> np.ndarray:
   Returns:
     int64 [rows, member, hop].
   """
-  live = _meet(_parts(segments, n, block), _parts(index, n, block))
+  ids = mask.Ids(*(_parts(x, n, block) for x in (segments, index)))
+  bounds = mask.block_bounds(ids)
+  queries = mask.BlockBounds(*(x[:, :, None] for x in bounds))
+  keys = mask.BlockBounds(*(x[:, None, :] for x in bounds))
+  live = mask.block_may_attend(queries, keys)
   rows, blocks, _ = live.shape
   shape = rows, n, blocks // n, n, blocks // n
   pairs = live.reshape(shape).sum((2, 4), dtype=np.int64)
@@ -194,17 +198,3 @@ def _parts(ids, n, block):
   size = min(block, parts.shape[2])
   parts = np.pad(parts, ((0, 0), (0, 0), (0, -parts.shape[2] % size)))
   return parts.reshape(len(ids), -1, size)
-
-
-def _meet(segments, index):
-  """bool [rows, query block, key block]; ids.meet of all blocks at once."""
-  big = np.iinfo(np.int32).max
-  query, key = segments > 0, segments != 0  # a key may be memory, ids.ANY
-  first_query = np.where(query, segments, big).min(2)[:, :, None]
-  first_key = np.where(key, segments, big).min(2)[:, None, :]
-  last = segments.max(2)
-  same = (first_query <= last[:, None, :]) & (first_key <= last[:, :, None])
-  same |= (segments == -1).any(2)[:, None, :] & (last > 0)[:, :, None]
-  earliest = np.where(key, index, big).min(2)[:, None, :]
-  latest = np.where(query, index, -big).max(2)[:, :, None]
-  return same & (earliest <= latest)

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longjax import attention, llama
-from longjax.attention import ANY, Ids
+from longjax.attention import SHARED_SEGMENT, Ids
 from longjax.parallel import sharding
 
 
@@ -29,7 +29,9 @@ class Store(NamedTuple):
 
   k: Any  # [memory layers, windows, batch, window, kv_heads, dim]
   v: Any
-  segment: Any  # [windows, batch, window] int32: ANY, or 0 for nobody
+  segment: (
+    Any  # [windows, batch, window] int32: SHARED_SEGMENT, or 0 for nobody
+  )
 
 
 def empty(
@@ -172,7 +174,7 @@ def _read(params, tokens, lengths, store, number, *, config, mesh):
   x, _, (k, v) = _run(
     params, config, tokens, slots, lengths, slots, keep, None, store, mesh
   )
-  segment = jnp.where(slots < lengths[:, None], ANY, 0)
+  segment = jnp.where(slots < lengths[:, None], SHARED_SEGMENT, 0)
   return x, Store(
     store.k.at[:, number].set(k),
     store.v.at[:, number].set(v),
