@@ -120,7 +120,7 @@ def base(size='tiny', **rope) -> Any:
       name='',  # of the run directory and in the report
       notes=(),  # what a reader of the report must know
       seed=0,
-      weights='',  # a path, 'package:...' (data/packages) or 'random'
+      weights='',  # a path, 'package:...' (data/downloads) or 'random'
       moments=False,  # also those of AdamW, if weights is a longjax run
       model=model(size, **rope),
       mesh=dict(data=1, seq=1),

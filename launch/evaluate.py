@@ -121,11 +121,11 @@ def set_lengths(config, lengths: str):
 def find(config, given) -> dict[str, Checkpoint]:
   """{name: Checkpoint}; refuses what cannot be compared."""
   from longjax import checkpoint, weights
-  from longjax.data import packages, prepare
+  from longjax.data import downloads, prepare
 
   found: dict[str, Checkpoint] = {}
   for spec in given:
-    path = packages.locate(spec)
+    path = downloads.locate(spec)
     ours = weights.find(path) is None
     step = checkpoint.find(path)[1] if ours else None
     config.weights = str(path)  # for whose tokenizer we ask

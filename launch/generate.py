@@ -61,7 +61,7 @@ def load(config, checkpoint, chat, count, how, stops):
   """(the tokenizer, a function ids of a prompt -> text of its answer)."""
   from longjax import evals, settings
   from longjax.data import chat as chats
-  from longjax.data import packages, prepare
+  from longjax.data import downloads, prepare
   from longjax.evals import prompts
   from longjax.inference import generate
   from longjax.parallel import sharding
@@ -69,7 +69,7 @@ def load(config, checkpoint, chat, count, how, stops):
   settings.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  config.weights = str(packages.locate(checkpoint))
+  config.weights = str(downloads.locate(checkpoint))
   tokenizer = prepare.find_tokenizer(config)
   ends = []
   if chat:

@@ -35,9 +35,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from longjax import cli
 from longjax.data import (
   chat,
+  downloads,
   filters,
   inspection,
-  packages,
   pipeline,
   prepare,
   tokenizer,
@@ -101,7 +101,7 @@ def _answers(model: str, template: str):
   from longjax import weights
   from longjax.inference import generate
 
-  path = packages.locate(model)
+  path = downloads.locate(model)
   tokens = tokenizer.load(path)
   end = tokens.ident(chat.ENDS[template]) if template in chat.ENDS else None
   params, llama = weights.load(path)
@@ -120,7 +120,7 @@ def _nll(model: str, tokens):
   from longjax import weights
   from longjax.inference import generate
 
-  params, llama = weights.load(packages.locate(model))
+  params, llama = weights.load(downloads.locate(model))
   if tokens.vocab > llama.vocab:
     raise InputError(
       f'{model} has {llama.vocab} ids, but the tokenizer {tokens.vocab}; set '

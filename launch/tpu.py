@@ -13,18 +13,17 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli
+from longjax import cache, cli
 
 
 def main(config, workdir=''):
   """Trains; the answer is the exit code."""
   from longjax import settings
-  from longjax.data import packages
   from longjax.parallel import sharding
   from longjax.train import loop
 
   settings.check(config)
-  compiled = packages.cache_dir() / 'compiled'
+  compiled = cache.directory() / 'compiled'
   sharding.start(config.mesh.data * config.mesh.seq, compiled)
   return loop.main(config, workdir or pathlib.Path('runs') / config.name)
 

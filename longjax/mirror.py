@@ -16,7 +16,7 @@ import threading
 
 from etils import epath
 
-from longjax.data import packages
+from longjax import cache
 from longjax.errors import InputError
 
 DIRECT = ('checkpoints', 'LOCK')  # written in the bucket, never copied
@@ -54,7 +54,7 @@ def local(workdir) -> pathlib.Path:
 
 def _beside(remote) -> pathlib.Path:
   name = hashlib.sha256(str(remote).encode()).hexdigest()[:16]
-  return packages.cache_dir() / 'runs' / name
+  return cache.directory() / 'runs' / name
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 
 from longjax.data import tokenizer
 from longjax.evals.prompts import Source
-from longjax.evals.words import Words
+from longjax.evals.word_lists import Words
 from longjax.inference import generate
 
 TOKENS = tokenizer.load('bytes')

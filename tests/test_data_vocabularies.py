@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 
 from longjax import errors
-from longjax.data import encoders, packages, tokenizer, vocabularies
+from longjax.data import downloads, encoders, tokenizer, vocabularies
 
 LLAMA_CPP = (
   'llama-cpp-python==0.3.36',
@@ -317,24 +317,24 @@ def test_a_gguf_tokenizer_without_its_merges_is_refused(tmp_path):
 
 def vectors(name) -> list[tuple[str, list[int]]]:
   """llama.cpp's texts for a vocabulary and their ids."""
-  archive = packages.fetch(*LLAMA_CPP)
+  archive = downloads.fetch(*LLAMA_CPP)
   glob = f'*/models/ggml-vocab-{name}.gguf'
-  texts, ids = (packages.extract(archive, glob + e) for e in ('.inp', '.out'))
+  texts, ids = (downloads.extract(archive, glob + e) for e in ('.inp', '.out'))
   texts = texts.read_bytes().decode().split('\n__ggml_vocab_test__\n')
   lines = ids.read_text().split('\n')
   return [(t, [int(i) for i in line.split()]) for t, line in zip(texts, lines)]
 
 
 def real(name) -> tokenizer.Tokenizer:
-  archive = packages.fetch(*LLAMA_CPP)
+  archive = downloads.fetch(*LLAMA_CPP)
   glob = f'*/models/ggml-vocab-{name}.gguf'
-  return tokenizer.load(packages.extract(archive, glob))
+  return tokenizer.load(downloads.extract(archive, glob))
 
 
 @pytest.fixture(scope='module')
 def llama3():
-  archive = packages.fetch(*LLAMA_MODELS)
-  return tokenizer.load(packages.extract(archive, META))
+  archive = downloads.fetch(*LLAMA_MODELS)
+  return tokenizer.load(downloads.extract(archive, META))
 
 
 @pytest.mark.slow
@@ -354,8 +354,8 @@ def test_llama_3_has_the_ids_of_meta_and_of_tiktoken(llama3, nasty):
   assert (llama3.vocab, llama3.bos, llama3.eos) == (128_256, 128_000, 128_001)
   assert llama3.ident('<|eot_id|>') == 128_009
   tiktoken = pytest.importorskip('tiktoken')
-  archive = packages.fetch(*LLAMA_MODELS)
-  raw = packages.extract(archive, META).read_bytes()
+  archive = downloads.fetch(*LLAMA_MODELS)
+  raw = downloads.extract(archive, META).read_bytes()
   both = (line.split() for line in raw.splitlines())
   theirs = tiktoken.Encoding(
     'llama3',

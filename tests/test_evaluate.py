@@ -14,7 +14,7 @@ from longjax import checkpoint, evals, llama
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
-from longjax.evals import ruler, sections, tasks, words
+from longjax.evals import ruler, sections, tasks, word_lists
 from longjax.inference import generate, memory
 
 CONFIG = '--config=configs/tiny.py'
@@ -174,7 +174,7 @@ def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
 def test_lengths_that_cannot_be_are_refused_before_anything_runs(
   name, lengths, says, monkeypatch
 ):
-  monkeypatch.setattr(words, 'load', lambda log: WORDS)
+  monkeypatch.setattr(word_lists, 'load', lambda log: WORDS)
   monkeypatch.setattr(tasks, 'text', lambda setting: 'x = 1\n' * 90)
   ask = common.base().eval
   ask.update(length=1024, lengths=lengths)

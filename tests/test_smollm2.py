@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import reference
 
-from longjax import batch, llama, weights
-from longjax.data import packages, tokenizer
+from longjax import batch, cache, llama, weights
+from longjax.data import tokenizer
 from longjax.weights import convert
 
 GOLDEN = json.loads(
@@ -33,7 +33,7 @@ NAME = 'SmolLM2-135M-Instruct.Q4_1.gguf'
 @pytest.fixture(scope='module')
 def path():
   """The GGUF file that the golden numbers are of."""
-  cached = packages.cache_dir().glob(f'files/*/{NAME}')
+  cached = cache.directory().glob(f'files/*/{NAME}')
   path = os.environ.get('LONGJAX_SMOLLM2') or next(cached, None)
   if path is None:
     pytest.skip(f'not in the cache; set LONGJAX_SMOLLM2 to {NAME}')

@@ -7,7 +7,7 @@ functions of their paths, so that nothing here imports jax.
 from collections.abc import Callable, Iterator
 
 from longjax import errors
-from longjax.data import packages, prepare, prospector, sources, synthetic
+from longjax.data import downloads, prepare, prospector, sources, synthetic
 from longjax.data import store as stores
 
 
@@ -32,7 +32,7 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
     raise errors.InputError('--score needs --out=DIR for what is kept')
   if stores.exists(out):
     raise errors.InputError(f'{out} holds a store already; choose another')
-  packages.locate(model)
+  downloads.locate(model)
   whole = prepare.prepare(config, tokens)
   found = prospector.scored(
     whole, nll(model, tokens), f'{out.rstrip("/")}.scores.jsonl',

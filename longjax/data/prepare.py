@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors
-from longjax.data import chat, packages, records, sources, store, tokenizer
+from longjax import cache, errors
+from longjax.data import chat, downloads, formats, sources, store, tokenizer
 
 BATCH_CHARS = 1 << 21  # of text tokenized at once
 LOG_SECONDS = 10
@@ -74,7 +74,7 @@ def find_tokenizer(config, log=print) -> tokenizer.Tokenizer:
     spec = 'bytes'
   try:
     return tokenizer.load(
-      spec if spec == 'bytes' else packages.locate(spec, log)
+      spec if spec == 'bytes' else downloads.locate(spec, log)
     )
   except errors.InputError as error:
     if config.data.tokenizer:
@@ -136,7 +136,7 @@ def _spec(wanted) -> list:
 def _place(spec, tokens) -> pathlib.Path:
   whole = json.dumps([spec, tokens.digest, store.FORMAT], sort_keys=True)
   name = hashlib.sha256(whole.encode()).hexdigest()[:12]
-  return packages.cache_dir() / 'prepared' / name
+  return cache.directory() / 'prepared' / name
 
 
 def _make(place, wanted, tokens, spec, log):
@@ -310,7 +310,7 @@ def _chats(group, unit, tokens, tally) -> Iterator[tuple]:
       )
     except errors.InputError as error:
       tally.read -= 1
-      tally.add(records.Bad(document.name, f'not a conversation ({error})'))
+      tally.add(formats.Bad(document.name, f'not a conversation ({error})'))
       tally.check(settings['max_bad'])
       continue
     said = (message['content'] for message in document.messages)

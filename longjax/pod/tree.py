@@ -16,7 +16,7 @@ import subprocess
 import tarfile
 from typing import NamedTuple
 
-from longjax.data import packages
+from longjax import cache
 from longjax.errors import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -79,7 +79,7 @@ def config_path(tree: Tree, path: str) -> str:
 
 def archive(tree: Tree) -> pathlib.Path:
   """Where `pack` puts the tree."""
-  return packages.cache_dir() / 'pods' / f'longjax-{tree.id}.tar.gz'
+  return cache.directory() / 'pods' / f'longjax-{tree.id}.tar.gz'
 
 
 def pack(tree: Tree):
@@ -100,7 +100,7 @@ def pack(tree: Tree):
 
 def unpacked(tree: Tree) -> pathlib.Path:
   """Where `unpack` puts the tree."""
-  return packages.cache_dir() / 'pods' / tree.id
+  return cache.directory() / 'pods' / tree.id
 
 
 def unpack(tree: Tree):

@@ -22,7 +22,7 @@ from longjax import (
   settings,
   weights,
 )
-from longjax.data import packages, pipeline, prepare
+from longjax.data import downloads, pipeline, prepare
 from longjax.errors import InputError
 from longjax.evals import report
 from longjax.parallel import processes, sharding, topology
@@ -343,7 +343,7 @@ def weights_file(run: Run):
     )
   if run.config.weights == 'random':
     return None
-  found = packages.locate(run.config.weights, run.log)
+  found = downloads.locate(run.config.weights, run.log)
   refuse_other_model(run.model, found)  # before a tokenizer is sought
   return found
 

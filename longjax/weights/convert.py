@@ -16,7 +16,7 @@ import threading
 import numpy as np
 
 from longjax import checkpoint, errors, lora, weights
-from longjax.data import packages, tokenizer
+from longjax.data import downloads, tokenizer
 from longjax.weights import directories, export, files, names, stored
 from longjax.weights import source as sources
 from longjax.weights.work import Progress, each_in_parallel
@@ -78,7 +78,7 @@ def _import(source, writer, log) -> dict:
   progress = Progress('importing', total, log)
 
   def digest(file):
-    digests[os.path.basename(file)] = packages.sha256_of(file)
+    digests[os.path.basename(file)] = downloads.sha256_of(file)
     progress.add(sizes[file])
 
   def move(row, number):

@@ -5,7 +5,7 @@ import math
 import os
 
 from longjax import checkpoint, weights
-from longjax.data import packages
+from longjax.data import downloads
 from longjax.weights import names, stored
 from longjax.weights import source as sources
 from longjax.weights.work import gigabytes
@@ -26,7 +26,7 @@ def _source(source, digests) -> str:
   for file in source.files:
     lines.append(
       f'{os.path.basename(file)}: {gigabytes(os.path.getsize(file))}'
-      + (f', sha256 {packages.sha256_of(file)}' if digests else '')
+      + (f', sha256 {downloads.sha256_of(file)}' if digests else '')
     )
   dtypes = sources.dtypes(source)
   rows = [

@@ -22,8 +22,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from configs import smollm2_135m_abf_16k
 from longjax import weights
-from longjax.data import packages, prepare, tokenizer
-from longjax.evals import haystack, needle, prompts, ruler, score, words
+from longjax.data import downloads, prepare, tokenizer
+from longjax.evals import haystack, needle, prompts, ruler, score, word_lists
 from longjax.inference import generate
 
 DEPTHS = (0.1, 0.5, 0.9)
@@ -98,11 +98,11 @@ def main():
   ask = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
   lengths = [int(n) for n in ask.lengths.split(',')]
-  path = str(packages.locate(ask.gguf or smollm2_135m_abf_16k.WEIGHTS))
+  path = str(downloads.locate(ask.gguf or smollm2_135m_abf_16k.WEIGHTS))
   tokens = tokenizer.load(path)
   store = prepare.held_out(smollm2_135m_abf_16k.get_config(), tokens)
   text = haystack.text(store, tokens, max(lengths))
-  source = prompts.Source(text, words.load())
+  source = prompts.Source(text, word_lists.load())
   ends = tuple(sorted({tokens.eos, tokens.document_end} - {None}))
   models = (
     generate.lm(*weights.load(path), ends=ends),

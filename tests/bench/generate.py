@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from configs import smollm2_135m_abf_16k
 from longjax import weights
 from longjax.attention import Ids
-from longjax.data import packages, tokenizer
+from longjax.data import downloads, tokenizer
 from longjax.inference import generate
 from longjax.parallel import sharding
 
@@ -160,7 +160,7 @@ def main():
   parser.add_argument('--prefill', type=int, default=0)
   parser.add_argument('--run', action='store_true')
   ask = parser.parse_args()
-  path = str(packages.locate(ask.gguf or smollm2_135m_abf_16k.WEIGHTS))
+  path = str(downloads.locate(ask.gguf or smollm2_135m_abf_16k.WEIGHTS))
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 8 if ask.prefill else 1)
   if ask.prefill:

@@ -27,21 +27,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-from longjax import errors
+from longjax import cache, errors
 
 CHUNK_BYTES = 1 << 22
 LOCATION = re.compile(
   r'package:(?P<requirement>[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)'
   r'/(?P<member>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})'
 )
-
-
-def cache_dir() -> pathlib.Path:
-  """$LONGJAX_CACHE, else the user's cache directory."""
-  if os.environ.get('LONGJAX_CACHE'):
-    return pathlib.Path(os.environ['LONGJAX_CACHE']).expanduser()
-  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  return pathlib.Path(base).expanduser() / 'longjax'
 
 
 def locate(spec: str, log=print) -> pathlib.Path:
@@ -96,7 +88,7 @@ def fetch(requirement: str, sha256: str, log=print) -> pathlib.Path:
       f'package {requirement} needs the sha256 of its archive (64 hex digits '
       f'in lower case), got {sha256!r}'
     )
-  place = cache_dir() / 'packages' / sha256[:16]
+  place = cache.directory() / 'packages' / sha256[:16]
   for path in _files(place):
     if sha256_of(path) == sha256:
       return path
@@ -144,7 +136,7 @@ def extract(archive, member: str) -> pathlib.Path:
     The path of the file. Its digest is written beside it and compared with
     the content at every later call.
   """
-  place = cache_dir() / 'files' / sha256_of(archive)[:16]
+  place = cache.directory() / 'files' / sha256_of(archive)[:16]
   for path in _files(place):
     stamp = _stamp(path)
     made = stamp.read_text() if stamp.exists() else ''

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 
 from longjax import errors
-from longjax.data import packages
+from longjax.data import downloads
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +51,11 @@ def test_pip_brings_a_pinned_wheel_into_the_cache_once(
   _, digest = wheel(tmp_path / 'served', a='text')
   monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path / 'served'))
   said = []
-  path = packages.fetch('thing==1.0', digest, said.append)
-  assert packages.sha256_of(path) == digest
+  path = downloads.fetch('thing==1.0', digest, said.append)
+  assert downloads.sha256_of(path) == digest
   assert len(said) == 2
   monkeypatch.setenv('PIP_FIND_LINKS', '')
-  assert packages.fetch('thing==1.0', digest, said.append) == path
+  assert downloads.fetch('thing==1.0', digest, said.append) == path
   assert len(said) == 2
 
 
@@ -65,7 +65,7 @@ def test_another_digest_is_refused_and_leaves_nothing(
   wheel(tmp_path / 'served', a='text')
   monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path / 'served'))
   with pytest.raises(errors.InputError, match=r'thing==1\.0.*sha256') as caught:
-    packages.fetch('thing==1.0', '0' * 64, lambda _: None)
+    downloads.fetch('thing==1.0', '0' * 64, lambda _: None)
   assert '\n' not in str(caught.value)
   assert not [p for p in cache.rglob('*') if p.is_file()]
 
@@ -74,7 +74,7 @@ def test_offline_without_a_copy_is_one_line_that_says_where_to_put_one(
   offline, cache
 ):
   with pytest.raises(errors.InputError) as caught:
-    packages.fetch('no-such-thing==1.0', 'a' * 64, lambda _: None)
+    downloads.fetch('no-such-thing==1.0', 'a' * 64, lambda _: None)
   message = str(caught.value)
   assert '\n' not in message
   assert 'no-such-thing==1.0' in message
@@ -82,10 +82,10 @@ def test_offline_without_a_copy_is_one_line_that_says_where_to_put_one(
 
 
 def test_no_pip_anywhere_is_one_line(monkeypatch):
-  monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda _: None)
+  monkeypatch.setattr(downloads.importlib.util, 'find_spec', lambda _: None)
   monkeypatch.setenv('PATH', '')
   with pytest.raises(errors.InputError, match='install pip'):
-    packages.fetch('thing==1.0', 'a' * 64, lambda _: None)
+    downloads.fetch('thing==1.0', 'a' * 64, lambda _: None)
 
 
 def test_a_pip_on_the_path_serves_an_interpreter_without_one(
@@ -93,29 +93,29 @@ def test_a_pip_on_the_path_serves_an_interpreter_without_one(
 ):
   (tmp_path / 'pip').write_text('#!/bin/sh\n')
   (tmp_path / 'pip').chmod(0o755)
-  monkeypatch.setattr(packages.importlib.util, 'find_spec', lambda _: None)
+  monkeypatch.setattr(downloads.importlib.util, 'find_spec', lambda _: None)
   monkeypatch.setenv('PATH', str(tmp_path))
-  assert packages._pip('thing==1.0', tmp_path) == ['pip']
+  assert downloads._pip('thing==1.0', tmp_path) == ['pip']
   monkeypatch.undo()
-  assert packages._pip('thing==1.0', tmp_path)[0] == sys.executable
+  assert downloads._pip('thing==1.0', tmp_path)[0] == sys.executable
 
 
 def test_a_copy_put_by_hand_is_used_and_a_damaged_one_is_not(cache, offline):
   path, digest = wheel(cache / 'packages' / 'x', a='text')
   place = cache / 'packages' / digest[:16]
   path.parent.rename(place)
-  assert packages.fetch('thing==1.0', digest).parent == place
+  assert downloads.fetch('thing==1.0', digest).parent == place
   with open(place / path.name, 'ab') as f:
     f.write(b'!')
   with pytest.raises(errors.InputError, match='cannot fetch'):
-    packages.fetch('thing==1.0', digest, lambda _: None)
+    downloads.fetch('thing==1.0', digest, lambda _: None)
 
 
 def test_a_requirement_must_be_pinned_with_a_digest():
   with pytest.raises(errors.InputError, match='name==version'):
-    packages.fetch('thing>=1', 'a' * 64)
+    downloads.fetch('thing>=1', 'a' * 64)
   with pytest.raises(errors.InputError, match='sha256'):
-    packages.fetch('thing==1', '')
+    downloads.fetch('thing==1', '')
 
 
 def test_a_location_gives_one_member_of_a_package(cache):
@@ -124,20 +124,20 @@ def test_a_location_gives_one_member_of_a_package(cache):
   (cache / 'packages').mkdir()
   (cache / 'y').rename(cache / 'packages' / digest[:16])
   spec = f'package:thing==1.0/thing/b.*#sha256={digest}'
-  found = packages.locate(spec)
+  found = downloads.locate(spec)
   assert (found.name, found.read_text()) == ('b.txt', 'second')
   found.write_text('spoilt')
-  assert packages.locate(spec).read_text() == 'second'
+  assert downloads.locate(spec).read_text() == 'second'
   with pytest.raises(errors.InputError, match='matches 2'):
-    packages.locate(spec.replace('b.*', '?.txt'))
-  assert packages.locate(spec.replace('b.*', 'a.*')).read_text() == 'first'
+    downloads.locate(spec.replace('b.*', '?.txt'))
+  assert downloads.locate(spec.replace('b.*', 'a.*')).read_text() == 'first'
 
 
 def test_a_location_that_is_neither_path_nor_package_is_refused(tmp_path):
   with pytest.raises(errors.InputError, match='no such file'):
-    packages.locate(str(tmp_path / 'absent'))
+    downloads.locate(str(tmp_path / 'absent'))
   with pytest.raises(errors.InputError, match='64 hex digits'):
-    packages.locate('package:thing==1.0/a#sha256=12')
+    downloads.locate('package:thing==1.0/a#sha256=12')
 
 
 def test_members_are_sorted_filtered_and_never_links(tmp_path):
@@ -150,7 +150,7 @@ def test_members_are_sorted_filtered_and_never_links(tmp_path):
     link = tarfile.TarInfo('d/passwd.txt')
     link.type, link.linkname = tarfile.SYMTYPE, '/etc/passwd'
     t.addfile(link)
-  found = packages.members(path, ('d/*', '*.py'), exclude='*c.py')
+  found = downloads.members(path, ('d/*', '*.py'), exclude='*c.py')
   assert found == [('d/a.txt', b'x'), ('d/b.txt', b'x')]
 
 
@@ -158,19 +158,19 @@ def test_a_damaged_archive_is_an_input_error_that_names_it(tmp_path):
   path, _ = wheel(tmp_path, a='text' * 1000)
   path.write_bytes(path.read_bytes()[:500])
   with pytest.raises(errors.InputError, match='thing-1'):
-    packages.members(path)
+    downloads.members(path)
   path, _ = wheel(tmp_path, a='text' * 1000)
   raw = bytearray(path.read_bytes())
   raw[200] ^= 1
   path.write_bytes(raw)
   with pytest.raises(errors.InputError, match='thing-1'):
-    packages.members(path)
+    downloads.members(path)
   with pytest.raises(errors.InputError, match='thing-1'):
-    packages.extract(path, 'thing/a.txt')
+    downloads.extract(path, 'thing/a.txt')
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
   (tmp_path / 'file').write_text('')
   monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'file'))
   with pytest.raises(errors.InputError, match='LONGJAX_CACHE'):
-    packages.fetch('thing==1.0', 'a' * 64, lambda _: None)
+    downloads.fetch('thing==1.0', 'a' * 64, lambda _: None)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from longjax import errors
-from longjax.data import records, sources
+from longjax.data import formats, sources
 
 TEXTS = ['one', 'zwei', '三 three', 'four\r\nlines']
 ROWS = [dict(text=text, number=i) for i, text in enumerate(TEXTS)]
@@ -100,10 +100,10 @@ def test_another_field_may_hold_the_text(tmp_path):
 
 
 def bad(content, name='a.jsonl'):
-  found = list(records.read(name, None, io.BytesIO(content)))
+  found = list(formats.read(name, None, io.BytesIO(content)))
   return (
-    [x for x in found if not isinstance(x, records.Bad)],
-    [x for x in found if isinstance(x, records.Bad)],
+    [x for x in found if not isinstance(x, formats.Bad)],
+    [x for x in found if isinstance(x, formats.Bad)],
   )
 
 
@@ -124,8 +124,8 @@ def test_a_file_that_was_cut_says_so(name, tmp_path):
   for length in (len(whole) - 9, len(whole) // 2, 3):
     path.write_bytes(whole[:length])
     with open(path, 'rb') as handle:
-      found = list(records.read(name, path, handle))
-    assert isinstance(found[-1], records.Bad), (length, found)
+      found = list(formats.read(name, path, handle))
+    assert isinstance(found[-1], formats.Bad), (length, found)
     assert path.name in found[-1].name
 
 
@@ -142,9 +142,9 @@ def test_too_many_bad_records_stop_and_fewer_are_counted(tmp_path):
 
 
 def test_a_format_whose_package_is_missing_is_one_line(tmp_path, monkeypatch):
-  find = records.importlib.util.find_spec
+  find = formats.importlib.util.find_spec
   monkeypatch.setattr(
-    records.importlib.util, 'find_spec',
+    formats.importlib.util, 'find_spec',
     lambda name: None if name == 'pyarrow' else find(name),
   )  # fmt: skip
   (tmp_path / 'a.parquet').write_bytes(b'PAR1')
