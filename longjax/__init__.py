@@ -1,1 +1,3 @@
-"""longjax: long-context Llama training in JAX."""
+"""Long-context continual pretraining of Llama in JAX."""
+
+__version__ = '0.2.0'

@@ -1,0 +1,40 @@
+"""What tells other tools about the project agrees with itself."""
+
+import pathlib
+import re
+import tomllib
+
+import longjax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def test_the_pre_commit_hooks_have_the_versions_of_ci():
+  hooks = (ROOT / '.pre-commit-config.yaml').read_text()
+  pinned = (ROOT / '.ci' / 'requirements.txt').read_text().splitlines()
+  named = {*re.findall(r"'([\w-]+==[\d.]+)'", hooks)}
+  assert {n.split('==')[0] for n in named} == {'ruff', 'pyright'}
+  assert named <= {*pinned}
+
+
+def test_the_citation_has_the_version_of_the_package():
+  citation = (ROOT / 'CITATION.cff').read_text()
+  assert f'version: {longjax.__version__}\n' in citation
+
+
+def test_the_package_needs_what_requirements_txt_lists():
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  needed = project['dependencies'] + project['optional-dependencies']['dev']
+  lines = (ROOT / 'requirements.txt').read_text().splitlines()
+  listed = [line.split('  #')[0] for line in lines if line[:1] not in ('#', '')]
+  assert sorted(needed) == sorted(listed)
+
+
+def test_extras_name_what_ci_installs_and_nothing_else():
+  """An optional package that no test installs would be an untested promise."""
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  optional = project['optional-dependencies']
+  extras = {p for name, ps in optional.items() if name != 'dev' for p in ps}
+  installed = (ROOT / '.ci' / 'requirements.txt').read_text()
+  installed = {*re.findall(r'^[\w-]+', installed, re.MULTILINE)}
+  assert extras - installed == {'jax[tpu]'}
