@@ -70,11 +70,6 @@ def test_damaged_files_of_a_run_are_passed_over(tmp_path):
   assert report.stages(tmp_path, config) == dict(a=dict(x=1))
 
 
-def test_durations_by_hand():
-  cases = {12.4: '12s', 200: '3m20s', 7500: '2h05m'}
-  assert {s: metrics.duration(s) for s in cases} == cases
-
-
 def test_a_log_that_is_moved_away_begins_anew(tmp_path):
   writer = metrics.Metrics(tmp_path, 0, 3, lambda _: None)
   writer.step(1, 10, 0.5, values(3.0))

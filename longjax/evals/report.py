@@ -8,6 +8,7 @@ import pathlib
 import re
 import time
 
+from longjax import progress
 from longjax.evals import sections
 from longjax.train import goodput, metrics, provenance
 
@@ -115,7 +116,7 @@ def _training(workdir) -> str:
      'skipped'],
     [[
       len(lines), f'{lines[-1]["tokens"]:,}', f'{losses[0]:.3f}',
-      f'{losses[-1]:.3f}', metrics.duration(seconds), f'{rate:,.0f}',
+      f'{losses[-1]:.3f}', progress.duration(seconds), f'{rate:,.0f}',
       sum(int(x['skipped']) for x in lines),
     ]],
   )  # fmt: skip
@@ -131,7 +132,7 @@ def _time(workdir) -> str:
   return (
     '## Where the time went\n\n'
     f'{len(starts)} start{plural}; goodput {spent["goodput"]:.1%}: the share '
-    f'of {metrics.duration(spent["seconds"])} in which steps were trained '
+    f'of {progress.duration(spent["seconds"])} in which steps were trained '
     'whose result was kept.\n\n'
     + sections.table(
       kinds, [[f'{spent[k] / spent["seconds"]:.1%}' for k in kinds]]

@@ -19,6 +19,7 @@ from longjax import (
   llama,
   lora,
   mirror,
+  progress,
   settings,
   weights,
 )
@@ -320,7 +321,7 @@ def compile_step(run: Run, step_fn, abstract):
     compiled = preflight.compiled(step_fn.lower(abstract, batch), kind)
   seconds, memory = time.monotonic() - began, compiled.memory_analysis()
   run.log(
-    f'compiled in {metrics.duration(seconds)}: state '
+    f'compiled in {progress.duration(seconds)}: state '
     f'{memory.argument_size_in_bytes / 2**30:.2f} GiB and temporaries '
     f'{memory.temp_size_in_bytes / 2**30:.2f} GiB a device'
   )
@@ -441,7 +442,7 @@ def evaluation(run: Run, tokenizer):
         run.log,
       )  # fmt: skip
     keep(run, name, step, results)
-    run.log(f'  done in {metrics.duration(time.monotonic() - began)}')
+    run.log(f'  done in {progress.duration(time.monotonic() - began)}')
 
   return evaluate
 

@@ -11,6 +11,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ign
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from longjax.progress import duration
+
 # Where a metric stands in TensorBoard.
 TAGS = dict(
   loss='train/loss',
@@ -104,7 +106,8 @@ class Metrics:
       known = math.isfinite(line['loss']) and math.isfinite(line['grad_norm'])
       why = 'a spike' if known else 'loss or gradient not finite'
       parts.append(f'SKIPPED: {why}')
-    parts.append(f'eta {duration(each * (self.steps - line["step"]))}')
+    left = each * (self.steps - line['step'])
+    parts.append(f'eta {duration(left)}')
     return '  '.join(parts)
 
   def close(self):
@@ -210,12 +213,3 @@ def read(workdir) -> list[dict]:
       if isinstance(line, dict) and isinstance(line.get('step'), int):
         lines.append(line)
   return lines
-
-
-def duration(seconds: float) -> str:
-  """'3m20s', '2h05m', '12s'."""
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  if hours:
-    return f'{hours}h{minutes:02}m'
-  return f'{minutes}m{seconds:02}s' if minutes else f'{seconds}s'

@@ -17,9 +17,10 @@ import numpy as np
 
 from longjax import checkpoint, errors, lora, weights
 from longjax.data import downloads, tokenizer
+from longjax.progress import Progress
 from longjax.weights import directories, export, files, names, stored
 from longjax.weights import source as sources
-from longjax.weights.work import Progress, each_in_parallel
+from longjax.weights.work import each_in_parallel
 
 PIECES_BYTES = 1 << 30  # of what all workers hold, about
 # Copied as they are: a tokenizer is more than the ids it gives.

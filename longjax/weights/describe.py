@@ -6,9 +6,9 @@ import os
 
 from longjax import checkpoint, weights
 from longjax.data import downloads
+from longjax.progress import size
 from longjax.weights import names, stored
 from longjax.weights import source as sources
-from longjax.weights.work import gigabytes
 
 
 def describe(path, digests=True) -> str:
@@ -25,7 +25,7 @@ def _source(source, digests) -> str:
     lines.append(f'window: {source.window:,} tokens')
   for file in source.files:
     lines.append(
-      f'{os.path.basename(file)}: {gigabytes(os.path.getsize(file))}'
+      f'{os.path.basename(file)}: {size(os.path.getsize(file))}'
       + (f', sha256 {downloads.sha256_of(file)}' if digests else '')
     )
   dtypes = sources.dtypes(source)

@@ -15,8 +15,9 @@ import tempfile
 from etils import epath
 
 from longjax import errors, mirror
+from longjax.progress import size
 from longjax.weights import stored
-from longjax.weights.work import each_in_parallel, gigabytes
+from longjax.weights.work import each_in_parallel
 
 
 @contextlib.contextmanager
@@ -59,8 +60,7 @@ def _whole(target, needed_bytes):
     free = shutil.disk_usage(target.parent).free
     if free < needed_bytes * 1.05:
       raise errors.InputError(
-        f'{target} needs {gigabytes(needed_bytes)}, the disk has '
-        f'{gigabytes(free)}'
+        f'{target} needs {size(needed_bytes)}, the disk has {size(free)}'
       )
     os.chmod(made, 0o777 & ~_umask())
     with _room(target):
