@@ -9,47 +9,24 @@ of a checkpoint are in the bucket with it, whatever becomes of the machine.
 
 import contextlib
 import hashlib
-import importlib.util
 import pathlib
 import shutil
 import threading
 
 from etils import epath
 
-from longjax import cache
-from longjax.errors import InputError
+from longjax import cache, storage
 
 DIRECT = ('checkpoints', 'LOCK')  # written in the bucket, never copied
 KEPT_THERE = ('tb', 'profile')  # nobody reads them again
 SECONDS = 60
 
 
-def is_remote(workdir) -> bool:
-  """InputError if it is, but cannot be reached."""
-  scheme, found, _ = str(workdir).partition('://')
-  if found and scheme != 'gs':
-    raise InputError(f'{workdir} is neither local nor gs://...')
-  if found and not importlib.util.find_spec('gcsfs'):
-    raise InputError(f'{workdir} needs pip install gcsfs')
-  return bool(found)
-
-
-def place(workdir) -> epath.Path:
-  """The run directory; InputError if it is a file, or a bucket out of reach."""
-  path = epath.Path(workdir)
-  if is_remote(workdir):
-    try:
-      path.exists()
-    except Exception as error:  # whatever its library raises
-      raise InputError(f'{workdir} is out of reach: {error}') from None
-  elif path.is_file():
-    raise InputError(f'{workdir} is a file; --workdir names a directory')
-  return path
-
-
 def local(workdir) -> pathlib.Path:
   """Where to write what is not written to a bucket directly."""
-  return _beside(workdir) if is_remote(workdir) else pathlib.Path(workdir)
+  return (
+    _beside(workdir) if storage.is_remote(workdir) else pathlib.Path(workdir)
+  )
 
 
 def _beside(remote) -> pathlib.Path:
@@ -60,7 +37,7 @@ def _beside(remote) -> pathlib.Path:
 @contextlib.contextmanager
 def following(workdir, log=print):
   """Keeps a bucket like local(workdir), if it is one; yields the push."""
-  if not is_remote(workdir):
+  if not storage.is_remote(workdir):
     yield lambda: None
     return
   with contextlib.closing(Mirror(workdir, log)) as one:

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from configs import tiny
-from longjax import mirror
+from longjax import mirror, storage
 from longjax.errors import InputError
 from longjax.train import loop, metrics
 
@@ -71,24 +71,24 @@ def test_a_bucket_that_fails_is_said_and_tried_again(tmp_path):
 
 def test_only_gs_is_remote(tmp_path, monkeypatch):
   assert mirror.local(tmp_path / 'x') == tmp_path / 'x'
-  with pytest.raises(InputError, match='is a file; --workdir'):
-    mirror.place(__file__)
+  with pytest.raises(InputError, match='is a file'):
+    storage.directory(__file__)
   with pytest.raises(InputError, match='neither local nor gs'):
     mirror.local('s3://bucket/run')
-  monkeypatch.setattr(mirror.importlib.util, 'find_spec', lambda _: None)
+  monkeypatch.setattr(storage.importlib.util, 'find_spec', lambda _: None)
   with pytest.raises(InputError, match='needs pip install gcsfs'):
     mirror.local('gs://bucket/run')
 
 
 def test_a_bucket_out_of_reach_is_refused_in_one_line(tmp_path, monkeypatch):
-  monkeypatch.setattr(mirror, 'is_remote', lambda _: True)
+  monkeypatch.setattr(storage, 'is_remote', lambda _: True)
 
   def denied(_):
     raise ConnectionError('Anonymous caller does not have access')
 
-  monkeypatch.setattr(type(mirror.epath.Path(tmp_path)), 'exists', denied)
-  with pytest.raises(InputError, match='out of reach: Anonymous'):
-    mirror.place(tmp_path)
+  monkeypatch.setattr(type(storage.epath.Path(tmp_path)), 'exists', denied)
+  with pytest.raises(InputError, match='cannot be reached: Anonymous'):
+    storage.directory(tmp_path)
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_a_run_goes_on_from_the_bucket_on_another_machine(
 ):
   bucket, cache = tmp_path / 'bucket', tmp_path / 'cache'
   is_bucket = lambda workdir: str(workdir).startswith(str(bucket))
-  monkeypatch.setattr(mirror, 'is_remote', is_bucket)
+  monkeypatch.setattr(storage, 'is_remote', is_bucket)
   config = tiny.get_config()
   config.mesh.update(data=1, seq=8)
   config.eval.update(length=0, passkey_lengths=())

@@ -15,7 +15,7 @@ from etils import epath
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from launch import convert as convert_command
-from longjax import checkpoint, cli, errors, llama, mirror, rope, weights
+from longjax import checkpoint, cli, errors, llama, rope, storage, weights
 from longjax.data import tokenizer
 from longjax.parallel import sharding
 from longjax.weights import convert, directories, export, huggingface, stored
@@ -534,7 +534,7 @@ def bucket(tmp_path, monkeypatch):
   root = epath.Path(tmp_path / 'bucket')
   root.mkdir()
   monkeypatch.setattr(
-    mirror, 'is_remote', lambda path: str(path).startswith(str(root))
+    storage, 'is_remote', lambda path: str(path).startswith(str(root))
   )
   return root
 

@@ -21,6 +21,7 @@ from longjax import (
   mirror,
   progress,
   settings,
+  storage,
   weights,
 )
 from longjax.data import downloads, pipeline, prepare
@@ -84,7 +85,7 @@ def main(config, workdir, log=print) -> int:
   model, lead = settings.check(config), processes.is_primary()
   log = quietly(log) if lead else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  workdir, clock = mirror.place(workdir), goodput.Clock()
+  workdir, clock = storage.directory(workdir), goodput.Clock()
   with preemption.listening() as asked:
     run = Run(config, model, mesh, workdir, lead, log, clock, asked)
     preflight.same_everywhere(config, log)

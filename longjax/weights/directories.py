@@ -14,7 +14,7 @@ import tempfile
 
 from etils import epath
 
-from longjax import errors, mirror
+from longjax import errors, storage
 from longjax.progress import size
 from longjax.weights import stored
 from longjax.weights.work import each_in_parallel
@@ -27,11 +27,11 @@ def whole(directory, needed_bytes):
   Raises:
     InputError: it exists, or the disk has too little space.
   """
-  if not mirror.is_remote(directory):
+  if not storage.is_remote(directory):
     with _whole(pathlib.Path(os.path.abspath(directory)), needed_bytes) as made:
       yield made
     return
-  bucket = mirror.place(directory)
+  bucket = storage.directory(directory)
   _refuse_existing(bucket)
   with tempfile.TemporaryDirectory() as scratch:
     local = pathlib.Path(scratch) / 'made'
@@ -129,10 +129,10 @@ def _lock(directory):
 @contextlib.contextmanager
 def fetched(path):
   """The path itself, or a local copy of what is in a bucket."""
-  if not mirror.is_remote(path):
+  if not storage.is_remote(path):
     yield path
     return
-  remote = mirror.place(path)
+  remote = storage.directory(path)
   with tempfile.TemporaryDirectory() as scratch:
     local = pathlib.Path(scratch) / remote.name
     if remote.is_dir():
