@@ -16,8 +16,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli, flops
-from longjax.slices import ENVIRONMENT, EXAMPLE, parse
+from longjax import cli
+from longjax.slices import ENVIRONMENT, EXAMPLE, SPARE, parse
 
 
 def main(
@@ -26,15 +26,15 @@ def main(
   """Compiles and prints; the answer is the exit code."""
   os.environ.update(ENVIRONMENT)  # before jax is imported
   where = parse(topology, cli.number('slices', slices, 1, 1))
-  from longjax.plan import report
   from longjax.plan import search as searching
+  from longjax.plan.compile import check, plan
 
   log = functools.partial(print, file=sys.stderr)
   if search:
     reports = searching.search(config, where, documents, log)
   else:
-    report.check(config, where, documents, log)
-    reports = [report.plan(config, where, documents, log)]
+    check(config, where, documents, log)
+    reports = [plan(config, where, documents, log)]
   if json:
     print(as_json(reports, search))
   else:
@@ -67,7 +67,7 @@ def describe(r: dict) -> str:
     hbm = r['hbm']
     lines += [
       f'fits: no. needs {hbm["needed_gib"]:.1f} GiB of HBM, a device has '
-      f'{hbm["limit_gib"]:.2f}, of which {flops.SPARE:.0%} must stay free; try '
+      f'{hbm["limit_gib"]:.2f}, of which {SPARE:.0%} must stay free; try '
       '--search'
     ]
   if 'step' in r:

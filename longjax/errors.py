@@ -4,6 +4,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+# Exit code of a command that saved and ended: run it again.
+PREEMPTED = 75
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room
 
 

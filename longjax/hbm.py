@@ -6,9 +6,7 @@ Read by the planner and at the start of a run.
 import re
 
 from longjax.errors import InputError
-from longjax.flops import Chip
-
-GIB = 2**30
+from longjax.slices import GIB, Chip
 
 
 def out_of_memory(error, chip: Chip) -> dict:
@@ -50,5 +48,5 @@ def memory(stats, chip: Chip) -> dict:
 
 
 def fits(peak_gib: float, chip: Chip) -> bool:
-  """Whether a step leaves enough of the memory free, see `flops.SPARE`."""
+  """Whether a step leaves enough of the memory free, see `slices.SPARE`."""
   return peak_gib * GIB <= chip.usable

@@ -1,25 +1,21 @@
-"""TPU slices by name, on a machine that has none: v5p:4x4x8.
+"""TPU slices and chips by name, in one table.
 
-A name is a generation and the chips along each axis of its torus. The devices
-that `Slice.devices` gives can be compiled for, not run on. Messages are routed
-axis by axis, the shorter way round where an axis closes.
+A slice is named by its generation and the chips along each axis of its torus:
+v5p:4x4x8 is 128 chips of v5p. No import of jax: training, planning and pod.py
+all read this.
 """
 
-import collections
-import importlib.util
 import math
 import re
 from typing import NamedTuple
 
-from longjax import cli
+from longjax import errors
 from longjax.errors import InputError
-from longjax.parallel import topology
 
-# By generation: axes of the torus, jax devices of a chip.
-GENERATIONS = dict(v4=(3, 1), v5e=(2, 1), v5p=(3, 1), v6e=(2, 1), tpu7x=(3, 2))
-ALIASES = {'7x': 'tpu7x', 'v7x': 'tpu7x', 'v5litepod': 'v5e'}
+GIB = 2**30
 EXAMPLE = 'v5p:4x4x8'
-# A quiet libtpu on a machine without a TPU, beside others of its kind.
+ALIASES = {'7x': 'tpu7x', 'v7x': 'tpu7x', 'v5litepod': 'v5e'}
+# A quiet libtpu on a machine without a TPU, beside other processes that use it.
 ENVIRONMENT = dict(
   JAX_PLATFORMS='cpu',
   TPU_SKIP_MDS_QUERY='1',
@@ -27,6 +23,55 @@ ENVIRONMENT = dict(
   TPU_WORKER_HOSTNAMES='localhost',
   ALLOW_MULTIPLE_LIBTPU_LOAD='true',
 )
+# The share of HBM that a train step must leave free: the next batch, programs
+# of evaluations and digests, pieces of a checkpoint on their way to the host,
+# and fragmentation. A margin, not measured on a TPU.
+SPARE = 0.08
+
+
+class Chip(NamedTuple):
+  """One jax device of a generation. A TPU7x chip is two, the others one."""
+
+  name: str  # the generation, as in the names of slices
+  peak: float  # bf16 FLOP/s
+  hbm: float  # bytes that the compiler may use
+  bandwidth: float  # of HBM, bytes/s
+  link: float  # of one ICI link in one direction, bytes/s
+  clock: float  # of the cycles that the compiler estimates, Hz
+  axes: int = 2  # of the torus of chips
+  per_chip: int = 1  # jax devices of a chip
+
+  @property
+  def usable(self) -> float:
+    """Bytes of HBM that a train step may need: all but SPARE."""
+    return (1 - SPARE) * self.hbm
+
+
+# Peaks, bandwidths: public specifications; HBM: the limit in the compiler's
+# message when a program does not fit (libtpu 0.0.52); clocks: modelled.
+CHIPS = dict(
+  v4=Chip('v4', 275e12, 30.75 * GIB, 1.23e12, 45e9, 1.05e9, 3),
+  v5e=Chip('v5e', 197e12, 15.75 * GIB, 0.81e12, 45e9, 1.5e9),
+  v5p=Chip('v5p', 459e12, 95.73 * GIB, 2.77e12, 90e9, 1.75e9, 3),
+  v6e=Chip('v6e', 918e12, 31.24 * GIB, 1.64e12, 90e9, 1.75e9),
+  tpu7x=Chip('tpu7x', 1153.5e12, 94.74 * GIB, 3.69e12, 90e9, 2.2e9, 3, 2),
+)
+# jax's `device_kind` to the generation.
+KINDS = {
+  'TPU v4': 'v4',
+  'TPU v5 lite': 'v5e',
+  'TPU v5e': 'v5e',
+  'TPU v5': 'v5p',
+  'TPU v5p': 'v5p',
+  'TPU v6 lite': 'v6e',
+  'TPU v6e': 'v6e',
+  'TPU7x': 'tpu7x',
+}
+
+
+def chip(device_kind: str) -> Chip | None:
+  """The chip of a jax `device_kind`; None if it is not in the table."""
+  return CHIPS.get(KINDS.get(device_kind, ''))
 
 
 class Slice(NamedTuple):
@@ -41,49 +86,37 @@ class Slice(NamedTuple):
     return f'{self.generation}:{"x".join(map(str, self.dims))}'
 
   @property
+  def chip(self) -> Chip:
+    return CHIPS[self.generation]
+
+  @property
   def size(self) -> int:
     """Chips of one slice."""
     return math.prod(self.dims)
 
   @property
   def chips(self) -> int:
+    """Chips of all slices."""
     return self.slices * self.size
 
   @property
-  def per_chip(self) -> int:
-    return GENERATIONS[self.generation][1]
-
-  def devices(self) -> list:
-    """Devices to compile for. Raises InputError if libtpu is not here."""
-    if not importlib.util.find_spec('libtpu'):
-      raise InputError(
-        'compiling for a TPU needs its compiler: pip install libtpu'
-      )
-    from jax.experimental import topologies
-
-    options: dict = dict(num_slices=self.slices) if self.slices > 1 else {}
-    if self.generation == 'v4':  # else a chip is two devices
-      options['chip_config_name'] = 'megacore'
-    try:
-      return topologies.get_topology_desc(
-        platform='tpu', topology_name=self.name, **options
-      ).devices
-    except RuntimeError as error:
-      raise InputError(f'libtpu knows no {self.name}: {error}') from None
+  def devices(self) -> int:
+    """jax devices of all slices."""
+    return self.chips * self.chip.per_chip
 
 
 def parse(text: str, slices: int = 1) -> Slice:
-  """`v5p:4x4x8`, or InputError that names the nearest valid one."""
+  """`v5p:4x4x8`, or InputError that names the nearest valid slice."""
   found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
   if not found:
     raise InputError(
       f'--topology {text!r} is not GENERATION:CHIPSxCHIPS..., as {EXAMPLE}'
     )
   generation = ALIASES.get(found[1], found[1])
-  if generation not in GENERATIONS:
+  if generation not in CHIPS:
     raise InputError(
       f'--topology {text}: no TPU generation {found[1]!r}; known are '
-      f'{", ".join(GENERATIONS)}{cli.nearest(found[1], GENERATIONS)}'
+      f'{", ".join(CHIPS)}; nearest is {errors.nearest(found[1], CHIPS)!r}'
     )
   dims = tuple(int(n) for n in found[2].split('x'))
   near = nearest(generation, dims)
@@ -96,10 +129,12 @@ def parse(text: str, slices: int = 1) -> Slice:
 
 
 def nearest(generation: str, dims) -> tuple[int, ...]:
-  """The axes that a slice of this generation may have: even ones up to 16 in
-  two dimensions, or a single chip; in three a host has 2 x 2 x 1 chips, no
-  axis exceeds 28."""
-  axes = GENERATIONS[generation][0]
+  """The nearest dims that a slice of this generation can have.
+
+  Two axes are even up to 16, or a single chip. Of three, a host has 2 x 2 x 1
+  chips, and no axis exceeds 28.
+  """
+  axes = CHIPS[generation].axes
   dims = (*dims, 1, 1)[:axes]
   even = lambda n, most: min(max(2 * round(n / 2), 2), most)
   if axes == 2 and dims == (1, 1):
@@ -107,53 +142,3 @@ def nearest(generation: str, dims) -> tuple[int, ...]:
   if axes == 2:
     return tuple(even(n, 16) for n in dims)
   return even(dims[0], 28), even(dims[1], 28), min(max(dims[2], 1), 28)
-
-
-class Network:
-  """The links between the chips of a slice, and what messages make of them."""
-
-  def __init__(self, devices):
-    """devices: of the mesh, flat; in the program of a slice, all there are
-    have the numbers 0, 1, ... of the first slice."""
-    first = getattr(devices[0], 'slice_index', 0)
-    devices = [d for d in devices if getattr(d, 'slice_index', 0) == first]
-    torus = topology.grid(devices)
-    assert torus, 'not the devices of a TPU slice'
-    *self.sizes, self.per_chip = torus.sizes
-    self.closed = torus.closed[:-1]
-    self.places = [tuple(d.coords) for d in devices]
-
-  def route(self, a: int, b: int) -> list:
-    """The directed links (chip, axis, direction) from device a to b."""
-    here, there, links = list(self.places[a]), self.places[b], []
-    for axis, (size, closed) in enumerate(zip(self.sizes, self.closed)):
-      step, count = _way(there[axis] - here[axis], size, closed)
-      for _ in range(count):
-        links.append((*here, axis, step))
-        here[axis] = (here[axis] + step) % size
-    return links
-
-  def load(self, pairs) -> int:
-    """Messages over the busiest link if all pairs send at once."""
-    links = collections.Counter(x for a, b in pairs for x in self.route(a, b))
-    return max(links.values(), default=0)
-
-  def links(self, group) -> float:
-    """Links of a chip over which a collective of this group may arrive. The
-    devices of a chip share them."""
-    places = {self.places[i] for i in group}
-    count = 0
-    for axis, (size, closed) in enumerate(zip(self.sizes, self.closed)):
-      length = len({place[axis] for place in places})
-      both = closed and length == size > 2
-      count += 0 if length == 1 else 2 if both else 1
-    apart = self.per_chip * len(places) / len(group)
-    return count / apart or math.inf  # devices of one chip need no link
-
-
-def _way(distance: int, size: int, closed: bool) -> tuple[int, int]:
-  """(direction, links) of the shorter way along one axis."""
-  if not closed:
-    return (1 if distance > 0 else -1), abs(distance)
-  forward = distance % size
-  return (1, forward) if forward <= size - forward else (-1, size - forward)

@@ -7,9 +7,10 @@ import commands
 import pytest
 
 from configs import tiny
-from longjax import flops, hbm, slices
+from longjax import hbm, slices
 from longjax.errors import InputError
-from longjax.plan import contents, hlo, report, search
+from longjax.plan import contents, hlo, search
+from longjax.plan.compile import check
 
 TINY = '--config=configs/tiny.py'
 aot = [
@@ -57,7 +58,7 @@ def test_a_topology_that_does_not_exist_is_refused(text, says):
 ])  # fmt: skip
 def test_a_config_that_cannot_work_is_refused_before_any_compile(changes, says):
   with pytest.raises(InputError, match=says):
-    report.check(tiny_config(**changes), slices.parse('v5e:2x4'), '', print)
+    check(tiny_config(**changes), slices.parse('v5e:2x4'), '', print)
 
 
 @pytest.mark.skipif(
@@ -70,11 +71,11 @@ def test_without_the_compiler_it_says_what_to_install():
 
 def test_a_ring_is_kept_and_data_takes_the_rest_of_the_devices():
   config, said = tiny.get_config(), []
-  report.check(config, slices.parse('v5e:2x4'), '', said.append)
+  check(config, slices.parse('v5e:2x4'), '', said.append)
   assert dict(config.mesh) == dict(data=2, seq=4)
   assert not said
   config.train.batch = 8
-  report.check(config, slices.parse('v5e:2x4', slices=2), '', said.append)
+  check(config, slices.parse('v5e:2x4', slices=2), '', said.append)
   assert dict(config.mesh) == dict(data=4, seq=4)
   assert 'data 4 x seq 4' in said[0]
 
@@ -83,7 +84,7 @@ def test_a_ring_does_not_span_slices():
   config = tiny.get_config()
   config.mesh.update(data=1, seq=16)
   with pytest.raises(InputError, match=r'8 devices a slice.*seq=8'):
-    report.check(config, slices.parse('v5e:2x4', slices=2), '', print)
+    check(config, slices.parse('v5e:2x4', slices=2), '', print)
 
 
 @pytest.mark.parametrize('text, chips, devices', [
@@ -93,7 +94,7 @@ def test_a_ring_does_not_span_slices():
 def test_topologies_have_their_chips_and_devices(text, chips, devices):
   topology = slices.parse(text)
   assert topology.chips == chips
-  assert topology.chips * topology.per_chip == devices
+  assert topology.devices == devices
 
 
 @pytest.mark.parametrize('message, needed', [
@@ -104,7 +105,7 @@ def test_topologies_have_their_chips_and_devices(text, chips, devices):
    'of 15.75G hbm.', 0.5),
 ])  # fmt: skip
 def test_the_need_is_read_from_the_message_of_the_compiler(message, needed):
-  found = hbm.out_of_memory(RuntimeError(message), flops.CHIPS['v5e'])
+  found = hbm.out_of_memory(RuntimeError(message), slices.CHIPS['v5e'])
   assert found['needed_gib'] == needed
   assert found['limit_gib'] == 15.75
 
@@ -126,7 +127,7 @@ ENTRY %main (x: {small}) -> {small} {{
 
 def test_another_refusal_of_the_compiler_is_one_line():
   with pytest.raises(InputError, match='refuses the step: INTERNAL: a b'):
-    hbm.out_of_memory(RuntimeError('INTERNAL: a\nb'), flops.CHIPS['v5e'])
+    hbm.out_of_memory(RuntimeError('INTERNAL: a\nb'), slices.CHIPS['v5e'])
 
 
 def test_rings_go_over_whole_axes_of_the_torus():

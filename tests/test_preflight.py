@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 
 from configs import tiny
-from longjax import flops
+from longjax import slices
 from longjax.errors import InputError
 from longjax.parallel import processes
 from longjax.train import preflight
@@ -52,7 +52,7 @@ def test_clocks_that_differ_are_a_warning(monkeypatch):
 def lowered(share, fails=''):
   """Of a step that needs this share of a v5e, or that its compiler refuses."""
   sizes = SimpleNamespace(
-    argument_size_in_bytes=share * flops.CHIPS['v5e'].hbm - 200,
+    argument_size_in_bytes=share * slices.CHIPS['v5e'].hbm - 200,
     temp_size_in_bytes=60, output_size_in_bytes=140, alias_size_in_bytes=100,
     generated_code_size_in_bytes=100, host_temp_size_in_bytes=0,
   )  # fmt: skip

@@ -6,9 +6,9 @@ and 10 bytes/s over a link.
 
 import pytest
 
-from longjax import slices
-from longjax.flops import Chip
 from longjax.plan import hlo, schedule
+from longjax.plan.network import Network
+from longjax.slices import Chip
 
 CHIP = Chip('v5e', peak=1e3, hbm=1e6, bandwidth=100, link=10, clock=1000)
 
@@ -24,7 +24,7 @@ class Device:
 
 def line_of(count):
   """Chips (0, 0), (1, 0), ...: 16 of them are a ring."""
-  return slices.Network([Device(i, 0, 0) for i in range(count)])
+  return Network([Device(i, 0, 0) for i in range(count)])
 
 
 def scheduled(
@@ -251,7 +251,7 @@ def test_messages_between_slices_are_counted_and_not_timed():
 def test_a_program_numbers_the_devices_of_one_slice():
   devices = [Device(i, 0, 0, slice_index=s) for s in (0, 1) for i in (0, 1, 2)]
   line = '%c = u8[30] all-reduce(%x), channel_id=1, replica_groups={}'
-  found = scheduled(program(line), slices.Network(devices))
+  found = scheduled(program(line), Network(devices))
   assert found.seconds == pytest.approx(2 * 20 / 10)
 
 

@@ -24,10 +24,10 @@ import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from longjax.flops import Chip
 from longjax.plan import hlo
 from longjax.plan.hlo import Instruction, Program
-from longjax.slices import Network
+from longjax.plan.network import Network
+from longjax.slices import Chip
 
 # Names of the Pallas kernels of attention, as the program holds them.
 FORWARD, BACKWARD = 'attention_forward', 'attention_backward'

@@ -7,7 +7,8 @@ import jax
 
 from longjax import flops, hbm, llama, lora, settings, slices
 from longjax.errors import InputError
-from longjax.plan import report, schedule
+from longjax.plan import schedule
+from longjax.plan.compile import plan
 from longjax.plan.workload import workload
 from longjax.train import step as train_step
 
@@ -36,7 +37,7 @@ def search(config, where: slices.Slice, documents: str, log) -> list[dict]:
       f'{trial.model.remat}, micro_batches {trial.train.micro_batches}: about '
       f'{seconds:.3g} s and {gib:.1f} GiB'
     )
-    reports.append(report.plan(trial, where, documents, log))
+    reports.append(plan(trial, where, documents, log))
   late = lambda r: r['step']['seconds'] if r['fits'] else math.inf
   return sorted(reports, key=late)
 
@@ -44,7 +45,7 @@ def search(config, where: slices.Slice, documents: str, log) -> list[dict]:
 def candidates(config, where: slices.Slice, documents: str) -> list:
   """[(seconds, GiB, config)], by the estimate, of what should fit; for each
   mesh and policy the fewest micro-batches that do."""
-  chip = flops.CHIPS[where.generation]
+  chip = where.chip
   found = []
   for seq, remat in itertools.product(ring_sizes(where), llama.REMAT):
     for trial in meshes(config, where, seq, remat):
@@ -57,7 +58,7 @@ def candidates(config, where: slices.Slice, documents: str) -> list:
 
 def ring_sizes(where: slices.Slice) -> list[int]:
   """Products of whole axes of the torus, so that a ring has short hops."""
-  axes = (*where.dims, where.per_chip)
+  axes = (*where.dims, where.chip.per_chip)
   subsets = itertools.chain.from_iterable(
     itertools.combinations(axes, k) for k in range(len(axes) + 1)
   )
@@ -66,7 +67,7 @@ def ring_sizes(where: slices.Slice) -> list[int]:
 
 def meshes(config, where, seq: int, remat: str):
   """Valid configs with this ring, from few micro-batches to many."""
-  data = where.chips * where.per_chip // seq
+  data = where.devices // seq
   rows = config.train.batch // data
   for parts in (m for m in range(1, rows + 1) if rows % m == 0):
     trial = config.copy_and_resolve_references()

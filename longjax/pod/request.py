@@ -110,7 +110,7 @@ def cost(pod: Pod, plan: str, config) -> list[str]:
     f'{pod.tier}: {pod.slice.chips} chip-hours an hour, from when it is there '
     'until pod.py down'
   ]
-  mesh, devices = config.mesh, pod.slice.chips * pod.slice.per_chip
+  mesh, devices = config.mesh, pod.slice.devices
   if mesh.data * mesh.seq != devices:
     seq = math.gcd(mesh.seq, devices // pod.slice.slices)  # in one slice
     lines += [

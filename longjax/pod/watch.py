@@ -10,9 +10,9 @@ where this machine is offline, nothing is deleted.
 import time
 from collections.abc import Callable
 
+from longjax.errors import PREEMPTED
 from longjax.pod import queued
 from longjax.pod.terminal import CommandFailed
-from longjax.train.preemption import PREEMPTED
 
 REFUSED = 2  # exit code of launch/tpu.py, as PREEMPTED is
 POLL_SECONDS = 60

@@ -21,6 +21,7 @@ from longjax import (
   mirror,
   progress,
   settings,
+  slices,
   storage,
   weights,
 )
@@ -541,7 +542,7 @@ def describe(run: Run) -> str:
 
 def utilization(run: Run, batch, seconds) -> dict:
   """{'mfu': model FLOPs utilization}; None for a chip we do not know."""
-  chip = flops.chip(run.mesh.devices.flat[0].device_kind)
+  chip = slices.chip(run.mesh.devices.flat[0].device_kind)
   if chip is None:
     return dict(mfu=None)
   shape = run.config.train.batch, run.config.train.seq_len

@@ -8,7 +8,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
-PREEMPTED = 75  # exit code
+from longjax.errors import PREEMPTED
 
 
 class Asked:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import flops, hbm
+from longjax import hbm, slices
 from longjax.errors import InputError
 from longjax.parallel import processes
 from longjax.train import provenance
@@ -120,7 +120,7 @@ def compiled(lowered, device_kind: str):
 
   launch/plan.py says the same of it, before there is a chip.
   """
-  chip = flops.chip(device_kind)
+  chip = slices.chip(device_kind)
   if chip is None:
     return lowered.compile()
   try:
@@ -131,9 +131,9 @@ def compiled(lowered, device_kind: str):
   if step is None or not hbm.fits(need, chip):
     raise InputError(
       f'the train step needs {need:.2f} GiB of the {chip.hbm / hbm.GIB:.2f} '
-      f'GiB of a {chip.name}, of which {flops.SPARE:.0%} must stay free; raise '
-      'mesh.seq or train.micro_batches, lower train.loss_chunk, or choose '
-      'another model.remat'
+      f'GiB of a {chip.name}, of which {slices.SPARE:.0%} must stay free; '
+      'raise mesh.seq or train.micro_batches, lower train.loss_chunk, or '
+      'choose another model.remat'
     )
   return step
 

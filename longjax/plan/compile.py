@@ -6,6 +6,7 @@ memory; the time is that of the model in schedule.py.
 """
 
 import collections
+import importlib.util
 import pathlib
 import resource
 import tempfile
@@ -19,6 +20,7 @@ from longjax import flops, hbm, llama, lora, settings, slices
 from longjax.errors import InputError
 from longjax.parallel import sharding, topology
 from longjax.plan import contents, hlo, schedule
+from longjax.plan.network import Network
 from longjax.plan.workload import Workload, workload
 from longjax.train import step as train_step
 
@@ -31,7 +33,7 @@ class Job(NamedTuple):
   config: Any  # ml_collections.ConfigDict
   model: llama.Llama
   where: slices.Slice
-  chip: flops.Chip
+  chip: slices.Chip
   mesh: Mesh
   work: Workload
 
@@ -50,7 +52,7 @@ def check(config, where: slices.Slice, documents: str, log) -> llama.Llama:
 
 def fit_mesh(config, where: slices.Slice, log):
   """Keeps mesh.seq and lets mesh.data take the rest of the devices."""
-  devices, mesh = where.chips * where.per_chip, config.mesh
+  devices, mesh = where.devices, config.mesh
   if mesh.data * mesh.seq == devices and mesh.data % where.slices == 0:
     return
   each = devices // where.slices
@@ -90,14 +92,13 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
 
   Returns:
     The report of docs/plan.md, json-like. `fits` is False if the step leaves
-    less than flops.SPARE of the HBM free; if the compiler ran out of it, there
+    less than slices.SPARE of the HBM free; if the compiler ran out of it, there
     is no schedule to speak of.
 
   Raises:
     InputError: no TPU compiler here, or it refuses for another reason.
   """
-  devices = where.devices()
-  chip = flops.CHIPS[where.generation]
+  devices, chip = devices_of(where), where.chip
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq, devices)
   job = Job(
     config, settings.check(config), where, chip, mesh,
@@ -122,6 +123,25 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
     return report | dict(fits=False, hbm=lacking)
   memory, parsed = compiled.memory_analysis(), hlo.parse(text)
   return report | measured(job, memory, parsed, state, batch)
+
+
+def devices_of(where: slices.Slice) -> list:
+  """Devices to compile for. Raises InputError if libtpu is not here."""
+  if not importlib.util.find_spec('libtpu'):
+    raise InputError(
+      'compiling for a TPU needs its compiler: pip install libtpu'
+    )
+  from jax.experimental import topologies
+
+  options: dict = dict(num_slices=where.slices) if where.slices > 1 else {}
+  if where.generation == 'v4':  # else a chip is two devices
+    options['chip_config_name'] = 'megacore'
+  try:
+    return topologies.get_topology_desc(
+      platform='tpu', topology_name=where.name, **options
+    ).devices
+  except RuntimeError as error:
+    raise InputError(f'libtpu knows no {where.name}: {error}') from None
 
 
 def compile_step(lowered):
@@ -191,7 +211,7 @@ def timed(job: Job, parsed: hlo.Program, calibration) -> schedule.Schedule:
   forward, backward = schedule.kernel_seconds(
     job.chip, [each * blocks for blocks in work.hops], calibration
   )
-  network = slices.Network(job.mesh.devices.flatten().tolist())
+  network = Network(job.mesh.devices.flatten().tolist())
   live = [blocks / work.pairs for blocks in work.hops]
   return schedule.schedule(
     parsed,
