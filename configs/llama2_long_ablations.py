@@ -41,7 +41,7 @@ def get_config(name='abf'):
   config = llama2_7b_32k.get_config()
   config.name = f'llama2_long_ablations_{name}'
   rope = ROPES.get(name, ROPES['abf'])
-  config.model.rope = common.model('tiny', **rope).rope
+  config.model.rope = common.rope(**rope)
   config.train.steps = 20_000  # section 4.1: 80B tokens
   config.data.mix = MIXES.get(name, {})
   if name in CURRICULA:

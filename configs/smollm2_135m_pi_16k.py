@@ -19,5 +19,5 @@ def get_config():
     '(arXiv:2306.15595, section 3.1); these few only begin to adapt the model.',
   )
   rope = dict(base=100_000.0, scaling='linear', factor=2.0)
-  config.model.rope = common.model('smollm2_135m', **rope).rope
+  config.model.rope = common.rope(**rope)
   return config

@@ -38,14 +38,13 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   set_lengths(config, lengths)
 
-  from longjax import evals, settings
+  from longjax import evals
   from longjax.data import prepare
   from longjax.parallel import processes, sharding
 
   asked = read_tasks(tasks) or evals.names(config.eval)
   if not asked:
     raise InputError(f'{config.name} asks for no evaluation: use --tasks=a,b')
-  settings.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   checkpoints = find(config, [x for x in (checkpoint, against) if x])
@@ -66,7 +65,7 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
 
 def measure(config, mesh, checkpoints, asked, store, directory):
   """All tasks of all checkpoints; what is done is reported after each."""
-  from longjax import evals, settings
+  from longjax import checks, evals
   from longjax.evals import report
   from longjax.parallel import processes
 
@@ -74,7 +73,7 @@ def measure(config, mesh, checkpoints, asked, store, directory):
   found, about = {}, {}
   for name, (path, step, tokenizer) in checkpoints.items():
     log(f'evaluating {name}')
-    params, model = evals.load(path, settings.llama_config(config), mesh)
+    params, model = evals.load(path, checks.llama_config(config), mesh)
     if tokenizer.vocab > model.vocab:
       raise InputError(
         f'the tokenizer has {tokenizer.vocab} ids, but {path} only '

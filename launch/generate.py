@@ -59,14 +59,13 @@ def check(checkpoint, text, chat):
 
 def load(config, checkpoint, chat, count, how, stops):
   """(the tokenizer, a function ids of a prompt -> text of its answer)."""
-  from longjax import evals, settings
+  from longjax import checks, evals
   from longjax.data import chat as chats
   from longjax.data import downloads, prepare
   from longjax.evals import prompts
   from longjax.inference import generate
   from longjax.parallel import sharding
 
-  settings.check(config)
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   config.weights = str(downloads.locate(checkpoint))
@@ -75,7 +74,7 @@ def load(config, checkpoint, chat, count, how, stops):
   if chat:
     chats.prompt([dict(role='user', content='')], tokenizer, chat)  # it can
     ends = [tokenizer.ident(chats.ENDS[chat])]
-  model = evals.load(config.weights, settings.llama_config(config), mesh)
+  model = evals.load(config.weights, checks.llama_config(config), mesh)
   lm = evals.language_model(*model, mesh, config, tokenizer, ends)
   stopped = generate.stop_at(tokenizer, stops)
   sampling = generate.Sampling(*how)

@@ -24,7 +24,6 @@ def main(
   config, topology='', slices='', documents='', json=False, search=False
 ):
   """Compiles and prints; the answer is the exit code."""
-  os.environ.update(ENVIRONMENT)  # before jax is imported
   where = parse(topology, cli.number('slices', slices, 1, 1))
   from longjax.plan import search as searching
   from longjax.plan.compile import check, plan
@@ -158,6 +157,7 @@ def table(reports: list[dict]) -> str:
 
 
 if __name__ == '__main__':
+  os.environ.update(ENVIRONMENT)  # before jax is imported
   sys.exit(
     cli.run(
       main,

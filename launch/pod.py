@@ -39,14 +39,21 @@ GS = r'gs://[a-z0-9][a-z0-9._-]+/.+'
 PUSHES = ('push', 'run', 'supervise')
 
 
-def main(verb, config, **flags):
-  """Does one verb; the answer is the exit code."""
+def main(verb, words, config, **flags):
+  """Does one verb; the answer is the exit code.
+
+  Args:
+    verb: one of VERBS.
+    words: what was typed of the config: its file, and changes of its keys.
+    config: the config.
+    **flags: by name.
+  """
   pod = asked(verb, config, flags)
   terminal = Terminal()
   if flags['dry_run']:
     terminal = Rehearsal(exists=verb not in MAKES, label=pod.name)
   try:
-    return do(verb, terminal, pod, config, flags)
+    return do(verb, terminal, pod, config, flags | dict(words=words))
   except CommandFailed as error:
     print(f'pod.py: {cli.one_line(error)}', file=sys.stderr)
     return 1
@@ -60,7 +67,7 @@ def do(verb, terminal, pod, config, flags) -> int:
   code = None
   if verb in PUSHES:
     code = checkout(flags, check=verb != 'run')
-    pod = pod._replace(arguments=arguments(code, pod))
+    pod = pod._replace(arguments=arguments(code, pod, flags['words']))
   if verb in MAKES:
     for line in request.cost(pod, flags['plan'], config):
       log(line)
@@ -111,11 +118,12 @@ def checkout(flags, check: bool) -> tree.Tree:
   return code
 
 
-def arguments(code, pod) -> tuple[str, ...]:
+def arguments(code, pod, words) -> tuple[str, ...]:
   """What launch/tpu.py is given on the workers: this config, as changed."""
-  config = tree.config_path(code, cli.config_file(sys.argv) or '')
+  file, *changes = words
+  config = tree.config_path(code, file.removeprefix('--config='))
   workdir = [f'--workdir={pod.workdir}'] if pod.workdir else []
-  return (f'--config={config}', *cli.overrides(sys.argv), *workdir)
+  return (f'--config={config}', *changes, *workdir)
 
 
 def confirm(question: str, sure: bool):

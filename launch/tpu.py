@@ -18,11 +18,9 @@ from longjax import cache, cli
 
 def main(config, workdir=''):
   """Trains; the answer is the exit code."""
-  from longjax import settings
   from longjax.parallel import sharding
   from longjax.train import loop
 
-  settings.check(config)
   compiled = cache.directory() / 'compiled'
   sharding.start(config.mesh.data * config.mesh.seq, compiled)
   return loop.main(config, workdir or pathlib.Path('runs') / config.name)

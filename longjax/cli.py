@@ -1,40 +1,84 @@
-"""What the commands in `launch/` share: flags, configs, and how they fail.
+"""What the commands in `launch/` share: flags, configs, exit codes.
 
-A command is a function `main(config, flag=...)`, or one of (verb, config,
-flag=...). A flag `dry_run` is spelled --dry-run. Whatever a user can mend is
-answered with one line on stderr and exit code 2, before anything is compiled.
+A command is a function `main(config, flag=...)`; a flag `dry_run` is spelled
+--dry-run. What a user can mend is answered by one line on stderr and exit code
+2, before anything is compiled.
 """
 
-import difflib
+import importlib.util
 import inspect
-import itertools
 import os
 import pathlib
-import re
 import sys
+import textwrap
+from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
+from longjax import config as schema
 from longjax import errors
 from longjax.errors import InputError
 
 
-def run(main, doc: str | None, switches=(), verbs=(), **extra: str) -> int:
+def run(main, doc: str | None, switches=(), verbs=(), **flags: str) -> int:
   """Parses sys.argv, calls main(config, **flags), returns the exit code.
 
   Args:
-    main: takes the config and a string for each extra flag.
+    main: takes the config, and by name a string for each flag.
     doc: what --help prints first.
-    switches: names of extra flags that take no value and give a bool.
-    verbs: if any, the first argument is one, and the first of main's too.
-    **extra: name = help of the flags beside --config.
+    switches: names of flags that take no value and give a bool.
+    verbs: where there are any, the first argument is one of them, and main
+      takes (verb, words, config, **flags); words are what was typed of the
+      config, --config=FILE --config.KEY=VALUE ...
+    **flags: name = help of the flags beside --config.
+  """
+  known = dict(config='configs/NAME.py or configs/NAME.py:VARIANT')
+  known |= {dashed(name): text for name, text in flags.items()}
+
+  def answer():
+    arguments = sys.argv[1:]
+    if asks_help(arguments):
+      print(help_text(doc, known, config_file(arguments)))
+      return 0
+    from longjax import checks  # numpy takes a moment
+
+    verb, rest = take_verb(arguments, verbs)
+    typed, overrides = read_flags(rest, known, [*map(dashed, switches)])
+    if 'config' not in typed:
+      raise InputError('--config=configs/NAME.py is needed; see --help')
+    config = load(typed['config'], overrides)
+    checks.check(config)
+    values = {name: name not in switches and '' for name in flags}
+    values |= {k.replace('-', '_'): v for k, v in typed.items()}
+    words = [f'--config={values.pop("config")}']
+    words += [f'--config.{key}={text}' for key, text in overrides]
+    return main(*([verb, words] if verb else []), config, **values)
+
+  return guarded(answer)
+
+
+def run_verb(doc: str | None, **verbs) -> int:
+  """As `run`, for a command without a config: VERB --flag=value ...
+
+  Args:
+    doc: what --help prints first.
+    **verbs: verb = (function, {flag: help}). The function takes a string for
+      each flag as `flag_`; those without a default are needed.
   """
 
   def answer():
-    argv, verb = take_verb(sys.argv, verbs)
-    config, values = parse(argv, doc, extra, switches)
-    return 0 if config is None else main(*verb, config, **values)
+    if asks_help(sys.argv[1:]):
+      lines = [(doc or '').strip()]
+      for verb, (_, known) in verbs.items():
+        lines += ['', f'flags of {verb}:', *flag_lines(known)]
+      print('\n'.join(lines))
+      return 0
+    verb, rest = take_verb(sys.argv[1:], verbs)
+    function, known = verbs[verb]
+    values, _ = read_flags(rest, known)
+    for name, parameter in inspect.signature(function).parameters.items():
+      flag = dashed(name.rstrip('_'))
+      if parameter.default is parameter.empty and not values.get(flag):
+        raise InputError(f'--{flag} is needed: {known[flag]}')
+    return function(**{f'{k.replace("-", "_")}_': v for k, v in values.items()})
 
   return guarded(answer)
 
@@ -63,124 +107,119 @@ def guarded(answer) -> int:
     return 130
 
 
-def take_verb(argv, verbs) -> tuple[list[str], list[str]]:
-  """(argv without its verb, [the verb]); or InputError."""
-  rest, first = argv[1:], (argv[1:] or [''])[0]
-  if not verbs or asks_help(argv):
-    return [argv[0], *(x for x in rest if x not in verbs)], []
+def asks_help(arguments) -> bool:
+  return any(word in ('-h', '-help', '--help') for word in arguments)
+
+
+def take_verb(arguments, verbs) -> tuple[str, list[str]]:
+  """(the verb, '' where there are none; the arguments after it)."""
+  if not verbs:
+    return '', arguments
+  first, *rest = arguments or ['']
   if first not in verbs:
-    near = nearest(first, verbs) if first.strip('-') else ''
     raise InputError(
-      f'the first argument is one of {", ".join(verbs)}, not {first!r}{near}'
+      f'the first argument is one of {", ".join(verbs)}, not {first!r}'
+      + (nearest(first, verbs) if first.strip('-') else '')
     )
-  return [argv[0], *rest[1:]], [first]
+  return first, rest
 
 
-def asks_help(argv) -> bool:
-  """Whether a flag does."""
-  return any(a in ('-h', '-help', '--help') for a in argv[1:])
-
-
-def overrides(argv) -> list[str]:
-  """The --config.KEY=VALUE among the arguments, each as one word."""
-  found = []
-  for argument, following in zip(argv, [*argv[1:], '--']):
-    if re.match(r'--?config\.', argument):
-      alone = '=' in argument or following.startswith('--')
-      found.append(argument if alone else f'{argument}={following}')
-  return found
-
-
-def run_verb(doc: str | None, **verbs) -> int:
-  """As `run`, for a command without config: VERB --flag=value ...
+def read_flags(arguments, known, switches=()):
+  """({flag: value}, [(key of the config, text), ...]) of the arguments.
 
   Args:
-    doc: what --help prints.
-    **verbs: verb = (function, {flag: help}). The function takes a string for
-      each flag as `flag_`; those without a default are needed.
+    arguments: --flag=value, --flag value, --switch, --config.KEY=value ...
+    known: names of the flags; keys are taken where --config is one.
+    switches: those that need no value.
   """
-
-  def answer():
-    if asks_help(sys.argv):
-      print(verb_help(doc, verbs))
-      return 0
-    (_, *rest), (verb,) = take_verb(sys.argv, verbs)
-    function, known = verbs[verb]
-    return function(**_verb_flags(function, known, rest))
-
-  return guarded(answer)
-
-
-def verb_help(doc, verbs) -> str:
-  lines = [(doc or '').strip()]
-  for verb, (_, known) in verbs.items():
-    lines += ['', f'flags of {verb}:']
-    lines += [f'  --{flag}: {text}' for flag, text in known.items()]
-  return '\n'.join(lines)
-
-
-def _verb_flags(function, known, arguments) -> dict:
-  """{'flag_': value} from --flag=value and --flag value."""
-  values, rest = {}, list(arguments)
+  values: dict[str, Any] = {}
+  overrides, rest = [], list(arguments)
   while rest:
-    argument = rest.pop(0)
-    name, equals, value = argument.partition('=')
-    flag = name.lstrip('-').replace('_', '-')
-    if flag not in known or not name.startswith('-'):
-      near = nearest(f'--{flag}', [f'--{one}' for one in known])
-      raise InputError(f'unknown flag {name!r}{near}')
-    if not equals and not rest:
-      raise InputError(f'--{flag} needs a value: {known[flag]}')
-    value = value if equals else rest.pop(0)
-    values[flag.replace('-', '_') + '_'] = value
-  needed = [
-    name
-    for name, parameter in inspect.signature(function).parameters.items()
-    if parameter.default is parameter.empty and not values.get(name)
-  ]
-  if needed:
-    flag = needed[0].rstrip('_').replace('_', '-')
-    raise InputError(f'--{flag} is needed: {known[flag]}')
-  return values
-
-
-def parse(argv, doc, extra, switches=()):
-  """(config, {flag: value}); (None, {}) after --help. Raises InputError."""
-  extra = {name.replace('_', '-'): text for name, text in extra.items()}
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file(
-    'config', lock_config=True, flag_values=values, sys_argv=argv
-  )
-  for name, text in extra.items():
-    if name.replace('-', '_') in switches:
-      flags.DEFINE_bool(name, False, text, flag_values=values)
+    word = rest.pop(0)
+    name, equals, value = word.lstrip('-').partition('=')
+    flag, key = dashed(name), name.removeprefix('config.')
+    if not word.startswith('-'):
+      raise InputError(f'{word!r} is not a flag; flags are --name=value')
+    is_key = key != name and 'config' in known
+    if not is_key and flag not in known:
+      raise InputError(f'unknown flag --{name}{near_flag(name, known)}')
+    switch = flag in switches or (is_key and schema.is_bool(key))
+    if switch and not equals:
+      value = 'true'
+    elif not equals:
+      if not rest or rest[0].startswith('--'):
+        raise InputError(f'--{name} needs a value: --{name}=VALUE')
+      value = rest.pop(0)
+    if is_key:
+      overrides.append((key, value))
     else:
-      flags.DEFINE_string(name, '', text, flag_values=values)
-  if asks_help(argv):
-    print(help_text(argv, doc, extra))
-    return None, {}
-  _refuse_unknown(argv, extra, switches)
+      values[flag] = value.lower() in ('true', '1') if switch else value
+  return values, overrides
+
+
+def near_flag(name: str, known) -> str:
+  """'; nearest is X': a flag, or a key of the config."""
+  flags = [f'--{flag}' for flag in known]
+  if 'config' not in known:
+    return nearest(f'--{name}', flags)
+  found = schema.nearest(name, known)
+  dot = 'config.' if found in schema.KEYS else ''
+  return f"; nearest is '--{dot}{found}'"
+
+
+def nearest(name: str, known) -> str:
+  """'; nearest is X', or '' where nothing is known."""
+  close = errors.nearest(name, known)
+  return f'; nearest is {close!r}' if close else ''
+
+
+def load(path: str, overrides=()) -> Any:
+  """The config of a file, with the overrides [(key, text), ...] applied."""
+  name, _, variant = path.partition(':')
+  file = pathlib.Path(name)
+  if not file.is_file():
+    beside = map(str, file.parent.glob('*.py'))
+    raise InputError(f'there is no config {name}{nearest(name, beside)}')
   try:
-    stray = values(argv)[1:]
-    config = _loaded(values.config)
+    spec: Any = importlib.util.spec_from_file_location('config_file', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(*filter(None, [variant])).lock()
+  except InputError as error:
+    raise InputError(f'{path}: {error}') from error
   except Exception as error:  # a config is a program: anything may be raised
-    raise InputError(_say(argv, error)) from error
-  if stray:
-    raise InputError(f'{stray[0]!r} is not a flag; flags are --name=value')
-  if config is None:
-    raise InputError('--config=configs/NAME.py is needed; see --help')
-  _refuse_incomplete(argv, config)
-  return config, {n.replace('-', '_'): values[n].value for n in extra}
+    raise InputError(f'{path}: {type(error).__name__}: {error}') from error
+  for key, text in overrides:
+    schema.override(config, key, text)
+  return config
 
 
-def help_text(argv, doc, extra) -> str:
-  """The docstring, the flags, and the keys of the config that was named."""
-  lines = [(doc or '').strip(), '', 'flags:', '  --config: configs/NAME.py']
-  lines += [f'  --{name}: {text}' for name, text in extra.items()]
-  lines += ['  --config.KEY=VALUE: change a key of the config, one of', '']
-  config = config_file(argv) or 'configs/common.py'
-  lines += [f'    {k}={v!r}' for k, v in keys(_load(config)).items()]
+def config_file(arguments) -> str:
+  """The value of --config, '' where it is not given."""
+  for word, following in zip(arguments, [*arguments[1:], '']):
+    name, _, value = word.partition('=')
+    if name in ('--config', '-config'):
+      return value or following
+  return ''
+
+
+def help_text(doc, known, file: str) -> str:
+  """The docstring, the flags, and all keys with their values and meanings."""
+  config = load(file) if file else {}
+  lines = [(doc or '').strip(), '', 'flags:', *flag_lines(known)]
+  lines += ['', f'keys of {file or "a config"}, set by --config.KEY=VALUE:', '']
+  for value, meaning in schema.describe(config):
+    first, *rest = textwrap.wrap(meaning, 42) or ['']
+    if len(value) > 34:
+      lines.append(f'  {value}')
+      value = ''
+    lines += [f'  {value:34}  {first}'.rstrip()]
+    lines += [f'{"":38}{text}' for text in rest]
   return '\n'.join(lines)
+
+
+def flag_lines(known) -> list[str]:
+  return [f'  --{flag}: {text}' for flag, text in known.items()]
 
 
 def number(flag: str, text: str, default, least, most=10**6):
@@ -196,120 +235,10 @@ def number(flag: str, text: str, default, least, most=10**6):
   return value
 
 
-def keys(config, prefix='') -> dict:
-  """Flat view of a config: {'model.rope.base': 5e5, ...}."""
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, ConfigDict) and len(value):
-      flat |= keys(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
 def one_line(error) -> str:
   """A message without its line breaks."""
   return ' '.join(str(error).split())
 
 
-def nearest(name, known) -> str:
-  """', nearest is X' or ''."""
-  close = errors.nearest(name, known)
-  return f'; nearest is {close!r}' if close else ''
-
-
-def _refuse_unknown(argv, extra, switches):
-  """Names each unknown flag or config key, with its nearest relative."""
-  path = config_file(argv)
-  known = keys(_load(path)) if path else {}
-  for before, argument in itertools.pairwise(argv):
-    name = re.match(r'--?([^=]*)', argument)
-    alone = before.startswith('-') and '=' not in before
-    asks = alone and before.strip('-').replace('-', '_') not in switches
-    if not name or (asks and not argument.startswith('--')):
-      continue  # no flag, or the value of one: --tokens -1
-    name = name[1]
-    if name.startswith('config.'):
-      key = name.removeprefix('config.')
-      if path and key not in known and not _is_part(key, known):
-        raise InputError(f'{path} has no key {key!r}{_nearest_key(key, known)}')
-    elif name not in ('config', *extra):
-      raise InputError(
-        f'unknown flag --{name}{_nearest_flag(name, extra, known)}'
-      )
-
-
-def _refuse_incomplete(argv, config):
-  """Names the first key of configs/common.py that a config is without."""
-  known = keys(config)
-  for key in keys(_load('configs/common.py')):
-    if not _is_part(key, known):
-      raise InputError(
-        f'{config_file(argv)} is without the key {key!r}; a config starts '
-        'from common.base(), which has all'
-      )
-
-
-def _nearest_key(key, known):
-  """By the whole path, or else by its last word."""
-  by_last = {k.split('.')[-1]: k for k in known}
-  last = difflib.get_close_matches(key.split('.')[-1], by_last, n=1)
-  return nearest(key, [by_last[last[0]]] if last else known)
-
-
-def _nearest_flag(name, extra, known):
-  """A flag, or the key of the config that ends with this very word."""
-  ends = [k for k in known if k.split('.')[-1] == name]
-  return nearest(name, [f'config.{k}' for k in ends] or ['config', *extra])
-
-
-def _is_part(key, known):
-  """A whole section, or an element of a tuple: mesh[1]."""
-  key = re.sub(r'\[\d+\]$', '', key)
-  return key in known or any(k.startswith(key + '.') for k in known)
-
-
-def config_file(argv) -> str | None:
-  """The value of --config, or None."""
-  for i, argument in enumerate(argv[1:], 1):
-    if argument in ('--config', '-config') and i + 1 < len(argv):
-      return argv[i + 1]
-    if re.match(r'--?config=', argument):
-      return argument.split('=', 1)[1]
-  return None
-
-
-def _load(path):
-  """The config of a file, as --config=path would give it."""
-  if path == 'configs/common.py':
-    from configs import common
-
-    return common.base()
-  values = flags.FlagValues()
-  argv = ['', f'--config={path}']
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  try:
-    values(argv)
-    return _loaded(values.config)
-  except Exception as error:
-    raise InputError(_say(argv, error)) from error
-
-
-def _loaded(config):
-  """The config; a file that failed to load raises here, not at first use."""
-  if config is not None:
-    config.keys()
-  return config
-
-
-def _say(argv, error) -> str:
-  path = config_file(argv)
-  file = pathlib.Path(str(path).split(':', maxsplit=1)[0])
-  if path and not file.is_file():
-    beside = [str(p) for p in file.parent.glob('*.py')]
-    return f'there is no config {path}{nearest(str(file), beside)}'
-  if isinstance(error, flags.Error):
-    if 'Traceback' in str(error):  # what get_config raised
-      return f'{path}: {str(error).strip().splitlines()[-1]}'
-    return one_line(error)
-  return f'{path}: {type(error).__name__}: {one_line(error)}'
+def dashed(name: str) -> str:
+  return name.replace('_', '-')

@@ -17,14 +17,15 @@ TINY = '--config=configs/tiny.py'
 @pytest.mark.parametrize('arguments, says', [
   ([TINY, '--config.optim.learning_rat=1'], "nearest is 'optim.learning_rate'"),
   ([TINY, '--config.model.rope.bas=1'], "nearest is 'model.rope.base'"),
-  ([TINY, '--config.lr=1'], "no key 'lr'; nearest is"),
-  ([TINY, '--steps=5'], "nearest is 'config.train.steps'"),
-  ([TINY, '--workdri=x'], "nearest is 'workdir'"),
+  ([TINY, '--config.lr=1'], "nearest is 'optim.learning_rate'"),
+  ([TINY, '--lr=1'], "nearest is '--config.optim.learning_rate'"),
+  ([TINY, '--steps=5'], "nearest is '--config.train.steps'"),
+  ([TINY, '--workdri=x'], "nearest is '--workdir'"),
   ([TINY, '--config.train.steps=abc'], 'abc'),
-  ([TINY, '--config.train.steps=1e3'], '1e3'),
+  ([TINY, '--config.train.steps=1.5'], "a whole number, not '1.5'"),
   ([TINY, 'stray'], "'stray' is not a flag"),
   (['--config=configs/tinny.py'], "nearest is 'configs/tiny.py'"),
-  (['--config=configs/llama_pi.py:7b'], "ValueError: '7b' is none of llama1"),
+  (['--config=configs/llama_pi.py:7b'], "'7b' is none of llama1"),
   ([], '--config=configs/NAME.py is needed'),
 ])  # fmt: skip
 def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
@@ -34,8 +35,8 @@ def test_a_mistyped_command_is_answered_in_one_line_at_once(arguments, says):
 
 
 @pytest.mark.parametrize('body, says', [
-  ('del config.train.steps', "is without the key 'train.steps'"),
-  ('config = ConfigDict(dict(name="x"))', 'is without the key'),
+  ('del config.train.steps', "lacks the key 'train.steps'"),
+  ('config = ConfigDict(dict(name="x"))', 'lacks the key'),
 ])  # fmt: skip
 def test_a_config_without_a_key_is_answered_with_the_key(body, says, tmp_path):
   path = tmp_path / 'mine.py'
@@ -52,22 +53,22 @@ def test_a_config_without_a_key_is_answered_with_the_key(body, says, tmp_path):
 
 @pytest.mark.parametrize('override, says', [
   ('weights=/etc/passwd', '/etc/passwd has no known format'),
-  ('optim.learning_rate=nan', 'optim.learning_rate must be a finite number'),
-  ('optim.learning_rate=inf', 'optim.learning_rate must be a finite number'),
-  ('optim.b2=1.0', 'config.optim.b2 must be from 0 to below 1'),
-  ('seed=99999999999999999999', 'config.seed must be a finite number'),
+  ('optim.learning_rate=nan', 'optim.learning_rate is nan; it must be finite'),
+  ('optim.learning_rate=inf', 'optim.learning_rate is inf; it must be finite'),
+  ('optim.b2=1.0', 'optim.b2 is 1.0; it must be at least 0 and below 1'),
+  ('seed=99999999999999999999', 'below 2**63'),
   ('model.heads=7', 'heads 7 is not a multiple of kv_heads 4'),
   ('model.attention=rng', 'ring'),
   ('model.rope.scaling=yarm', 'yarn'),
   ('mesh.seq=3', '6 equal parts'),
-  ('train.batch=3', 'train.batch 3 is not a multiple'),
+  ('train.batch=3', 'train.batch is 3'),
   ('train.seq_len=260', '8 equal parts'),
   ('optim.schedule=cosin', 'cosine'),
   ('data.layout=zagzig', 'zigzag'),
-  ('model.kv_heads=0', 'kv_heads must be at least 1'),
+  ('model.kv_heads=0', 'model.kv_heads is 0'),
   ('model.head_dim=15', 'head_dim must be even'),
-  ('train.seq_len=0', 'train.seq_len must be at least 1'),
-  ('seed=-1', 'seed must be at least 0'),
+  ('train.seq_len=0', 'train.seq_len is 0'),
+  ('seed=-1', 'config.seed is -1'),
   ('eval.documents=100', '100 documents'),
   ('weights=', 'config.weights is empty'),
   ('weights=/no/such.gguf', '/no/such.gguf'),

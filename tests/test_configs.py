@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from configs import common
-from longjax import settings
+from longjax import checks
 from longjax.parallel import sharding
 from longjax.train import step as train_step
 
@@ -44,7 +44,7 @@ VARIANTS = [
 def traced(name):
   """The train step of a config on an abstract mesh: (state, trace)."""
   config = config_of(name)
-  model = settings.check(config)
+  model = checks.check(config)
   sizes = (config.mesh.data, config.mesh.seq)
   mesh = AbstractMesh(sizes, sharding.AXES, (AxisType.Auto,) * 2)
   step, state = train_step.build(config, model, mesh)
@@ -102,7 +102,7 @@ def test_a_plan_is_of_the_config_as_it_is():
 @pytest.mark.parametrize('name, variant', VARIANTS)
 def test_a_variant_is_a_config_that_could_run(name, variant):
   config = config_of(name, variant)
-  settings.check(config)
+  checks.check(config)
   assert not variant or variant in config.name
 
 

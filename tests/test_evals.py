@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 )
 
 from configs import tiny
-from longjax import evals, settings
+from longjax import checks, evals
 from longjax.batch import one_document
 from longjax.data import layout, prepare, tokenizer
 from longjax.evals import passkey, position_loss, sections
@@ -92,7 +92,7 @@ def test_evaluations_while_training_are_those_of_its_checkpoints(
   )
   mesh = sharding.make_mesh(2, 4)
   params, model = evals.load(
-    tmp_path / 'run/checkpoints/2', settings.llama_config(config), mesh
+    tmp_path / 'run/checkpoints/2', checks.llama_config(config), mesh
   )
   store = prepare.held_out(config, TOKENS)
   again = evals.evaluate(

@@ -10,7 +10,7 @@ import pytest
 from test_llama import packed, params_of, small
 from test_train import tiny_config
 
-from longjax import llama, settings
+from longjax import checks, llama
 from longjax.parallel import fsdp, sharding
 from longjax.train import step as train_step
 
@@ -93,7 +93,7 @@ def step_and_arguments():
   config.model.dtype = 'bfloat16'
   devices = np.array(jax.devices()).reshape(2, 4)
   mesh = jax.sharding.Mesh(devices, sharding.AXES)
-  step, state = train_step.build(config, settings.llama_config(config), mesh)
+  step, state = train_step.build(config, checks.llama_config(config), mesh)
   return step, (state, train_step.abstract_batch(config, mesh))
 
 

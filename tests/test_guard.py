@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import checkpoint, settings
+from longjax import checkpoint, checks
 from longjax.batch import Batch
 from longjax.data import pipeline
 from longjax.errors import InputError
@@ -115,7 +115,7 @@ def looped(workdir, losses, **changes):
     config.update_from_flattened_dict({key.replace('__', '.'): value})
   mesh = sharding.make_mesh(8, 1)
   run = loop.Run(
-    config, settings.llama_config(config), mesh, pathlib.Path(workdir), True,
+    config, checks.llama_config(config), mesh, pathlib.Path(workdir), True,
     lambda _: None, goodput.Clock(), preemption.Asked(),
   )  # fmt: skip
   computed, saved = [], []

@@ -8,7 +8,7 @@ import pytest
 import reference
 from test_train import packed_batch, tiny_config
 
-from longjax import llama, longce, settings
+from longjax import checks, llama, longce
 from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
@@ -55,7 +55,7 @@ def test_no_window_sees_into_another_document():
 
 def float64_weights(params, config, batch):
   """min(exp(short - long), gamma), a window at a time."""
-  model = dataclasses.asdict(settings.llama_config(config))
+  model = dataclasses.asdict(checks.llama_config(config))
 
   def losses(columns):
     cut = [np.asarray(x)[:, columns] for x in batch]
@@ -88,7 +88,7 @@ def test_the_step_learns_the_losses_as_the_float64_model_weighs_them(
 ):
   """And nothing goes through the weights: they are numbers here."""
   config = config_of(data, seq, train__micro_batches=parts)
-  model, mesh = settings.llama_config(config), make_mesh(data, seq)
+  model, mesh = checks.llama_config(config), make_mesh(data, seq)
   draw = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: draw.normal(size=x.shape).astype(np.float32) * 0.3,
@@ -125,4 +125,4 @@ def test_what_cannot_be_meant_is_refused(changes, says):
   config = config_of()
   config.train.longce.update(changes)
   with pytest.raises(InputError, match=says):
-    settings.check(config)
+    checks.check(config)

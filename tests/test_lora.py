@@ -10,7 +10,7 @@ import optax
 import pytest
 from test_train import packed_batch, run_of, tiny_config
 
-from longjax import checkpoint, llama, lora, settings, weights
+from longjax import checkpoint, checks, llama, lora, weights
 from longjax.batch import one_document
 from longjax.errors import InputError
 from longjax.parallel import sharding
@@ -59,7 +59,7 @@ def host_params(config):
   draw = np.random.default_rng(0)
   params = jax.tree.map(
     lambda x: draw.normal(size=x.shape).astype(np.float32),
-    llama.abstract(settings.llama_config(config)),
+    llama.abstract(checks.llama_config(config)),
   )
   factors = lora.init(params, config.lora, jax.random.key(1))
   return params | jax.device_get(factors)
@@ -148,7 +148,7 @@ def test_a_restored_run_goes_on_to_the_bit(trained):
 def test_gradients_are_those_of_the_formula(trained):
   """Read from the first moments of the first step: a tenth of them."""
   config, states, _, _ = trained
-  model = settings.llama_config(config)
+  model = checks.llama_config(config)
   batch = packed_batch(np.random.default_rng(0), config)
 
   def loss(params):
@@ -207,7 +207,7 @@ def test_parts_of_the_sum_are_the_sum(rng):
   ('weights', ('q', 'wo'), "'wo'"),
   ('weights', ('q', 'q'), 'each once'),
   ('weights', (), 'one or more'),
-  ('alpha', 0.0, 'at least'),
+  ('alpha', 0.0, 'above 0'),
   ('alpha', float('nan'), 'finite'),
   ('whole', ('norms',), "'norms'"),
   ('rank', -1, 'at least 0'),
@@ -215,10 +215,10 @@ def test_parts_of_the_sum_are_the_sum(rng):
 def test_what_cannot_be_meant_is_refused(key, value, says):
   config = config_of(**{f'lora__{key}': value})
   with pytest.raises(InputError, match=says):
-    settings.check(config)
+    checks.check(config)
 
 
 def test_moments_of_another_run_do_not_fit_factors():
   config = config_of(moments=True, weights='somewhere')
   with pytest.raises(InputError, match='moments'):
-    settings.check(config)
+    checks.check(config)

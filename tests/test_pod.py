@@ -287,7 +287,7 @@ def test_what_a_shell_would_act_on_stays_one_word_for_the_worker(hostile):
   (['upp', *RUN], "nearest is 'up'"),
   ([], 'the first argument is one of up, push, run'),
   (['up', *RUN], 'up needs --topology, as v5p:4x4x4'),
-  (['up', *RUN, '--topolgy=v5p:4x4x4'], "nearest is 'topology'"),
+  (['up', *RUN, '--topolgy=v5p:4x4x4'], "nearest is '--topology'"),
   (['up', *RUN, '--topology=v5p:4x4'], 'nearest is v5p:4x4x1'),
   (['up', *RUN, '--topology=v5e:6x6'], 'nearest is v5e:4x8'),
   (['up', *RUN, '--topology', '-1'], "--topology '-1' is not GENERATION"),

@@ -7,7 +7,7 @@ import pytest
 from test_configs import config_of
 
 from configs import llama3_8b_512k
-from longjax import crossbatch, flops, rope, settings
+from longjax import checks, crossbatch, flops, rope
 from longjax.rope import Rope
 from longjax.train import optimizer
 
@@ -226,7 +226,7 @@ def test_curricula_cost_the_flops_of_llama_2_long_s_table_10(
 ):
   """By the paper's count, and by that of a Llama: SwiGLU, causal attention."""
   config = config_of('llama2_long_ablations', variant)
-  model = settings.llama_config(config)
+  model = checks.llama_config(config)
   tokens = config.train.steps * config.train.batch * config.train.seq_len
   stages = config.data.curriculum or ((1.0, config.train.seq_len),)
   got = sum(flops.narayanan(model, s * tokens, n) for s, n in stages)

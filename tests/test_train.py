@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import settings
+from longjax import checks
 from longjax.batch import Batch
 from longjax.data import layout
 from longjax.errors import InputError
@@ -42,7 +42,7 @@ def packed_batch(rng, config):
 
 
 def run_of(config, mesh):
-  model = settings.llama_config(config)
+  model = checks.llama_config(config)
   return loop.Run(
     config, model, mesh, pathlib.Path(), True, print, goodput.Clock(),
     preemption.Asked(),
@@ -112,7 +112,7 @@ def test_micro_batches_give_the_gradient_of_the_whole(single, make_mesh):
 def lowered(seq_len, make_mesh):
   config = tiny_config(1, 8, train__batch=1, train__seq_len=seq_len)
   mesh = make_mesh(1, 8)
-  step, state = train_step.build(config, settings.llama_config(config), mesh)
+  step, state = train_step.build(config, checks.llama_config(config), mesh)
   return step, (state, train_step.abstract_batch(config, mesh))
 
 
@@ -138,7 +138,7 @@ def test_no_array_of_the_program_has_two_dims_of_the_sequence(make_mesh):
 def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
   config = tiny_config(2, 4)
   mesh = make_mesh(2, 4)
-  model = settings.llama_config(config)
+  model = checks.llama_config(config)
   step, abstract = train_step.build(config, model, mesh)
   state, _ = loop.fresh(run_of(config, mesh), abstract, None)
   batch = packed_batch(np.random.default_rng(0), config)
@@ -178,7 +178,7 @@ def test_schedules_by_hand():
 
 
 def test_only_matrices_decay():
-  model = settings.llama_config(tiny_config())
+  model = checks.llama_config(tiny_config())
   from longjax import llama
 
   decayed = optimizer.decayed(llama.abstract(model))
@@ -191,16 +191,16 @@ def test_only_matrices_decay():
 
 def test_a_row_that_groups_of_longlora_do_not_divide_is_refused():
   config = tiny_config(model__group=96)
-  with pytest.raises(InputError, match=r'not a multiple .* 96'):
-    settings.check(config)
+  with pytest.raises(InputError, match=r'multiple of .* 96'):
+    checks.check(config)
 
 
 def test_an_xpos_that_overflows_in_a_row_is_refused():
   fits = tiny_config(model__rope__xpos=2.0, train__seq_len=96, eval__length=0)
-  settings.check(fits)
+  checks.check(fits)
   far = tiny_config(model__rope__xpos=2.0, train__seq_len=104, eval__length=0)
-  with pytest.raises(InputError, match=r'reaches 100 tokens.* at least 3'):
-    settings.check(far)
+  with pytest.raises(InputError, match=r'is 2; it must be at least 3'):
+    checks.check(far)
 
 
 def test_an_evaluation_that_the_disk_does_not_take_is_said(tmp_path):

@@ -48,7 +48,7 @@ def get_config(method='abf'):
   config = base.get_config()
   config.name = f'lab_extend_{method}'
   config.weights = ''
-  config.model.rope = common.model('tiny', **rope).rope
+  config.model.rope = common.rope(**rope)
   seq_len = base.WINDOW if method in SHORT_ROWS else TARGET
   config.train.update(steps=100, batch=4096 // seq_len, seq_len=seq_len)
   if method not in ('pose', 'short'):

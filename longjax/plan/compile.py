@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from longjax import flops, hbm, llama, lora, settings, slices
+from longjax import checks, flops, hbm, llama, lora, slices
 from longjax.errors import InputError
 from longjax.parallel import sharding, topology
 from longjax.plan import contents, hlo, schedule
@@ -74,9 +74,9 @@ def fit_mesh(config, where: slices.Slice, log):
 
 
 def check_batch(config) -> llama.Llama:
-  """settings.check, which here can say what would fit the mesh."""
+  """checks.check, which here can say what would fit the mesh."""
   try:
-    return settings.check(config)
+    return checks.check(config)
   except InputError as error:
     batch, data = config.train.batch, config.mesh.data
     parts = max(config.train.micro_batches, 1)
@@ -101,7 +101,7 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   devices, chip = devices_of(where), where.chip
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq, devices)
   job = Job(
-    config, settings.check(config), where, chip, mesh,
+    config, checks.check(config), where, chip, mesh,
     workload(config, documents),
   )  # fmt: skip
   log(f'compiling for {where.name} ...')

@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from longjax import flops, hbm, llama, lora, settings, slices
+from longjax import checks, flops, hbm, llama, lora, slices
 from longjax.errors import InputError
 from longjax.plan import schedule
 from longjax.plan.compile import plan
@@ -75,7 +75,7 @@ def meshes(config, where, seq: int, remat: str):
     trial.model.remat = remat
     trial.train.micro_batches = parts
     try:
-      settings.check(trial)
+      checks.check(trial)
     except InputError:
       continue
     yield trial
@@ -84,7 +84,7 @@ def meshes(config, where, seq: int, remat: str):
 def estimate(config, where, chip, documents) -> tuple[float, float]:
   """(seconds, bytes of HBM) of a step, without compiling: for an order of
   trials, within some 20 % of what the compiler then says."""
-  model, work = settings.llama_config(config), workload(config, documents)
+  model, work = checks.llama_config(config), workload(config, documents)
   step, mesh = config.train, config.mesh
   devices = mesh.data * mesh.seq
   # Tokens of a device in a micro-batch.

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 
 from longjax import (
   checkpoint,
+  checks,
   evals,
   flops,
   llama,
   lora,
   mirror,
   progress,
-  settings,
   slices,
   storage,
   weights,
@@ -83,7 +83,7 @@ def main(config, workdir, log=print) -> int:
       training cannot go on: then from the newest checkpoint it can.
     SystemExit: with 75, if preempted while there was nothing to save.
   """
-  model, lead = settings.check(config), processes.is_primary()
+  model, lead = checks.check(config), processes.is_primary()
   log = quietly(log) if lead else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   workdir, clock = storage.directory(workdir), goodput.Clock()

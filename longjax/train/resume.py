@@ -1,40 +1,32 @@
-"""May a run go on with another config? What differs, and what may differ."""
+"""Whether a run may resume with a changed config, key by key.
 
+Each key of longjax/config.py has `may_change`: those that say how training
+proceeds may, those that say which model learns what in which order may not.
+"""
+
+from longjax import config as schema
 from longjax.errors import InputError
 
-# Keys, or sections that end with a dot, that say how a run goes on. All
-# others say what it is: which model learns what, in which order.
-MAY_CHANGE = (
-  'name', 'notes', 'mesh.', 'checkpoint.', 'eval.',
-  'model.dtype', 'model.attention', 'model.block', 'model.ulysses',
-  'model.remat', 'model.mlp_chunk',
-  'data.directory', 'data.layout', 'data.skip_steps',
-  'train.steps', 'train.micro_batches', 'train.loss_chunk',
-  'train.profile_steps',
-  'optim.learning_rate', 'optim.schedule', 'optim.warmup_steps',
-  'optim.warmup_from', 'optim.min_ratio', 'optim.b1', 'optim.b2', 'optim.eps',
-  'optim.weight_decay', 'optim.clip', 'optim.spike_sigmas',
-  'optim.max_skipped',
-)  # fmt: skip
-NAMED = ('data.sources', 'data.mix')  # whose keys are names that users give
+ABSENT = 'nothing'
 
 
 def check(before: dict, now: dict, workdir, log):
-  """Says what differs; InputError for what makes it another run.
+  """Logs what differs; InputError for what would make it another run.
 
   Args:
     before: config of the checkpoint, as nested dicts out of JSON.
     now: config of this start, likewise.
     workdir: for the message.
-    log: called with a line for each key that may differ and does.
+    log: called with a line for each key that differs.
   """
   refused = []
-  for key, (old, new) in differences(before, now).items():
-    if may_change(key):
-      log(f'config.{key} was {old!r}, is now {new!r}')
+  for name, (old, new) in differences(before, now).items():
+    key = schema.find(name)
+    if key and key.may_change:
+      log(f'config.{name} was {old!r}, is now {new!r}')
     else:
-      log(f'REFUSED: config.{key} was {old!r}, is now {new!r}')
-      refused.append(f'config.{key} {old!r} (now {new!r})')
+      log(f'REFUSED: config.{name} was {old!r}, is now {new!r}')
+      refused.append(f'config.{name} {old!r} (now {new!r})')
   if refused:
     raise InputError(
       f'{workdir} was trained with {", ".join(refused)}; use another --workdir'
@@ -42,31 +34,20 @@ def check(before: dict, now: dict, workdir, log):
 
 
 def differences(before: dict, now: dict) -> dict:
-  """{flat key: (before, now)}, of keys that both know, of sources and
-  mixtures."""
-  old, new = flat(before), flat(now)
-  nothing = 'nothing'
+  """{key: (before, now)} where they differ.
+
+  A key that only one of them has came or went with the code and is left out,
+  but not inside sources and mixtures, where users name the keys.
+  """
+  old, new = schema.flat(before), schema.flat(now)
   return {
-    key: (old.get(key, nothing), new.get(key, nothing))
-    for key in sorted(old | new)
-    if old.get(key, nothing) != new.get(key, nothing)
-    and ((key in old and key in new) or key.startswith(NAMED))
-  }  # a key that only one knows came or went with the code
+    name: (old.get(name, ABSENT), new.get(name, ABSENT))
+    for name in sorted(old | new)
+    if old.get(name, ABSENT) != new.get(name, ABSENT)
+    and ((name in old and name in new) or _is_named_by_users(name))
+  }
 
 
-def may_change(key: str) -> bool:
-  """Whether a run that goes on may have another value of a key."""
-  return any(
-    key.startswith(k) if k.endswith('.') else key == k for k in MAY_CHANGE
-  )
-
-
-def flat(config: dict, prefix='') -> dict:
-  """{'model.rope.base': 5e5, ...}."""
-  found = {}
-  for key, value in config.items():
-    if isinstance(value, dict):
-      found |= flat(value, f'{prefix}{key}.')
-    else:
-      found[prefix + key] = value
-  return found
+def _is_named_by_users(name: str) -> bool:
+  key = schema.find(name)
+  return key is not None and key.kind is dict

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from configs import common
-from longjax import checkpoint, settings
+from longjax import checkpoint, checks
 from longjax.batch import one_document
 from longjax.data import pipeline
 from longjax.parallel import sharding
@@ -55,7 +55,7 @@ def config_of(seq_len, layers):
 def compiled(config, mesh):
   """{name: program} of the steps and of their updates alone, compiled; the
   state they take."""
-  model = settings.llama_config(config)
+  model = checks.llama_config(config)
   guarded, abstract = train_step.build(config, model, mesh)
   tx = optimizer.adamw(config.optim, config.train.steps)
 
@@ -113,7 +113,7 @@ def compare_steps(config, mesh, directory):
   host = one_document(np.random.default_rng(0).integers(0, 49_152, shape))
   batch = sharding.put(host, mesh)
   run = loop.Run(
-    config, settings.llama_config(config), mesh, directory, True,
+    config, checks.llama_config(config), mesh, directory, True,
     lambda _: None, goodput.Clock(), preemption.Asked(),
   )  # fmt: skip
   run.clock.keep(directory)

@@ -1,0 +1,115 @@
+"""What a whole config must satisfy, checked before any device is used.
+
+Each key by itself is checked by longjax/config.py; here are the rules between
+keys. The commands apply them before they do anything (longjax/cli.py).
+"""
+
+import math
+from typing import Any
+
+from longjax import config as schema
+from longjax.data import pipeline
+from longjax.errors import InputError
+
+
+def check(config) -> Any:
+  """The llama.Llama of a config; InputError where the config cannot work."""
+  schema.check(config)
+  check_batch(config)
+  check_moments(config)
+  pipeline.check(config)
+  from longjax import llama, longce, lora  # jax takes a second or more
+
+  model = llama_config(config)
+  lora.check(config.lora, llama.abstract(model))
+  longce.check(config.train.longce, config.train.seq_len)
+  check_memory(config, model)
+  check_sequence(config, model)
+  check_xpos(config, model.rope)
+  return model
+
+
+def llama_config(config) -> Any:
+  """The section `model` of a config as a llama.Llama, or InputError."""
+  from longjax import llama
+
+  try:
+    return llama.Llama(**config.model.to_dict())
+  except (ValueError, TypeError, ArithmeticError) as error:
+    raise InputError(f'config.model: {error}') from None
+
+
+def check_batch(config):
+  """The rows of a batch over devices and micro-batches."""
+  train = config.train
+  parts = train.micro_batches * config.mesh.data
+  if train.batch % parts:
+    raise InputError(
+      f'config.train.batch is {train.batch}; it must be a multiple of '
+      f'train.micro_batches * mesh.data = {parts}'
+    )
+
+
+def check_memory(config, model):
+  """Rows that attend to other rows of their micro-batch."""
+  train = config.train
+  try:
+    model.memory.check(train.batch // train.micro_batches)
+  except ValueError as error:
+    raise InputError(f'config.model.memory: {error}') from None
+  if model.memory.rows and train.micro_batches > 1:
+    raise InputError(
+      f'config.train.micro_batches is {train.micro_batches}; it must be 1 with '
+      'model.memory.rows, whose packs are consecutive rows of the batch'
+    )
+
+
+def check_moments(config):
+  """Where the moments of AdamW come from."""
+  if config.moments and config.weights == 'random':
+    raise InputError(
+      'config.moments takes the moments of the run that config.weights names, '
+      "but that is 'random'"
+    )
+  if config.moments and config.lora.rank:
+    raise InputError(
+      f'config.moments is of all weights, but with config.lora.rank '
+      f'{config.lora.rank} only those of the factors exist, and start at 0'
+    )
+
+
+def check_sequence(config, model):
+  """A row over the devices of mesh.seq, and in the groups of LongLoRA."""
+  from longjax import attention
+
+  seq_len, members = config.train.seq_len, config.mesh.seq
+  if model.group and seq_len % model.group:
+    raise InputError(
+      f'config.train.seq_len is {seq_len}; it must be a multiple of '
+      f'config.model.group = {model.group}'
+    )
+  if members > 1 and model.attention == 'blockwise':
+    raise InputError(
+      f'config.mesh.seq is {members}; it must be 1 with model.attention '
+      'blockwise, which needs whole rows: use ring or gather'
+    )
+  heads = model.heads, model.kv_heads
+  try:
+    attention.exchange(model.attention, *heads, members, model.ulysses)
+  except ValueError as error:
+    raise InputError(f'config.mesh.seq is {members}: {error}') from None
+
+
+def check_xpos(config, recipe):
+  """The decay of xPos, which float32 must hold over the longest row."""
+  from longjax import rope
+
+  longest = max(
+    config.train.seq_len, config.data.positions.target, config.eval.length
+  )
+  if recipe.xpos and longest > rope.XPOS_REACH * recipe.xpos:
+    raise InputError(
+      f'config.model.rope.xpos is {recipe.xpos:g}; it must be at least '
+      f'{math.ceil(longest / rope.XPOS_REACH):,} for {longest:,} tokens, the '
+      'largest of train.seq_len, data.positions.target and eval.length'
+    )

@@ -1,0 +1,451 @@
+"""The schema of a config: every key, once.
+
+A new key is an entry of KEYS and the line that reads its value. From KEYS come
+the defaults of configs/common.py, --help, how a typed value is read, what is
+refused, and what may change when a run resumes.
+"""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from longjax.errors import InputError
+
+MOST = 2**63  # every number is below
+UNITS = dict(k=2**10, m=2**20)  # 4K tokens are 4,096
+
+
+class Key(NamedTuple):
+  """A key of a config."""
+
+  default: Any  # a type where each config gives its own value
+  help: str
+  bounds: str = '(-inf, inf)'  # of a number, or of each number of a tuple
+  unit: str = ''
+  choices: tuple[str, ...] = ()
+  each: type | None = None  # elements of a tuple; None: tuples in turn
+  may_change: bool = False  # when a run resumes
+  also: tuple[str, ...] = ()  # names of the same thing elsewhere
+
+  @property
+  def kind(self) -> type:
+    given = self.default
+    return given if isinstance(given, type) else type(given)
+
+
+def free(*args, **kwargs) -> Key:
+  """A key that may change when a run resumes."""
+  return Key(*args, may_change=True, **kwargs)
+
+
+TURNS = 'turns in the trained window'
+KEYS = {
+  'name': free('', 'of the run directory and in the report'),
+  'notes': free((), 'what a reader of the report must know', each=str),
+  'seed': Key(0, 'of weights, batches and evaluations', '[0, inf)'),
+  'weights': Key(
+    '', "a path, 'hf://ORG/NAME', 'package:NAME==VERSION/FILE' or 'random'"),
+  'moments': Key(False, "also AdamW's moments, if weights is a longjax run"),
+  # Sizes of the models are in configs/common.py.
+  'model.vocab': Key(int, 'tokens of the vocabulary', '[1, inf)'),
+  'model.layers': Key(int, 'number of layers', '[1, inf)'),
+  'model.embed': Key(int, 'width of the hidden states', '[1, inf)'),
+  'model.mlp': Key(int, 'width inside the feed-forward', '[1, inf)'),
+  'model.heads': Key(int, 'query heads', '[1, inf)'),
+  'model.kv_heads': Key(int, 'key and value heads', '[1, inf)'),
+  'model.head_dim': Key(int, 'dimension of a head, even', '[2, inf)'),
+  'model.norm_eps': Key(float, 'added inside RMSNorm', '(0, inf)'),
+  'model.tied': Key(bool, 'the output head is the embedding'),
+  'model.rope.base': Key(
+    1e4, 'of the frequencies; raised in RoPE ABF', '(1, inf)',
+    also=('theta', 'rope_theta')),
+  'model.rope.scaling': Key(
+    'none', 'none, linear (PI), ntk, yarn, llama3, longrope, nope, ...: '
+    'longjax/rope.py'),
+  'model.rope.factor': Key(1.0, 'new window / trained window', '[1, inf)'),
+  'model.rope.original_length': Key(
+    0, 'of the trained window; all scalings but linear and ntk', '[0, inf)',
+    'tokens'),
+  'model.rope.low_freq_factor': Key(
+    1.0, 'below which llama3 divides by the factor', unit=TURNS),
+  'model.rope.high_freq_factor': Key(
+    4.0, 'above which llama3 keeps the frequency', unit=TURNS),
+  'model.rope.beta_fast': Key(
+    32.0, 'above which yarn keeps the frequency', unit=TURNS),
+  'model.rope.beta_slow': Key(
+    1.0, 'below which yarn divides by the factor', unit=TURNS),
+  'model.rope.divisors': Key(
+    (), 'longrope: of the frequency of each pair', '(0, inf)', each=float),
+  'model.rope.xpos': Key(
+    0.0, 'over which xPos decays once; 0: no decay', '[0, inf)', 'tokens'),
+  'model.dtype': free(
+    'bfloat16', 'of matmuls; master weights are always float32',
+    choices=('bfloat16', 'float32')),
+  'model.attention': free(
+    'ring', 'ring, gather, ulysses, hybrid, ...: longjax/attention'),
+  'model.block': free(
+    512, 'of keys in a block of attention; 2048 is best on TPU', '[1, inf)',
+    'tokens'),
+  'model.ulysses': free(
+    0, 'that exchange heads in hybrid; 0: as many as can', '[0, inf)',
+    'devices'),
+  'model.remat': free(
+    'attention', 'kept for the backward pass: none (all is kept), attention, '
+    'offload (to the host), full (only inputs of layers are)'),
+  'model.mlp_chunk': free(
+    0, 'of a row in the feed-forward at once; 0: all', '[0, inf)', 'tokens'),
+  'model.memory.layers': Key(
+    (), 'Focused Transformer: layers with a memory, from 0', '[0, inf)',
+    each=int),
+  'model.memory.rows': Key(
+    (), 'offsets of the rows that each row of a pack attends to there'),
+  'model.memory.wrap': Key(False, 'these offsets go round the batch'),
+  'model.group': Key(
+    0, 'that attend to each other in training (LongLoRA); 0: all', '[0, inf)',
+    'tokens'),
+  'mesh.data': free(1, 'that share the rows of a batch', '[1, inf)', 'devices'),
+  'mesh.seq': free(1, 'that share each row', '[1, inf)', 'devices'),
+  'lora.rank': Key(0, 'of the factors; 0: no LoRA', '[0, inf)'),
+  'lora.alpha': Key(16.0, 'the factors are scaled by alpha / rank', '(0, inf)'),
+  'lora.weights': Key(
+    ('q', 'k', 'v', 'o'), 'that get factors; also gate, up, down', each=str),
+  'lora.whole': Key(
+    ('embedding', 'norm'), 'trained without factors, by a part of their name',
+    each=str),
+  'data.sources': Key({}, 'what to train on, by name: longjax/data/sources.py'),
+  'data.tokenizer': Key('', "a path or 'bytes'; '': that of the weights"),
+  'data.directory': free('', "prepared shards; '': a place in the cache"),
+  'data.mix': Key(
+    {}, 'shares of the rows: longjax/data/mixture.py; {}: all documents'),
+  'data.positions.kind': Key(
+    'plain', 'positions that RoPE gets: longjax/data/positions.py',
+    choices=('plain', 'pose', 'skipalign', 'e2llm')),
+  'data.positions.target': Key(
+    0, 'of the window that positions stay in; all but plain', '[0, inf)',
+    'tokens'),
+  'data.positions.chunks': Key(2, 'pose: pieces of a segment'),
+  'data.positions.window': Key(
+    0, 'of the window of the released model (e2llm)', '[0, inf)', 'tokens'),
+  'data.curriculum': Key(
+    (), 'of the longest segment by stage: ((share of the steps, tokens), ...)',
+    unit='tokens'),
+  'data.loss': Key(
+    'tokens', 'the mean over these; documents: LongAlign',
+    choices=('tokens', 'documents')),
+  'data.layout': free(
+    'zigzag', 'of a row over mesh.seq: longjax/data/layout.py',
+    choices=('contiguous', 'zigzag', 'striped', 'balanced')),
+  'data.skip_steps': free(
+    (), 'steps whose batches are skipped', '[0, inf)', each=int),
+  # Of launch/prepare.py --synthesize.
+  'data.synthesis.kind': Key(
+    'questions', 'about data.sources, or tables',
+    choices=('questions', 'tables')),
+  'data.synthesis.endpoint': Key(
+    '', "server, as http://host:8000/v1; '': the model runs here"),
+  'data.synthesis.model': Key('', 'its name there, or weights or a run'),
+  'data.synthesis.key': Key(
+    'OPENAI_API_KEY', "environment variable with the server's key"),
+  'data.synthesis.template': Key(
+    'llama3', 'chat template of a model that runs here'),
+  'data.synthesis.record': Key(
+    '', 'jsonl of answers, which are not asked for again'),
+  'data.synthesis.chunk_chars': Key(
+    6000, 'of a document, shown to the model at once', unit='characters'),
+  'data.synthesis.max_tokens': Key(
+    0, 'of a document in a conversation; 0: all', unit='tokens'),
+  'data.synthesis.parallel': Key(8, 'documents at once'),
+  'data.synthesis.tables': Key(1000, 'number of tables'),
+  'data.synthesis.rows': Key(500, 'rows of a table'),
+  'train.steps': free(
+    100, 'optimizer steps of the run', '[1, inf)',
+    also=('max_steps', 'num_steps')),
+  'train.batch': Key(8, 'of a step', '[1, inf)', 'rows'),
+  'train.micro_batches': free(
+    1, 'parts that a step is computed in', '[1, inf)',
+    also=('gradient_accumulation_steps',)),
+  'train.seq_len': Key(
+    2048, 'of a row', '[1, inf)', 'tokens',
+    also=('context_length', 'max_length')),
+  'train.loss_chunk': free(
+    1024, 'whose logits exist at once, per device', '[1, inf)', 'tokens'),
+  'train.longce.gamma': Key(
+    0.0, 'LongCE, longjax/longce.py: the largest loss weight; 0: all are 1',
+    '[0, inf)'),
+  'train.longce.short': Key(
+    4096, 'of the short context', '[1, inf)', 'tokens'),
+  'train.longce.stride': Key(
+    1024, 'between short contexts', '[1, inf)', 'tokens'),
+  'train.profile_steps': free(
+    (), 'steps to trace into profile/; or send SIGUSR1', each=int),
+  'optim.learning_rate': free(
+    2e-5, 'the peak', '[0, inf)', also=('lr', 'max_lr', 'peak_lr')),
+  'optim.schedule': free(
+    'cosine', 'after the warm-up', choices=('cosine', 'linear', 'constant')),
+  'optim.warmup_steps': free(0, 'of linear warm-up', '[0, inf)', 'steps'),
+  'optim.warmup_from': free(0.0, 'share of the peak at step 0', '[0, inf)'),
+  'optim.min_ratio': free(
+    0.1, 'share of the peak at the last step', '[0, inf)'),
+  'optim.b1': free(0.9, 'AdamW: decay of the mean of gradients', '[0, 1)'),
+  'optim.b2': free(0.95, 'AdamW: decay of the mean of squares', '[0, 1)'),
+  'optim.eps': free(1e-8, "AdamW: added to the squares' root", '[0, inf)'),
+  'optim.weight_decay': free(
+    0.1, 'of matrices, never of norms', '[0, inf)', also=('wd',)),
+  'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
+  'optim.spike_sigmas': free(
+    6.0, 'a step so many deviations above the mean is skipped; 0: never',
+    '[0, inf)'),
+  'optim.spike_window': Key(
+    128, 'that mean and deviation are taken from', '[2, inf)', 'steps'),
+  'optim.max_skipped': free(
+    5, 'skipped in a row before the run ends', '[0, inf)', 'steps'),
+  'checkpoint.every_steps': free(100, 'between saves', '[1, inf)', 'steps'),
+  'checkpoint.keep': free(2, 'the newest so many', '[1, inf)'),
+  'checkpoint.keep_every_steps': free(
+    0, 'and those at multiples of this; 0: none', '[0, inf)', 'steps'),
+  'checkpoint.max_failed': free(
+    5, 'saves that fail in a row before the run ends', '[1, inf)'),
+  'eval.sources': free({}, 'held-out documents, as data.sources'),
+  'eval.documents': free(1, 'how many of them', '[1, inf)'),
+  'eval.length': free(0, 'of each; 0: not evaluated', '[0, inf)', 'tokens'),
+  'eval.window': free(
+    0, 'of the trained window, marked in table and plot', '[0, inf)',
+    'tokens'),
+  'eval.passkey_lengths': free(
+    (), 'of passkey prompts; (): none', '[1, inf)', 'tokens', each=int),
+  'eval.passkey_depths': free(
+    (0.1, 0.5, 0.9), 'of the passkey, shares of the prompt', '[0, 1]',
+    each=float),
+  'eval.tasks': free(
+    (), 'more evaluations: names in longjax/evals/tasks.py', each=str),
+  'eval.lengths': free(
+    (4096,), 'of their prompts and windows', '[1, inf)', 'tokens', each=int),
+  'eval.samples': free(20, 'prompts of each length', '[1, inf)'),
+  'eval.batch': free(1, 'prompts at once', '[1, inf)'),
+  'eval.every_steps': free(
+    0, 'between evaluations; 0: before and after the run', '[0, inf)',
+    'steps'),
+}  # fmt: skip
+
+
+def build(values: Mapping[str, Any]) -> Any:
+  """A config of the defaults and of `values`, which are by key.
+
+  Raises:
+    InputError: there is no such key.
+  """
+  for name in values:
+    if name not in KEYS:
+      raise InputError(f'no key {name!r}; nearest is {nearest(name)!r}')
+  nested: dict[str, Any] = {}
+  for name, key in KEYS.items():
+    *sections, last = name.split('.')
+    node = nested
+    for section in sections:
+      node = node.setdefault(section, {})
+    node[last] = values.get(name, key.default)
+  return ConfigDict(nested)
+
+
+def flat(config, prefix='') -> dict[str, Any]:
+  """{'model.rope.base': 5e5, ...} of a config or of nested dicts."""
+  found = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping | ConfigDict) and len(value):
+      found |= flat(value, f'{prefix}{name}.')
+    else:
+      found[prefix + name] = value
+  return found
+
+
+def find(name: str) -> Key | None:
+  """The key of this name, or the open one (data.mix ...) that it lies in."""
+  around = [key for key in KEYS if name.startswith(f'{key}.')]
+  inside = around and KEYS[around[0]].kind is dict
+  return KEYS.get(around[0] if inside else name)
+
+
+def nearest(name: str, more: Iterable[str] = ()) -> str:
+  """Which key, or which of `more` names, was probably meant."""
+  last = name.rpartition('.')[2]
+  ratio = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
+
+  def likeness(other):
+    words = [other.split('.')[-1], *(KEYS[other].also if other in KEYS else ())]
+    whole = ratio(name, other) if '.' in name else 0
+    return max(ratio(last, word) for word in words), whole
+
+  return max([*more, *KEYS], key=likeness)
+
+
+def check(config):
+  """InputError where a key is missing or unknown, or has a wrong value."""
+  values = flat(config)
+  for name, key in KEYS.items():
+    inside = key.kind is dict and any(v.startswith(f'{name}.') for v in values)
+    if name not in values and not inside:
+      raise InputError(
+        f'the config lacks the key {name!r}; it must start from '
+        'configs/common.py base(), which has all'
+      )
+  for name, value in values.items():
+    if find(name) is None:
+      raise InputError(
+        f'config.{name} is not a key; nearest is {nearest(name)!r}'
+      )
+    if name in KEYS:
+      check_value(name, value)
+
+
+def check_value(name: str, value):
+  """InputError unless the key can have this value."""
+  key = KEYS[name]
+  many = key.kind is tuple and isinstance(value, tuple)
+  elements, kind = (value, key.each) if many else ([value], key.kind)
+  if not all(kind is None or _is(x, kind) for x in elements):
+    raise InputError(f'config.{name} takes {takes(key)}, not {value!r}')
+  if key.choices and value not in key.choices:
+    raise InputError(
+      f'config.{name} {value!r} is none of {", ".join(key.choices)}'
+    )
+  for x in elements:
+    if isinstance(x, int | float) and not _within(x, key.bounds):
+      must = _must(key.bounds) if abs(x) < MOST else 'finite and below 2**63'
+      raise InputError(f'config.{name} is {x}; it must be {must}')
+
+
+def _is(value, kind: type) -> bool:
+  if isinstance(value, bool):
+    return kind is bool
+  kinds = {float: (int, float), dict: (Mapping, ConfigDict)}
+  return isinstance(value, kinds.get(kind, kind))
+
+
+def _within(x: float, bounds: str) -> bool:
+  low, high = map(float, bounds[1:-1].split(','))
+  above = x > low if bounds[0] == '(' else x >= low
+  below = x < high if bounds[-1] == ')' else x <= high
+  return above and below and abs(x) < MOST
+
+
+def _must(bounds: str) -> str:
+  """[0, 1) in words."""
+  low, high = bounds[1:-1].split(', ')
+  least = f'above {low}' if bounds[0] == '(' else f'at least {low}'
+  most = f'below {high}' if bounds[-1] == ')' else f'at most {high}'
+  return ' and '.join([least] * (low != '-inf') + [most] * (high != 'inf'))
+
+
+def takes(key: Key) -> str:
+  """What a key takes, in words."""
+  if key.kind is tuple:
+    words = f'{MANY[key.each]} with commas between them'
+  else:
+    words = ONE[key.kind]
+  return words + (' (4K is 4096)' if key.unit == 'tokens' else '')
+
+
+def describe(config) -> Iterable[tuple[str, str]]:
+  """('key=value', meaning) of all keys in order; of the defaults for {}."""
+  values = flat(config)
+  for name, key in KEYS.items():
+    choices = f' ({", ".join(key.choices)})' if key.choices else ''
+    inside = [value for value in values if value.startswith(f'{name}.')]
+    meaning = f'{key.unit} {key.help}{choices}'.strip()
+    value = values.get(name, key.default)
+    is_set = not inside and not isinstance(value, type)
+    yield f'{name}={value!r}' if is_set else name, meaning
+    yield from ((f'{name}={values[name]!r}', '') for name in inside)
+
+
+def override(config, name: str, text: str):
+  """Sets a key of a config to what was typed for it; or InputError."""
+  values = flat(config)
+  if any(value.startswith(f'{name}.') for value in values):
+    raise InputError(f'config.{name} is a section; set a key of it')
+  if name not in values:
+    near = nearest(name, values)
+    raise InputError(f'the config has no key {name!r}; nearest is {near!r}')
+  value = parse(name, text, values[name])
+  *sections, last = name.split('.')
+  for section in sections:
+    config = config[section]
+  with config.ignore_type():
+    config[last] = value
+
+
+def is_bool(name: str) -> bool:
+  return name in KEYS and KEYS[name].kind is bool
+
+
+def parse(name: str, text: str, value: Any = None):
+  """The value that a user typed for a key.
+
+  Args:
+    name: of a key, or of a value inside an open one (data.mix ...).
+    text: 1e3, true, words, 512K (of tokens), 4K,8K, (4096, 8192) ...
+    value: the present one, whose type a value inside an open key keeps.
+
+  Raises:
+    InputError: the key takes another type.
+  """
+  key = KEYS.get(name)
+  if key is None:
+    each = type(next(iter(value), '')) if isinstance(value, tuple) else None
+    key = Key(value, '', unit='tokens', each=each)
+  typed = text.strip()
+  if key.unit == 'tokens' and key.kind is not str:
+    typed = re.sub(r'\b(\d+(?:\.\d+)?)([kKmM])\b', _times, typed)
+  try:
+    return (
+      _tuple(typed, key.each) if key.kind is tuple else READ[key.kind](typed)
+    )
+  except (ValueError, SyntaxError, KeyError):
+    wrong = f'config.{name} takes {takes(key)}, not {text!r}'
+    raise InputError(wrong) from None
+
+
+def _times(found: re.Match) -> str:
+  return f'{float(found[1]) * UNITS[found[2].lower()]:.0f}'
+
+
+def _int(text: str) -> int:
+  try:
+    return int(text)
+  except ValueError:
+    if not float(text).is_integer():
+      raise
+    return int(float(text))
+
+
+def _tuple(text: str, each: type | None) -> tuple:
+  try:
+    found = ast.literal_eval(text or '()')
+  except (ValueError, SyntaxError):
+    if each is not str:
+      raise
+    found = [word.strip('()[]\'" ') for word in text.split(',')]
+  if not isinstance(found, tuple | list):
+    found = (found,)
+  return tuple(
+    READ[each](str(x)) if each
+    else tuple(x) if isinstance(x, list) else x for x in found
+  )  # fmt: skip
+
+
+BOOL = dict(true=True, yes=True, false=False, no=False) | {
+  '1': True,
+  '0': False,
+}
+READ = {
+  int: _int, float: float, str: str, bool: lambda text: BOOL[text.lower()],
+}  # fmt: skip
+ONE = {
+  int: 'a whole number', float: 'a number', bool: 'true or false',
+  str: 'text', dict: 'a mapping',
+}  # fmt: skip
+MANY = {int: 'whole numbers', float: 'numbers', str: 'names', None: 'tuples'}
