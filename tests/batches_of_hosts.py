@@ -60,13 +60,13 @@ def main(directory, data, seq, start):
   mesh = sharding.make_mesh(data, seq)
   pipe = pipeline.Pipeline(store.open_store(directory), config(data, seq))
   held = sharding.local_slices((ROWS, SEQ), mesh)
-  for step, parts in pipe.iterate(start, held):
+  for plan, parts in pipe.iterate(start, held):
     whole = multihost_utils.process_allgather(
       sharding.make_global(parts, (ROWS, SEQ), mesh), tiled=True
     )
-    found = digest(Batch(*whole), step.places)
-    print(f'step {step.number} {found}', flush=True)
-    if step.number == STEPS - 1:
+    found = digest(Batch(*whole), plan.row_order)
+    print(f'step {plan.step} {found}', flush=True)
+    if plan.step == STEPS - 1:
       break
 
 

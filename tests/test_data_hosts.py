@@ -36,7 +36,7 @@ def straight(data):
   """{step: digest} of a run that nothing interrupts, on one device."""
   pipe = pipeline.Pipeline(store.open_store(data), hosts.config(1, 1))
   return {
-    str(step): hosts.digest(pipe.batch(step), pipe.plan(step).places)
+    str(step): hosts.digest(pipe.batch(step), pipe.plan(step).row_order)
     for step in range(hosts.STEPS)
   }
 
@@ -48,12 +48,12 @@ def test_a_mesh_changes_no_byte_of_a_batch(data, straight, rings, seq):
   shape = (hosts.ROWS, hosts.SEQ)
   for step, parts in pipe.iterate(0, sharding.local_slices(shape, mesh)):
     placed = sharding.make_global(parts, shape, mesh)
-    whole = pipe.batch(step.number)
+    whole = pipe.batch(step.step)
     for x, y in zip(placed, whole):
       assert (np.asarray(x) == y).all()
       assert x.sharding.spec == sharding.batch_spec(mesh, shape[0])
-    assert hosts.digest(placed, step.places) == straight[str(step.number)]
-    if step.number == hosts.STEPS - 1:
+    assert hosts.digest(placed, step.row_order) == straight[str(step.step)]
+    if step.step == hosts.STEPS - 1:
       break
 
 
@@ -62,8 +62,8 @@ def test_a_host_reads_only_the_rows_and_keeps_only_the_columns_it_holds(data):
   step, read = pipe.plan(0), []
   inner = pipe._row
   pipe._row = lambda step, row: read.append(row) or inner(step, row)
-  left, right = pipe.part(step, slice(4, 8), [slice(0, 16), slice(32, 48)])
-  assert sorted(read) == sorted(step.places[4:8].tolist())
+  left, right = pipe.read(step, slice(4, 8), [slice(0, 16), slice(32, 48)])
+  assert sorted(read) == sorted(step.row_order[4:8].tolist())
   pipe._row = inner
   whole = pipe.batch(0)
   for x, y, z in zip(left, right, whole):

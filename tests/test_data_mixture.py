@@ -5,7 +5,7 @@ import pytest
 
 from configs import common
 from longjax import errors
-from longjax.data import curriculum, deal, mixture, pipeline, store
+from longjax.data import curriculum, layout, mixture, pipeline, store
 
 SEQ = 64
 LONG, MIDDLE = 64, 16
@@ -60,8 +60,8 @@ def rows(pipe, steps):
   """(name of the part, Row) of each row, in the order of the mixture."""
   for step in range(steps):
     plan, made = pipe.plan(step), pipe.batch(step)
-    for r, place in enumerate(plan.places):
-      name = pipe.parts[plan.parts[place]].name
+    for r, place in enumerate(plan.row_order):
+      name = pipe.components[plan.components[place]].name
       yield name, type(made)(*(x[r] for x in made))
 
 
@@ -191,7 +191,7 @@ def test_stages_of_a_curriculum_end_where_their_shares_say():
 
 def test_rows_are_dealt_so_that_those_of_a_micro_batch_cost_alike():
   costs = np.array([1, 9, 2, 8, 3, 7, 4, 6])
-  places = deal.deal(costs, data=2, micro_batches=2)
+  places = layout.balance_rows(costs, rings=2, micro_batches=2)
   assert sorted(places) == list(range(8))
   # As program.gradients splits them: [ring, row, micro-batch].
   dealt = costs[places].reshape(2, 2, 2)
@@ -200,7 +200,7 @@ def test_rows_are_dealt_so_that_those_of_a_micro_batch_cost_alike():
 
 
 def test_a_single_device_and_micro_batch_keeps_the_order():
-  assert deal.deal([1, 3, 2], 1, 1).tolist() == [0, 1, 2]
+  assert layout.balance_rows([1, 3, 2], 1, 1).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize('rings, parts', [(1, 4), (2, 2), (4, 2), (8, 1)])
@@ -209,7 +209,7 @@ def test_dealing_moves_rows_inside_a_step_only(data, rings, parts):
   plain = pipeline.Pipeline(data, config).batch(3)
   config.mesh.data, config.train.micro_batches = rings, parts
   pipe = pipeline.Pipeline(data, config)
-  dealt, places = pipe.batch(3), pipe.plan(3).places
+  dealt, places = pipe.batch(3), pipe.plan(3).row_order
   for x, y in zip(plain, dealt):
     assert (x[places] == y).all()
 
@@ -229,7 +229,7 @@ def test_a_mixture_that_cannot_be_is_refused_before_any_file(mix, message):
     config = base()
     with config.unlocked():
       config.data.mix = mix
-    mixture.check(config)
+    mixture.parse(config)
 
 
 @pytest.mark.parametrize('mix, message', [

@@ -35,9 +35,9 @@ LENGTHS = np.array([3, 6, 2, 4, 11, 1, 5])
 
 def packed(rule, length, lengths=LENGTHS, order=None, **keys):
   """Packs as ([(document, start, length), ...] of each, dropped)."""
-  part = mixture.DEFAULTS | dict(pack=rule, length=length) | keys
+  component = mixture.ComponentConfig(pack=rule, length=length, **keys)
   order = np.arange(len(lengths)) if order is None else order
-  made = pack.packs(part, lengths, order)
+  made = pack.packs(component, lengths, order)
   return [[tuple(s) for s in made[i]] for i in range(len(made))], made.dropped
 
 
@@ -141,9 +141,9 @@ def test_too_few_tokens_are_no_packs(rule):
 
 
 def rows_of(packs, length, seq_len, joined=False, data=DATA):
-  spans = [[pack.Span(*s) for s in p] for p in packs]
-  plans = pack.rows(spans, length, seq_len, joined)
-  return [pack.row(data, plan, seq_len) for plan in plans]
+  spans = [[pack.DocumentSpan(*s) for s in p] for p in packs]
+  plans = pack.row_plans(spans, length, seq_len, joined)
+  return [pack.read_row(data, plan, seq_len) for plan in plans]
 
 
 def test_a_row_by_hand():
@@ -153,7 +153,7 @@ def test_a_row_by_hand():
   assert row.targets.tolist() == [2, 3, 0, 12]
   assert row.weights.tolist() == [1, 1, 0, 1]
   assert row.segments.tolist() == [1, 1, 1, 2]
-  assert [a.dtype for a in row] == [np.int32, np.int32, np.float32, np.int32]
+  assert [a.dtype == np.int32 for a in row] == [True, True, False] + [True] * 3
 
 
 def test_padding_has_segment_and_weight_0():
@@ -203,17 +203,17 @@ def test_a_mask_decides_what_is_predicted():
 
 
 def test_cutting_a_row_makes_segments_and_changes_no_token():
-  spans = [[pack.Span(0, 0, 3), pack.Span(1, 0, 5)]]
-  (plan,) = pack.rows(spans, 8, 8)
+  spans = [[pack.DocumentSpan(0, 0, 3), pack.DocumentSpan(1, 0, 5)]]
+  (plan,) = pack.row_plans(spans, 8, 8)
   before, after = (
-    pack.row(DATA, p, 8) for p in (plan, pack.cut(plan, 2))
+    pack.read_row(DATA, p, 8) for p in (plan, pack.cut_segments(plan, 2))
   )  # fmt: skip
   assert before.segments.tolist() == [1, 1, 1, 2, 2, 2, 2, 2]
   assert after.segments.tolist() == [1, 1, 2, 3, 4, 4, 5, 5]
   for name in ('tokens', 'targets', 'weights'):
     assert (getattr(before, name) == getattr(after, name)).all()
   assert plan.squares() == 9 + 25
-  assert pack.cut(plan, 2).squares() == 4 + 1 + 1 + 4 + 4
+  assert pack.cut_segments(plan, 2).squares() == 4 + 1 + 1 + 4 + 4
 
 
 @pytest.mark.parametrize('rule', ['concatenate', 'best_fit', 'whole'])
@@ -223,7 +223,7 @@ def test_every_token_but_the_first_of_a_document_is_predicted_once(rule):
   data = Memory(*np.split(np.arange(ends[-1] + 20) + 1, ends))
   spans, _ = packed(rule, 16, data.lengths, rng.permutation(61))
   rows = rows_of(spans, 16, 16, data=data)
-  tokens, targets, weights, segments = (np.stack(x) for x in zip(*rows))
+  tokens, targets, weights, segments, *_ = (np.stack(x) for x in zip(*rows))
   predicted = targets[weights > 0]
   assert len(set(predicted.tolist())) == len(predicted)
   firsts = {int(data.tokens(d)[0]) for d in range(61)}
@@ -235,8 +235,11 @@ def test_every_token_but_the_first_of_a_document_is_predicted_once(rule):
 
 
 def test_a_batch_has_six_arrays_in_contiguous_order():
-  spans = [[pack.Span(0, 0, 3), pack.Span(1, 0, 1)], [pack.Span(1, 1, 4)]]
-  made = pack.batch(DATA, pack.rows(spans, 4, 4), 4)
+  spans = [
+    [pack.DocumentSpan(0, 0, 3), pack.DocumentSpan(1, 0, 1)],
+    [pack.DocumentSpan(1, 1, 4)],
+  ]
+  made = pack.batch(DATA, pack.row_plans(spans, 4, 4), 4)
   assert made.tokens.tolist() == [[1, 2, 3, 11], [12, 13, 14, 15]]
   assert made.positions.tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
   assert made.index.tolist() == [[0, 1, 2, 3]] * 2

@@ -55,8 +55,8 @@ def test_iterate_equals_batch_from_any_step(data, rows):
   straight = [pipe.batch(step) for step in range(40)]
   for start in (0, 1, 25):
     ahead = itertools.islice(pipe.iterate(start), 10)
-    for number, (step, (got,)) in enumerate(ahead, start):
-      assert step.number == number
+    for number, (plan, (got,)) in enumerate(ahead, start):
+      assert plan.step == number
       assert equal(got, straight[number])
 
 
@@ -68,8 +68,8 @@ def test_a_new_process_sees_the_same_batches(data):
 
 def test_each_epoch_reads_every_row_once_in_another_order(data):
   pipe = pipe_of(data, 18, 5, 7)
-  (part,) = pipe.parts
-  assert (len(part.packs), part.packs.dropped) == (50, 0)
+  (component,) = pipe.components
+  assert (len(component.packs), component.packs.dropped) == (50, 0)
   first = row_names(pipe.batch(s) for s in range(10))
   second = row_names(pipe.batch(s) for s in range(10, 20))
   assert sorted(first) == sorted(second)

@@ -107,7 +107,7 @@ def test_a_conversation_keeps_its_mask_into_the_rows(tmp_path):
   assert any('without an answer' in what for what in told['named'])
   length = int(data.lengths[0])
   (plan,) = pack.one_document_rows(data, length, 1)
-  row = pack.row(data, plan, length)
+  row = pack.read_row(data, plan, length)
   assert row.weights[:-1].tolist() == data.mask(0)[1:].tolist()
   assert 'me' in tokens.decode(row.targets[row.weights > 0])
 

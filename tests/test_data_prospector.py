@@ -41,7 +41,7 @@ def test_the_score_by_hand():
   alone = np.array([4.0, 8.0, 10.0])
   after = np.array([6.0, 5.0, 10.0])
   later, earlier = np.array([1, 2, 2]), np.array([0, 0, 1])
-  got = prospector.combine(alone, after, later, earlier, 3)
+  got = prospector.combine(alone, after, later, earlier)
   p = 1 / (1 + math.exp(-5))  # softmax of gains 5 and 0
   entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
   specific = 1 - entropy / math.log(2)
@@ -56,7 +56,7 @@ def test_the_score_by_hand():
 def test_weak_pairs_do_not_count():
   later, earlier = np.array([1, 2]), np.array([0, 0])
   got = prospector.combine(
-    np.array([5.0, 10, 10]), np.array([9.0, 9.01]), later, earlier, 3
+    np.array([5.0, 10, 10]), np.array([9.0, 9.01]), later, earlier
   )
   assert got.score == 0.0  # 0.1 and 0.099: neither is above 0.1
 
@@ -69,7 +69,7 @@ def test_specificity_is_0_for_all_alike_and_1_for_one():
 
 def test_repetition_is_no_dependency(rng):
   page = rng.choice(1000, 128, replace=False)
-  again = prospector.document(np.tile(page, 10), copying, rng)
+  again = prospector.score_document(np.tile(page, 10), copying, rng)
   # Chunk 1 has a single chunk before it, and so specificity 1 by rule.
   assert again.strength > 0.5 and again.specificity == pytest.approx(1 / 9)
   assert again.score == pytest.approx(again.strength + 1 / 9)
@@ -77,13 +77,13 @@ def test_repetition_is_no_dependency(rng):
 
 def test_a_document_beats_its_shuffled_words(rng):
   ids = telling(rng)
-  whole = prospector.document(ids, copying, np.random.default_rng(1))
-  mixed = prospector.document(rng.permutation(ids), copying, rng)
+  whole = prospector.score_document(ids, copying, np.random.default_rng(1))
+  mixed = prospector.score_document(rng.permutation(ids), copying, rng)
   assert whole.score > 5 and mixed.score < 0.1
 
 
 def test_a_model_without_memory_finds_nothing(rng):
-  found = prospector.document(rng.integers(0, 300, 2000), forgetful, rng)
+  found = prospector.score_document(rng.integers(0, 300, 2000), forgetful, rng)
   assert (found.score, found.strength) == (0.0, 0.0)
 
 
@@ -103,14 +103,14 @@ def test_perplexities_leave_out_the_first_token_and_keep_chunks_apart():
 
 
 def test_chunks_and_pairs_are_sampled_in_order_without_repeats(rng):
-  chunks = prospector.cut(np.arange(300 * 128 + 5), rng)
+  chunks = prospector.to_chunks(np.arange(300 * 128 + 5), rng)
   assert chunks.shape == (256, 128)
   assert (np.diff(chunks[:, 0]) > 0).all() and (chunks[:, 0] % 128 == 0).all()
-  later, earlier = prospector.sample(40, 500, rng)
+  later, earlier = prospector.sample_pairs(40, 500, rng)
   assert len({*zip(later.tolist(), earlier.tolist())}) == 500
   assert (earlier < later).all() and later.max() < 40
-  assert len(prospector.sample(5, 500, rng)[0]) == 10  # all there are
-  assert prospector.document(np.arange(200), copying, rng).pairs == 0
+  assert len(prospector.sample_pairs(5, 500, rng)[0]) == 10  # all there are
+  assert prospector.score_document(np.arange(200), copying, rng).pairs == 0
 
 
 def test_the_better_half_is_kept():
@@ -135,7 +135,7 @@ def made(rng, tmp_path):
 
 def test_scoring_goes_on_where_it_was_cut_off(made, tmp_path):
   path = tmp_path / 'scores.jsonl'
-  whole = prospector.scored(
+  whole = prospector.score_store(
     made, copying, path, dict(model='m'), lambda _: None
   )
   text = path.read_text()
@@ -146,21 +146,21 @@ def test_scoring_goes_on_where_it_was_cut_off(made, tmp_path):
     counted.append(len(batch.tokens))
     return copying(batch)
 
-  again = prospector.scored(
+  again = prospector.score_store(
     made, counting, path, dict(model='m'), lambda _: None
   )
   assert again == whole and path.read_text() == text
   assert 0 < len(counted) < 4  # of the third document only
   with pytest.raises(errors.InputError, match='another model'):
-    prospector.scored(made, copying, path, dict(model='n'), lambda _: None)
+    prospector.score_store(made, copying, path, dict(model='n'), lambda _: None)
   path.write_text('{"data": 1}\nnonsense\n')
   with pytest.raises(errors.InputError, match='not a file of scores'):
-    prospector.scored(made, copying, path, dict(model='m'), lambda _: None)
+    prospector.score_store(made, copying, path, dict(model='m'), lambda _: None)
 
 
 def test_the_documents_kept_make_a_store(made, tmp_path):
   path = tmp_path / 'scores.jsonl'
-  found = prospector.scored(made, copying, path, {}, lambda _: None)
+  found = prospector.score_store(made, copying, path, {}, lambda _: None)
   assert len(path.read_text().splitlines()) == 4
   assert json.loads(path.read_text().splitlines()[2])['name'] == '1.txt'
   chosen = prospector.best([s.score for s in found], 0.67)

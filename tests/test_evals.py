@@ -21,7 +21,7 @@ from longjax.train import loop
 
 def test_loss_by_position_by_hand():
   batch = one_document(np.zeros((2, 32), int))
-  shuffled = layout.apply(batch, layout.order('zigzag', 32, 4))
+  shuffled = layout.arrange(batch, 'zigzag', 4, 32)
   nll = lambda b: b.index.astype(float)  # the loss of a token is its position
   curve = position_loss.curve(nll, [shuffled], 32)
   assert curve['end'] == list(range(2, 33, 2))

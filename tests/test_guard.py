@@ -98,7 +98,7 @@ class Numbers:
           whole = np.full(shape, number, np.int32)
           weights = np.ones(shape, np.float32)
           parts.append(Batch(*[whole] * 2, weights, *[whole] * 3))
-      yield pipeline.Step(number, [], [], np.arange(0), TOKENS), parts
+      yield pipeline.BatchPlan(number, [], [], np.arange(0), TOKENS), parts
 
 
 def looped(workdir, losses, **changes):

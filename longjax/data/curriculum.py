@@ -1,24 +1,23 @@
-"""Curricula: how long a segment may be at a step.
+"""Curricula: the longest segment at each step.
 
 `data.curriculum` is ((share of the steps, tokens), ...). Llama 2 Long
 (2309.16039, section 4.4) trains at 4,096 tokens for 40 % of the steps, then at
-32,768: ((0.4, 4096), (0.6, 32_768)). Rows keep their length: they are cut into
-segments, as if they were several shorter rows, so the batch has as many tokens
-as before, nothing is compiled again, and each token is read as often.
+32,768: ((0.4, 4096), (0.6, 32_768)). Rows keep their length and are cut into
+segments, as if they were several shorter rows: a batch has as many tokens as
+before, nothing is compiled again, and each token is read as often.
 """
 
 from longjax import errors
 
 
 def check(curriculum, seq_len: int):
-  """InputError if rows of seq_len tokens cannot be cut so."""
+  """InputError unless rows of seq_len tokens can be cut by this curriculum."""
   try:
     stages = [(float(share), int(length)) for share, length in curriculum]
   except (TypeError, ValueError):
     stages = [(0.0, 0)]
-  total = sum(share for share, _ in stages)
-  positive = all(share > 0 for share, _ in stages)
-  if stages and not (positive and abs(total - 1) < 1e-6):
+  shares = [share for share, _ in stages]
+  if stages and not (min(shares) > 0 and abs(sum(shares) - 1) < 1e-6):
     raise errors.InputError(
       f'data.curriculum must be (share of the steps, tokens) pairs whose '
       f'shares add up to 1, got {curriculum!r}'

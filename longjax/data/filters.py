@@ -34,7 +34,7 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
     raise errors.InputError(f'{out} holds a store already; choose another')
   downloads.locate(model)
   whole = prepare.prepare(config, tokens)
-  found = prospector.scored(
+  found = prospector.score_store(
     whole, nll(model, tokens), f'{out.rstrip("/")}.scores.jsonl',
     dict(model=model), pairs=pairs,
   )  # fmt: skip

@@ -1,99 +1,100 @@
-"""What a batch holds, for a person: documents, lengths, masks, borders.
+"""A batch as text and as a figure: documents, lengths, masks, borders.
 
-Only numpy and matplotlib; `launch/prepare.py --inspect` prints and plots it.
+`launch/prepare.py --inspect` prints and plots it.
 """
 
 import pathlib
 
 import numpy as np
 
-SHOWN_BORDERS = 3  # of each row
-AROUND = 12  # tokens on either side of a border
+BORDERS = 3  # shown of each row
+CONTEXT = 12  # tokens shown on either side of a border
+NAMES = 4  # documents named of each row
 
 
-def describe(pipe, store, tokens, number=0) -> str:
-  """The rows of batch `number` in words, in the order of their text.
+def describe(pipe, store, tokenizer, step=0) -> str:
+  """The rows of a batch as text, in the order of their tokens.
 
   Args:
     pipe: a pipeline.Pipeline.
-    store: what it reads.
-    tokens: the tokenizer.
-    number: of the step.
+    store: the store that it reads.
+    tokenizer: decodes the tokens.
+    step: of the batch.
   """
-  step, made = pipe.plan(number), in_order(pipe.batch(number))
+  plan, batch = pipe.plan(step), in_text_order(pipe.batch(step))
   lines = [
-    f'batch {number}: {len(step.places)} rows, {step.tokens:,} tokens, '
-    f'{np.count_nonzero(made.weights) / step.tokens:.1%} predicted, '
-    f'{np.count_nonzero(made.segments == 0) / step.tokens:.1%} padding'
+    f'batch {step}: {len(plan.rows)} rows, {plan.tokens:,} tokens, '
+    f'{np.count_nonzero(batch.weights) / plan.tokens:.1%} predicted, '
+    f'{np.count_nonzero(batch.segments == 0) / plan.tokens:.1%} padding'
   ]
-  for row, place in enumerate(step.places.tolist()):
-    lines += _row(pipe, store, tokens, step, made, row, place)
+  for r, number in enumerate(plan.row_order.tolist()):
+    row = type(batch)(*(x[r] for x in batch))
+    row_plan = plan.rows[number]
+    name = pipe.components[plan.components[number]].name
+    documents = dict.fromkeys(row_plan.document.tolist())
+    sources = sorted({store.source(d) for d in documents})
+    lengths = np.bincount(row.segments)[1:]  # segments count from 1
+    lines += [
+      '',
+      f'row {r}: {name} ({", ".join(sources)}), {len(lengths)} segments of '
+      f'{lengths.min()} to {lengths.max()} tokens, '
+      f'{np.count_nonzero(row.weights):,} predicted, positions to '
+      f'{row.positions.max()}, cost {row_plan.squares():.3g}',
+      f'  documents: {_some([store.names[d] for d in documents])}',
+      *_borders(row, tokenizer),
+    ]
   return '\n'.join(lines)
 
 
-def in_order(batch):
+def in_text_order(batch):
   """The batch with the columns of each row in the order of its text."""
   order = np.argsort(batch.index, axis=1)
   return type(batch)(*(np.take_along_axis(x, order, axis=1) for x in batch))
 
 
-def plot(pipe, number, path):
-  """Rows as bars: segments alternate in colour, what is not predicted is pale.
-
-  Writes a PNG.
-  """
+def plot(pipe, step, path):
+  """A PNG: rows as bars of segments, pale where tokens are not predicted, and
+  a histogram of the lengths of segments."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  step, made = pipe.plan(number), in_order(pipe.batch(number))
-  rows, seq = made.segments.shape
+  plan, batch = pipe.plan(step), in_text_order(pipe.batch(step))
+  rows, seq = batch.segments.shape
   columns = np.linspace(0, seq - 1, min(seq, 2000)).astype(int)
-  segments, weights = made.segments[:, columns], made.weights[:, columns]
+  segments, weights = batch.segments[:, columns], batch.weights[:, columns]
   shade = np.where(segments > 0, 0.45 + 0.4 * (segments % 2), 0.0)
   shade = np.where((weights > 0) | (segments == 0), shade, shade - 0.3)
-  figure, axes = pyplot.subplots(
+  figure, (bars, histogram) = pyplot.subplots(
     2, 1, figsize=(9, 2.5 + 0.25 * rows), height_ratios=(3, 1),
     constrained_layout=True,
   )  # fmt: skip
-  axes[0].imshow(
+  bars.imshow(
     shade, aspect='auto', cmap='Blues', vmin=0, vmax=1, interpolation='nearest',
     extent=(0, seq, rows - 0.5, -0.5),
   )  # fmt: skip
-  names = [pipe.parts[step.parts[place]].name for place in step.places]
-  axes[0].set(yticks=range(rows), yticklabels=names, xlabel='token')
-  axes[0].set_title(f'batch {number}: segments; pale: not predicted')
-  lengths = np.concatenate([np.bincount(r)[1:] for r in made.segments])
-  axes[1].hist(np.log2(lengths[lengths > 0]), bins=40)
-  axes[1].set(xlabel='log2 of tokens in a segment', ylabel='segments')
+  names = [pipe.components[plan.components[n]].name for n in plan.row_order]
+  bars.set(yticks=range(rows), yticklabels=names, xlabel='token')
+  bars.set_title(f'batch {step}: segments; pale: not predicted')
+  lengths = np.concatenate([np.bincount(r)[1:] for r in batch.segments])
+  histogram.hist(np.log2(lengths[lengths > 0]), bins=40)
+  histogram.set(xlabel='log2 of tokens in a segment', ylabel='segments')
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=110)
   pyplot.close(figure)
 
 
-def _row(pipe, store, tokens, step, made, row, place):
-  plan, part = step.plans[place], pipe.parts[step.parts[place]]
-  lengths = np.bincount(made.segments[row])[1:]  # 1.. without gaps
-  documents = [int(d) for d in dict.fromkeys(plan.document.tolist())]
-  domains = sorted({store.source(d) for d in documents})
-  lines = [
-    '',
-    f'row {row}: {part.name} ({", ".join(domains)}), {len(lengths)} segments '
-    f'of {lengths.min()} to {lengths.max()} tokens, '
-    f'{np.count_nonzero(made.weights[row]):,} predicted, positions to '
-    f'{made.positions[row].max()}, cost {plan.squares():.3g}',
-    f'  documents: {_some([store.names[d] for d in documents])}',
-  ]
-  seams = np.flatnonzero(np.diff(made.segments[row])) + 1
-  for at in [0, *seams[:SHOWN_BORDERS].tolist()]:
-    before = tokens.decode(made.tokens[row, max(0, at - AROUND) : at])
-    after = tokens.decode(made.tokens[row, at : at + AROUND])
-    lines.append(f'  {at:>7} {before!r} | {after!r}')
-  return lines
+def _borders(row, tokenizer):
+  """Yields the text before and after the first borders between segments."""
+  borders = np.flatnonzero(np.diff(row.segments)) + 1
+  for at in [0, *borders[:BORDERS].tolist()]:
+    before = tokenizer.decode(row.tokens[max(0, at - CONTEXT) : at])
+    after = tokenizer.decode(row.tokens[at : at + CONTEXT])
+    yield f'  {at:>7} {before!r} | {after!r}'
 
 
-def _some(names, most=4) -> str:
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return ', '.join(names[:most]) + more
+def _some(names) -> str:
+  more = f' and {len(names) - NAMES} more' if names[NAMES:] else ''
+  return ', '.join(names[:NAMES]) + more

@@ -1,7 +1,7 @@
 """Mixtures: which documents make up which share of the rows, packed how.
 
-`data.mix` names the parts of a mixture. ProLong's second stage (2410.02660,
-table 9) reads, over sources that the user names in `data.sources`:
+`data.mix` has a component for each name. ProLong's second stage (2410.02660,
+table 9), over sources that the user names in `data.sources`:
 
   long = dict(pack='whole', length=524_288)
   middle = dict(pack='whole', length=65_536, max_length=524_288)
@@ -15,39 +15,11 @@ table 9) reads, over sources that the user names in `data.sources`:
     ...
   )
 
-A part is a mapping with these keys, and no other:
-
-  weight      its share of the rows, relative to the sum of all weights
-  sources     names in data.sources; default: the one that has the part's name
-  pack        'concatenate' unless given; see below
-  length      tokens of a pack, default train.seq_len. A shorter one divides
-              the row, which holds several packs that do not see each other; a
-              longer one is a multiple, and lies in consecutive rows (Focused
-              Transformer, 2307.03170: the K rows of a document)
-  min_length  documents shorter than this are left out
-  max_length  documents at least as long as this are left out; 0 is none
-  carry       concatenate: the rest of a document that did not fit starts the
-              next pack (True), or is dropped (False, ProLong's SFT)
-  masked      the documents of a pack do not see each other (True)
-  documents   interleave: how many share a pack
-  chunks      interleave: pieces of each of them
-
-Parts may read the same documents: long ones are up-sampled (Llama 2 Long,
-2309.16039, 4.2) by a part that reads only them (min_length) at a weight above
-their share. A part with too little data is read again, in another order each
-time, and the summary says so.
-
-  whole        documents at least as long as the pack, cut into pieces of
-               exactly its length; what is left of each is dropped
-  concatenate  documents in random order, one after another
-  best_fit     only documents longer than the pack are cut; best-fit decreasing
-               (2404.10830), the rest of a pack is padding
-  next_fit     whole documents in random order, a new pack where one does not
-               fit; longer ones are left out (LongAlign, 2401.18058)
-  sorted       one document in a pack, the rows of a step of like length, steps
-               in random order; longer ones are left out (LongAlign)
-  interleave   chunk 1 of each of several documents, then chunk 2, ... in one
-               segment (LongSkywork, 2406.00605, chunk-interleaved pretraining)
+ComponentConfig lists the keys of a component, data/pack.py the packing rules.
+Components may read the same documents: long ones are up-sampled (Llama 2 Long,
+2309.16039, 4.2) by a component that reads only them (min_length) at a weight
+above their share. A component with too little data repeats it, in another
+order each time, and the summary reports it.
 """
 
 from collections.abc import Mapping
@@ -58,152 +30,236 @@ import numpy as np
 from longjax import errors
 from longjax.data import pack
 
-DEFAULTS = dict(
-  weight=1.0,
-  sources=(),
-  pack='concatenate',
-  length=0,
-  min_length=0,
-  max_length=0,
-  carry=True,
-  masked=True,
-  documents=2,
-  chunks=2,
-)
+MAX_PACKS = 1 << 48  # more than any run reads
+COUNTED = 4000  # row groups, at most, to know the shares from
 
 
-class Part(NamedTuple):
-  """A part of a mixture over the documents of a store."""
+class ComponentConfig(NamedTuple):
+  """A value of data.mix: the keys that it may have, and their defaults."""
+
+  weight: float = 1.0  # share of the rows, relative to the sum of all weights
+  sources: tuple = ()  # names in data.sources; () is the component's own name
+  pack: str = 'concatenate'  # a rule of pack.RULES
+  # Tokens of a pack, 0 is train.seq_len. A shorter pack divides the row, which
+  # holds several that do not attend to each other; a longer one is a multiple
+  # and takes consecutive rows (Focused Transformer, 2307.03170: the K rows of
+  # a document).
+  length: int = 0
+  min_length: int = 0  # documents shorter than this are left out
+  max_length: int = 0  # documents at least this long are left out; 0 is none
+  # concatenate: the rest of a document that did not fit starts the next pack,
+  # or is dropped (ProLong's SFT).
+  carry: bool = True
+  masked: bool = True  # the documents of a pack do not attend to each other
+  documents: int = 2  # interleave: how many share a pack
+  chunks: int = 2  # interleave: pieces of each of them
+
+
+class MixtureComponent(NamedTuple):
+  """A component of a mixture over the documents of a store."""
 
   name: str
   weight: float  # all weights sum to 1
   packs: pack.Packs
   length: int  # tokens of a pack
-  documents: int  # of those that it may read
+  documents: int  # that it may read
   by_step: bool  # packs that follow each other stay in one step
-  joined: bool  # the documents of a pack see each other
+  joined: bool  # the documents of a pack attend to each other
 
 
-def check(config) -> dict[str, dict]:
-  """The parts of data.mix with all keys; InputError where they cannot be."""
+def parse(config) -> dict[str, ComponentConfig]:
+  """The components of data.mix, with defaults and with weights that sum to 1.
+
+  Raises:
+    InputError: names the component, the key, its value and the bound.
+  """
   seq_len = config.train.seq_len
   mix = config.data.mix or dict(all=dict(sources=('*',)))
-  full = {name: _check(name, part, seq_len) for name, part in mix.items()}
-  total = sum(part['weight'] for part in full.values())
-  for part in full.values():
-    part['weight'] /= total
-  rows = group(full, config)
+  components = {name: _parse(name, c, seq_len) for name, c in mix.items()}
+  total = sum(c.weight for c in components.values())
+  components = {
+    name: c._replace(weight=c.weight / total) for name, c in components.items()
+  }
+  rows = group_rows(components, config)
   if config.train.batch % rows:
     raise errors.InputError(
       f'train.batch {config.train.batch} is not a multiple of {rows}, the rows '
-      f'that a pack of data.mix lies in'
+      f'that a pack of data.mix takes'
     )
-  for name, part in full.items():
-    if rows * seq_len % part['length']:
+  for name, component in components.items():
+    if rows * seq_len % component.length:
       raise errors.InputError(
-        f'data.mix.{name}: packs of {part["length"]} tokens do not divide the '
-        f'{rows} rows of {seq_len} that are read at once'
+        f'data.mix.{name}: packs of {component.length} tokens do not divide '
+        f'the {rows} rows of {seq_len} that are read at once'
       )
-  return full
+  return components
 
 
-def group(parts: Mapping, config) -> int:
-  """Rows that are read at once: as many as the longest pack needs."""
-  if any(part['pack'] == 'sorted' for part in parts.values()):
+def group_rows(components: Mapping[str, ComponentConfig], config) -> int:
+  """Rows of a group, which is read at once: those of the longest pack."""
+  if any(c.pack == 'sorted' for c in components.values()):
     return config.train.batch
-  longest = max(part['length'] for part in parts.values())
+  longest = max(c.length for c in components.values())
   return max(1, longest // config.train.seq_len)
 
 
-def parts(store, config) -> list[Part]:
-  """Packs the documents of a store; says which part has none."""
-  rng = np.random.default_rng(config.seed)
+def build(parsed, store, seed: int) -> list[MixtureComponent]:
+  """Packs the documents of a store.
+
+  Args:
+    parsed: as `parse` returns it.
+    store: a store.Store.
+    seed: of the config; the order of the documents depends on it.
+
+  Raises:
+    InputError: names the component that has none.
+  """
+  rng = np.random.default_rng(seed)
   return [
-    _part(name, part, store, rng.permutation(len(store.lengths)))
-    for name, part in check(config).items()
+    _build(name, component, store, rng.permutation(len(store.lengths)))
+    for name, component in parsed.items()
   ]
 
 
-def _check(name: str, part: Any, seq_len: int) -> dict:
-  if not isinstance(part, Mapping) and not hasattr(part, 'to_dict'):
-    raise errors.InputError(f'data.mix.{name} must be a dict, is {part!r}')
-  part = dict(part.items())
-  errors.refuse_unknown_keys(f'data.mix.{name}', part, DEFAULTS)
-  full: dict[str, Any] = DEFAULTS | part
-  for key, value in full.items():
-    kind = (int, float) if key == 'weight' else type(DEFAULTS[key])
-    flag = isinstance(value, bool) and key not in ('carry', 'masked')
-    if flag or not isinstance(value, kind):
+def row_groups(components, tokens: int, seed: int) -> Any:
+  """The order in which the components and their packs are read.
+
+  Grain keeps to the weights as exactly as whole groups can. The packs of a
+  component are shuffled anew in each epoch. Groups may straddle epochs, so no
+  pack is left out.
+
+  Args:
+    components: a list of MixtureComponent.
+    tokens: of a group of rows.
+    seed: of the config.
+
+  Returns:
+    A grain.MapDataset whose item i is (number of the component, numbers of its
+    packs) of group i.
+  """
+  import grain
+
+  groups = []
+  for number, component in enumerate(components):
+    size, count = tokens // component.length, len(component.packs)  # of packs
+    # Without a number, `repeat` makes a length that does not fit an int.
+    packs = grain.MapDataset.range(count).seed(seed + number)
+    if component.by_step:
+      packs = packs.repeat(size // np.gcd(size, count))
+      packs = packs.batch(size, batch_fn=list).shuffle()
+      packs = packs.repeat(MAX_PACKS // len(packs))
+    else:
+      packs = packs.shuffle().repeat(MAX_PACKS // count)
+      packs = packs.batch(size, batch_fn=list)
+    groups.append(packs.map(lambda group, number=number: (number, group)))
+  return _mix(components, groups)
+
+
+def shares(components, groups: int) -> dict[str, float]:
+  """The share of each component in the first row groups, counted."""
+  import grain
+
+  if len(components) == 1:
+    return {components[0].name: 1.0}
+  names = [component.name for component in components]
+  order = _mix(components, [
+    grain.MapDataset.source([name]).repeat(MAX_PACKS) for name in names
+  ])  # fmt: skip
+  counted = max(1, min(groups, COUNTED))
+  read = [order[number] for number in range(counted)]
+  return {name: read.count(name) / counted for name in names}
+
+
+def _mix(components, datasets):
+  import grain
+
+  weights = [component.weight for component in components]
+  if len(datasets) == 1:
+    return datasets[0]
+  return grain.MapDataset.mix(datasets, weights)
+
+
+def _parse(name: str, given: Any, seq_len: int) -> ComponentConfig:
+  if not isinstance(given, Mapping) and not hasattr(given, 'to_dict'):
+    raise errors.InputError(f'data.mix.{name} must be a dict, is {given!r}')
+  given, defaults = dict(given.items()), ComponentConfig()._asdict()
+  errors.refuse_unknown_keys(f'data.mix.{name}', given, defaults)
+  for key, value in given.items():
+    kind = type(defaults[key])
+    kinds = (int, float) if kind is float else kind
+    if isinstance(value, bool) != (kind is bool) or not isinstance(
+      value, kinds
+    ):
       raise errors.InputError(
-        f'data.mix.{name}.{key} must be a {type(DEFAULTS[key]).__name__}, is '
-        f'{value!r}'
+        f'data.mix.{name}.{key} must be a {kind.__name__}, is {value!r}'
       )
-  full['length'] = full['length'] or seq_len
-  full['sources'] = full['sources'] or (name,)
-  _check_numbers(name, full, seq_len)
-  return full
+  component = ComponentConfig(**given)
+  component = component._replace(
+    length=component.length or seq_len, sources=component.sources or (name,)
+  )
+  _check(name, component, seq_len)
+  return component
 
 
-def _check_numbers(name, part, seq_len):
-  if part['pack'] not in pack.RULES:
-    near = errors.nearest(part['pack'], pack.RULES)
+def _check(name: str, component: ComponentConfig, seq_len: int):
+  rule, length, weight = component.pack, component.length, component.weight
+  if rule not in pack.RULES:
     raise errors.InputError(
-      f'data.mix.{name}.pack {part["pack"]!r} is none of '
-      f'{", ".join(pack.RULES)}; nearest is {near!r}'
+      f'data.mix.{name}.pack {rule!r} is none of {", ".join(pack.RULES)}; '
+      f'nearest is {errors.nearest(rule, pack.RULES)!r}'
     )
-  if not 0 < part['weight'] < float('inf'):
+  if not 0 < weight < float('inf'):
     raise errors.InputError(
-      f'data.mix.{name}.weight must be above 0, is {part["weight"]}'
+      f'data.mix.{name}.weight must be above 0, is {weight}'
     )
-  length = part['length']
   if length < 1 or (seq_len % length and length % seq_len):
     raise errors.InputError(
       f'data.mix.{name}.length {length} neither divides train.seq_len '
       f'{seq_len} nor is a multiple of it'
     )
-  pieces = part['documents'] * part['chunks']
-  if part['pack'] == 'interleave' and (
-    min(part['documents'], part['chunks']) < 1 or length % pieces
+  documents, chunks = component.documents, component.chunks
+  if rule == 'interleave' and (
+    min(documents, chunks) < 1 or length % (documents * chunks)
   ):
     raise errors.InputError(
-      f'data.mix.{name}: {part["documents"]} documents x {part["chunks"]} '
-      f'chunks do not divide a pack of {length} tokens'
+      f'data.mix.{name}: {documents} documents x {chunks} chunks do not divide '
+      f'a pack of {length} tokens'
     )
 
 
-def _part(name, part, store, order) -> Part:
-  """The packs of the documents that a part reads, in the order given."""
+def _build(name: str, component: ComponentConfig, store, order):
+  """A MixtureComponent of the documents that it reads, in the order given."""
   lengths = store.lengths
-  wanted = _documents(name, part, store)
-  wanted &= lengths >= max(1, part['min_length'])
-  if part['max_length']:
-    wanted &= lengths < part['max_length']
-  order = order[wanted[order]]
-  packs = pack.packs(part, lengths, order)
+  readable = _of_sources(name, component.sources, store)
+  readable &= lengths >= max(1, component.min_length)
+  if component.max_length:
+    readable &= lengths < component.max_length
+  order = order[readable[order]]
+  packs = pack.packs(component, lengths, order)
   if not len(packs):
     tokens, longest = int(lengths[order].sum()), lengths[order].max(initial=0)
     raise errors.InputError(
       f'data.mix.{name}: {tokens} tokens in {len(order)} documents (the '
-      f'longest has {longest}) do not fill one pack of '
-      f'{part["length"]} by {part["pack"]!r}; add documents to '
-      f'{", ".join(part["sources"])}, or lower length or train.seq_len'
+      f'longest has {longest}) do not fill one pack of {component.length} by '
+      f'{component.pack!r}; add documents to {", ".join(component.sources)}, '
+      f'or lower length or train.seq_len'
     )
-  return Part(
-    name, part['weight'], packs, part['length'], len(order),
-    by_step=part['pack'] == 'sorted',
-    joined=part['pack'] == 'interleave' or not part['masked'],
+  return MixtureComponent(
+    name, component.weight, packs, component.length, len(order),
+    by_step=component.pack == 'sorted',
+    joined=component.pack == 'interleave' or not component.masked,
   )  # fmt: skip
 
 
-def _documents(name, part, store) -> np.ndarray:
-  """bool [documents]: those of the sources of a part."""
-  if part['sources'] == ('*',):
+def _of_sources(name: str, sources, store) -> np.ndarray:
+  """bool [documents]: those of the sources of a component."""
+  if sources == ('*',):
     return np.ones(len(store.lengths), bool)
   known = [s['name'] for s in store.manifest['sources']]
-  for source in part['sources']:
+  for source in sources:
     if source not in known:
       raise errors.InputError(
         f'data.mix.{name} reads {source!r}, but {store.directory} has no such '
         f'source; nearest is {errors.nearest(source, known)!r}'
       )
-  return np.isin(store.sources, [known.index(s) for s in part['sources']])
+  return np.isin(store.sources, [known.index(source) for source in sources])

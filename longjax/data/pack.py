@@ -1,10 +1,12 @@
-"""Packing: documents to packs of exactly so many tokens. Pure numpy.
+"""Packing: documents to packs of a fixed length, and packs to rows. Pure numpy.
 
 A pack is a list of spans of documents; what the spans do not fill is padding.
-Several packs make a row, or a pack makes several rows (data/mixture.py). Then
-targets are shifted inside a document, also across the end of a row: the last
-token of a span has as target the true next token of its document. So every
-token is predicted exactly once but for the first of each document.
+Several packs share a row, or a pack takes several rows (data/mixture.py).
+RULES names the ways to pack documents.
+
+Targets are shifted inside a document, also across the end of a row: the target
+of the last token of a span is the next token of its document. So every token is
+predicted exactly once but for the first of each document.
 """
 
 import bisect
@@ -20,7 +22,7 @@ from longjax.batch import Batch
 from longjax.data import positions
 
 
-class Span(NamedTuple):
+class DocumentSpan(NamedTuple):
   """`length` tokens of a document, from its token `start` on."""
 
   document: int
@@ -30,7 +32,7 @@ class Span(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packs:
-  """A sequence of packs, each a list of Spans.
+  """A sequence of packs, each a list of DocumentSpans.
 
   Spans first[i] to first[i + 1] - 1 of the three arrays are pack i.
   """
@@ -44,12 +46,14 @@ class Packs:
   def __len__(self):
     return len(self.first) - 1
 
-  def __getitem__(self, i) -> list[Span]:
+  def __getitem__(self, i) -> list[DocumentSpan]:
     if not 0 <= i < len(self):
       raise IndexError(i)
     here = slice(int(self.first[i]), int(self.first[i + 1]))
     columns = (self.document, self.start, self.length)
-    return [Span(*span) for span in zip(*(x[here].tolist() for x in columns))]
+    return [
+      DocumentSpan(*span) for span in zip(*(x[here].tolist() for x in columns))
+    ]
 
 
 def whole(lengths, length: int, order) -> Packs:
@@ -192,134 +196,133 @@ RULES = {
 }
 
 
-def packs(part, lengths, order) -> Packs:
-  """The packs of a part of a mixture.
+def packs(component, lengths, order) -> Packs:
+  """The packs of a component of a mixture.
 
   Args:
-    part: a mapping as data/mixture.py describes it, with all keys.
+    component: a mixture.ComponentConfig.
     lengths: tokens of each document.
     order: numbers of the documents that it reads, in this order.
   """
   lengths, order = np.asarray(lengths, np.int64), np.asarray(order, np.int64)
-  rule, more = RULES[part['pack']], {}
+  rule, options = RULES[component.pack], {}
   if rule is interleave:
-    more = dict(documents=part['documents'], chunks=part['chunks'])
-  elif rule is concatenate and not part['carry']:
+    options = dict(documents=component.documents, chunks=component.chunks)
+  elif rule is concatenate and not component.carry:
     rule = truncate
-  made = rule(lengths, part['length'], order, **more)
-  dropped = int(lengths[order].sum()) - int(made.length.sum())
-  return dataclasses.replace(made, dropped=dropped)
+  packed = rule(lengths, component.length, order, **options)
+  dropped = int(lengths[order].sum()) - int(packed.length.sum())
+  return dataclasses.replace(packed, dropped=dropped)
 
 
-class Plan(NamedTuple):
-  """What a row holds, before a token is read; int64 [spans] arrays.
+class RowPlan(NamedTuple):
+  """The spans of documents in a row, before a token is read; arrays [spans].
 
-  Spans lie in order of `at`; padding lies between and after them.
+  Spans lie in the order of their columns; padding lies between and after them.
   """
 
-  at: np.ndarray  # column of the first token
-  document: np.ndarray
-  start: np.ndarray  # token of the document
-  length: np.ndarray
-  fresh: np.ndarray  # bool: whether a segment begins here
+  column: np.ndarray  # int64, of the first token
+  document: np.ndarray  # int64
+  start: np.ndarray  # int64, token of the document
+  length: np.ndarray  # int64
+  new_segment: np.ndarray  # bool, whether a segment begins here
 
   def squares(self) -> float:
-    """The sum of length^2 over segments: what attention costs."""
-    segment = np.cumsum(self.fresh)
+    """The sum of length^2 over segments, to which attention is proportional."""
+    segment = np.cumsum(self.new_segment)
     return float(np.square(np.bincount(segment, self.length)).sum())
 
 
-def rows(packed: Sequence[list[Span]], length: int, seq_len: int, joined=False):
-  """The rows that packs of `length` tokens fill one after another.
+def row_plans(
+  packed: Sequence[list[DocumentSpan]],
+  length: int,
+  seq_len: int,
+  joined: bool = False,
+) -> list[RowPlan]:
+  """The rows that packs fill one after another.
 
   Args:
-    packed: lists of Spans; their lengths add up to whole rows.
+    packed: packs that together are whole rows.
     length: tokens of a pack.
     seq_len: tokens of a row.
     joined: whether the documents of a pack are one segment.
-
-  Returns:
-    A list of Plans.
   """
   spans = np.array([s for p in packed for s in p], np.int64).reshape(-1, 3)
   document, start, size = spans.T
   counts = np.array([len(p) for p in packed], np.int64)
-  begin = np.cumsum(counts) - counts  # the first span of each pack
+  first = np.cumsum(counts) - counts  # span of each pack
   before = np.cumsum(size) - size
-  inside = before - np.repeat(before[begin], counts)
-  at = np.repeat(np.arange(len(packed)) * length, counts) + inside
-  fresh = np.full(len(at), not joined)
-  fresh[begin] = True
-  whole = cut(Plan(at, document, start, size, fresh), seq_len)
-  row = whole.at // seq_len
-  parts = [Plan(*(x[row == r] for x in whole)) for r in range(
-    len(packed) * length // seq_len
-  )]  # fmt: skip
-  return [p._replace(at=p.at % seq_len) for p in parts]
+  inside = before - np.repeat(before[first], counts)
+  column = np.repeat(np.arange(len(packed)) * length, counts) + inside
+  new_segment = np.full(len(column), not joined)
+  new_segment[first] = True
+  plan = RowPlan(column, document, start, size, new_segment)
+  plan = cut_segments(plan, seq_len)
+  row = plan.column // seq_len
+  plan = plan._replace(column=plan.column % seq_len)
+  rows = range(len(packed) * length // seq_len)
+  return [RowPlan(*(x[row == r] for x in plan)) for r in rows]
 
 
-def cut(plan: Plan, every: int) -> Plan:
-  """The same tokens, with new segments at every multiple of `every`."""
-  at, length = plan.at, plan.length
-  pieces = (at + length - 1) // every - at // every + 1
-  number = np.arange(pieces.sum()) - np.repeat(
+def cut_segments(plan: RowPlan, every: int) -> RowPlan:
+  """The same tokens, with a new segment at every multiple of `every`."""
+  begin, end = plan.column, plan.column + plan.length
+  first = begin // every  # of the pieces that a span is cut into
+  pieces = (end - 1) // every - first + 1
+  piece = np.arange(pieces.sum()) - np.repeat(
     np.cumsum(pieces) - pieces, pieces
   )
-  at, document, start, length, fresh = (np.repeat(x, pieces) for x in plan)
-  begin = np.maximum(at, (at // every + number) * every)
-  end = np.minimum(at + length, (at // every + number + 1) * every)
-  fresh &= number == 0
-  fresh |= begin % every == 0
-  return Plan(begin, document, start + begin - at, end - begin, fresh)
-
-
-class Row(NamedTuple):
-  """A row before positions and layout; all [seq_len]."""
-
-  tokens: np.ndarray  # int32
-  targets: np.ndarray  # int32
-  weights: np.ndarray  # float32
-  segments: np.ndarray  # int32, 1.., 0 is padding
-
-
-def row(store, plan: Plan, seq_len: int) -> Row:
-  """The arrays of one row."""
-  out = Row(
-    np.zeros(seq_len, np.int32),
-    np.zeros(seq_len, np.int32),
-    np.zeros(seq_len, np.float32),
-    np.zeros(seq_len, np.int32),
+  begin, end, first = (np.repeat(x, pieces) for x in (begin, end, first))
+  plan = RowPlan(*(np.repeat(x, pieces) for x in plan))
+  column = np.maximum(begin, (first + piece) * every)
+  return RowPlan(
+    column,
+    plan.document,
+    plan.start + column - begin,
+    np.minimum(end, (first + piece + 1) * every) - column,
+    plan.new_segment & (piece == 0) | (column % every == 0),
   )
-  segments = np.cumsum(plan.fresh).tolist()
-  for at, document, start, length, fresh, segment in zip(
-    *(x.tolist() for x in plan), segments
-  ):
+
+
+def read_row(store, plan: RowPlan, seq_len: int) -> Batch:
+  """A row in the order of its text, positions plain.
+
+  Args:
+    store: a store.Store.
+    plan: of the row.
+    seq_len: its tokens.
+
+  Returns:
+    A Batch of [seq_len] arrays. Segments count from 1; padding is 0 in all.
+  """
+  tokens, targets, segments = np.zeros((3, seq_len), np.int32)
+  weights = np.zeros(seq_len, np.float32)
+  segment = 0
+  for column, document, start, length, new in zip(*(x.tolist() for x in plan)):
     ids = store.tokens(document, start, length + 1)  # one more, to predict
     mask = store.mask(document, start, length + 1)
     predicted = min(length, len(ids) - 1)
-    out.tokens[at : at + length] = ids[:length]
-    out.targets[at : at + predicted] = ids[1 : predicted + 1]
-    out.weights[at : at + predicted] = mask[1 : predicted + 1]
-    out.segments[at : at + length] = segment
-    if not fresh:  # the segment goes on with another document
-      out.targets[at - 1] = ids[0]
-      out.weights[at - 1] = mask[0] if start else 0
-  return out
-
-
-def batch(store, plans, seq_len: int) -> Batch:
-  """Several rows as a Batch in contiguous order, positions plain."""
-  packed = [row(store, plan, seq_len) for plan in plans]
-  stacked = Row(*(np.stack(arrays) for arrays in zip(*packed)))
+    tokens[column : column + length] = ids[:length]
+    targets[column : column + predicted] = ids[1 : predicted + 1]
+    weights[column : column + predicted] = mask[1 : predicted + 1]
+    segment += new
+    segments[column : column + length] = segment
+    if not new:  # the span before is of another document of this segment
+      targets[column - 1] = ids[0]
+      weights[column - 1] = mask[0] if start else 0
   index = np.arange(seq_len, dtype=np.int32)
   return Batch(
-    *stacked,
-    positions=positions.plain(stacked.segments),
-    index=np.tile(index, (len(packed), 1)),
+    tokens, targets, weights, segments, positions.plain(segments), index
   )
 
 
-def one_document_rows(store, seq_len: int, count: int) -> list[Plan]:
+def batch(store, plans: Sequence[RowPlan], seq_len: int) -> Batch:
+  """Several rows as a Batch in contiguous order, positions plain."""
+  rows = [read_row(store, plan, seq_len) for plan in plans]
+  return Batch(*(np.stack(arrays) for arrays in zip(*rows)))
+
+
+def one_document_rows(store, seq_len: int, count: int) -> list[RowPlan]:
   """For evaluation: the starts of the first `count` documents long enough."""
   long = np.flatnonzero(store.lengths >= seq_len)[:count]
   if len(long) < count:
@@ -328,7 +331,8 @@ def one_document_rows(store, seq_len: int, count: int) -> list[Plan]:
       f'needed, but there are {len(long)}; the longest has '
       f'{store.lengths.max(initial=0)}'
     )
-  return rows([[Span(int(d), 0, seq_len)] for d in long], seq_len, seq_len)
+  spans = [[DocumentSpan(int(d), 0, seq_len)] for d in long]
+  return row_plans(spans, seq_len, seq_len)
 
 
 def _complete(first, order, lengths) -> Packs:

@@ -1,7 +1,7 @@
-"""Positions, which RoPE reads. Pure numpy.
+"""Positions, which only RoPE reads. Pure numpy.
 
-All but `plain` skip positions, so that a model trained on short rows meets
-the distances of a long window. Positions rise inside a segment by at least 0
+All kinds but `plain` skip positions, so that a model trained on short rows
+learns the distances of a long window. Positions never fall inside a segment
 and stay below `target`.
 """
 
@@ -12,33 +12,31 @@ import numpy as np
 from longjax import errors
 
 KINDS = ('plain', 'pose', 'skipalign', 'e2llm')
-SINKS = 4  # tokens that E2-LLM leaves where they are
+SINKS = 4  # tokens at the start of a segment that E2-LLM does not move
 
 
 def check(settings, seq_len: int):
-  """InputError if data.positions cannot be meant for rows of seq_len."""
-  kind, target = settings.kind, settings.target
+  """InputError if data.positions is impossible for rows of seq_len tokens."""
+  kind, target, window = settings.kind, settings.target, settings.window
   if kind not in KINDS:
     raise errors.InputError(
       f'data.positions.kind {kind!r} is none of {", ".join(KINDS)}'
     )
-  if kind == 'plain':
-    if target:
-      raise errors.InputError(
-        f'data.positions.target {target} is not read by plain positions; set '
-        'kind to pose, skipalign or e2llm, or target to 0'
-      )
-    return
-  if target < seq_len:
+  if kind == 'plain' and target:
+    raise errors.InputError(
+      f'data.positions.target {target} is not read by plain positions; set '
+      'kind to pose, skipalign or e2llm, or target to 0'
+    )
+  if kind != 'plain' and target < seq_len:
     raise errors.InputError(
       f'data.positions.target {target} is below train.seq_len {seq_len}: '
       f'{kind} skips positions up to a longer window'
     )
   if kind == 'pose' and not 1 <= settings.chunks <= seq_len:
     raise errors.InputError(
-      f'data.positions.chunks {settings.chunks} is not from 1 to seq_len'
+      f'data.positions.chunks {settings.chunks} is not from 1 to '
+      f'train.seq_len {seq_len}'
     )
-  window = settings.window
   if kind == 'e2llm' and (window < seq_len or target % window):
     raise errors.InputError(
       f'data.positions: e2llm needs the window of the released model, at least '
@@ -52,9 +50,11 @@ def draw(settings, segments, weights, seed: int, step: int, row: int):
 
   Args:
     settings: the config's data.positions.
-    segments: [seq] document numbers in contiguous order, 0 is padding.
+    segments: [seq] document numbers in the order of the text, 0 is padding.
     weights: [seq] of the loss.
-    seed, step, row: of the config; of the batch; in it.
+    seed: of the config.
+    step: of the batch.
+    row: of the batch, in the order of the mixture.
 
   Returns:
     int32 [seq].
@@ -77,19 +77,16 @@ def plain(segments) -> np.ndarray:
   """0, 1, 2, ... from the start of each segment.
 
   Args:
-    segments: [..., seq] document numbers in contiguous order.
+    segments: [..., seq] document numbers in the order of the text.
 
   Returns:
     int32 [..., seq].
   """
   segments = np.asarray(segments)
-  order = np.broadcast_to(
-    np.arange(segments.shape[-1], dtype=np.int32), segments.shape
-  )
-  fresh = np.ones(segments.shape, bool)
-  fresh[..., 1:] = segments[..., 1:] != segments[..., :-1]
-  starts = np.maximum.accumulate(np.where(fresh, order, 0), axis=-1)
-  return order - starts
+  order = np.arange(segments.shape[-1], dtype=np.int32)
+  begins = np.ones(segments.shape, bool)
+  begins[..., 1:] = segments[..., 1:] != segments[..., :-1]
+  return order - np.maximum.accumulate(np.where(begins, order, 0), axis=-1)
 
 
 def pose(segments, target: int, chunks: int, rng) -> np.ndarray:
@@ -97,10 +94,10 @@ def pose(segments, target: int, chunks: int, rng) -> np.ndarray:
 
   Chunk 0 starts at 0; chunk i is moved by u_i, uniform from u_(i-1) to
   target - length. The lengths of the chunks are random. (The published code
-  draws a first chunk of at most half; the paper does not.)
+  draws a first chunk of at most half of the segment; the paper does not.)
 
   Args:
-    segments: [seq] document numbers in contiguous order.
+    segments: [seq] document numbers in the order of the text.
     target: the window to train for, tokens.
     chunks: of each segment; the paper has 2.
     rng: numpy Generator.
@@ -123,14 +120,14 @@ def pose(segments, target: int, chunks: int, rng) -> np.ndarray:
 def skipalign(segments, weights, target: int, rng) -> np.ndarray:
   """SkipAlign (2405.03939): positions skip between the turns of a dialogue.
 
-  A turn is a run of tokens that are all predicted or all not. The paper's
-  sampling rule could not be had; ours: of a segment of n tokens in B turns,
-  B - 1 numbers uniform from 0 to target - n, sorted, are added to the
+  A turn is a run of tokens that are all predicted or all not. We had no access
+  to the paper; the sampling rule is our own: for a segment of n tokens in B
+  turns, B - 1 numbers uniform from 0 to target - n, sorted, are added to the
   positions of turns 2 to B.
 
   Args:
-    segments: [seq] document numbers in contiguous order.
-    weights: [seq], of the loss; above 0 where the next token is predicted.
+    segments: [seq] document numbers in the order of the text.
+    weights: [seq] of the loss; above 0 where the next token is predicted.
     target, rng: as in `pose`.
 
   Returns:
@@ -138,7 +135,7 @@ def skipalign(segments, weights, target: int, rng) -> np.ndarray:
   """
   out = plain(segments)
   for begin, end in _runs(segments):
-    # weights[i] is of token i + 1; the first token is part of the first turn.
+    # weights[i] is that of token i + 1; token 0 belongs to the first turn.
     turns = _runs(np.asarray(weights)[begin : end - 1] > 0)
     most = target - (end - begin)
     skips = rng.integers(0, most + 1, max(0, len(turns) - 1))
@@ -150,13 +147,13 @@ def skipalign(segments, weights, target: int, rng) -> np.ndarray:
 def e2llm(segments, target: int, window: int, factor: int, offset: int):
   """E2-LLM (2401.06951, eq. 5 to 7): positions (m + t) / g at scale target.
 
-  A position m is read as (m + t) / g, where the first four tokens have t = 0.
-  RoPE divides by target / window ('linear' scaling, which is Position
-  Interpolation at the longest window), so the integer is (m + t) / g times
-  that, to the nearest; it is exact where g divides target / window.
+  Position m becomes (m + t) / g, with t = 0 for the first four tokens. RoPE
+  divides by target / window ('linear' scaling, Position Interpolation at the
+  longest window), so the integer returned is (m + t) / g times that, to the
+  nearest; it is exact where g divides target / window.
 
   Args:
-    segments: [seq] document numbers in contiguous order.
+    segments: [seq] document numbers in the order of the text.
     target: the longest window, g_max times the released one.
     window: of the released model.
     factor: g, from 1 to target / window.
@@ -174,8 +171,6 @@ def e2llm(segments, target: int, window: int, factor: int, offset: int):
 def _runs(values) -> list[tuple[int, int]]:
   """[begin, end) of each run of equal values."""
   values = np.asarray(values)
-  if not len(values):
-    return []
   seams = np.flatnonzero(values[1:] != values[:-1]) + 1
   edges = [0, *seams.tolist(), len(values)]
-  return list(itertools.pairwise(edges))
+  return list(itertools.pairwise(edges)) if len(values) else []

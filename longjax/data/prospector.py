@@ -1,17 +1,17 @@
-"""Long-dependency score of documents: Prospector's ProLong, arXiv:2405.17915.
+"""Long-dependency scores of documents: Prospector's ProLong, arXiv:2405.17915.
 
-How much do the parts of a document say of each other? It is cut in chunks of
-128 tokens; a model gives the perplexity of a chunk alone, and after another
-chunk that comes before it. Over sampled pairs of chunks (i after j):
+How much do the parts of a document depend on each other? A document is cut into
+chunks of 128 tokens; a model gives the perplexity of a chunk alone, and after
+another chunk that comes before it. Over sampled pairs of chunks (i after j):
 
   strength     (ppl_i - ppl_ij) / ppl_i
   distance     (i - j) / (chunks - 1)
   specificity  1 - H(p_i) / ln n_i, with p_i the softmax over the n_i sampled j
-               of ppl_i - ppl_ij: does i lean on some j, or on all alike? (So
-               repeated text is not taken for dependency.)
+               of ppl_i - ppl_ij: 1 if i depends on one j, 0 if on all alike (so
+               repeated text does not count as dependency)
   score        sum of (strength + distance) * specificity where strength > 0.1
 
-The model is a function that the caller gives; nothing here computes with it.
+The model is a function that the caller passes; nothing here computes with it.
 """
 
 import json
@@ -27,24 +27,24 @@ from longjax.data import store as stores
 
 CHUNK_TOKENS = 128
 CHUNKS = 256  # of a document; 32,768 tokens
-# Of a document, as the authors' code; the paper samples 5,000. A chunk of which
-# one pair is sampled has specificity 1, so few pairs of many chunks say little.
+# Of a document, as in the authors' code; the paper samples 5,000. A chunk with
+# one sampled pair has specificity 1, so few pairs of many chunks mean little.
 PAIRS = 500
 STRONG = 0.1
-ROWS = 64  # given to the model at once
+ROWS = 64  # of a batch given to the model
 
 
 class Score(NamedTuple):
-  """Of a document."""
+  """The score of a document and its terms."""
 
   score: float
   strength: float  # mean over the pairs
-  distance: float  # mean over the pairs that are strong, 0 if none is
+  distance: float  # mean over the strong pairs, 0 if there is none
   specificity: float  # mean over the later chunks
   pairs: int
 
 
-def document(ids, nll, rng, pairs=PAIRS) -> Score:
+def score_document(ids, nll, rng, pairs=PAIRS) -> Score:
   """The score of a document.
 
   Args:
@@ -54,16 +54,16 @@ def document(ids, nll, rng, pairs=PAIRS) -> Score:
     pairs: how many are sampled. Where there are fewer, all are scored (the
       authors' code then gives 0).
   """
-  chunks = cut(ids, rng)
+  chunks = to_chunks(ids, rng)
   if len(chunks) < 2:
     return Score(0.0, 0.0, 0.0, 0.0, 0)
-  later, earlier = sample(len(chunks), pairs, rng)
+  later, earlier = sample_pairs(len(chunks), pairs, rng)
   alone, after = perplexities(chunks, later, earlier, nll)
-  return combine(alone, after, later, earlier, len(chunks))
+  return combine(alone, after, later, earlier)
 
 
-def cut(ids, rng) -> np.ndarray:
-  """[tokens] -> [chunks, 128]: whole ones; of too many, some, in order."""
+def to_chunks(ids, rng) -> np.ndarray:
+  """[tokens] -> [chunks, 128]: whole chunks, at most 256, in order."""
   ids = np.asarray(ids)[: len(ids) // CHUNK_TOKENS * CHUNK_TOKENS]
   chunks = ids.astype(np.int32).reshape(-1, CHUNK_TOKENS)
   if len(chunks) > CHUNKS:
@@ -71,7 +71,7 @@ def cut(ids, rng) -> np.ndarray:
   return chunks
 
 
-def sample(chunks: int, pairs: int, rng) -> tuple[np.ndarray, np.ndarray]:
+def sample_pairs(chunks: int, pairs: int, rng) -> tuple[np.ndarray, np.ndarray]:
   """(later, earlier) [pairs]: different pairs of chunks, later > earlier."""
   later, earlier = np.tril_indices(chunks, -1)
   if len(later) > pairs:
@@ -81,37 +81,38 @@ def sample(chunks: int, pairs: int, rng) -> tuple[np.ndarray, np.ndarray]:
 
 
 def perplexities(chunks, later, earlier, nll):
-  """Of chunks alone and after others, over all tokens but a chunk's first.
+  """Perplexities of chunks alone and after others, without their first tokens.
 
   Args:
     chunks: [chunks, 128] ids.
     later, earlier: [pairs] numbers of chunks.
-    nll: as of `document`.
+    nll: as for `score_document`.
 
   Returns:
-    alone [chunks], nan of chunks that are never `later`; after [pairs].
-    float64.
+    alone: float64 [chunks], nan for chunks that are never `later`.
+    after: float64 [pairs].
   """
-  # Two lone chunks share a row, so that all rows have one shape.
+  # Two chunks alone share a row, so that all rows have one shape.
   each = np.unique(later)
   lone = np.pad(chunks[each], ((0, len(each) % 2), (0, 0)))
   lone = lone.reshape(-1, 2 * CHUNK_TOKENS)
   both = np.concatenate([chunks[earlier], chunks[later]], axis=1)
   alone = np.full(len(chunks), np.nan)
   with np.errstate(over='ignore'):
-    alone[each] = np.exp(_means(lone, 2, nll).reshape(-1)[: len(each)])
-    return alone, np.exp(_means(both, 1, nll)[:, 1])
+    losses = _mean_losses(lone, nll, masked=True).reshape(-1)
+    alone[each] = np.exp(losses[: len(each)])
+    return alone, np.exp(_mean_losses(both, nll, masked=False)[:, 1])
 
 
-def combine(alone, after, later, earlier, chunks: int) -> Score:
+def combine(alone, after, later, earlier) -> Score:
   """The score from perplexities; see the top of this file.
 
   Args:
     alone: [chunks] perplexities.
     after: [pairs] perplexities of chunk `later` after chunk `earlier`.
     later, earlier: [pairs].
-    chunks: how many the document has.
   """
+  chunks = len(alone)
   with np.errstate(invalid='ignore'):
     gain = np.nan_to_num(alone[later] - after)
     strength = np.nan_to_num(gain / alone[later])
@@ -121,9 +122,9 @@ def combine(alone, after, later, earlier, chunks: int) -> Score:
   for i in each:
     specific[i] = specificity(gain[later == i])
   strong = strength > STRONG
-  parts = (strength + distance) * specific[later]
+  scores = (strength + distance) * specific[later]
   return Score(
-    float(parts[strong].sum()),
+    float(scores[strong].sum()),
     float(strength.mean()),
     float(distance[strong].mean()) if strong.any() else 0.0,
     float(specific[each].mean()),
@@ -132,7 +133,7 @@ def combine(alone, after, later, earlier, chunks: int) -> Score:
 
 
 def specificity(gain) -> float:
-  """1 where one earlier chunk explains it all, 0 where all do alike."""
+  """1 if one earlier chunk has all of the gain, 0 if all have the same."""
   if len(gain) == 1:
     return 1.0
   exponent = gain - gain.max()
@@ -142,7 +143,7 @@ def specificity(gain) -> float:
 
 
 def best(scores, keep: float) -> np.ndarray:
-  """Numbers of the share `keep` of documents with the best scores, in order.
+  """Numbers of the share `keep` of documents with the best scores, rising.
 
   Equal scores go by number; one document at least is kept.
   """
@@ -152,36 +153,38 @@ def best(scores, keep: float) -> np.ndarray:
   return np.sort(order[: max(1, round(keep * len(order)))])
 
 
-def scored(
-  store, nll, path, about: dict, log=print, pairs=PAIRS
+def score_store(
+  store, nll, path, metadata: dict, log=print, pairs=PAIRS
 ) -> list[Score]:
-  """Scores every document of a store; what is in `path` is not done again.
+  """Scores every document of a store but those that are in a file already.
 
   Args:
     store: a store.Store.
-    nll: as of `document`.
-    path: a jsonl file that is appended to, a line for each document.
-    about: what else the scores depend on (the model), as JSON.
-    log: called with a line now and then.
-    pairs: as of `document`.
+    nll: as for `score_document`.
+    path: a jsonl file, to which a line for each document is appended.
+    metadata: what else the scores depend on (the model), as JSON.
+    log: called with a line for each document.
+    pairs: as for `score_document`.
+
+  Raises:
+    InputError: the file holds something else.
   """
   path = pathlib.Path(path)
-  head = dict(data=store.digest, pairs=pairs, **about)
+  header = dict(data=store.digest, pairs=pairs, **metadata)
   path.parent.mkdir(parents=True, exist_ok=True)
-  done = _resumed(path, head)
+  scores = _read_scores(path, header)
   with open(path, 'a', encoding='utf-8') as file:
     if not path.stat().st_size:
-      file.write(json.dumps(head) + '\n')
-    for number in range(len(done), len(store.lengths)):
-      rng = np.random.default_rng(number)
-      found = document(store.tokens(number), nll, rng, pairs)
-      line = dict(document=number, name=store.names[number], **found._asdict())
+      file.write(json.dumps(header) + '\n')
+    for number in range(len(scores), len(store.lengths)):
+      rng, name = np.random.default_rng(number), store.names[number]
+      score = score_document(store.tokens(number), nll, rng, pairs)
+      line = dict(document=number, name=name, **score._asdict())
       file.write(json.dumps(line) + '\n')
       file.flush()
-      done.append(found)
-      log(f'{number + 1} of {len(store.lengths)}: {found.score:.1f}, '
-          f'{store.names[number]}')  # fmt: skip
-  return done
+      scores.append(score)
+      log(f'{number + 1} of {len(store.lengths)}: {score.score:.1f}, {name}')
+  return scores
 
 
 def entries(store, documents):
@@ -189,8 +192,7 @@ def entries(store, documents):
   sources = {s['name']: s for s in store.manifest['sources']}
   for number in documents:
     source = sources[store.source(number)]
-    ids = store.tokens(number)
-    mask = store.mask(number)
+    ids, mask = store.tokens(number), store.mask(number)
     share = len(ids) / source['tokens']  # bytes are only known by source
     yield stores.Entry(
       store.names[number], source['name'], ids,
@@ -198,50 +200,50 @@ def entries(store, documents):
     )  # fmt: skip
 
 
-def _resumed(path, head) -> list[Score]:
-  """The scores in a file; a last line that was cut off is removed."""
+def _read_scores(path, header) -> list[Score]:
+  """The scores in a file; removes a last line that was cut off."""
   if not path.exists():
     return []
-  whole = path.read_bytes()
-  whole = whole[: whole.rfind(b'\n') + 1]
+  content = path.read_bytes()
+  complete = content[: content.rfind(b'\n') + 1]
   try:
-    lines = [json.loads(line) for line in whole.splitlines()]
-    made = [Score(*(line[key] for key in Score._fields)) for line in lines[1:]]
-    numbers = [line['document'] for line in lines[1:]]
+    first, *lines = [json.loads(x) for x in complete.splitlines()] or [header]
+    scores = [Score(*(line[key] for key in Score._fields)) for line in lines]
+    numbers = [line['document'] for line in lines]
   except (ValueError, KeyError, TypeError) as error:
     raise errors.InputError(
       f'{path}: not a file of scores ({error})'
     ) from error
-  if lines and (lines[0] != head or numbers != list(range(len(made)))):
+  if first != header or numbers != list(range(len(scores))):
     raise errors.InputError(
       f'{path}: holds scores of other data or of another model; delete it or '
       'choose another place'
     )
-  if len(whole) != path.stat().st_size:
-    path.write_bytes(whole)
-  return made
+  if complete != content:
+    path.write_bytes(complete)
+  return scores
 
 
-def _means(rows, segments: int, nll) -> np.ndarray:
-  """Mean loss of each half of a row over all but the half's first token.
+def _mean_losses(rows, nll, masked: bool) -> np.ndarray:
+  """Mean loss of each half of a row, without the first token of the half.
 
   Args:
     rows: [rows, 256] ids.
-    segments: 1: the second half sees the first; 2: it does not.
-    nll: as of `document`.
+    nll: as for `score_document`.
+    masked: the halves do not attend to each other.
 
   Returns:
     float64 [rows, 2].
   """
   half = rows.shape[1] // 2
   order = np.arange(rows.shape[1], dtype=np.int32)
-  which = order // half if segments == 2 else np.zeros_like(order)
+  segment = order // half if masked else np.zeros_like(order)
   weights = (order % half < half - 1).astype(np.float32)
   means = []
   for start in range(0, len(rows), ROWS):
     tokens = rows[start : start + ROWS]
     same = (np.broadcast_to(x, tokens.shape) for x in (
-      weights, which + 1, order - which * half, order
+      weights, segment + 1, order - segment * half, order
     ))  # fmt: skip
     batch = Batch(tokens, np.roll(tokens, -1, axis=1), *same)
     losses = np.asarray(nll(batch), np.float64) * weights

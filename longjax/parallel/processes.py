@@ -1,6 +1,6 @@
-"""What the processes of one job tell each other.
+"""Exchanges of small values between the processes of one job.
 
-With one process each function answers by itself and touches no device.
+With a single process each function returns its own value and touches no device.
 """
 
 import functools
@@ -15,43 +15,46 @@ from jax.sharding import PartitionSpec as P
 
 from longjax.errors import InputError
 
-BYTES = 16_384  # that a process can say at once
+BYTES = 16_384  # of the text of a process; the rest is cut off
 
 
 def is_primary() -> bool:
-  """Whether this process writes and speaks for all."""
+  """Whether this is the process that writes files and logs."""
   return jax.process_index() == 0
 
 
 def allgather_text(text: str) -> list[str]:
-  """What each process says, in their order; all must call this."""
+  """The texts of all processes, in their order; all must call this."""
   if jax.process_count() == 1:
     return [text]
-  said = np.zeros(BYTES, np.uint8)
+  padded = np.zeros(BYTES, np.uint8)
   data = np.frombuffer(text.encode()[:BYTES], np.uint8)
-  said[: len(data)] = data
-  rows = multihost_utils.process_allgather(said)
+  padded[: len(data)] = data
+  rows = multihost_utils.process_allgather(padded)
   return [bytes(x).rstrip(b'\0').decode(errors='replace') for x in rows]
 
 
 def broadcast_from_primary(value):
-  """The value, small JSON, that the lead process has; all must call this."""
+  """The primary process's value, small JSON; all must call this."""
   return json.loads(
     allgather_text(json.dumps(value) if is_primary() else '')[0]
   )
 
 
 def raise_on_all(action) -> Any:
-  """What action() returns here; InputError everywhere if it failed anywhere.
+  """Returns action(), or raises on every process if it failed on any.
 
-  A process that fails alone would leave the others waiting for it.
+  A process that failed alone would leave the others waiting for it.
+
+  Raises:
+    InputError: the first failure, with the numbers of the processes.
   """
   value, problem = None, ''
   try:
     value = action()
   except InputError as error:
     problem = str(error)
-  except OSError as error:  # of a file: no space, no right
+  except OSError as error:  # of a file: no space, no permission
     if error.filename and jax.process_count() == 1:
       raise
     problem = str(error)  # with the file, if it is known
@@ -66,7 +69,7 @@ def raise_on_all(action) -> Any:
 def any_process(flag: bool, mesh) -> bool:
   """Whether any process has its flag set; all must call this.
 
-  One small all-reduce, behind whatever the devices are doing.
+  One small all-reduce, queued behind the work that the devices have.
   """
   if jax.process_count() == 1:
     return bool(flag)

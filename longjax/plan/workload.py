@@ -12,7 +12,6 @@ from longjax import flops
 from longjax.attention import exchange
 from longjax.batch import one_document
 from longjax.data import layout
-from longjax.data.deal import deal
 from longjax.errors import InputError
 
 
@@ -56,7 +55,8 @@ def workload(config, documents: str = '') -> Workload:
     work = {x: w.sum(1, keepdims=True) for x, w in work.items()}
   rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
   costs = [_squares(x, step.seq_len) for x in lengths]
-  rows = rows[deal(costs, data, step.micro_batches)]  # as data/pipeline does
+  # As data/pipeline does.
+  rows = rows[layout.balance_rows(costs, data, step.micro_batches)]
   executed = float(rows.sum())
   pairs = (-(-local // block)) ** 2 * (members // rows.shape[2]) / swap
   return Workload(
@@ -136,7 +136,7 @@ def _work(config, length: int, members: int) -> np.ndarray:
   row = row._replace(segments=1 + row.index // length)
   block = config.model.block
   row = layout.arrange(row, config.data.layout, config.mesh.seq, block)
-  return layout.work(row.segments, row.index, members, block)[0]
+  return layout.executed_blocks(row.segments, row.index, members, block)[0]
 
 
 def _busiest(rows: np.ndarray, micro_batches: int, data: int) -> np.ndarray:

@@ -220,7 +220,7 @@ def loop(run: Run, data, step_fn, state, tokens, checkpoints, save, between):
 
 
 def placed_batches(run: Run, data, start: int):
-  """(pipeline.Step, its Batch on the devices) from step `start` on."""
+  """(pipeline.BatchPlan, its Batch on the devices) from step `start` on."""
   shape = (run.config.train.batch, run.config.train.seq_len)
   for step, parts in data.iterate(
     start, sharding.local_slices(shape, run.mesh)

@@ -14,7 +14,7 @@ document of a row is cut. Columns, all over the mixture:
 
 Then, of a step of 16 such rows on several rings and in several micro-batches,
 the busiest ring of each micro-batch / the mean, in squared lengths, the mean
-of 200 steps: with rows in random order, and as data/deal.py deals them.
+of 200 steps: with rows in random order, and as layout.balance_rows orders them.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from longjax.batch import one_document
-from longjax.data import deal, layout
+from longjax.data import layout
 
 SHARES = dict(one=0.23, eight=0.40, short=0.37)
 MEDIAN, SIGMA = 1500 / 524_288, 1.0  # of short documents, in rows
@@ -59,10 +59,10 @@ def rows(seq, rng):
 
 
 def counts(segments, name, n, block):
-  """`layout.work` [member, hop] of a row laid out as `name`."""
+  """`layout.executed_blocks` [member, hop] of a row laid out as `name`."""
   row = one_document(np.zeros_like(segments))._replace(segments=segments)
   laid = layout.arrange(row, name, n, block)
-  return layout.work(laid.segments, laid.index, n, block)[0]
+  return layout.executed_blocks(laid.segments, laid.index, n, block)[0]
 
 
 def measure(mixture, name, n, block):
@@ -73,7 +73,7 @@ def measure(mixture, name, n, block):
   busiest = work.sum(2).max(1) * n
   waiting = work.max(1).sum(1) * n
   blocks = mixture[0][1].shape[1] // block
-  needed = np.array([layout.needed(row, block) for _, row in mixture])
+  needed = np.array([layout.needed_blocks(row, block) for _, row in mixture])
   over = lambda a, b: float((shares * a).sum() / (shares * b).sum())
   return Measures(
     over(total, blocks * (blocks + 1) / 2),
@@ -108,7 +108,7 @@ def waiting(costs, shares, rings, parts, steps=200, rows=16):
   rng, ratios = np.random.default_rng(1), []
   for _ in range(steps):
     step = rng.choice(costs, rows, p=np.array(shares) / sum(shares))
-    for order in (np.arange(rows), deal.deal(step, rings, parts)):
+    for order in (np.arange(rows), layout.balance_rows(step, rings, parts)):
       by_ring = step[order].reshape(rings, -1, parts).sum(1)
       ratios.append(by_ring.max(0).sum() / by_ring.mean(0).sum())
   return np.array(ratios).reshape(-1, 2).mean(0)

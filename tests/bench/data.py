@@ -6,7 +6,7 @@ Documents are lognormal (median 2,000 tokens, sigma 1.5), half of them for a
 ProLong mix of 64K packs; rows of 65,536 and of 524,288 tokens. All figures are
 of this machine and process; the page cache is warm, as in a second epoch.
 
-  rows       tokens/s of Pipeline.part: six arrays, laid out
+  rows       tokens/s of Pipeline.read: six arrays, laid out
   planned    the same without reading: which document lies where
   a host     tokens/s that a host of 4 v5p chips trains (400 tokens/s a chip at
              512K, 4,000 at 32K, docs/plan.md), and how often rows give that

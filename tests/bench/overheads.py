@@ -163,7 +163,7 @@ def tell(run, writer, step, values):
   """What the loop does with the values of a step."""
   line = {k: float(v) for k, v in jax.device_get(values).items()}
   tokens = run.config.train.batch * run.config.train.seq_len
-  batch = pipeline.Step(step, [], [], np.arange(0), tokens)
+  batch = pipeline.BatchPlan(step, [], [], np.arange(0), tokens)
   line |= loop.usage(run, batch, 1.0, 0.0)
   writer.step(step, tokens, 1.0, line)
 
