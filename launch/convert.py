@@ -45,9 +45,9 @@ def show(from_, digests_='yes'):
   """Prints what is there."""
   _known(digests_, 'yes', 'no')
   _convert()
-  from longjax.weights import describe
+  from longjax.weights import show as showing
 
-  print(describe.describe(from_, digests=digests_ == 'yes'))
+  print(showing.describe(from_, digests=digests_ == 'yes'))
 
 
 def _known(value, *known):

@@ -8,6 +8,7 @@ The digest does not depend on the mesh.
 import contextlib
 import functools
 import logging
+import math
 import re
 import time
 from typing import Any
@@ -36,14 +37,14 @@ LONG_SECONDS = 5  # that a save may keep the next one waiting unsaid
 BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
-def _array_digest(x):
-  """[2] uint32: sum of the bits, and sum weighted by an odd position."""
+def _sums(x, first, strides):
+  """`digest_sums` inside a program."""
   bits = jax.lax.bitcast_convert_type(x, BITS[x.dtype.itemsize])
   bits = bits.astype(jnp.uint32)
-  position = jnp.zeros(x.shape, jnp.uint32)
-  for dim, size in enumerate(x.shape):
+  position = jnp.full(x.shape, first, jnp.uint32)
+  for dim, stride in enumerate(strides):
     along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, dim)
-    position = position * jnp.uint32(size) + along
+    position += along * jnp.uint32(stride)
   weight = (position * jnp.uint32(2654435761)) | jnp.uint32(1)
   # Both in one pass: on a CPU 30 times as fast as two sums.
   zero, dims = jnp.uint32(0), tuple(range(x.ndim))
@@ -53,16 +54,47 @@ def _array_digest(x):
   )
 
 
-_tree_digest = jax.jit(lambda tree: jax.tree.map(_array_digest, tree))
+def _strides(shape) -> list[int]:
+  """How far positions are apart along each dim of an array, row by row."""
+  return [math.prod(shape[dim + 1 :]) % 2**32 for dim in range(len(shape))]
+
+
+_part_sums = jax.jit(_sums)
+_tree_sums = jax.jit(
+  lambda tree: jax.tree.map(lambda x: _sums(x, 0, _strides(x.shape)), tree)
+)
+
+
+def digest_sums(part, first=0, strides=None) -> np.ndarray:
+  """What a part adds to the digest of its array, modulo 2**32.
+
+  Args:
+    part: an array, or a rectangle of it with its dims in any order.
+    first: position in the array, counted row by row, of the part's corner.
+    strides: how far positions are apart along each dim of the part; None if
+      it is the array.
+
+  Returns:
+    [2] uint32: the sum of the bits, and that weighted by an odd position.
+  """
+  strides = _strides(part.shape) if strides is None else strides
+  return np.asarray(
+    _part_sums(
+      part, np.uint32(first % 2**32), [np.uint32(s % 2**32) for s in strides]
+    )
+  )
+
+
+def digest_text(sums) -> str:
+  """The digest as it is saved: 16 hex digits."""
+  return f'{int(sums[0]):08x}{int(sums[1]):08x}'
 
 
 def digest(tree) -> dict[str, str]:
   """{path: hex}: equal if and, but for chance, only if the arrays are."""
-  found = jax.device_get(_tree_digest(tree))
+  found = jax.device_get(_tree_sums(tree))
   return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): (
-      f'{int(sums[0]):08x}{int(sums[1]):08x}'
-    )
+    jax.tree_util.keystr(path, simple=True, separator='/'): digest_text(sums)
     for path, sums in jax.tree.leaves_with_path(
       found, is_leaf=lambda x: isinstance(x, np.ndarray)
     )

@@ -20,7 +20,7 @@ FORBIDDEN = dict(
   parallel=('attention', 'data', 'evals', 'llama', 'plan', 'train', 'weights'),
   data=('attention', 'evals', 'inference', 'llama', 'parallel', 'plan', 'pod',
         'train', 'weights'),
-  weights=('data', 'evals', 'inference', 'mirror', 'plan', 'pod', 'train'),
+  weights=('evals', 'inference', 'mirror', 'plan', 'pod', 'train'),
   inference=('evals', 'plan', 'pod', 'train'),
   evals=('plan', 'pod', 'train'),
   train=('plan', 'pod'),

@@ -16,7 +16,7 @@ from longjax.errors import InputError
 from longjax.parallel import sharding
 from longjax.train import loop
 from longjax.train import step as train_step
-from longjax.weights import convert, stored
+from longjax.weights import checkpoint_arrays, convert
 
 RANK, ALPHA = 3, 12.0
 
@@ -186,7 +186,7 @@ def test_a_damaged_factor_is_not_exported(trained, tmp_path):
   about = checkpoint.about(directory)
   about['digests']['params/lora/q/b'] = '0' * 16
   with pytest.raises(InputError, match='lora/q/b differs from its digest'):
-    stored.factors(root / str(step), about)
+    checkpoint_arrays.lora_factors(root / str(step), about)
 
 
 def test_parts_of_the_sum_are_the_sum(rng):

@@ -15,7 +15,8 @@ import pytest
 
 from longjax import checkpoint, errors, llama, rope, weights
 from longjax.weights import gguf as reader
-from longjax.weights import names, source
+from longjax.weights import names
+from longjax.weights import tensors as source
 
 # V vocab, D embed, F mlp, N heads, K kv_heads, H head_dim, L layers
 V, D, F, N, K, H, L = 96, 64, 128, 4, 2, 16, 3
@@ -148,10 +149,10 @@ def test_half_split_of_a_head_of_four_rows_by_hand():
 def test_order_turns_ours_round(row, source):
   shape = names.stored_shape(row, FIELDS)
   stored = np.arange(np.prod(shape)).reshape(shape)
-  ours = names.ours(row, stored, FIELDS, source)
+  ours = names.to_ours(row, stored, FIELDS, source)
   assert ours.shape == names.sizes(row.dims, FIELDS)
   back = ours.transpose(names.order(row)).reshape(shape)
-  theirs = names.huggingfaces(row, stored, FIELDS, source)
+  theirs = names.to_huggingface(row, stored, FIELDS, source)
   np.testing.assert_array_equal(back, theirs)
 
 
@@ -161,7 +162,7 @@ def test_only_the_interleaved_formats_permute(path):
   shape = names.stored_shape(row, FIELDS)
   stored = np.arange(np.prod(shape)).reshape(shape)
   ours = {
-    s: names.ours(row, stored, FIELDS, s) for s in ('huggingface', 'meta')
+    s: names.to_ours(row, stored, FIELDS, s) for s in ('huggingface', 'meta')
   }
   heads = stored.reshape(-1, H, D).transpose(2, 0, 1)
   np.testing.assert_array_equal(ours['huggingface'], heads)

@@ -11,7 +11,8 @@ from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from longjax import batch, errors, llama, rope, weights
 from longjax.parallel import sharding
-from longjax.weights import names, source
+from longjax.weights import names
+from longjax.weights import tensors as source
 
 
 def assert_same(found, wanted):

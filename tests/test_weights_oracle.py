@@ -15,7 +15,7 @@ import weight_files as files
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from longjax import batch, llama, rope, weights
-from longjax.weights import convert, export
+from longjax.weights import convert, huggingface, tensor_files
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip('torch')
@@ -168,7 +168,7 @@ def test_transformers_makes_our_frequencies_of_what_we_export(settings):
   config = llama.Llama(**GQA, rope=rope.Rope(**settings))
   rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(
     transformers.LlamaConfig(
-      **export.config_json(config, 16_384, 'float32', None)
+      **huggingface.config_json(config, 16_384, 'float32', None)
     )
   )
   wanted, temperature = rope.frequencies(config.rope, config.head_dim)
@@ -312,7 +312,7 @@ def test_what_torch_saves_is_read_exactly(tmp_path, dtype):
     parameter=torch.nn.Parameter(base[1].float()),
   )  # fmt: skip
   torch.save(tensors, tmp_path / 'x.pth')
-  found = weights.huggingface.files.pytorch(tmp_path / 'x.pth')
+  found = tensor_files.pytorch(tmp_path / 'x.pth')
   for name, x in tensors.items():
     wide = found[name].read().astype('f4')
     np.testing.assert_array_equal(wide, x.detach().float().numpy())

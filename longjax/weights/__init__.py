@@ -1,10 +1,11 @@
 """Weights in: `params, config = weights.load(path)`, whatever the format.
 
 How to read this package: `names` is the one table of tensor names; `gguf`,
-`huggingface` and `meta` each turn a path into a `source.Source` of tensors
-that are not read yet (`files` maps safetensors and PyTorch files); `source`
-checks them and hands them out; `export` writes Hugging Face's form; `convert`
-goes between files and checkpoints (`stored`), in little memory.
+`huggingface` and `meta` each turn a path into a `tensors.TensorSource`, whose
+tensors are not read yet (`tensor_files` maps safetensors and PyTorch's files);
+`tensors` checks them and hands out our parameters; `convert` imports and
+exports, with `checkpoint_arrays` for checkpoints and `directories` for what is
+made whole or not at all; `show` prints what a path holds.
 """
 
 import glob
@@ -13,8 +14,7 @@ import os
 import jax
 
 from longjax import errors, llama
-from longjax.weights import gguf, huggingface, meta, names
-from longjax.weights import source as sources
+from longjax.weights import gguf, huggingface, meta, names, tensors
 
 OTHERS = (
   'a .gguf file or a directory with one, a directory with config.json and '
@@ -47,9 +47,9 @@ def load(path, *, dtype='float32', place=None):
 
     params, _ = checkpoint.load_params(path, place and place(config))
     return params, config
-  sources.check(source)
+  tensors.check(source)
   if place is None:
-    return sources.arrays(source), config
+    return tensors.arrays(source), config
   return _placed(source, place(config)), config
 
 
@@ -63,7 +63,7 @@ def config(path) -> llama.Llama:
 
 
 def _described(path, dtype):
-  """(the Source, or None for a checkpoint of ours; its llama.Llama)."""
+  """(the TensorSource, or None for a checkpoint of ours; its llama.Llama)."""
   if source := find(path):
     return source, as_config(path, source.fields, dtype)
   from longjax import checkpoint  # late: Orbax takes seconds to import
@@ -75,23 +75,23 @@ def _placed(source, shardings):
   """Every parameter in its sharding; only one is in host memory at a time."""
   found = {}
   for row in names.rows(source.fields):
-    shape = sources.shapes(source.fields)[row.path]
+    shape = names.shapes(source.fields)[row.path]
     *parents, key = row.path.split('/')
     sharding = (shardings[parents[0]] if parents else shardings)[key]
     mine = sharding.addressable_devices_indices_map(shape)
     # Replicas share a part; a slice is not hashable before Python 3.12.
     indices = {str(index): index for index in mine.values()}
     parts = dict(
-      zip(indices, sources.parts(source, row, list(indices.values())))
+      zip(indices, tensors.parts(source, row, list(indices.values())))
     )
     found[row.path] = jax.make_array_from_callback(
       shape, sharding, lambda index, parts=parts: parts[str(index)]
     )
-  return sources.tree(found)
+  return tensors.tree(found)
 
 
 def find(path):
-  """The Source that `path` is or holds; None for a checkpoint of ours."""
+  """The TensorSource that `path` is or holds; None for a checkpoint of ours."""
   if '://' in str(path):
     return None  # launch/convert.py imports from there, this reads checkpoints
   if not os.path.exists(path):

@@ -1,10 +1,13 @@
-"""Between the files of others and checkpoints of ours, in little memory.
+"""Weights of other formats to checkpoints of ours, and checkpoints to Hugging
+Face's form, in little memory.
 
-A tensor at a time goes from its file, which is mapped into memory, to where it
-belongs, and what is made is there whole or not at all. Files in a bucket (gs://)
+Tensors go one at a time from their file, which is mapped into memory, to their
+place. What is made is there whole or not at all. Files in a bucket (gs://)
 pass through the local disk; checkpoints there are read directly.
 """
 
+import concurrent.futures
+import hashlib
 import itertools
 import json
 import math
@@ -16,13 +19,19 @@ import threading
 import numpy as np
 
 from longjax import checkpoint, errors, lora, weights
-from longjax.data import downloads, tokenizer
+from longjax.data import tokenizer
 from longjax.progress import Progress
-from longjax.weights import directories, export, files, names, stored
-from longjax.weights import source as sources
-from longjax.weights.work import each_in_parallel
+from longjax.weights import checkpoint_arrays as arrays
+from longjax.weights import (
+  directories,
+  huggingface,
+  names,
+  tensor_files,
+  tensors,
+)
 
-PIECES_BYTES = 1 << 30  # of what all workers hold, about
+WORKERS = min(2 * (os.cpu_count() or 1), 16)  # half of them wait for the disk
+PIECES_BYTES = 1 << 30  # of what all workers of an export hold, about
 # Copied as they are: a tokenizer is more than the ids it gives.
 TOKENIZER_FILES = (
   'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
@@ -31,14 +40,20 @@ TOKENIZER_FILES = (
 GENERATION = 'generation_config.json'
 
 
+# Import
+
+
 def to_checkpoint(path, directory, dtype='float32', log=print):
-  """Makes a checkpoint of the weights of others.
+  """Makes a checkpoint of weights in another format.
 
   Args:
-    path: weights of others, weights.OTHERS.
+    path: the weights, see weights.OTHERS.
     directory: is made: a run directory with checkpoints/ and tokenizer/.
     dtype: of the parameters that are stored.
-    log: called with lines for a person.
+    log: called with progress lines.
+
+  Raises:
+    InputError: names the file or tensor that is missing or damaged.
   """
   with directories.fetched(path) as local:
     _to_checkpoint(local, directory, dtype, log)
@@ -48,148 +63,82 @@ def _to_checkpoint(path, directory, dtype, log):
   source = weights.find(path)
   if source is None:
     raise errors.InputError(
-      f'{path} holds no weights of others, which are {weights.OTHERS}'
+      f'{path} holds nothing to import, which is {weights.OTHERS}'
     )
   vocab = weights.as_config(path, source.fields, 'float32').vocab
-  sources.check(source)
-  shapes = sources.shapes(source.fields)
-  with directories.whole(
-    directory, _bytes(shapes, dict.fromkeys(shapes, dtype))
-  ) as made:
-    about = dict(
-      model=source.fields,
-      window=source.window,
-      tokenizer=_keep_tokenizer(path, made, vocab, log),
-      generation=_generation(path),
-    )
-    writer = stored.Writer(made / 'checkpoints', source.fields, dtype)
-    about['source'] = dict(
+  tensors.check(source)
+  shapes = names.shapes(source.fields)
+  needed = _bytes(shapes, dict.fromkeys(shapes, dtype))
+  with directories.create(directory, needed) as made:
+    digest = _import_tokenizer(path, made, vocab, log)
+    generation = os.path.join(path, GENERATION)
+    writer = arrays.Writer(made / 'checkpoints', source.fields, dtype)
+    origin = dict(
       format=source.format,
-      dtypes=sources.dtypes(source),
+      dtypes=tensors.dtypes(source),
       sha256=_import(source, writer, log),
     )
-    writer.close(about)
+    writer.close(
+      dict(
+        model=source.fields,
+        window=source.window,
+        tokenizer=digest,
+        generation=(
+          tensor_files.load_json(generation)
+          if os.path.isfile(generation)
+          else None
+        ),
+        source=origin,
+      )
+    )
 
 
-def _import(source, writer, log) -> dict:
+def _import(source, writer, log) -> dict[str, str]:
   """Writes every tensor; {file name: sha256} of what was read."""
   digests = {}
   sizes = {file: os.path.getsize(file) for file in source.files}
   total = sum(sizes.values()) + sum(x.nbytes for x in source.tensors.values())
   progress = Progress('importing', total, log)
 
-  def digest(file):
-    digests[os.path.basename(file)] = downloads.sha256_of(file)
-    progress.add(sizes[file])
+  def hash_file(path):
+    digests[os.path.basename(path)] = sha256(path)
+    progress.add(sizes[path])
 
-  def move(row, number):
-    name = names.name(row, source.format, number)
-    matrix = sources.matrix(source, row, number)
-    writer.write(row, number, matrix, (name, source.path))
+  def write(name, row, layer):
+    matrix = tensors.matrix(source, row, layer)
+    writer.write(row, layer, matrix, (name, source.path))
     progress.add(source.tensors[name].nbytes)
 
-  place = {name: i for i, name in enumerate(source.tensors)}
-  moves = sorted(
-    (
-      (row, number)
-      for row in names.rows(source.fields)
-      for number in names.layers(row, source.fields)
-    ),
-    key=lambda move: place[names.name(move[0], source.format, move[1])],
-  )
-  jobs: list = [(move, row, number) for row, number in moves]
-  # In the order of the files, and each digest about when its file is read: so
+  ours = {
+    names.name(row, source.format, layer): (row, layer)
+    for row in names.rows(source.fields)
+    for layer in names.layers(row, source.fields)
+  }
+  jobs: list = [(write, name, *ours[name]) for name in source.tensors]
+  # In the order of the files, each hashed about when its tensors are read: so
   # a disk is read once even if memory does not hold all files.
   for i, file in reversed([*enumerate(source.files)]):
-    jobs.insert(i * len(moves) // len(source.files), (digest, file))
-  each_in_parallel(jobs)
+    jobs.insert(i * len(ours) // len(source.files), (hash_file, file))
+  _in_threads(jobs, WORKERS)
   return dict(sorted(digests.items()))
 
 
-def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
-  """Writes a checkpoint in the form that transformers loads.
-
-  Args:
-    path: a run directory or one of its checkpoints.
-    directory: is made.
-    dtype: of the tensors; '' is that of the files they came from, or float32
-      if they were trained since.
-    shard_bytes: of tensors in a file.
-    log: called with lines for a person.
-  """
-  root, step = checkpoint.find(path)
-  about = checkpoint.about(path)
-  config = weights.as_config(path, about.get('model'), 'float32')
-  if config.memory.layers:
-    log('its memory layers are exported as plain ones: transformers has none')
-  shapes = sources.shapes(about['model'])
-  stored_in = about.get('source', {}).get('dtypes', {})
-  dtypes = {p: dtype or stored_in.get(p, 'float32') for p in shapes}
-  kept = root.parent / 'tokenizer'
-  tokens = _tokenizer(kept, about.get('tokenizer'), log)
-  configs = {
-    'config.json': export.config_json(
-      config, _window(root, about), dtypes['embedding'], tokens
-    ),
-    GENERATION: about.get('generation') or export.generation_json(tokens),
-  }
-  with directories.whole(directory, _bytes(shapes, dtypes)) as made:
-    for name, value in configs.items():
-      export.write_json(made / name, value)
-    if tokens:
-      tokens.save(made)
-      directories.copy_files(kept, made, TOKENIZER_FILES)
-    out = export.Files(made, about['model'], dtypes, shard_bytes)
-    _export(root / str(step), about, out, log)
+def sha256(path) -> str:
+  """The SHA-256 of a file, hex."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _export(step, about, out, log):
-  """Writes every tensor; refuses a checkpoint that differs from its digests."""
-  rows = {row.path: row for row in names.rows(about['model'])}
-  arrays = {path: stored.array(step, path) for path in rows}
-  factors, alpha = stored.factors(step, about)
-  sums = {path: np.zeros(2, np.uint32) for path in rows}
-  lock = threading.Lock()
-  total = sum(array.size * array.dtype.numpy_dtype.itemsize
-              for array in arrays.values())  # fmt: skip
-  progress = Progress('exporting', total, log)
-
-  def move(path, pieces):
-    array, lead = arrays[path], int(names.is_layered(path))
-    axes = [*range(lead), *(lead + dim for dim in names.order(rows[path]))]
-    view, seen = None, None
-    for start, shape in pieces:
-      where = tuple(slice(a, a + n) for a, n in zip(start, shape))
-      part = stored.read(step, path, array[where].transpose(axes))
-      ours = part.transpose(np.argsort(axes))
-      more = stored.part_sums(ours, start, array.shape)
-      with lock:
-        sums[path] += more
-      if path in factors:
-        part = part + lora.part(factors[path], alpha, where).transpose(axes)
-      here = [where[axis] for axis in axes][lead:]
-      for i in range(shape[0]) if lead else (None,):
-        layer = None if i is None else start[0] + i
-        if view is None or seen != layer:  # a new mapping costs page faults
-          view, seen = out.view(rows[path], layer), layer
-        values = part if i is None else part[i]
-        sources.copy(view[tuple(here)], values, path, f'checkpoint {step}')
-      progress.add(part.nbytes)
-
-  groups = [(path, pieces) for path in rows
-            for pieces in _by_layer(path, arrays[path])]  # fmt: skip
-  largest = max(math.prod(shape) for _, pieces in groups for _, shape in pieces)
-  workers = max(1, PIECES_BYTES // (2 * 4 * largest))  # float32, twice
-  each_in_parallel([(move, *group) for group in groups], workers)
-  for path, found in sums.items():
-    stored.verify(step, about, path, found)
-
-
-def _by_layer(path, array) -> list[list]:
-  """The pieces of an array as `stored.pieces` has them, a list a layer."""
-  layer = lambda piece: names.is_layered(path) and piece[0][0]
-  pieces = itertools.groupby(stored.pieces(array), layer)
-  return [list(group) for _, group in pieces]
+def _in_threads(jobs, workers):
+  """Calls each (function, *arguments); the first error ends the rest."""
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    futures = [pool.submit(*job) for job in jobs]
+    try:
+      for future in concurrent.futures.as_completed(futures):
+        future.result()
+    except BaseException:
+      pool.shutdown(cancel_futures=True)
+      raise
 
 
 def _bytes(shapes, dtypes) -> int:
@@ -199,29 +148,136 @@ def _bytes(shapes, dtypes) -> int:
   )
 
 
-def _window(root, about) -> int:
+# Export
+
+
+def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
+  """Writes a checkpoint in the form that transformers loads.
+
+  Args:
+    path: a run directory or one of its checkpoints.
+    directory: is made.
+    dtype: of the tensors; '' is that of the files they were imported from, or
+      float32 if they were trained since.
+    shard_bytes: of tensors in a file.
+    log: called with progress lines.
+
+  Raises:
+    InputError: the checkpoint is damaged, or transformers has no such rope.
+  """
+  root, step = checkpoint.find(path)
+  metadata = checkpoint.about(path)
+  config = weights.as_config(path, metadata.get('model'), 'float32')
+  if config.memory.layers:
+    log('its memory layers are exported as plain ones: transformers has none')
+  shapes = names.shapes(metadata['model'])
+  imported = metadata.get('source', {}).get('dtypes', {})
+  dtypes = {p: dtype or imported.get(p, 'float32') for p in shapes}
+  kept = root.parent / 'tokenizer'
+  tokens = _load_tokenizer(kept, metadata.get('tokenizer'), log)
+  configs = {
+    huggingface.CONFIG: huggingface.config_json(
+      config, _window(root, metadata), dtypes['embedding'], tokens
+    ),
+    GENERATION: (
+      metadata.get('generation') or huggingface.generation_json(tokens)
+    ),
+  }
+  with directories.create(directory, _bytes(shapes, dtypes)) as made:
+    for name, value in configs.items():
+      tensor_files.write_json(made / name, value)
+    if tokens:
+      tokens.save(made)
+      directories.copy_files(kept, made, TOKENIZER_FILES)
+    writer = tensor_files.Writer(made, metadata['model'], dtypes, shard_bytes)
+    _Export(root / str(step), metadata, writer, log).run()
+
+
+class _Export:
+  """Copies every array of a checkpoint into safetensors, and verifies it."""
+
+  def __init__(self, step, metadata, writer, log):
+    self.step, self.metadata, self.writer = step, metadata, writer
+    self.rows = {row.path: row for row in names.rows(metadata['model'])}
+    self.arrays = {path: arrays.open_array(step, path) for path in self.rows}
+    self.factors, self.alpha = arrays.lora_factors(step, metadata)
+    self.sums = {path: np.zeros(2, np.uint32) for path in self.rows}
+    self.lock = threading.Lock()
+    total = sum(x.size * x.dtype.numpy_dtype.itemsize
+                for x in self.arrays.values())  # fmt: skip
+    self.progress = Progress('exporting', total, log)
+
+  def run(self):
+    """Copies all; refuses a checkpoint that differs from its digests."""
+    groups = [
+      (path, list(pieces))
+      for path, array in self.arrays.items()
+      for _, pieces in itertools.groupby(
+        arrays.pieces(array),
+        lambda piece, path=path: names.is_layered(path) and piece[0][0],
+      )
+    ]
+    largest = max(math.prod(s) for _, pieces in groups for _, s in pieces)
+    workers = max(1, PIECES_BYTES // (2 * 4 * largest))  # float32, twice
+    jobs = [(self.copy, *group) for group in groups]
+    _in_threads(jobs, min(workers, WORKERS))
+    for path, sums in self.sums.items():
+      arrays.verify(self.step, self.metadata, path, sums)
+
+  def copy(self, path, pieces):
+    """Copies pieces of a parameter, which begin in the same layer."""
+    array, row, views = self.arrays[path], self.rows[path], {}
+    lead = int(names.is_layered(path))
+    # Read as they lie in files of either side: layer, then Hugging Face's dims.
+    axes = [*range(lead), *(lead + dim for dim in names.order(row))]
+    strides = [math.prod(array.shape[dim + 1 :]) for dim in range(array.rank)]
+    for start, shape in pieces:
+      where = tuple(slice(a, a + n) for a, n in zip(start, shape))
+      part = arrays.read(self.step, path, array[where].transpose(axes))
+      sums = checkpoint.digest_sums(
+        part,
+        sum(a * stride for a, stride in zip(start, strides)),
+        [strides[axis] for axis in axes],
+      )
+      with self.lock:
+        self.sums[path] += sums
+      if path in self.factors:
+        added = lora.part(self.factors[path], self.alpha, where)
+        part = part + added.transpose(axes)
+      here = tuple(where[axis] for axis in axes[lead:])
+      for i in range(shape[0]) if lead else (None,):
+        layer = None if i is None else start[0] + i
+        if layer not in views:  # a new mapping costs page faults
+          views = {layer: self.writer.view(row, layer)}
+        values = part if i is None else part[i]
+        tensors.copy(
+          views[layer][here], values, path, f'checkpoint {self.step}'
+        )
+      self.progress.add(part.nbytes)
+
+
+def _window(root, metadata) -> int:
   """Tokens that a model is for: the largest number that anything says."""
-  told = [about.get('window', 0), about.get('seq_len', 0)]
+  told = [metadata.get('window', 0), metadata.get('seq_len', 0)]
   config = root.parent / 'config.json'
   if config.is_file():  # of a run
     told += list(json.loads(config.read_text()).get('eval', {}).values())
-  rope = about['model']['rope']
+  rope = metadata['model']['rope']
   told.append(round(rope.get('original_length', 0) * rope.get('factor', 1)))
   return max(n for n in told if type(n) is int) or 2048
 
 
-# The tokenizer and what is kept of its directory
+# The tokenizer, and the files of its directory
 
 
-def _keep_tokenizer(path, made, vocab, log):
-  """Puts the tokenizer into the run directory; its digest, or None."""
-  root = (
-    pathlib.Path(path) if os.path.isdir(path) else pathlib.Path(path).parent
-  )
+def _import_tokenizer(path, made, vocab, log) -> str | None:
+  """Puts the tokenizer into the run directory; its digest, if there is one."""
+  directory = os.path.isdir(path)
+  root = pathlib.Path(path) if directory else pathlib.Path(path).parent
   try:
     found = tokenizer.load(path)
   except errors.InputError as error:
-    if os.path.isdir(path) and list(root.glob('tokenizer.*')):
+    if directory and list(root.glob('tokenizer.*')):
       raise  # it is there, and damaged
     log(f'without a tokenizer: {error}')
     return None
@@ -230,15 +286,15 @@ def _keep_tokenizer(path, made, vocab, log):
       f'{path}: its tokenizer has {found.vocab} ids, the model only {vocab}'
     )
   found.save(made / 'tokenizer')
-  if os.path.isdir(path):
+  if directory:
     for name in TOKENIZER_FILES:
       if (root / name).is_file():
-        files.inside(root, name)
+        tensor_files.inside(root, name)
     directories.copy_files(root, made / 'tokenizer', TOKENIZER_FILES)
   return found.digest
 
 
-def _tokenizer(directory, digest, log):
+def _load_tokenizer(directory, digest, log):
   """The tokenizer of a run, or None; refuses a damaged one.
 
   Args:
@@ -262,9 +318,3 @@ def _tokenizer(directory, digest, log):
   if digest and found.digest != digest:
     log(f'{directory} is not the tokenizer that the checkpoint was made with')
   return found
-
-
-def _generation(path):
-  """What generation_config.json says, if there is one."""
-  file = os.path.join(path, GENERATION)
-  return files.load_json(file) if os.path.isfile(file) else None

@@ -1,12 +1,12 @@
-"""Directories to read and to make: whole or not at all, here or in a bucket.
+"""Directories that are made whole or not at all, here or in a bucket.
 
-What is being made lies beside its place under another name and gets its own at
-the end. Files in a bucket (gs://) pass through the local disk.
+What is being made is called NAME.partial and is renamed at the end. Files in a
+bucket (gs://) pass through the local disk.
 """
 
+import concurrent.futures
 import contextlib
 import fcntl
-import glob
 import os
 import pathlib
 import shutil
@@ -16,27 +16,27 @@ from etils import epath
 
 from longjax import errors, storage
 from longjax.progress import size
-from longjax.weights import stored
-from longjax.weights.work import each_in_parallel
+
+LAST = '_CHECKPOINT_METADATA'  # makes a directory count as a checkpoint
 
 
 @contextlib.contextmanager
-def whole(directory, needed_bytes):
-  """A directory to fill, which becomes `directory` if all went well.
+def create(directory, needed_bytes):
+  """Yields a directory to fill, which becomes `directory` if all went well.
 
   Raises:
-    InputError: it exists, or the disk has too little space.
+    InputError: `directory` exists, or the disk has too little space.
   """
   if not storage.is_remote(directory):
-    with _whole(pathlib.Path(os.path.abspath(directory)), needed_bytes) as made:
-      yield made
+    with _create(pathlib.Path(os.path.abspath(directory)), needed_bytes) as it:
+      yield it
     return
   bucket = storage.directory(directory)
   _refuse_existing(bucket)
   with tempfile.TemporaryDirectory() as scratch:
     local = pathlib.Path(scratch) / 'made'
-    with _whole(local, needed_bytes) as made:
-      yield made
+    with _create(local, needed_bytes) as partial:
+      yield partial
     copy_tree(local, bucket)
 
 
@@ -46,71 +46,43 @@ def _refuse_existing(target):
 
 
 @contextlib.contextmanager
-def _whole(target, needed_bytes):
-  """`whole` on this machine."""
+def _create(target, needed_bytes):
+  """`create` on this machine."""
   _refuse_existing(target)
+  partial = target.with_name(f'{target.name}.partial')
   try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made, lock = _partial(target)
+    partial.mkdir(parents=True, exist_ok=True)
+    lock = _lock(partial)
+    for name in os.listdir(partial):  # of a process that was killed
+      shutil.rmtree(partial / name)
   except OSError as error:
     raise errors.InputError(
       f'{target} cannot be made: {error.strerror}'
     ) from None
   try:
-    free = shutil.disk_usage(target.parent).free
+    free = shutil.disk_usage(partial).free
     if free < needed_bytes * 1.05:
       raise errors.InputError(
         f'{target} needs {size(needed_bytes)}, the disk has {size(free)}'
       )
-    os.chmod(made, 0o777 & ~_umask())
-    with _room(target):
-      yield pathlib.Path(made)
-    os.rename(made, target)
-  except BaseException:
-    shutil.rmtree(made, ignore_errors=True)
+    yield partial
+    os.rename(partial, target)
+  except BaseException as error:
+    shutil.rmtree(partial, ignore_errors=True)
+    if isinstance(error, OSError) and error.errno in errors.FULL:
+      raise errors.InputError(
+        f'{target} cannot be made: {error.strerror}; nothing of it was kept'
+      ) from None
     raise
   finally:
     os.close(lock)
 
 
-@contextlib.contextmanager
-def _room(target):
-  """Turns a disk or quota that became full into one line."""
-  try:
-    yield
-  except OSError as error:
-    if error.errno not in errors.FULL:
-      raise
-    raise errors.InputError(
-      f'{target} cannot be made: {error.strerror}; nothing of it was kept'
-    ) from None
-
-
-def _partial(target):
-  """A new directory beside `target`, locked until the descriptor is closed.
-
-  A process that is killed leaves its own, unlocked: those are removed.
-  """
-  prefix = f'{target.name}.partial-'
-  for path in target.parent.glob(f'{glob.escape(prefix)}*'):
-    with contextlib.suppress(FileNotFoundError):
-      lock, locked = _lock(path)
-      if locked:
-        shutil.rmtree(path, ignore_errors=True)
-      os.close(lock)
-  while True:
-    made = tempfile.mkdtemp(prefix=prefix, dir=target.parent)
-    lock, _ = _lock(made)
-    if os.path.isdir(made):  # else another took it for abandoned meanwhile
-      return made, lock
-    os.close(lock)
-
-
-def _lock(directory):
-  """(descriptor, whether it is locked): not on a file system without locks.
+def _lock(directory) -> int:
+  """The descriptor of a directory, locked where the file system has locks.
 
   Raises:
-    InputError: another process has it.
+    InputError: another process has locked it.
   """
   descriptor = os.open(directory, os.O_RDONLY)
   try:
@@ -122,23 +94,23 @@ def _lock(directory):
       'name another directory'
     ) from None
   except OSError:
-    return descriptor, False
-  return descriptor, True
+    pass
+  return descriptor
 
 
 @contextlib.contextmanager
 def fetched(path):
-  """The path itself, or a local copy of what is in a bucket."""
+  """Yields the path itself, or a local copy of what is in a bucket."""
   if not storage.is_remote(path):
     yield path
     return
-  remote = storage.directory(path)
+  there = storage.directory(path)
   with tempfile.TemporaryDirectory() as scratch:
-    local = pathlib.Path(scratch) / remote.name
-    if remote.is_dir():
-      copy_tree(remote, local)
-    elif remote.exists():
-      remote.copy(local)
+    local = pathlib.Path(scratch) / there.name
+    if there.is_dir():
+      copy_tree(there, local)
+    elif there.exists():
+      there.copy(local)
     else:
       raise errors.InputError(f'{path} does not exist')
     yield local
@@ -154,9 +126,10 @@ def copy_tree(source, target):
     path.copy(to)
 
   paths = [*_files(source)]
-  about = [path for path in paths if path.name == stored.ABOUT]
-  each_in_parallel([(copy, path) for path in paths if path not in about])
-  each_in_parallel([(copy, path) for path in about])
+  last = [path for path in paths if path.name == LAST]
+  with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    for group in ([path for path in paths if path not in last], last):
+      list(pool.map(copy, group))
 
 
 def _files(directory):
@@ -168,14 +141,8 @@ def _files(directory):
 
 
 def copy_files(source, directory, names):
-  """Copies those of the files that are there."""
+  """Copies those of the named files that exist."""
   for name in names:
     path = epath.Path(source) / name
     if path.exists():
       path.copy(epath.Path(directory) / name, overwrite=True)
-
-
-def _umask():
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask

@@ -12,8 +12,14 @@ import gguf
 import numpy as np
 
 from longjax import errors, rope
-from longjax.weights.files import mapped
-from longjax.weights.source import BFLOAT16, Source, Tensor, count, positive
+from longjax.weights.tensors import (
+  BFLOAT16,
+  Tensor,
+  TensorSource,
+  count,
+  mapped,
+  positive,
+)
 
 EMBEDDING = 'token_embd.weight'
 HEAD = 'output.weight'
@@ -41,7 +47,7 @@ FLOATS = {
 }
 
 
-def source(path) -> Source:
+def source(path) -> TensorSource:
   """The model of a GGUF file of general.architecture 'llama'."""
   path = str(path)
   try:
@@ -54,7 +60,7 @@ def source(path) -> Source:
     raise errors.InputError(f'{path}: {message}') from error
   tensors.pop(ROPE_FACTORS, None)
   window = metadata.get('context_length', 0)
-  return Source(
+  return TensorSource(
     path,
     'gguf',
     fields,

@@ -1,9 +1,10 @@
-"""Reads a Llama in Hugging Face's form: config.json beside tensor files.
+"""Hugging Face's form of a Llama: config.json beside files of tensors.
 
 Llama 2, 3, 3.1, 3.2, SmolLM2, OpenLLaMA and LongLLaMA (its memory layers are
-a matter of the config that trains it, its weights are OpenLLaMA's). The rope
-settings are read in both dialects: `rope_theta` with `rope_scaling`, and
-`rope_parameters` of transformers 5.
+set by the config that trains it, its weights are OpenLLaMA's). The rope is
+read in either dialect, `rope_theta` with `rope_scaling` or `rope_parameters`
+of transformers 5, and written in both: transformers 4 would otherwise take
+base 10,000.
 """
 
 import math
@@ -11,11 +12,10 @@ import os
 import re
 import sys
 
-from longjax import errors, rope
-from longjax.weights import files
-from longjax.weights.source import (
-  Source,
-  Tensor,
+from longjax import errors, llama, rope
+from longjax.weights import tensor_files as files
+from longjax.weights.tensors import (
+  TensorSource,
   count,
   flag,
   is_plain_rope,
@@ -86,7 +86,7 @@ HEADS = 'num_attention_heads'
 HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
 
 
-def source(directory) -> Source:
+def source(directory) -> TensorSource:
   """The model of a directory with config.json."""
   path = os.path.join(directory, CONFIG)
   config = files.load_json(path)
@@ -97,7 +97,7 @@ def source(directory) -> Source:
   tensors, read = _tensors(directory)
   tensors = _without_frequencies(directory, tensors, fields)
   tensors = _without_tied_head(directory, tensors, fields)
-  return Source(
+  return TensorSource(
     str(directory),
     'huggingface',
     fields,
@@ -107,7 +107,7 @@ def source(directory) -> Source:
   )
 
 
-# config.json
+# config.json, read
 
 
 def _fields(config) -> dict:
@@ -282,7 +282,7 @@ def _tensors(directory):
     )
   path = files.inside(directory, found)
   if not found.endswith('.json'):
-    return _read(path), (path,)
+    return files.read(path), (path,)
   places = files.load_json(path).get('weight_map')
   if not isinstance(places, dict) or not places:
     raise errors.InputError(f'{path}: has no weight_map')
@@ -290,9 +290,9 @@ def _tensors(directory):
     name: files.inside(directory, name)
     for name in sorted({*map(str, places.values())})
   }
-  tensors: dict[str, Tensor] = {}
+  tensors = {}
   for name, shard in paths.items():
-    here = _read(shard)
+    here = files.read(shard)
     listed = {tensor for tensor, place in places.items() if place == name}
     for verb, wrong in (
       ('lacks', listed - here.keys()),
@@ -302,11 +302,6 @@ def _tensors(directory):
         raise errors.InputError(f'{shard}: {verb} tensor {min(wrong)}')
     tensors |= here
   return tensors, (path, *paths.values())
-
-
-def _read(path):
-  kind = files.safetensors if path.endswith('.safetensors') else files.pytorch
-  return kind(path)
 
 
 def _without_frequencies(directory, tensors, fields):
@@ -335,3 +330,99 @@ def _without_tied_head(directory, tensors, fields):
       'tie_word_embeddings'
     )
   return {name: x for name, x in tensors.items() if name != HEAD}
+
+
+# config.json, written
+
+
+def rope_settings(config: llama.Llama) -> dict:
+  """`rope_parameters` of transformers 5.
+
+  Raises:
+    InputError: transformers has no such rope.
+  """
+  settings, dim = config.rope, config.head_dim
+  if settings.scaling == 'nope' or settings.xpos:
+    name = 'xpos' if settings.xpos else 'nope'
+    raise errors.InputError(
+      f"rope {name!r} has no equivalent in transformers' Llama; only longjax "
+      'runs this model'
+    )
+  found: dict = dict(rope_type='default', rope_theta=settings.base)
+  if settings.scaling == 'none':
+    return found
+  if settings.scaling == 'ntk':  # is a larger base
+    base = settings.base * settings.factor ** (dim / (dim - 2))
+    return found | dict(rope_theta=base)
+  found |= dict(rope_type=settings.scaling, factor=settings.factor)
+  if settings.scaling == 'linear':
+    return found
+  found |= dict(original_max_position_embeddings=settings.original_length)
+  if settings.scaling == 'llama3':
+    return found | dict(
+      low_freq_factor=settings.low_freq_factor,
+      high_freq_factor=settings.high_freq_factor,
+    )
+  if settings.scaling == 'yarn':
+    return found | dict(
+      beta_fast=settings.beta_fast, beta_slow=settings.beta_slow
+    )
+  # Any other divides each frequency by a number, as LongRoPE does.
+  plain, _ = rope.frequencies(rope.Rope(base=settings.base), dim)
+  scaled, temperature = rope.frequencies(settings, dim)
+  divisors = (plain / scaled).tolist()
+  return found | dict(
+    rope_type='longrope',
+    short_factor=divisors,
+    long_factor=divisors,
+    attention_factor=temperature,
+  )
+
+
+def config_json(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
+  """What config.json says.
+
+  Args:
+    config: the model.
+    window: tokens that it was trained for.
+    dtype: of the tensors.
+    tokens: the data.tokenizer.Tokenizer, or None.
+  """
+  settings = rope_settings(config)
+  scaling = {k: v for k, v in settings.items() if k != 'rope_theta'}
+  if config.rope.scaling == 'yarn':  # transformers 4 takes factor from these
+    window = round(config.rope.original_length * config.rope.factor)
+  return dict(
+    architectures=['LlamaForCausalLM'],
+    attention_bias=False,
+    attention_dropout=0.0,
+    bos_token_id=tokens and tokens.bos,
+    dtype=dtype,
+    eos_token_id=tokens and tokens.eos,
+    head_dim=config.head_dim,
+    hidden_act='silu',
+    hidden_size=config.embed,
+    intermediate_size=config.mlp,
+    max_position_embeddings=window,
+    mlp_bias=False,
+    model_type='llama',
+    num_attention_heads=config.heads,
+    num_hidden_layers=config.layers,
+    num_key_value_heads=config.kv_heads,
+    rms_norm_eps=config.norm_eps,
+    rope_parameters=settings,
+    rope_scaling=scaling if scaling['rope_type'] != 'default' else None,
+    rope_theta=settings['rope_theta'],
+    tie_word_embeddings=config.tied,
+    torch_dtype=dtype,
+    use_cache=True,
+    vocab_size=config.vocab,
+  )
+
+
+def generation_json(tokens) -> dict:
+  """What generation_config.json says."""
+  ends = (
+    dict(bos_token_id=tokens.bos, eos_token_id=tokens.eos) if tokens else {}
+  )
+  return dict({'_from_model_config': True}, **ends)

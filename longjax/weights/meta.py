@@ -13,10 +13,10 @@ import re
 import numpy as np
 
 from longjax import errors
-from longjax.weights import files
-from longjax.weights.source import (
-  Source,
+from longjax.weights import tensor_files as files
+from longjax.weights.tensors import (
   Tensor,
+  TensorSource,
   count,
   flag,
   is_plain_rope,
@@ -45,7 +45,7 @@ ROPE_FACTORS = {
 }  # (dim, n_layers)
 
 
-def source(directory) -> Source:
+def source(directory) -> TensorSource:
   """The model of a directory with params.json."""
   path = os.path.join(directory, PARAMS)
   params = files.load_json(path)
@@ -72,10 +72,11 @@ def source(directory) -> Source:
       )
   except errors.InputError as error:
     raise errors.InputError(f'{directory}: {error}') from None
-  if HEAD not in tensors or same(tensors[HEAD], tensors[EMBEDDING]):
+  embedding = tensors.get(EMBEDDING)  # a lacking one is refused later
+  if HEAD not in tensors or (embedding and same(tensors[HEAD], embedding)):
     fields['tied'] = True  # Llama 3.2 stores its head twice
     tensors.pop(HEAD, None)
-  return Source(str(directory), 'meta', fields, tensors, (path, *shards))
+  return TensorSource(str(directory), 'meta', fields, tensors, (path, *shards))
 
 
 def _shards(directory) -> list[str]:

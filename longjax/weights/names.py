@@ -1,20 +1,17 @@
 """One table of tensor names: ours, GGUF's, Hugging Face's and Meta's.
 
-Read it in either direction: `ours` turns a stored tensor into one layer of
-our parameter, `order` turns that round. All three formats store matrices as
-[out, in] with heads flattened, so one pair of letter strings per row says how
-a tensor is reshaped and transposed:
+All three formats store matrices as [out, in] with heads flattened, so one pair
+of letter strings per row says how a tensor is reshaped and transposed:
 
   V vocab, D embed, F mlp, N query heads, K kv heads, H head dim
 
-The formats differ in one thing: which dims of a head RoPE turns as a pair.
-Ours and Hugging Face's are i and i + H/2 (half split); GGUF's and Meta's are
-2i and 2i + 1 (interleaved). It concerns the rows of q and k alone. numpy only.
+The formats differ in which dims of a head RoPE rotates as a pair. Ours and
+Hugging Face's are i and i + H/2 (half split); GGUF's and Meta's are 2i and
+2i + 1 (interleaved). That concerns the rows of q and k alone. numpy only.
 """
 
+import math
 from typing import NamedTuple
-
-import numpy as np
 
 INTERLEAVED = ('gguf', 'meta')
 
@@ -23,9 +20,9 @@ class Row(NamedTuple):
   """One parameter; names have a {} for the layer and lack '.weight'."""
 
   path: str  # ours, with '/' between dict keys
-  dims: str  # of ours, one letter a dim
-  stored: str  # of theirs, a space between dims
-  rotated: bool  # RoPE turns it
+  dims: str  # ours, one letter a dim
+  stored: str  # the formats', a space between dims
+  rotated: bool  # by RoPE
   gguf: str
   huggingface: str
   meta: str
@@ -70,13 +67,13 @@ TABLE = (
 # fmt: on
 
 
-def rows(fields):
+def rows(fields) -> list[Row]:
   """The rows of a model: all of them, without the head if it is tied."""
   return [row for row in TABLE if not (row.path == 'head' and fields['tied'])]
 
 
 def layers(row, fields):
-  """The layers that a row has a tensor for; (None,) if it is outside them."""
+  """The layers that a row has a tensor for; (None,) if it is not in layers."""
   return range(fields['layers']) if is_layered(row.path) else (None,)
 
 
@@ -85,12 +82,12 @@ def is_layered(path) -> bool:
   return path.startswith('layers/')
 
 
-def name(row, source, layer=None):
-  """The tensor's name in `source`: 'gguf', 'huggingface' or 'meta'."""
-  return getattr(row, source).format(layer) + '.weight'
+def name(row, format, layer=None) -> str:
+  """The tensor's name in `format`: 'gguf', 'huggingface' or 'meta'."""
+  return getattr(row, format).format(layer) + '.weight'
 
 
-def sizes(letters, fields):
+def sizes(letters, fields) -> tuple[int, ...]:
   """The sizes of dims given as letters, from the fields of a llama.Llama."""
   letter_fields = dict(
     V='vocab', D='embed', F='mlp', N='heads', K='kv_heads', H='head_dim'
@@ -98,40 +95,57 @@ def sizes(letters, fields):
   return tuple(fields[letter_fields[letter]] for letter in letters)
 
 
-def stored_shape(row, fields):
+def shapes(fields) -> dict[str, tuple]:
+  """{path: shape} of our parameters, layers stacked in front."""
+  return {
+    row.path: (
+      *((fields['layers'],) if is_layered(row.path) else ()),
+      *sizes(row.dims, fields),
+    )
+    for row in rows(fields)
+  }
+
+
+def stored_shape(row, fields) -> tuple[int, ...]:
   """The shape of the stored tensor, dims in numpy order."""
-  return tuple(int(np.prod(sizes(dim, fields))) for dim in row.stored.split())
+  return tuple(math.prod(sizes(dim, fields)) for dim in row.stored.split())
 
 
-def ours(row, array, fields, source):
-  """One layer of our parameter from the tensor that `source` stores.
-
-  Args:
-    row: a row of TABLE.
-    array: the stored tensor, of shape `stored_shape(row, fields)`.
-    fields: dict of the fields of a llama.Llama.
-    source: 'gguf', 'huggingface' or 'meta'.
-
-  Returns:
-    A view or copy of shape `sizes(row.dims, fields)`.
-  """
-  letters = row.stored.replace(' ', '')
-  array = huggingfaces(row, array, fields, source)
-  array = array.reshape(sizes(letters, fields))
-  return array.transpose([letters.index(letter) for letter in row.dims])
-
-
-def huggingfaces(row, array, fields, source):
-  """The tensor as Hugging Face stores it from the one that `source` does."""
-  if not row.rotated or source not in INTERLEAVED:
-    return array
-  heads = array.reshape(sizes(row.stored.replace(' ', ''), fields))
-  return half_split(heads).reshape(array.shape)
+def split_shape(row, fields) -> tuple[int, ...]:
+  """`stored_shape` with heads not flattened: a size a letter."""
+  return sizes(row.stored.replace(' ', ''), fields)
 
 
 def order(row) -> list[int]:
   """Our dims in the order in which the stored tensor has them."""
   return [row.dims.index(letter) for letter in row.stored.replace(' ', '')]
+
+
+def to_ours(row, array, fields, format):
+  """One layer of our parameter from the tensor that `format` stores.
+
+  Args:
+    row: a row of TABLE.
+    array: the stored tensor, of shape `stored_shape(row, fields)`.
+    fields: dict of the fields of a llama.Llama.
+    format: 'gguf', 'huggingface' or 'meta'.
+
+  Returns:
+    A view or copy of shape `sizes(row.dims, fields)`.
+  """
+  array = to_huggingface(row, array, fields, format)
+  letters = row.stored.replace(' ', '')
+  array = array.reshape(split_shape(row, fields))
+  return array.transpose([letters.index(letter) for letter in row.dims])
+
+
+def to_huggingface(row, array, fields, format):
+  """The tensor as Hugging Face stores it; arguments as for `to_ours`."""
+  if not row.rotated or format not in INTERLEAVED:
+    return array
+  return half_split(array.reshape(split_shape(row, fields))).reshape(
+    array.shape
+  )
 
 
 def half_split(array):

@@ -5,69 +5,67 @@ import math
 import os
 
 from longjax import checkpoint, weights
-from longjax.data import downloads
 from longjax.progress import size
-from longjax.weights import names, stored
-from longjax.weights import source as sources
+from longjax.weights import checkpoint_arrays, convert, names, tensors
 
 
 def describe(path, digests=True) -> str:
-  """A table of what a path holds, whatever the format."""
+  """A table of what a path holds, whatever the format.
+
+  Args:
+    path: as for `weights.load`.
+    digests: whether to read all files for their sha256.
+  """
   source = weights.find(path)
   return _checkpoint(path) if source is None else _source(source, digests)
 
 
 def _source(source, digests) -> str:
   config = weights.as_config(source.path, source.fields, 'float32')
-  sources.check(source)
+  tensors.check(source)
   lines = [f'{source.path}: {source.format}', *_model(config)]
   if source.window:
     lines.append(f'window: {source.window:,} tokens')
   for file in source.files:
-    lines.append(
-      f'{os.path.basename(file)}: {size(os.path.getsize(file))}'
-      + (f', sha256 {downloads.sha256_of(file)}' if digests else '')
-    )
-  dtypes = sources.dtypes(source)
+    line = f'{os.path.basename(file)}: {size(os.path.getsize(file))}'
+    lines.append(line + (f', sha256 {convert.sha256(file)}' if digests else ''))
+  dtypes, shapes = tensors.dtypes(source), names.shapes(source.fields)
   rows = [
-    [path, 'x'.join(map(str, shape)), dtypes[path],
+    [row.path, 'x'.join(map(str, shapes[row.path])), dtypes[row.path],
      names.name(row, source.format, 0)]
-    for row, (path, shape) in zip(
-      names.rows(source.fields), sources.shapes(source.fields).items()
-    )
+    for row in names.rows(source.fields)
   ]  # fmt: skip
   return '\n'.join(lines) + '\n\n' + _table(rows)
 
 
 def _checkpoint(path) -> str:
   root, step = checkpoint.find(path)
-  about = checkpoint.about(path)
-  config = weights.as_config(path, about.get('model'), 'float32')
+  metadata = checkpoint.about(path)
+  config = weights.as_config(path, metadata.get('model'), 'float32')
   lines = [f'{root / str(step)}: a checkpoint of longjax', *_model(config)]
-  lines.append(f'tokenizer: {about.get("tokenizer")}')
-  origin = about.get('source')
-  if origin:
+  lines.append(f'tokenizer: {metadata.get("tokenizer")}')
+  if origin := metadata.get('source'):
     lines.append(f'imported from {origin["format"]}')
     lines += [f'{f}: sha256 {d}' for f, d in origin['sha256'].items()]
-  ask = about.get('config', {}).get('lora', {})
-  paths = list(sources.shapes(about['model']))
-  if ask.get('rank'):
+  paths = list(names.shapes(metadata['model']))
+  settings = metadata.get('config', {}).get('lora', {})
+  if settings.get('rank'):
     lines.append(
-      f'LoRA of rank {ask["rank"]}, alpha {ask["alpha"]:g}, which export and '
-      'evaluation add to the weights'
+      f'LoRA of rank {settings["rank"]}, alpha {settings["alpha"]:g}, which '
+      'export and evaluation add to the weights'
     )
-    paths += [f'lora/{name}/{x}' for name in ask['weights'] for x in 'ab']
+    paths += [f'lora/{name}/{x}' for name in settings['weights'] for x in 'ab']
   rows = []
   for name in paths:
-    array = stored.array(root / str(step), name)
-    digest = about.get('digests', {}).get(f'params/{name}')
+    array = checkpoint_arrays.open_array(root / str(step), name)
+    digest = metadata.get('digests', {}).get(f'params/{name}')
     shape = 'x'.join(map(str, array.shape))
     rows.append([name, shape, array.dtype.name, digest])
   return '\n'.join(lines) + '\n\n' + _table(rows)
 
 
 def _model(config) -> list[str]:
-  shapes = sources.shapes(dataclasses.asdict(config))
+  shapes = names.shapes(dataclasses.asdict(config))
   count = sum(math.prod(shape) for shape in shapes.values())
   return [
     f'{count:,} parameters: {config.layers} layers, embed {config.embed}, mlp '

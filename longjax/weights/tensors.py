@@ -1,9 +1,9 @@
-"""What a reader makes of files: the fields of a Llama and tensors to read.
+"""The tensors of a model in files, checked by name and handed out as ours.
 
-`gguf`, `huggingface` and `meta` each turn a path into a `Source`. Everything
-that is done with one stands here, once: checking its tensors by name, and
-handing out our parameters a layer at a time. A tensor's `read` is a view of
-the file where the format allows, so nothing is in memory before it is used.
+`gguf`, `huggingface` and `meta` each turn a path into a `TensorSource`. What
+is done with one does not depend on the format and stands here, once. Where the
+format allows, a tensor's `read` is a view of the mapped file, so that nothing
+is in memory before it is used.
 """
 
 import math
@@ -33,26 +33,29 @@ class Tensor(NamedTuple):
     return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Source(NamedTuple):
-  """Weights in files of others."""
+class TensorSource(NamedTuple):
+  """A model in files of another format."""
 
   path: str
   format: str  # a column of names.TABLE: 'gguf', 'huggingface' or 'meta'
   fields: dict[str, Any]  # of a llama.Llama; 'rope' is a dict, of a rope.Rope
   tensors: dict[str, Tensor]  # by their stored names
-  files: tuple[str, ...]  # everything that was read
+  files: tuple[str, ...]  # everything that is read
   window: int = 0  # tokens it was trained for, 0 if the files do not say
 
 
-def count(metadata, key, default=None, prefix='') -> int:
-  """What metadata give as a number of layers, heads ...; errors name the key.
+def mapped(path, dtype, shape, offset) -> Tensor:
+  """A tensor that lies row by row in a file."""
+  return Tensor(
+    shape, dtype, lambda: np.memmap(path, dtype, 'r', offset, shape)
+  )
 
-  Args:
-    metadata: of a model, a dict.
-    key: of it.
-    default: where it is not told, or None.
-    prefix: of the key, in errors.
-  """
+
+# Metadata of models. Errors name the key; `prefix` stands before it.
+
+
+def count(metadata, key, default=None, prefix='') -> int:
+  """The value of a key that is a whole number above 0."""
   value = metadata.get(key)
   value = default if value is None else value
   if type(value) is not int or value < 1:
@@ -63,7 +66,7 @@ def count(metadata, key, default=None, prefix='') -> int:
 
 
 def positive(metadata, key, default=None, prefix='') -> float:
-  """What metadata give as a number above 0; arguments as for `count`."""
+  """The value of a key that is a finite number above 0."""
   value = metadata.get(key)
   value = default if value is None else value
   if (
@@ -78,7 +81,7 @@ def positive(metadata, key, default=None, prefix='') -> float:
 
 
 def flag(metadata, key, prefix='') -> bool:
-  """What metadata give as true or false; false where it is not told."""
+  """The value of a key that is true or false; false if it is absent."""
   value = metadata.get(key)
   if value not in (True, False, None):
     raise errors.InputError(
@@ -87,7 +90,10 @@ def flag(metadata, key, prefix='') -> bool:
   return bool(value)
 
 
-def check(source: Source):
+# Checks
+
+
+def check(source: TensorSource):
   """Refuses missing, unknown and misshapen tensors before any is read."""
   fields, tensors = source.fields, source.tensors
   if fields['layers'] > len(tensors):  # damaged: don't list millions of names
@@ -141,19 +147,27 @@ def is_plain_rope(tensor: Tensor, fields) -> bool:
   )
 
 
-def shapes(fields) -> dict[str, tuple]:
-  """{path: shape} of our parameters, layers stacked in front."""
-  return {
-    row.path: (
-      *((fields['layers'],) if names.is_layered(row.path) else ()),
-      *names.sizes(row.dims, fields),
-    )
-    for row in names.rows(fields)
-  }
+def finite(array) -> bool:
+  """Whether no number is NaN or infinite.
+
+  As integers, these are the largest of their sign: two maxima cost less than
+  NumPy's isfinite, for bfloat16 a tenth.
+  """
+  if not array.size:
+    return True
+  bits = array.dtype.itemsize * 8
+  infinity = int(np.array(np.inf, array.dtype).view(f'u{bits // 8}'))
+  return bool(
+    array.view(f'i{bits // 8}').max() < infinity
+    and array.view(f'u{bits // 8}').max() < infinity + (1 << (bits - 1))
+  )
 
 
-def dtypes(source: Source) -> dict[str, str]:
-  """{path: dtype} in which nothing of ours is lost.
+# Our parameters
+
+
+def dtypes(source: TensorSource) -> dict[str, str]:
+  """{path: the dtype in which our parameter loses nothing}.
 
   That of the tensors; float32 if it differs from layer to layer (float16 and
   bfloat16 do not hold each other) or is wider, as no parameter of ours is.
@@ -169,29 +183,20 @@ def dtypes(source: Source) -> dict[str, str]:
   return found
 
 
-def layer(source: Source, row, number) -> np.ndarray:
-  """One layer of our parameter, in the stored dtype.
+def matrix(source: TensorSource, row, layer) -> np.ndarray:
+  """A tensor as Hugging Face stores it, [rows, columns]; a norm is one column.
 
   Args:
     source: checked by `check`.
     row: of names.TABLE.
-    number: of the layer; None where the row is outside of them.
+    layer: its number; None where the row is not in layers.
 
   Returns:
-    Shape `names.sizes(row.dims, source.fields)`. Often a view of the file:
-    take what is needed of it by `copy`, and let it go.
+    The stored dtype. Often a view of the file: take what is needed of it by
+    `copy`, and drop it.
   """
-  tensor = source.tensors[names.name(row, source.format, number)]
-  return names.ours(row, tensor.read(), source.fields, source.format)
-
-
-def matrix(source: Source, row, number) -> np.ndarray:
-  """The tensor of a layer as Hugging Face stores it, [rows, columns].
-
-  A vector is one column. Otherwise as `layer`.
-  """
-  tensor = source.tensors[names.name(row, source.format, number)]
-  array = names.huggingfaces(row, tensor.read(), source.fields, source.format)
+  tensor = source.tensors[names.name(row, source.format, layer)]
+  array = names.to_huggingface(row, tensor.read(), source.fields, source.format)
   return array.reshape(len(array), -1)
 
 
@@ -203,41 +208,21 @@ def copy(out, array, name, path):
     with np.errstate(over='ignore'):  # is refused below
       out[block] = array[block].astype(out.dtype, copy=False)
     if not finite(out[block]):
-      large = finite(array[block])
-      cause = (
-        f'numbers too large for {out.dtype.name}'
-        if large
-        else ('NaN or infinity')
-      )
+      large = f'numbers too large for {out.dtype.name}'
+      cause = large if finite(array[block]) else 'NaN or infinity'
       raise errors.InputError(f'{path}: {name} holds {cause}')
 
 
-def finite(array) -> bool:
-  """Whether all numbers are.
-
-  As integers, NaN and infinity are the largest of their sign: two maxima cost
-  less than NumPy's isfinite, for bfloat16 a tenth.
-  """
-  if not array.size:
-    return True
-  bits = array.dtype.itemsize * 8
-  infinity = int(np.array(np.inf, array.dtype).view(f'u{bits // 8}'))
-  return bool(
-    array.view(f'i{bits // 8}').max() < infinity
-    and array.view(f'u{bits // 8}').max() < infinity + (1 << (bits - 1))
-  )
-
-
-def arrays(source: Source) -> dict:
+def arrays(source: TensorSource) -> dict:
   """All parameters in float32, as `llama.forward` reads them."""
-  whole = {p: (slice(None),) * len(s) for p, s in shapes(source.fields).items()}
+  shapes = names.shapes(source.fields)
   return tree({
-    row.path: parts(source, row, [whole[row.path]])[0]
+    row.path: parts(source, row, [(slice(None),) * len(shapes[row.path])])[0]
     for row in names.rows(source.fields)
   })  # fmt: skip
 
 
-def parts(source: Source, row, indices) -> list[np.ndarray]:
+def parts(source: TensorSource, row, indices) -> list[np.ndarray]:
   """Rectangular parts of one of our parameters, in float32.
 
   Args:
@@ -246,22 +231,23 @@ def parts(source: Source, row, indices) -> list[np.ndarray]:
     indices: a tuple of slices for each part, as a jax Sharding gives them;
       each tensor is read once, and of it only what the parts need.
   """
-  shape = shapes(source.fields)[row.path]
-  stacked = names.is_layered(row.path)
+  shape = names.shapes(source.fields)[row.path]
   bounds = [
     [s.indices(size)[:2] for s, size in zip(index, shape)] for index in indices
   ]
   found = [np.empty([b - a for a, b in bound], np.float32) for bound in bounds]
-  for number in names.layers(row, source.fields):
-    array = layer(source, row, number)
+  for layer in names.layers(row, source.fields):
+    name = names.name(row, source.format, layer)
+    array = names.to_ours(
+      row, source.tensors[name].read(), source.fields, source.format
+    )
     for part, bound in zip(found, bounds):
-      if stacked:
+      if layer is not None:
         (first, end), *bound = bound
-        if not first <= number < end:
+        if not first <= layer < end:
           continue
-        part = part[number - first]
+        part = part[layer - first]
       here = array[tuple(slice(*ab) for ab in bound)]
-      name = names.name(row, source.format, number)
       copy(part, here, name, source.path)
   return found
 
