@@ -321,7 +321,7 @@ def test_moments_of_an_earlier_stage_with_their_schedule_at_the_start(
 
   config, mesh = tiny.get_config().optim, make_mesh(2, 4)
   params = dict(w=jnp.ones(8))
-  tx = optimizer.adamw(config, 10)
+  tx = optimizer.transformation(config, 10)
   _, opt = tx.update(dict(w=jnp.full(8, 0.1)), tx.init(params), params)
   opt = jax.device_put(opt, NamedSharding(mesh, P()))
   checkpoints = checkpoint.Checkpoints(tmp_path / 'checkpoints', 1)

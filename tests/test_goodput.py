@@ -35,11 +35,11 @@ def test_the_starts_of_a_run_are_kept_and_a_torn_file_begins_anew(tmp_path):
   for count in (1, 2):
     clock = goodput.Clock()
     clock.write()  # not before it is ours
-    clock.keep(tmp_path)
+    clock.attach(tmp_path)
     with clock.spent('compiling'):
       pass
     clock.add('training', 3.0)
-    clock.lose(1.0)
+    clock.add('lost to restarts', 1.0)
     clock.close()
     assert len(goodput.read(tmp_path)) == count
   assert goodput.summary(goodput.read(tmp_path))['training'] == 4

@@ -1,20 +1,21 @@
 """Steps that must change nothing: not finite, a spike, or to be passed over."""
 
 import itertools
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_train import run_of
 
 from configs import tiny
-from longjax import checkpoint, checks
+from longjax import checkpoint
 from longjax.batch import Batch
 from longjax.data import pipeline
 from longjax.errors import InputError
 from longjax.parallel import sharding
-from longjax.train import goodput, loop, metrics, optimizer, preemption
+from longjax.train import lock, loop, metrics, optimizer
+from longjax.train import state as train_state
 
 
 def section(**changes):
@@ -28,7 +29,7 @@ def taken(config, steps):
   params = dict(w=jnp.ones(8))
   state = dict(
     params=params,
-    opt=optimizer.adamw(config, 100).init(params),
+    opt=optimizer.transformation(config, 100).init(params),
     guard=optimizer.guard_init(config),
     step=jnp.int32(0),
   )
@@ -101,7 +102,7 @@ class Numbers:
       yield pipeline.BatchPlan(number, [], [], np.arange(0), TOKENS), parts
 
 
-def looped(workdir, losses, **changes):
+def looped(workdir, monkeypatch, losses, **changes):
   """Runs the loop with a step that only says these losses, NaN is skipped.
 
   Returns:
@@ -114,10 +115,7 @@ def looped(workdir, losses, **changes):
   for key, value in changes.items():
     config.update_from_flattened_dict({key.replace('__', '.'): value})
   mesh = sharding.make_mesh(8, 1)
-  run = loop.Run(
-    config, checks.llama_config(config), mesh, pathlib.Path(workdir), True,
-    lambda _: None, goodput.Clock(), preemption.Asked(),
-  )  # fmt: skip
+  run = run_of(config, mesh, workdir, lambda _: None)
   computed, saved = [], []
 
   def step_fn(state, batch):
@@ -126,29 +124,38 @@ def looped(workdir, losses, **changes):
     values = dict(loss=loss, grad_norm=loss, lr=0.1, skipped=jnp.isnan(loss))
     return dict(state, step=state['step'] + 1), values
 
-  def save(state, tokens, wait):
-    saved.append((int(state['step']), tokens, wait))
-
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', 2)
+  for name, wait in (('save', False), ('save_and_wait', True)):
+    record = lambda state, metadata, wait=wait: saved.append(
+      (int(state['step']), metadata['tokens'], wait)
+    )
+    monkeypatch.setattr(checkpoints, name, record)
   state = dict(params={}, guard=dict(skipped=np.int32(0)), step=np.int32(0))
-  between = lambda step, params: None
-  loop.loop(run, Numbers(), step_fn, state, 0, checkpoints, save, between)
+  saver = loop.Saver(
+    run, lock.RunDirectory(None, lambda: None), checkpoints, {}
+  )
+  loop.loop(
+    run, Numbers(), step_fn, train_state.Start(state, 0, None), saver,
+    loop.Evaluator(run, None),
+  )  # fmt: skip
   return computed, saved
 
 
-def test_too_many_bad_steps_in_a_row_end_the_run_and_are_named(tmp_path):
+def test_too_many_bad_steps_in_a_row_end_the_run_and_are_named(
+  tmp_path, monkeypatch
+):
   nan = np.nan
   bad = [3.0, nan, nan, 2.0, nan, nan, nan, nan, 2.0]
   with pytest.raises(InputError, match=r'steps 5 to 8: .*\(5, 6, 7, 8\)'):
-    looped(tmp_path, bad, optim__max_skipped=3)
+    looped(tmp_path, monkeypatch, bad, optim__max_skipped=3)
   lines = metrics.read(tmp_path)
   assert [x['skipped'] for x in lines] == [0, 1, 1, 0, 1, 1, 1, 1]
   assert lines[1]['loss'] is None and lines[1]['loss_hex'] == 'nan'
 
 
-def test_batches_of_skip_steps_are_passed_over(tmp_path):
+def test_batches_of_skip_steps_are_passed_over(tmp_path, monkeypatch):
   computed, saved = looped(
-    tmp_path, [3.0] * 6, data__skip_steps=(2, 3), train__steps=6
+    tmp_path, monkeypatch, [3.0] * 6, data__skip_steps=(2, 3), train__steps=6
   )
   assert computed == [1, 4, 5, 6]
   assert [x['step'] for x in metrics.read(tmp_path)] == [1, 4, 5, 6]

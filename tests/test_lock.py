@@ -14,7 +14,7 @@ from longjax.train import lock
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
   monkeypatch.setattr(lock, 'BEAT_SECONDS', 0.05)
-  monkeypatch.setattr(lock, 'STILL_SECONDS', 0.3)
+  monkeypatch.setattr(lock, 'STALE_SECONDS', 0.3)
 
 
 def test_who_holds_it_is_named_and_when_it_is_let_go_the_next_may(tmp_path):
@@ -29,7 +29,7 @@ def test_who_holds_it_is_named_and_when_it_is_let_go_the_next_may(tmp_path):
 
 def test_the_lock_of_a_process_that_was_killed_is_taken_at_once(tmp_path):
   code = (
-    'import os, sys; from longjax.run import lock; '
+    'import os, sys; from longjax.train import lock; '
     'held = lock.Lock(sys.argv[1]); os.kill(os.getpid(), 9)'
   )
   subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=False)

@@ -14,7 +14,7 @@ from longjax import checkpoint, checks, llama, lora, weights
 from longjax.batch import one_document
 from longjax.errors import InputError
 from longjax.parallel import sharding
-from longjax.train import loop
+from longjax.train import state as train_state
 from longjax.train import step as train_step
 from longjax.weights import checkpoint_arrays, convert
 
@@ -94,7 +94,7 @@ def trained(tmp_path_factory):
   run = run_of(config, mesh)
   step, abstract = train_step.build(config, run.model, mesh)
   batch = sharding.put(packed_batch(np.random.default_rng(0), config), mesh)
-  state, _ = loop.fresh(run, abstract, None)
+  state, _ = train_state.fresh(run, abstract, None)
   params = with_b(jax.device_get(state['params']))
   places = sharding.params(params, mesh)
   state['params'] = jax.device_put(params, places)

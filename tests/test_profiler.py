@@ -8,7 +8,7 @@ from longjax.train import preemption, profiler
 
 def traced(directory, steps=(), asked_before=0, until=9):
   """(what was said, steps in which a trace ran) of a loop of steps."""
-  asked, lines, running = preemption.Asked(), [], []
+  asked, lines, running = preemption.StopRequest(), [], []
   trace = profiler.Profiler(directory, steps, asked, lines.append)
   for step in range(1, until + 1):
     asked.profile |= step == asked_before

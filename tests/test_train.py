@@ -1,7 +1,6 @@
 """The train step on one device and on eight, and what it costs."""
 
 import pathlib
-from types import SimpleNamespace
 
 import jax
 import jaxprs
@@ -14,7 +13,8 @@ from longjax.batch import Batch
 from longjax.data import layout
 from longjax.errors import InputError
 from longjax.parallel import sharding
-from longjax.train import goodput, loop, optimizer, preemption
+from longjax.train import evaluator, goodput, loop, optimizer, preemption
+from longjax.train import state as train_state
 from longjax.train import step as train_step
 
 
@@ -41,18 +41,18 @@ def packed_batch(rng, config):
   )  # fmt: skip
 
 
-def run_of(config, mesh):
-  model = checks.llama_config(config)
+def run_of(config, mesh, workdir=pathlib.Path(), log=print):
   return loop.Run(
-    config, model, mesh, pathlib.Path(), True, print, goodput.Clock(),
-    preemption.Asked(),
+    config, checks.llama_config(config), mesh, workdir, log,
+    goodput.Clock(), preemption.StopRequest(),
   )  # fmt: skip
 
 
 def first_gradients(config, mesh, batch):
   """(loss, gradients) of the first step from random weights."""
   run = run_of(config, mesh)
-  state, _ = loop.fresh(run, train_step.build(config, run.model, mesh)[1], None)
+  abstract = train_step.build(config, run.model, mesh)[1]
+  state, _ = train_state.fresh(run, abstract, None)
   batch = layout.arrange(
     batch, config.data.layout, mesh.shape['seq'], config.model.block
   )
@@ -140,7 +140,7 @@ def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
   mesh = make_mesh(2, 4)
   model = checks.llama_config(config)
   step, abstract = train_step.build(config, model, mesh)
-  state, _ = loop.fresh(run_of(config, mesh), abstract, None)
+  state, _ = train_state.fresh(run_of(config, mesh), abstract, None)
   batch = packed_batch(np.random.default_rng(0), config)
   state, values = step(state, sharding.put(batch, mesh))
   assert float(values['skipped']) == 0
@@ -203,11 +203,11 @@ def test_an_xpos_that_overflows_in_a_row_is_refused():
     checks.check(far)
 
 
-def test_an_evaluation_that_the_disk_does_not_take_is_said(tmp_path):
+def test_results_that_a_full_disk_does_not_take_are_a_warning(tmp_path):
   lines = []
   (tmp_path / 'evals').write_text('in the way of the directory')
-  run = SimpleNamespace(
-    lead=True, local=tmp_path, config=tiny.get_config(), log=lines.append
-  )
-  loop.keep(run, 'recipe', 0, {})
-  assert lines == ["WARNING: not all of 'recipe' could be kept: File exists"]
+  run = run_of(tiny.get_config(), None, tmp_path, lines.append)
+  evaluator.save_results(run, 'recipe', 0, {})
+  assert len(lines) == 1
+  assert 'WARNING' in lines[0] and "'recipe'" in lines[0]
+  assert 'File exists' in lines[0]

@@ -1,7 +1,7 @@
 """Where the time of a run went, over all its restarts: goodput.json.
 
-Goodput is the share of the time since the first start in which steps were
-trained whose result was kept.
+Goodput is the share of the time since the first start that trained steps whose
+result was kept.
 """
 
 import contextlib
@@ -20,24 +20,24 @@ WRITE_SECONDS = 10
 
 
 class Clock:
-  """The time of this start, beside that of the starts before."""
+  """The seconds of this start by kind, after those of earlier starts."""
 
   def __init__(self):
-    """Begins to count; writes nothing before `keep`."""
+    """Starts counting; writes nothing before `attach`."""
     self.path, self._before = None, []
     self._began = self._written = time.monotonic()
     self._start = time.time()
     self._seconds = {kind: 0.0 for kind in KINDS}
 
-  def keep(self, workdir):
-    """Goes on from the starts before, and writes to the run directory."""
+  def attach(self, workdir):
+    """Reads the earlier starts of a run directory, and writes there."""
     self.path = pathlib.Path(workdir) / 'goodput.json'
     self._before = read(workdir)
     self.write()
 
   @contextlib.contextmanager
   def spent(self, kind: str) -> Iterator[None]:
-    """Counts what happens inside; not to be nested."""
+    """Counts the time inside; not to be nested."""
     began = time.monotonic()
     try:
       yield
@@ -50,10 +50,6 @@ class Clock:
     if time.monotonic() - self._written > WRITE_SECONDS:
       self.write()
 
-  def lose(self, seconds: float):
-    """Steps of an earlier start that were not saved will be run again."""
-    self._seconds['lost to restarts'] += seconds
-
   def starts(self) -> list[dict]:
     """One {kind: seconds} for each start, 'began' and 'seconds' among them."""
     here = dict(
@@ -62,11 +58,11 @@ class Clock:
     return [*self._before, here]
 
   def goodput(self) -> float:
-    """Share of training that was kept."""
+    """The share of all time that trained steps which were kept."""
     return summary(self.starts())['goodput']
 
   def write(self):
-    """Keeps what is known so far; a disk that fails must not end training."""
+    """Writes goodput.json; a disk that fails must not end training."""
     self._written = time.monotonic()
     if self.path is None:
       return
@@ -75,13 +71,11 @@ class Clock:
       temporary.write_text(json.dumps(self.starts(), indent=1))
       temporary.replace(self.path)
 
-  def close(self):
-    """The last write."""
-    self.write()
+  close = write
 
 
 def read(workdir) -> list[dict]:
-  """The starts of a run so far; [] if there is no or no whole file."""
+  """The starts of a run; [] if the file is missing or damaged."""
   try:
     starts = json.loads((pathlib.Path(workdir) / 'goodput.json').read_bytes())
     starts = [{k: float(v) for k, v in start.items()} for start in starts]

@@ -1,9 +1,9 @@
-"""One job writes to a run directory: LOCK says which, as long as it lives.
+"""One job writes to a run directory: LOCK names it while it lives.
 
-On a local disk the kernel holds the lock (flock) and lets it go with the
-process, however that dies. For other hosts, and where there is no flock, the
-holder writes LOCK anew every few seconds; a lock of another host that stands
-still is that of a job which is gone. No two clocks are compared.
+On a local disk the kernel holds the lock (flock) and releases it with the
+process, however that ends. For other hosts, and where there is no flock, the
+holder rewrites LOCK every few seconds; the lock of another host that does not
+change is that of a job which is gone. No two clocks are compared.
 """
 
 import contextlib
@@ -14,13 +14,17 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from etils import epath
 
+from longjax import mirror
 from longjax.errors import InputError
+from longjax.parallel import processes
 
 BEAT_SECONDS = 10
-STILL_SECONDS = 35  # of no beat, after which another host's lock is taken
+STALE_SECONDS = 35  # without a beat, after which another host's lock is taken
 
 
 class Lock:
@@ -31,23 +35,24 @@ class Lock:
   """
 
   def __init__(self, directory, log=print):
-    """Takes the lock, or InputError naming who has it.
+    """Takes the lock.
 
     Args:
-      directory: of the run, local or gs://; made if it is not there.
+      directory: of the run, local or gs://; made if it does not exist.
       log: called with a line if the lock of a dead job is taken over.
+
+    Raises:
+      InputError: another job has it; names that.
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self.path, self.lost = directory / 'LOCK', False
     self._file = self._flock()
-    before = self._holder()
-    if before is not None and not self._is_dead(before):
-      self._wait_until_still(before, log)
-    self._me = dict(
-      host=_host(), pid=os.getpid(), started=time.ctime(),
-      token=secrets.token_hex(8),
-    )  # fmt: skip
+    holder = self._holder()
+    if holder is not None and not self._is_dead(holder):
+      self._wait_until_stale(holder, log)
+    self._token = secrets.token_hex(8)
+    self._started = time.ctime()
     self._write(0)
     self._ended = threading.Event()
     self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -59,7 +64,7 @@ class Lock:
       raise InputError(_refusal(self.path, self._holder()))
 
   def close(self):
-    """Lets go; the file is removed, so that the next need not wonder."""
+    """Releases the lock and removes its file."""
     self._ended.set()
     self._thread.join()
     if not self.lost:
@@ -81,91 +86,125 @@ class Lock:
         file.close()
         raise InputError(_refusal(self.path, self._holder())) from None
       except FileNotFoundError:
-        pass  # let go while we opened it, as if it was not the same
+        pass  # its holder removed it after we opened it: open the new one
       except OSError:  # a file system without locks
         file.close()
         return None
       file.close()
 
   def _holder(self) -> dict | None:
-    """What LOCK says; {} while it is being written, or if a full disk did not
-    take it; None if nobody holds it."""
+    """The content of LOCK; {} while it is being written, or where a full disk
+    did not take it; None if there is no file."""
     try:
-      found = json.loads(self.path.read_text())
+      content = json.loads(self.path.read_text())
     except FileNotFoundError:
       return None
     except (OSError, ValueError):
       return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
   def _is_dead(self, holder) -> bool:
-    """Whether it ran on this host, which can tell; where the kernel keeps
-    locks, also if it left no words."""
-    if not holder:
-      return self._file is not None
-    if holder.get('host') != _host():
+    """Whether we know, holding the kernel's lock or by the process id, that
+    the holder is gone; of another host we do not."""
+    if holder and holder.get('host') != _host():
       return False
-    return self._file is not None or not _alive(holder.get('pid'))
+    if self._file is not None:
+      return True
+    return bool(holder) and not _alive(holder.get('pid'))
 
-  def _wait_until_still(self, before, log):
-    """Refuses if the holder gives a sign of life, else takes over."""
-    log(f'{self.path}: held by {_who(before)}; waiting for a sign of life')
-    until = time.monotonic() + STILL_SECONDS
+  def _wait_until_stale(self, holder, log):
+    """InputError if the holder rewrites LOCK; returns if it does not."""
+    log(f'{self.path}: held by {_name(holder)}; waiting for a sign of life')
+    until = time.monotonic() + STALE_SECONDS
     while time.monotonic() < until:
       time.sleep(BEAT_SECONDS / 5)
       now = self._holder()
       if now is None:
         return
-      if now and now != before:
+      if now and now != holder:
         raise InputError(_refusal(self.path, now))
-    log(f'{self.path}: no sign of life for {STILL_SECONDS} s, taken over')
+    log(f'{self.path}: no sign of life for {STALE_SECONDS} s, taken over')
 
   def _write(self, beat):
-    # In place: the lock of the kernel is on this very file.
-    self.path.write_text(json.dumps(self._me | dict(beat=beat)))
+    content = dict(
+      host=_host(), pid=os.getpid(), started=self._started, token=self._token,
+      beat=beat,
+    )  # fmt: skip
+    # In place: the kernel's lock is on this very file.
+    self.path.write_text(json.dumps(content))
 
   def _beat(self):
     beat = 0
     while not self._ended.wait(BEAT_SECONDS):
       beat += 1
-      with contextlib.suppress(OSError):  # storage that is away for a while
-        now = self._holder()
-        if now and now.get('token') != self._me['token']:
+      with contextlib.suppress(OSError):  # storage that fails for a while
+        holder = self._holder()
+        if holder and holder.get('token') != self._token:
           self.lost = True
           return
         self._write(beat)
 
 
 def _host() -> str:
-  """This machine since its last start, in this container."""
+  """This machine since its last boot, in this container."""
   with contextlib.suppress(OSError):
     boot = open('/proc/sys/kernel/random/boot_id').read().strip()  # noqa: SIM115
-    space = os.stat('/proc/self/ns/pid').st_ino
-    return f'{socket.gethostname()} {boot[:8]} {space}'
+    namespace = os.stat('/proc/self/ns/pid').st_ino
+    return f'{socket.gethostname()} {boot[:8]} {namespace}'
   return socket.gethostname()
 
 
 def _alive(pid) -> bool:
   try:
-    os.kill(int(pid), 0)
+    os.kill(pid, 0)
   except PermissionError:
     return True
-  except (OSError, TypeError, ValueError):
+  except (OSError, TypeError):
     return False
   return True
 
 
-def _who(holder) -> str:
+def _name(holder) -> str:
   if not holder:
     return 'another job'
   host = str(holder.get('host', '?')).split()[0]
-  return (
-    f'process {holder.get("pid")} on {host} since {holder.get("started")}'
-  )  # fmt: skip
+  return f'process {holder.get("pid")} on {host} since {holder.get("started")}'
 
 
 def _refusal(path, holder) -> str:
   return (
-    f'{path}: {_who(holder)} is training in this directory; end it, or use '
+    f'{path}: {_name(holder)} is training in this directory; end it, or use '
     'another --workdir'
   )
+
+
+class RunDirectory(NamedTuple):
+  """The run directory while this job holds it; only the primary process
+  does."""
+
+  lock: Lock | None
+  push: Callable  # copies local files to the bucket, if there is one
+
+  def before_save(self):
+    """Refuses if another job has taken the directory; copies the metrics, so
+    that a checkpoint in a bucket has the lines of its steps."""
+    if self.lock:
+      self.lock.check()
+      self.push()
+
+
+@contextlib.contextmanager
+def hold(run) -> Iterator[RunDirectory]:
+  """Locks the run directory, and follows it with its bucket."""
+  held = processes.raise_on_all(
+    lambda: Lock(run.workdir, run.log) if processes.is_primary() else None
+  )
+  if held is None:
+    yield RunDirectory(None, lambda: None)
+    return
+  with (
+    contextlib.closing(held),
+    mirror.following(run.workdir, run.log) as push,
+  ):
+    run.clock.attach(run.local)
+    yield RunDirectory(held, push)

@@ -1,4 +1,8 @@
-"""AdamW on float32 masters: schedule, decay mask, clipping, and the guard."""
+"""AdamW on float32 masters: schedule, decay mask, clipping, and the guard.
+
+Another optimizer needs a change of `transformation` alone: all else reads its
+state by optax's own functions.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +16,17 @@ SCHEDULES = ('cosine', 'linear', 'constant')
 def schedule(config, steps: int):
   """Learning rate by step: warm-up, then cosine, linear or constant.
 
-  After warm-up cosine and linear go from the peak to peak * min_ratio at the
+  After warm-up, cosine and linear fall from the peak to peak * min_ratio at the
   last step, as ProLong's (arXiv:2410.02660, table 9); Position Interpolation
   warms up from 10 % of the peak (arXiv:2306.15595, section 3.1).
 
   Args:
     config: the section `optim` of a config.
     steps: of the whole run.
+
+  Returns:
+    step -> learning rate, an optax.Schedule.
   """
-  if config.schedule not in SCHEDULES:
-    raise ValueError(
-      f'schedule {config.schedule!r} is none of {", ".join(SCHEDULES)}'
-    )
   peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
   after = dict(
     cosine=optax.cosine_decay_schedule(peak, rest, config.min_ratio),
@@ -46,8 +49,13 @@ def decayed(params):
   return jax.tree.map_with_path(is_matrix, params)
 
 
-def adamw(config, steps: int) -> optax.GradientTransformation:
-  """Clip by global norm, then AdamW with decoupled decay of matrices."""
+def transformation(config, steps: int) -> optax.GradientTransformation:
+  """Clip by global norm, then AdamW with decoupled decay of matrices.
+
+  Args:
+    config: the section `optim` of a config.
+    steps: of the whole run.
+  """
   return optax.chain(
     optax.clip_by_global_norm(config.clip),
     optax.adamw(
@@ -58,7 +66,7 @@ def adamw(config, steps: int) -> optax.GradientTransformation:
 
 
 def shardings(tx, params, param_shardings, mesh):
-  """Moments live where their parameters do; counts are replicated.
+  """Of the optimizer state: moments as their parameters, counts replicated.
 
   `jax.jit(tx.init)` alone would replicate them all.
   """
@@ -72,10 +80,11 @@ def shardings(tx, params, param_shardings, mesh):
 
 
 def guard_init(config):
-  """What the guard remembers, see `admit`.
+  """The state of the guard, see `admit`.
 
-  `losses` and `norms` [optim.spike_window]: of the last steps that were
-  finite; `taken`: how many there were; `skipped`: steps in a row.
+  Returns:
+    `losses` and `norms` [optim.spike_window] float32 of the last finite steps;
+    `taken`, their number; `skipped`, steps in a row that were not admitted.
   """
   window = jnp.zeros(config.spike_window, jnp.float32)
   zero = jnp.zeros((), jnp.int32)
@@ -85,11 +94,11 @@ def guard_init(config):
 def admit(config, guard, loss, norm):
   """Whether a step may change the parameters, and the guard after it.
 
-  It may not if loss or gradient norm is not finite, nor if one is above the
-  mean + optim.spike_sigmas standard deviations of the last spike_window
-  finite steps (after the skip of spikes of OLMo 2, arXiv:2501.00656). Such a
-  value is remembered as that bound, so that a level that is here to stay
-  becomes the normal one while a spike does not.
+  Not if loss or gradient norm is not finite, nor if one is above the mean +
+  optim.spike_sigmas standard deviations of the last spike_window finite steps
+  (after the skip of spikes of OLMo 2, arXiv:2501.00656). Such a value enters
+  the window as that bound: a level that stays becomes normal, a spike does
+  not.
   """
   full = guard['taken'] >= config.spike_window
   at = guard['taken'] % config.spike_window
@@ -97,7 +106,7 @@ def admit(config, guard, loss, norm):
   ok, after = finite, dict(guard)
   for name, value in (('losses', loss), ('norms', norm)):
     past = guard[name]
-    # Where all are nearly the same, a deviation of 1 % is no spike yet.
+    # In a nearly constant window, a deviation of 1 % is not yet a spike.
     deviation = jnp.maximum(past.std(), 0.01 * jnp.abs(past.mean()))
     bound = past.mean() + config.spike_sigmas * deviation
     bound = jnp.where(full & (config.spike_sigmas > 0), bound, jnp.inf)
@@ -112,8 +121,8 @@ def admit(config, guard, loss, norm):
 def update(config, steps, state, grads, loss):
   """One step of {'params', 'opt', 'guard', 'step'}, guarded by `admit`.
 
-  In a step that is not admitted, params and moments stay bitwise what they
-  were; `step` moves on.
+  A step that is not admitted leaves params and moments bitwise unchanged;
+  `step` counts it.
 
   Args:
     config: the section `optim` of a config.
@@ -126,7 +135,7 @@ def update(config, steps, state, grads, loss):
     (state, dict of float32 scalars: loss, grad_norm before clipping, lr, and
     skipped, 0 or 1)
   """
-  tx = adamw(config, steps)
+  tx = transformation(config, steps)
   norm = optax.tree.norm(grads)
   ok, guard = admit(config, state['guard'], loss, norm)
   # The schedule counts the steps that were taken, not those skipped.
@@ -137,7 +146,7 @@ def update(config, steps, state, grads, loss):
     updates, opt = tx.update(grads, opt, params)
     return optax.apply_updates(params, updates), opt
 
-  # A branch: to select between old and new would be a pass over all of them.
+  # A branch: a select would read and write all of them once more.
   params, opt = jax.lax.cond(
     ok, take, lambda *old: old, state['params'], state['opt']
   )

@@ -1,61 +1,59 @@
-"""What a running job is asked for from outside.
+"""What signals ask of a running job.
 
-kill -TERM PID   save and end, exit code 75: run the same command again
+kill -TERM PID   save and end with exit code 75: run the same command again
 kill -USR1 PID   profile the next steps
 """
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from longjax.errors import PREEMPTED
 
 
-class Asked:
-  """What has been asked for so far.
+class StopRequest:
+  """What signals have asked for so far.
 
   Attributes:
-    end: to save and end.
-    profile: to profile; whoever does so sets it back.
+    stop: to save and end; set only inside `deferred`.
+    profile: to profile; the profiler resets it.
   """
 
   def __init__(self):
-    self.end = self.profile = False
-    self._unsaved = False
+    self.stop = self.profile = False
 
   @contextlib.contextmanager
-  def unsaved(self) -> Iterator[None]:
-    """While there is work to save, `end` waits to be seen. Elsewhere it is
-    the end: SystemExit is raised, wherever we are."""
-    self._unsaved = True
-    try:
+  def deferred(self) -> Iterator[None]:
+    """Inside, SIGTERM sets `stop`, and the loop saves before it ends."""
+    with handling(signal.SIGTERM, lambda *_: setattr(self, 'stop', True)):
       yield
-    finally:
-      self._unsaved = False
-
-  def _terminate(self, *_):
-    self.end = True
-    if not self._unsaved:
-      raise SystemExit(PREEMPTED)
-
-  def _profile(self, *_):
-    self.profile = True
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Asked]:
-  """Asked, as long as the signals are ours."""
-  asked = Asked()
-  handlers = {
-    signal.SIGTERM: asked._terminate,
-    signal.SIGUSR1: asked._profile,
-  }
-  before = {}
-  with contextlib.suppress(ValueError):  # not the main thread: not our signals
-    for number, handler in handlers.items():
-      before[number] = signal.signal(number, handler)
+def stop_requests() -> Iterator[StopRequest]:
+  """Handles the signals; SIGTERM raises SystemExit(75) unless `deferred`."""
+  request = StopRequest()
+  with (
+    handling(signal.SIGTERM, _exit),
+    handling(signal.SIGUSR1, lambda *_: setattr(request, 'profile', True)),
+  ):
+    yield request
+
+
+def _exit(*_):
+  raise SystemExit(PREEMPTED)
+
+
+@contextlib.contextmanager
+def handling(number: int, handler: Callable) -> Iterator[None]:
+  """Handles one signal; does nothing outside the main thread, which alone may
+  set handlers."""
   try:
-    yield asked
+    before = signal.signal(number, handler)
+  except ValueError:
+    before = None
+  try:
+    yield
   finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+    if before is not None:
+      signal.signal(number, before)

@@ -4,37 +4,37 @@ import functools
 
 import jax
 
-ASKED_STEPS = 3  # that SIGUSR1 asks for
+REQUESTED_STEPS = 3  # that SIGUSR1 asks for
 
 
 class Profiler:
-  """Traces the steps of a config, and those that a signal asks for."""
+  """Traces the steps that a config names, and those that a signal asks for."""
 
-  def __init__(self, directory, steps, asked, log):
+  def __init__(self, directory, steps, request, log):
     """Traces nothing yet.
 
     Args:
-      directory: where traces go.
+      directory: where traces are written.
       steps: to trace, from the smallest to the largest; () is none.
-      asked: signals.Asked.
+      request: preemption.StopRequest, whose `profile` starts a trace.
       log: called with a line for each trace.
     """
-    self.directory, self.asked, self.log = str(directory), asked, log
+    self.directory, self.request, self.log = str(directory), request, log
     self.first, self.last = (min(steps), max(steps)) if steps else (0, 0)
     self.running = False
 
   def before(self, step: int):
-    """Starts a trace if this step is to be in it."""
-    if self.asked.profile:
-      self.asked.profile = False
-      self.first, self.last = step, step + ASKED_STEPS - 1
+    """Starts a trace if this step belongs to one."""
+    if self.request.profile:
+      self.request.profile = False
+      self.first, self.last = step, step + REQUESTED_STEPS - 1
     if self.first <= step <= self.last and not self.running:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0
       start = functools.partial(
         jax.profiler.start_trace, self.directory, profiler_options=options
       )
-      self.running = self._done(start)
+      self.running = self._succeeds(start)
 
   def after(self, step: int):
     """Writes the trace if this step was its last."""
@@ -42,17 +42,17 @@ class Profiler:
       self.close()
 
   def close(self):
-    """Writes what there is."""
+    """Writes an unfinished trace."""
     if self.running:
       self.running = False
-      if self._done(jax.profiler.stop_trace):
+      if self._succeeds(jax.profiler.stop_trace):
         self.log(f'profile written to {self.directory}')
 
-  def _done(self, action) -> bool:
-    """Whether that went well; a disk that is full must not end training."""
+  def _succeeds(self, action) -> bool:
+    """Calls action(); a failure, as of a full disk, must not end training."""
     try:
       action()
-    except Exception as error:  # of the profiler's, whatever that met
+    except Exception as error:  # whatever the profiler raises
       self.first = self.last = 0
       self.log(f'WARNING: no profile in {self.directory}: {error}')
       return False

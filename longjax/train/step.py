@@ -1,4 +1,4 @@
-"""The program of a train step: loss, gradients, update, and their shapes."""
+"""The train step: loss, gradients, update, and the shapes of its state."""
 
 import functools
 
@@ -14,18 +14,18 @@ from longjax.train import optimizer
 
 
 def build(config, model, mesh):
-  """The train step and the state it takes, without using any memory.
+  """The train step and the shapes of its state; allocates nothing.
 
   Returns:
     step: (state, Batch of jax arrays) -> (state, dict of scalars), jitted.
     abstract: {'params', 'opt', 'guard', 'step'} as ShapeDtypeStructs with
       shardings.
   """
-  tx = optimizer.adamw(config.optim, config.train.steps)
+  tx = optimizer.transformation(config.optim, config.train.steps)
   params = abstract_params(config, model)
   param_shardings = sharding.params(params, mesh)
   learning, _ = lora.split(params, config.lora)
-  places, _ = lora.split(param_shardings, config.lora)
+  learning_shardings, _ = lora.split(param_shardings, config.lora)
   replicated = NamedSharding(mesh, P())
   shapes = dict(
     params=params,
@@ -35,7 +35,7 @@ def build(config, model, mesh):
   )
   shardings = dict(
     params=param_shardings,
-    opt=optimizer.shardings(tx, learning, places, mesh),
+    opt=optimizer.shardings(tx, learning, learning_shardings, mesh),
     guard=jax.tree.map(lambda _: replicated, shapes['guard']),
     step=replicated,
   )
@@ -59,14 +59,14 @@ def build(config, model, mesh):
 
 
 def abstract_params(config, model):
-  """The params of a run as ShapeDtypeStructs, factors of LoRA among them."""
+  """The params of a run as ShapeDtypeStructs, with the factors of LoRA."""
   params = llama.abstract(model)
   init = lambda: lora.init(params, config.lora, jax.random.key(0))
   return params | jax.eval_shape(init)
 
 
 def abstract_batch(config, mesh) -> Batch:
-  """A batch of shapes, placed as `sharding.put` places one."""
+  """A batch as ShapeDtypeStructs, sharded as `sharding.put` shards one."""
   shape = (config.train.batch, config.train.seq_len)
   spec = NamedSharding(mesh, sharding.batch_spec(mesh, shape[0]))
 
@@ -78,46 +78,61 @@ def abstract_batch(config, mesh) -> Batch:
 
 
 def gradients(config, params, batch, model, mesh):
-  """Loss and gradients of sum(weights * nll) / sum(weights) of the batch.
+  """Loss and gradients of sum(weights * nll) / sum(weights) of a batch.
 
-  The batch is computed in train.micro_batches parts; the result is that of
-  the whole. LongCE changes weights, not their sum; what LoRA freezes has None
-  for a gradient.
+  LongCE changes the weights, not their sum.
+
+  Args:
+    config: of the run; `train` and `lora` are read.
+    params: sharded over the mesh.
+    batch: Batch of jax arrays [batch, seq].
+    model: llama.Llama.
+    mesh: the devices.
+
+  Returns:
+    (scalar float32, tree as params with None for what LoRA freezes)
   """
-  parts, chunk = config.train.micro_batches, config.train.loss_chunk
   total = jnp.maximum(batch.weights.sum(), 1e-9)
   learning, frozen = lora.split(params, config.lora)
+  chunk = config.train.loss_chunk
 
   def loss(learning, part):
     params = lora.merged(lora.join(learning, frozen), config.lora.alpha, mesh)
     nll = llama.nll(params, model, part, chunk=chunk, mesh=mesh)
     weights = part.weights
     if config.train.longce.gamma:
-      weights *= influence(config, params, part, nll, model, mesh)
+      weights *= longce_weights(config, params, part, nll, model, mesh)
     return (weights * nll).sum() / total
 
-  if parts == 1:
-    return jax.value_and_grad(loss)(learning, batch)
-
-  def add(so_far, part):
-    here = jax.value_and_grad(loss)(learning, part)
-    return jax.tree.map(jnp.add, so_far, here), None
-
-  def split(x):  # each part takes rows from every device
-    x = x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-    spec = P(None, *sharding.batch_spec(mesh, x.shape[1]))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-  # The sums live where the parameters do.
+  loss_and_grads = jax.value_and_grad(loss)
+  if config.train.micro_batches == 1:
+    return loss_and_grads(learning, batch)
+  parts = micro_batches(batch, config.train.micro_batches, mesh)
+  # The sums are sharded as the parameters are.
   zeros = jax.lax.with_sharding_constraint(
     jax.tree.map(jnp.zeros_like, learning), sharding.params(learning, mesh)
   )
-  start = (jnp.zeros(()), zeros)
-  return jax.lax.scan(add, start, Batch(*map(split, batch)))[0]
+
+  def add(sums, part):
+    return jax.tree.map(jnp.add, sums, loss_and_grads(learning, part)), None
+
+  return jax.lax.scan(add, (jnp.zeros(()), zeros), parts)[0]
 
 
-def influence(config, params, batch, nll, model, mesh):
-  """LongCE's weight of each target, see `longce.weights`."""
+def micro_batches(batch, count: int, mesh) -> Batch:
+  """[batch, seq] to [count, batch / count, seq]; each has rows of every
+  device."""
+
+  def split(x):
+    x = x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+    spec = P(None, *sharding.batch_spec(mesh, x.shape[1]))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+  return Batch(*map(split, batch))
+
+
+def longce_weights(config, params, batch, nll, model, mesh):
+  """LongCE's weight of each target [batch, seq], see `longce.weights`."""
   params = jax.lax.stop_gradient(params)
   losses = functools.partial(
     llama.nll, params, model.at_rest(), chunk=config.train.loss_chunk, mesh=mesh

@@ -33,11 +33,11 @@ import numpy as np
 import optax
 
 from configs import common
-from longjax import checkpoint, checks
+from longjax import checkpoint, checks, llama
 from longjax.batch import one_document
 from longjax.data import pipeline
 from longjax.parallel import sharding
-from longjax.train import goodput, loop, optimizer, preemption
+from longjax.train import goodput, loop, metrics, optimizer, preemption
 from longjax.train import step as train_step
 
 RUNS = 2
@@ -57,7 +57,7 @@ def compiled(config, mesh):
   state they take."""
   model = checks.llama_config(config)
   guarded, abstract = train_step.build(config, model, mesh)
-  tx = optimizer.adamw(config.optim, config.train.steps)
+  tx = optimizer.transformation(config.optim, config.train.steps)
 
   def plain_update(state, grads):
     updates, opt = tx.update(grads, state['opt'], state['params'])
@@ -88,7 +88,7 @@ def compiled(config, mesh):
   }
   init = jax.jit(
     lambda key: dict(
-      params=(p := loop.llama.init(model, key)),
+      params=(p := llama.init(model, key)),
       opt=tx.init(p),
       guard=optimizer.guard_init(config.optim),
       step=jnp.int32(0),
@@ -113,11 +113,11 @@ def compare_steps(config, mesh, directory):
   host = one_document(np.random.default_rng(0).integers(0, 49_152, shape))
   batch = sharding.put(host, mesh)
   run = loop.Run(
-    config, checks.llama_config(config), mesh, directory, True,
-    lambda _: None, goodput.Clock(), preemption.Asked(),
+    config, checks.llama_config(config), mesh, directory,
+    lambda _: None, goodput.Clock(), preemption.StopRequest(),
   )  # fmt: skip
-  run.clock.keep(directory)
-  writer = loop.writer(run, 0, 0)
+  run.clock.attach(directory)
+  writer = metrics.Metrics(directory, 0, RUNS, run.log)
   checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', 1)
   checkpoint.digest(state)  # compiles
   spent = collections.defaultdict(list)

@@ -1,0 +1,62 @@
+"""What a run reads: weights, tokenizer, batches, held-out documents."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from longjax import evals, llama, weights
+from longjax.data import downloads, pipeline, prepare
+from longjax.errors import InputError
+
+
+class Inputs(NamedTuple):
+  """What a run reads; found and checked before anything is written."""
+
+  source: pathlib.Path | None  # of the weights; None is random weights
+  tokenizer: Any
+  data: pipeline.Pipeline
+  held_out: Any  # store of the documents of evaluations, or None
+
+
+def find_inputs(run) -> Inputs:
+  """Finds and checks what the run reads; no device is used."""
+  config, held_out = run.config, None
+  source = find_weights(run)
+  tokenizer = prepare.find_tokenizer(config, run.log)
+  if tokenizer.vocab > run.model.vocab:
+    raise InputError(
+      f'the tokenizer has {tokenizer.vocab} ids, but config.model.vocab is '
+      f'only {run.model.vocab}'
+    )
+  data = pipeline.Pipeline(prepare.prepare(config, tokenizer, run.log), config)
+  if evals.need_documents(evals.names(config.eval)):
+    held_out = prepare.held_out(config, tokenizer, run.log)
+  evals.check(config, held_out, tokenizer)
+  return Inputs(source, tokenizer, data, held_out)
+
+
+def find_weights(run) -> pathlib.Path | None:
+  """Where the weights are, fetched if need be; None is random weights."""
+  if not run.config.weights:
+    raise InputError(
+      "config.weights is empty: name a checkpoint or a file, or 'random'"
+    )
+  if run.config.weights == 'random':
+    return None
+  source = downloads.locate(run.config.weights, run.log)
+  refuse_other_model(run.model, source)  # before a tokenizer is sought
+  return source
+
+
+def refuse_other_model(model: llama.Llama, source):
+  """InputError if the weights are of another architecture than the config."""
+  released = weights.config(source)
+  different = [
+    f'{field} {getattr(model, field)} (there {getattr(released, field)})'
+    for field in llama.ARCHITECTURE
+    if getattr(model, field) != getattr(released, field)
+  ]
+  if different:
+    raise InputError(
+      f'config.model differs from that of {source}: {", ".join(different)}; '
+      'change these keys, as --config.model.KEY=VALUE'
+    )
