@@ -174,7 +174,7 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
 
 
 def placed_batches(run: Run, data, start: int):
-  """(pipeline.BatchPlan, its Batch on the devices) of the steps after `start`."""
+  """(pipeline.BatchPlan, Batch on the devices) of the steps after `start`."""
   shape = (run.config.train.batch, run.config.train.seq_len)
   local = sharding.local_slices(shape, run.mesh)
   for step, parts in data.iterate(start, local):
