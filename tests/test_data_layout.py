@@ -18,11 +18,10 @@ def test_small_orders_by_hand():
 
 
 @pytest.mark.parametrize('name', FIXED)
-@pytest.mark.parametrize('n', [1, 2, 4, 8])
-def test_every_layout_is_a_permutation_with_an_inverse(name, n):
-  order = layout.order(name, 48, n) if n != 8 else layout.order(name, 64, n)
+@pytest.mark.parametrize('n', [1, 2, 8])
+def test_every_layout_is_a_permutation(name, n):
+  order = layout.order(name, 64, n)
   assert sorted(order.tolist()) == list(range(len(order)))
-  assert (order[layout.inverse(order)] == np.arange(len(order))).all()
 
 
 @pytest.mark.parametrize('name', layout.LAYOUTS)
@@ -44,25 +43,24 @@ def test_striped_devices_hold_tokens_modulo_n():
   assert [set((d % 4).tolist()) for d in devices] == [{0}, {1}, {2}, {3}]
 
 
-def test_apply_permutes_all_six_arrays_together():
+def test_arrange_permutes_all_six_arrays_together():
   made = batch.one_document(np.arange(16).reshape(2, 8))
   order = layout.order('zigzag', 8, 2)
-  moved = layout.apply(made, order)
-  assert (moved.tokens == made.tokens[:, order]).all()
+  moved = layout.arrange(made, 'zigzag', 2, 8)
   assert (moved.index == order).all()
-  for before, after in zip(made, layout.apply(moved, layout.inverse(order))):
-    assert (before == after).all()
+  for before, after in zip(made, moved):
+    assert (after == before[:, order]).all()
 
 
-def test_lengths_that_do_not_divide_are_refused_with_the_nearest():
-  with pytest.raises(errors.InputError, match=r'seq_len 10.*multiple of 4.*8'):
-    layout.order('zigzag', 10, 2)
-  with pytest.raises(errors.InputError, match='multiple of 2'):
-    layout.order('striped', 9, 2)
-  with pytest.raises(errors.InputError, match='zigzag'):
-    layout.order('zig', 8, 2)
-  with pytest.raises(errors.InputError, match='multiple of 2'):
-    layout.balanced(np.ones((1, 9), int), 2, 4)
+@pytest.mark.parametrize('name, seq, facts', [
+  ('zigzag', 10, 'seq_len 10.*multiple of 4.*8'),
+  ('striped', 9, 'multiple of 2'),
+  ('balanced', 9, 'multiple of 2'),
+  ('zig', 8, 'zigzag'),
+])  # fmt: skip
+def test_an_impossible_layout_is_refused_with_the_nearest(name, seq, facts):
+  with pytest.raises(errors.InputError, match=facts):
+    layout.check(name, seq, 2)
 
 
 def packed(rng, rows, seq):
@@ -75,8 +73,8 @@ def packed(rng, rows, seq):
   return segments
 
 
-def blocks_that_meet(segments, index, n, block):
-  """[rows, member, hop] as `work`, counted one pair of blocks at a time."""
+def blocks_that_may_attend(segments, index, n, block):
+  """[rows, member, hop], counted one pair of blocks at a time."""
   rows, seq = segments.shape
   part = seq // n
   cut = lambda member: [
@@ -106,34 +104,36 @@ def lay_out(segments, index, name, n, block):
 
 @pytest.mark.parametrize('name', layout.LAYOUTS)
 @pytest.mark.parametrize('n, block', [(1, 16), (4, 8), (2, 7), (4, 64)])
-def test_work_counts_the_blocks_that_meet(name, n, block, rng):
+def test_executed_blocks_are_those_that_may_attend(name, n, block, rng):
   segments = packed(rng, 2, 64)
   index = np.tile(np.arange(64, dtype=np.int32), (2, 1))
   segments, index = lay_out(segments, index, name, n, block)
   segments[1, 5:9], index[1, 5:9] = SHARED_SEGMENT, -1
-  counts = layout.work(segments, index, n, block)
-  assert (counts == blocks_that_meet(segments, index, n, block)).all()
+  counts = layout.executed_blocks(segments, index, n, block)
+  assert (counts == blocks_that_may_attend(segments, index, n, block)).all()
 
 
 def test_one_document_needs_half_of_the_square():
   whole = np.ones((1, 64), np.int32)
-  assert layout.needed(whole, 8) == 8 * 8 / 2
+  assert balance.needed_blocks(whole, 8) == 8 * 8 / 2
   two = np.repeat([[1, 2, 0]], [16, 32, 16], axis=1)
-  assert layout.needed(two, 8) == (2 * 2 + 4 * 4) / 2
+  assert balance.needed_blocks(two, 8) == (2 * 2 + 4 * 4) / 2
 
 
 def test_a_causal_ring_of_contiguous_parts_waits_for_its_last_member():
   index = np.arange(16)[None]
-  counts = layout.work(np.ones((1, 16), int), index, 4, 4)
+  counts = layout.executed_blocks(np.ones((1, 16), int), index, 4, 4)
   assert counts.tolist() == [
     [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
   ]
 
 
 def executed(segments, name, n, block):
-  """`work` of whole rows in a layout."""
+  """`executed_blocks` of whole rows in a layout."""
   index = np.tile(np.arange(segments.shape[1]), (len(segments), 1))
-  return layout.work(*lay_out(segments, index, name, n, block), n, block)
+  return layout.executed_blocks(
+    *lay_out(segments, index, name, n, block), n, block
+  )
 
 
 def test_a_balanced_row_by_hand():
@@ -141,7 +141,7 @@ def test_a_balanced_row_by_hand():
   # second fold, the more uneven, is dealt first: 5, 4, 3 to devices 0, 1, 2.
   # Of the first, chunk 1 goes to device 2, then 0 to 1, and 2 is left for 0.
   segments = np.array([[1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3]])
-  (order,) = layout.balanced(segments, 3, 2)
+  (order,) = layout.permutation(segments, 'balanced', 3, 2)
   devices = order.reshape(3, 2, 2)[..., 0] // 2  # chunks of each
   assert devices.tolist() == [[2, 5], [0, 4], [1, 3]]
 
@@ -152,14 +152,12 @@ def test_a_balanced_row_by_hand():
 def test_balanced_deals_one_whole_chunk_of_each_fold_to_each_device(
   n, block, chunk, rng
 ):
-  orders = layout.balanced(packed(rng, 3, 256), n, block)
+  orders = layout.permutation(packed(rng, 3, 256), 'balanced', n, block)
   chunks = orders.reshape(3, n, 256 // n // chunk, chunk)
   assert (np.diff(chunks, axis=3) == 1).all()  # whole
   folds = chunks[..., 0] // (n * chunk)
   assert (folds == np.arange(folds.shape[2])).all()  # in the order of the row
   assert (np.sort(orders) == np.arange(256)).all()
-  back = np.take_along_axis(orders, layout.inverse(orders), axis=1)
-  assert (back == np.arange(256)).all()
 
 
 @pytest.mark.parametrize('n', [2, 4, 16])
@@ -184,7 +182,7 @@ def test_padding_is_dealt_as_no_work():
   assert (executed(segments, 'balanced', 2, 8).sum(2) == [[5, 5]]).all()
 
 
-@pytest.mark.parametrize('n', [16, 32])
+@pytest.mark.parametrize('n', [16])
 def test_rows_of_prolong_are_skipped_and_even_over_the_ring(n, rng):
   mixture = list(balance.rows(65_536, rng))
   balanced = balance.measure(mixture, 'balanced', n, 128)

@@ -49,18 +49,17 @@ def row_names(batches):
   ]
 
 
-@pytest.mark.parametrize('rows', [1, 3, 4])
-def test_iterate_equals_batch_from_any_step(data, rows):
-  pipe = pipe_of(data, 16, rows, 7, layout='zigzag', ring=4)
-  straight = [pipe.batch(step) for step in range(40)]
-  for start in (0, 1, 25):
-    ahead = itertools.islice(pipe.iterate(start), 10)
+def test_iterate_equals_batch_from_any_step(data):
+  pipe = pipe_of(data, 16, 3, 7, layout='zigzag', ring=4)
+  straight = [pipe.batch(step) for step in range(16)]
+  for start in (0, 11):
+    ahead = itertools.islice(pipe.iterate(start), 5)
     for number, (plan, (got,)) in enumerate(ahead, start):
       assert plan.step == number
       assert equal(got, straight[number])
 
 
-def test_a_new_process_sees_the_same_batches(data):
+def test_a_store_opened_again_gives_the_same_batches(data):
   one = pipe_of(data, 16, 3, 7)
   two = pipe_of(store.open_store(data.directory), 16, 3, 7)
   assert all(equal(one.batch(s), two.batch(s)) for s in (0, 5, 31))
@@ -108,20 +107,13 @@ def test_a_layout_only_permutes(data):
 def test_arrays_are_small_types_of_one_shape(data):
   made = pipe_of(data, 16, 3, 7).batch(0)
   assert {a.shape for a in made} == {(3, 16)}
-  assert [str(a.dtype) for a in made] == [
-    'int32',
-    'int32',
-    'float32',
-    'int32',
-    'int32',
-    'int32',
-  ]
+  assert made.weights.dtype == np.float32
+  assert all(a.dtype == np.int32 for a in made._replace(weights=made.tokens))
 
 
-def test_repeated_data_is_told(data):
+def test_repeated_data_is_reported(data):
   pipe = pipe_of(data, 18, 5, 7)
-  assert pipe.epochs(10) == dict(all=1)
-  assert 'repeated' not in pipe.summary(10)
+  assert pipe.summary(10).endswith('1.00 epochs')
   assert '1.10 epochs: the data is repeated' in pipe.summary(11)
 
 

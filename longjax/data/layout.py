@@ -108,21 +108,6 @@ def executed_blocks(segments, index, n: int, block: int) -> np.ndarray:
   return pairs[:, member, (member - hop) % n]
 
 
-def needed_blocks(segments, block: int) -> float:
-  """The least that `executed_blocks` can sum to: length^2 / 2 of each document.
-
-  Args:
-    segments: [rows, seq] in any order, 0 is padding.
-    block: queries and keys of a block.
-
-  Returns:
-    The sum over the documents of all rows, in pairs of blocks.
-  """
-  lengths = (np.bincount(row[row > 0]) for row in segments)
-  squares = sum(float(np.square(x, dtype=np.float64).sum()) for x in lengths)
-  return squares / 2 / block**2
-
-
 def balance_rows(costs, rings: int, micro_batches: int) -> np.ndarray:
   """Spreads the rows of a step so that rings do not wait for each other.
 

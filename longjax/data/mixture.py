@@ -31,7 +31,6 @@ from longjax import errors
 from longjax.data import pack
 
 MAX_PACKS = 1 << 48  # more than any run reads
-COUNTED = 4000  # row groups, at most, to know the shares from
 
 
 class ComponentConfig(NamedTuple):
@@ -152,31 +151,9 @@ def row_groups(components, tokens: int, seed: int) -> Any:
       packs = packs.shuffle().repeat(MAX_PACKS // count)
       packs = packs.batch(size, batch_fn=list)
     groups.append(packs.map(lambda group, number=number: (number, group)))
-  return _mix(components, groups)
-
-
-def shares(components, groups: int) -> dict[str, float]:
-  """The share of each component in the first row groups, counted."""
-  import grain
-
-  if len(components) == 1:
-    return {components[0].name: 1.0}
-  names = [component.name for component in components]
-  order = _mix(components, [
-    grain.MapDataset.source([name]).repeat(MAX_PACKS) for name in names
-  ])  # fmt: skip
-  counted = max(1, min(groups, COUNTED))
-  read = [order[number] for number in range(counted)]
-  return {name: read.count(name) / counted for name in names}
-
-
-def _mix(components, datasets):
-  import grain
-
-  weights = [component.weight for component in components]
-  if len(datasets) == 1:
-    return datasets[0]
-  return grain.MapDataset.mix(datasets, weights)
+  if len(groups) == 1:
+    return groups[0]
+  return grain.MapDataset.mix(groups, [c.weight for c in components])
 
 
 def _parse(name: str, given: Any, seq_len: int) -> ComponentConfig:

@@ -164,33 +164,19 @@ class Pipeline:
     steps = grain.MapDataset.range(start_step, MAX_STEPS).map(read)
     return iter(steps.to_iter_dataset(ahead))
 
-  def rows_read(self, steps: int) -> dict[str, int]:
-    """Rows of each component in so many steps."""
-    rows = steps * self._batch
-    shares = mixture.shares(self.components, rows // self._group_rows)
-    return {name: round(share * rows) for name, share in shares.items()}
-
-  def epochs(self, steps: int) -> dict[str, float]:
-    """How often so many steps read the packs of each component."""
-    rows = self.rows_read(steps)
-    return {
-      c.name: rows[c.name] * (self._seq_len / c.length) / len(c.packs)
-      for c in self.components
-    }
-
   def summary(self, steps: int) -> str:
     """A line for each component: what so many steps read, and how often."""
-    rows, epochs = self.rows_read(steps), self.epochs(steps)
-    total, lines = max(1, sum(rows.values())), []
+    total, lines = steps * self._batch, []
     for component in self.components:
-      name, packs = component.name, component.packs
+      packs, length = component.packs, component.length
+      rows = component.weight * total  # as row_groups mixes them
+      epochs = rows * self._seq_len / length / len(packs)
       lines.append(
-        f'{name}: {rows[name]:,} rows of {self._seq_len} '
-        f'({rows[name] / total:.2%}, asked {component.weight:.2%}); '
-        f'{len(packs):,} packs of {component.length} from '
+        f'{component.name}: {round(rows):,} rows of {self._seq_len} '
+        f'({component.weight:.2%}); {len(packs):,} packs of {length} from '
         f'{component.documents:,} documents, {packs.dropped:,} tokens in none; '
-        f'{steps} steps read {epochs[name]:.2f} epochs'
-        + (': the data is repeated' if epochs[name] > 1 else '')
+        f'{steps} steps read {epochs:.2f} epochs'
+        + (': the data is repeated' if epochs > 1 else '')
       )
     return '\n'.join(lines)
 
