@@ -141,26 +141,6 @@ KEYS = {
     choices=('contiguous', 'zigzag', 'striped', 'balanced')),
   'data.skip_steps': free(
     (), 'steps whose batches are skipped', '[0, inf)', each=int),
-  # Of launch/prepare.py --synthesize.
-  'data.synthesis.kind': Key(
-    'questions', 'about data.sources, or tables',
-    choices=('questions', 'tables')),
-  'data.synthesis.endpoint': Key(
-    '', "server, as http://host:8000/v1; '': the model runs here"),
-  'data.synthesis.model': Key('', 'its name there, or weights or a run'),
-  'data.synthesis.key': Key(
-    'OPENAI_API_KEY', "environment variable with the server's key"),
-  'data.synthesis.template': Key(
-    'llama3', 'chat template of a model that runs here'),
-  'data.synthesis.record': Key(
-    '', 'jsonl of answers, which are not asked for again'),
-  'data.synthesis.chunk_chars': Key(
-    6000, 'of a document, shown to the model at once', unit='characters'),
-  'data.synthesis.max_tokens': Key(
-    0, 'of a document in a conversation; 0: all', unit='tokens'),
-  'data.synthesis.parallel': Key(8, 'documents at once'),
-  'data.synthesis.tables': Key(1000, 'number of tables'),
-  'data.synthesis.rows': Key(500, 'rows of a table'),
   'train.steps': free(
     100, 'optimizer steps of the run', '[1, inf)',
     also=('max_steps', 'num_steps')),

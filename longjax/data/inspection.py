@@ -40,7 +40,7 @@ def describe(pipe, store, tokenizer, step=0) -> str:
       f'{lengths.min()} to {lengths.max()} tokens, '
       f'{np.count_nonzero(row.weights):,} predicted, positions to '
       f'{row.positions.max()}, cost {row_plan.squares():.3g}',
-      f'  documents: {_some([store.names[d] for d in documents])}',
+      f'  documents: {_some([store.name(d) for d in documents])}',
       *_borders(row, tokenizer),
     ]
   return '\n'.join(lines)

@@ -1,8 +1,8 @@
-"""Documents to a store: fetch, read, tokenize, write, or open what is there.
+"""Documents to a store: fetch, read, tokenize, write, or open what exists.
 
 A large corpus is read in units of about 64 MB, by as many processes as there
-are cores. Each unit becomes a part of the store, complete or absent, so a run
-that was killed goes on where it was: give the same command again.
+are cores. Each unit becomes a part of the store, complete or absent, so the
+same command resumes after it was killed.
 """
 
 import concurrent.futures
@@ -14,20 +14,26 @@ import multiprocessing
 import os
 import pathlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import cache, errors
-from longjax.data import chat, downloads, formats, sources, store, tokenizer
+from longjax import cache, errors, progress
+from longjax.data import (
+  chat,
+  downloads,
+  duplicates,
+  formats,
+  sources,
+  store,
+  tokenizer,
+)
 
 BATCH_CHARS = 1 << 21  # of text tokenized at once
 LOG_SECONDS = 10
 SMALL_BYTES = 1 << 25  # of files: below, one process is quicker
-PERMUTATIONS = 128  # of MinHash
-SIMILAR = 0.8  # share of common 5-word sequences that makes two documents one
+LEFT_OUT = ('bad', 'short', 'language')  # counts of a sources.Tally
 
 
 class Job(NamedTuple):
@@ -70,29 +76,48 @@ def find_tokenizer(config, log=print) -> tokenizer.Tokenizer:
   Random weights come with bytes.
   """
   spec = config.data.tokenizer or config.weights
-  if spec in ('', 'random'):
-    spec = 'bytes'
+  if spec in ('', 'random', 'bytes'):
+    return tokenizer.load('bytes')
   try:
-    return tokenizer.load(
-      spec if spec == 'bytes' else downloads.locate(spec, log)
-    )
+    return tokenizer.load(downloads.locate(spec, log))
   except errors.InputError as error:
     if config.data.tokenizer:
       raise
     raise errors.InputError(
-      f'{error}; say where one is with --config.data.tokenizer'
+      f'{error}; name one with --config.data.tokenizer'
     ) from error
+
+
+def report(made: store.Store) -> str:
+  """A table by source, and a line for each of which something is left out."""
+  keys = ('documents', 'tokens', 'longest', 'text_bytes')
+  rows = [[s['name'], *(s[k] for k in keys)] for s in made.manifest['sources']]
+  totals = [sum(column) for column in list(zip(*rows))[1:]]
+  totals[2] = max(row[3] for row in rows)
+  lines = [f'{"source":24}' + ''.join(f'{k:>14}' for k in (*keys[:3], 'bytes'))]
+  for name, *counts in (*rows, ['all', *totals]):
+    lines.append(f'{name:24}' + ''.join(f'{n:>14,}' for n in counts))
+  for source in sorted(made.manifest['sources'], key=lambda s: s['name']):
+    tallies = [
+      t for t in made.manifest['left_out'] if t['source'] == source['name']
+    ]
+    counts = {key: sum(t[key] for t in tallies) for key in LEFT_OUT}
+    counts['duplicates'] = source.get('duplicates', 0)
+    if any(counts.values()):
+      text = ', '.join(f'{n} {key}' for key, n in counts.items() if n)
+      lines.append(f'{source["name"]}: left out {text}')
+      lines += [f'  {line}' for t in tallies for line in t['named']]
+  return '\n'.join(lines)
 
 
 def _prepare(key, wanted, tokens, log, directory) -> store.Store:
   if not wanted:
     made = ', or set data.directory' if key == 'data.sources' else ''
     raise errors.InputError(
-      f'{key} is empty: name the documents, as longjax/data/sources.py says'
-      f'{made}'
+      f'{key} is empty: name the documents as in longjax/data/sources.py{made}'
     )
   spec = _spec(wanted)
-  place = store.local(directory or _place(spec, tokens)).resolve()
+  place = store.local(directory or _cached(spec, tokens)).resolve()
   store.refuse_other(place)
   if not store.exists(place):
     try:
@@ -119,11 +144,6 @@ def _open(directory, tokens) -> store.Store:
       f'{made.manifest["tokenizer"][:12]}, this one is {tokens.digest[:12]}); '
       'set data.tokenizer, or make it again with launch/prepare.py'
     )
-  if made.manifest['vocab'] != tokens.vocab:
-    raise errors.InputError(
-      f'{made.directory}: was made for {made.manifest["vocab"]} ids, but the '
-      f'tokenizer has a vocabulary of {tokens.vocab}'
-    )
   return made
 
 
@@ -133,7 +153,7 @@ def _spec(wanted) -> list:
   return json.loads(json.dumps(parts))
 
 
-def _place(spec, tokens) -> pathlib.Path:
+def _cached(spec, tokens) -> pathlib.Path:
   whole = json.dumps([spec, tokens.digest, store.FORMAT], sort_keys=True)
   name = hashlib.sha256(whole.encode()).hexdigest()[:12]
   return cache.directory() / 'prepared' / name
@@ -141,14 +161,14 @@ def _place(spec, tokens) -> pathlib.Path:
 
 def _make(place, wanted, tokens, spec, log):
   """Makes the store, or goes on making it where a killed process left off."""
-  about = dict(vocab=tokens.vocab, tokenizer=tokens.digest, spec=spec)
+  metadata = dict(vocab=tokens.vocab, tokenizer=tokens.digest, spec=spec)
   partial = place.with_name(f'.{place.name}.partial')
   place.parent.mkdir(parents=True, exist_ok=True)
-  with _alone(place.with_name(f'.{place.name}.lock'), log):
+  with _locked(place.with_name(f'.{place.name}.lock'), log):
     if store.exists(place):
       return  # another process made it while we waited
     log(f'preparing {", ".join(sorted(wanted))} into {place}')
-    _begin(partial, about, log)
+    _begin(partial, metadata, log)
     units = [
       unit
       for name in sorted(wanted)
@@ -156,16 +176,18 @@ def _make(place, wanted, tokens, spec, log):
     ]
     jobs = [Job(u, partial / f'part_{i:05}') for i, u in enumerate(units)]
     _run([job for job in jobs if not job.place.exists()], tokens, log)
-    parts = [job.place.name for job in jobs]
     for name in wanted:
-      _finish(partial, jobs, name, log)
-    drop = _duplicates(partial, jobs)
-    store.assemble(partial, parts, place, about, drop)
+      _check_source([job for job in jobs if job.unit.source == name], log)
+    drop = duplicates.find(
+      [(job.place, job.unit.settings['duplicates']) for job in jobs]
+    )
+    parts = [job.place.name for job in jobs]
+    store.assemble(partial, parts, place, metadata, drop)
     store.clear(partial)
 
 
 @contextlib.contextmanager
-def _alone(path, log):
+def _locked(path, log):
   """Holds a lock, for which another process on this machine must wait."""
   with open(path, 'w') as lock:
     try:
@@ -179,13 +201,13 @@ def _alone(path, log):
       path.unlink(missing_ok=True)
 
 
-def _begin(partial, about, log):
+def _begin(partial, metadata, log):
   """An empty directory for parts, or that of an earlier try of the same."""
   head = partial / 'about.json'
-  text = json.dumps(about)
+  text = json.dumps(metadata | dict(part_format=store.PART_FORMAT))
   if head.is_file() and head.read_text() == text:
     parts = sum(1 for path in partial.glob('part_*') if path.suffix == '')
-    log(f'going on in {partial}: {parts} parts are there')
+    log(f'resuming in {partial}: {parts} parts are complete')
   else:
     store.clear(partial)
     partial.mkdir()
@@ -196,30 +218,25 @@ def _begin(partial, about, log):
 
 def _run(jobs, tokens, log):
   """Does what is left to do, on all cores if it is much."""
-  size = sum(
-    f.size for job in jobs for _, files in job.unit.groups for f in files
-  )
+  sizes = [
+    sum(file.size for _, files in job.unit.groups for file in files)
+    for job in jobs
+  ]
   workers = min(os.cpu_count() or 1, len(jobs))
-  began = said = time.monotonic()
-  done = count = 0
-  run = _in_processes if workers > 1 and size > SMALL_BYTES else _here
-  for came in run(jobs, tokens, workers):
-    done, count, now = done + 1, count + came, time.monotonic()
-    if now - said > LOG_SECONDS or done == len(jobs):
-      said = now
-      log(
-        f'{done} of {len(jobs)} parts, {count:,} tokens, '
-        f'{count / max(now - began, 1e-3):,.0f} tokens/s'
-      )
+  count = 0
+  bar = progress.Progress('reading', sum(sizes), log, every_seconds=LOG_SECONDS)
+  if workers > 1 and sum(sizes) > SMALL_BYTES:
+    results = _in_processes(jobs, tokens, workers)
+  else:
+    results = ((i, _write(job, tokens)) for i, job in enumerate(jobs))
+  for i, made in results:
+    count += made
+    bar.add(sizes[i])
+  log(f'tokenized {len(jobs)} parts, {count:,} tokens')
 
 
-def _here(jobs, tokens, workers) -> Iterator[int]:
-  """Yields the tokens of each part, made by this process."""
-  return (_write(job, tokens) for job in jobs)
-
-
-def _in_processes(jobs, tokens, workers) -> Iterator[int]:
-  """The same from several processes, as they finish."""
+def _in_processes(jobs, tokens, workers) -> Iterator[tuple[int, int]]:
+  """Yields (number of a job, its tokens) as processes finish them."""
   tokens_dir = jobs[0].place.parent / 'tokenizer'
   tokens.save(tokens_dir)
   assert tokenizer.load(tokens_dir).digest == tokens.digest
@@ -231,13 +248,13 @@ def _in_processes(jobs, tokens, workers) -> Iterator[int]:
     initargs=(tokens_dir,),
   )
   try:
-    futures = [pool.submit(_write, job) for job in jobs]
+    futures = {pool.submit(_write, job): i for i, job in enumerate(jobs)}
     for future in concurrent.futures.as_completed(futures):
-      yield future.result()
+      yield futures[future], future.result()
   except concurrent.futures.process.BrokenProcessPool as error:
     raise errors.InputError(
       'a process that tokenizes was killed, perhaps for want of memory; the '
-      'parts that are done are kept: run the same command again'
+      'complete parts are kept: run the same command to resume'
     ) from error
   finally:
     pool.shutdown(cancel_futures=True)
@@ -264,157 +281,92 @@ def _end_with_parent():
 def _write(job: Job, tokens=None) -> int:
   """Makes a part, in one piece; the tokens in it."""
   partial = job.place.with_suffix('.tmp')
-  told = [0]
-  entries = _entries(job.unit, tokens or _worker['tokens'], told, partial)
+  entries = _entries(job.unit, tokens or _worker['tokens'], partial)
   store.write_part(partial, entries)
   os.rename(partial, job.place)
-  return told[0]
+  table = np.load(job.place / 'documents.npy', allow_pickle=False)
+  return int(table[:, 2].sum())
 
 
-def _entries(unit: sources.Unit, tokens, told, place) -> Iterator[store.Entry]:
+def _entries(unit: sources.Unit, tokens, place) -> Iterator[store.Entry]:
   """Yields the documents of a unit, tokenized; returns what was left out."""
   tally, signatures = sources.Tally(unit.source), []
   near = unit.settings['duplicates'] == 'near'
-  for group in _groups(sources.read(unit, tally)):
-    for document, entry in _encoded(group, unit, tokens, tally):
-      told[0] += len(entry.tokens)
+  encode = _chats if unit.settings['kind'] == 'chat' else _texts
+  for batch in _batches(sources.read(unit, tally)):
+    for text, entry in encode(batch, unit, tokens, tally):
       if near:
-        signatures.append(_signature(_words(document)))
+        signatures.append(duplicates.signature(text))
       yield entry
   if near:
-    np.save(place / 'signatures.npy', np.array(signatures))
+    np.save(place / duplicates.SIGNATURES, np.array(signatures))
   return [vars(tally)]
 
 
-def _encoded(group, unit, tokens, tally) -> Iterator[tuple]:
-  """Yields (document, entry); counts those that give no tokens."""
-  if unit.settings['kind'] == 'chat':
-    yield from _chats(group, unit, tokens, tally)
-    return
-  encoded = tokens.encode_batch([d.text for d in group], group[0].special)
-  for document, ids in zip(group, encoded):
-    ids = _with_ends(ids, tokens)
-    if not len(ids):  # nothing that this tokenizer knows
+def _batches(documents) -> Iterator[list]:
+  """Documents in lists of about BATCH_CHARS, to tokenize at once."""
+  batch, chars = [], 0
+  for document in documents:
+    batch.append(document)
+    chars += len(document.text) or len(str(document.messages))
+    if chars >= BATCH_CHARS:
+      yield batch
+      batch, chars = [], 0
+  if batch:
+    yield batch
+
+
+def _texts(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
+  """Yields (text, entry); counts those that give no tokens."""
+  ends = tokens.document_start, tokens.document_end
+  start, end = (
+    np.array([i for i in [x] if i is not None], np.int32) for x in ends
+  )
+  encoded = tokens.encode_batch([d.text for d in batch], batch[0].special)
+  for document, ids in zip(batch, encoded):
+    ids = np.concatenate([start, ids, end])
+    if len(ids):
+      size = len(document.text.encode('utf-8', 'replace'))
+      yield document.text, store.Entry(document.name, unit.source, ids, size)
+    else:  # nothing that this tokenizer knows
       tally.short += 1
-      continue
-    size = len(document.text.encode('utf-8', 'replace'))
-    yield document, store.Entry(document.name, unit.source, ids, size)
 
 
-def _chats(group, unit, tokens, tally) -> Iterator[tuple]:
+def _chats(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
+  """Yields (contents, entry); counts what is no conversation."""
   settings = unit.settings
-  for document in group:
+  for document in batch:
     try:
-      made = chat.encode(
+      ids, mask = chat.encode(
         document.messages, tokens, settings['template'], settings['loss']
       )
     except errors.InputError as error:
       tally.read -= 1
-      tally.add(formats.Bad(document.name, f'not a conversation ({error})'))
-      tally.check(settings['max_bad'])
+      bad = formats.Bad(document.name, f'not a conversation ({error})')
+      tally.add(bad, settings['max_bad'])
       continue
-    said = (message['content'] for message in document.messages)
-    size = sum(len(text.encode('utf-8', 'replace')) for text in said)
-    entry = store.Entry(
-      document.name, unit.source, made.tokens, size, made.weights
+    contents = [message['content'] for message in document.messages]
+    size = sum(len(text.encode('utf-8', 'replace')) for text in contents)
+    yield (
+      '\n'.join(contents),
+      store.Entry(document.name, unit.source, ids, size, mask),
     )
-    yield document, entry
 
 
-def _words(document) -> str:
-  """The text, or what is said in a conversation."""
-  if not document.messages:
-    return document.text
-  return '\n'.join(message['content'] for message in document.messages)
-
-
-def _finish(partial, jobs, name, log):
+def _check_source(jobs, log):
   """InputError if a source gave nothing, or too much that is bad."""
-  mine = [job for job in jobs if job.unit.source == name]
-  tally, count = sources.Tally(name), 0
-  for job in mine:
-    part = json.loads((job.place / store.PART).read_text())
-    count += sum(source['documents'] for source in part['sources'])
-    for told in part['left_out']:
-      tally.read += told['read']
-      tally.bad += told['bad']
-      tally.named = [*tally.named, *told['named']][: sources.NAMED]
-  sources.finish(mine[0].unit.settings, tally, count)
-  if tally.bad:
-    log(
-      f'{name}: left out {tally.bad} of {tally.read} files or records that '
-      f'cannot be read: {"; ".join(tally.named)}'
-    )
-
-
-def _duplicates(partial, jobs):
-  """bool [documents]: those equal or near to one before; None if all stay."""
-  if all(_how(job) == 'keep' for job in jobs):
-    return None
-  seen, drop = set(), []
-  near = _near() if any(_how(job) == 'near' for job in jobs) else None
+  unit, count = jobs[0].unit, 0
+  total = sources.Tally(unit.source)
   for job in jobs:
-    how = _how(job)
-    digests = np.load(job.place / 'documents.npy', allow_pickle=False)[:, 4]
-    if near and how == 'near':
-      signatures = np.load(job.place / 'signatures.npy', allow_pickle=False)
-    for i, digest in enumerate(digests.tolist()):
-      double = how != 'keep' and digest in seen
-      if near and how == 'near' and not double:
-        double = near(signatures[i], len(drop))
-      seen.add(digest)
-      drop.append(double)
-  return np.array(drop)
-
-
-def _how(job) -> str:
-  return job.unit.settings['duplicates']
-
-
-def _near():
-  """near(signature, number): whether one like it was there before."""
-  import datasketch  # pyright: ignore
-
-  index = datasketch.MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)
-
-  def near(signature, number) -> bool:
-    this = datasketch.MinHash(num_perm=PERMUTATIONS)
-    this.hashvalues = signature
-    if index.query(this):
-      return True
-    index.insert(number, this)
-    return False
-
-  return near
-
-
-def _signature(text: str) -> np.ndarray:
-  """MinHash of the sequences of five words."""
-  import datasketch  # pyright: ignore
-
-  words = text.split()
-  made = datasketch.MinHash(num_perm=PERMUTATIONS)
-  count = max(1, len(words) - 4)
-  made.update_batch(
-    ' '.join(words[i : i + 5]).encode('utf-8', 'replace') for i in range(count)
-  )
-  return made.hashvalues
-
-
-def _groups(documents) -> Iterator[list]:
-  """Documents in lists of about BATCH_CHARS, to tokenize at once."""
-  group, chars = [], 0
-  for document in documents:
-    group.append(document)
-    chars += len(document.text) or len(str(document.messages))
-    if chars >= BATCH_CHARS:
-      yield group
-      group, chars = [], 0
-  if group:
-    yield group
-
-
-def _with_ends(ids, tokens) -> np.ndarray:
-  ends = (tokens.document_start, tokens.document_end)
-  before, after = ([] if i is None else [i] for i in ends)
-  return np.concatenate([np.array(x, np.int32) for x in (before, ids, after)])
+    count += len(np.load(job.place / 'documents.npy', allow_pickle=False))
+    part = json.loads((job.place / store.PART).read_text())
+    for tally in part['left_out']:
+      total.read += tally['read']
+      total.bad += tally['bad']
+      total.named = [*total.named, *tally['named']][: sources.NAMED]
+  sources.finish(unit.settings, total, count)
+  if total.bad:
+    log(
+      f'{unit.source}: left out {total.bad} of {total.read} files or records '
+      f'that cannot be read: {"; ".join(total.named)}'
+    )

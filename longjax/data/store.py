@@ -13,8 +13,8 @@ It is made in parts, each complete or absent, and renamed when complete. When
 it is opened all sizes and the tables are verified. Tokens are too if they are
 fewer than VERIFY_BYTES; a larger store, of which a host reads a share, has each
 shard verified when it is first read, at about a second per gigabyte, by the
-threads that read ahead. Nothing is ever read unverified, only later; running
-launch/prepare.py on a store verifies it whole.
+threads that read ahead. Nothing is ever read unverified, only later;
+launch/prepare.py verifies an existing store whole.
 """
 
 import concurrent.futures
@@ -24,8 +24,9 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +37,8 @@ from longjax.data import downloads
 FORMAT = 2
 MANIFEST = 'manifest.json'
 PART = 'part.json'
+PART_FORMAT = 2  # of the parts that a killed preparation leaves
 SHARD_TOKENS = 1 << 24
-CHUNK_TOKENS = 1 << 22
 VERIFY_BYTES = 1 << 30
 TABLES = ('documents.npy', 'names.txt')
 
@@ -62,7 +63,7 @@ class Store:
   table: np.ndarray  # int64 [documents, 6], memory-mapped
   text: Any  # names.txt, memory-mapped uint8
   shards: list  # of (tokens, mask or None), or None until it is verified
-  lock: threading.Lock
+  lock: Any = dataclasses.field(default_factory=threading.Lock)
 
   @property
   def lengths(self) -> np.ndarray:
@@ -74,47 +75,49 @@ class Store:
     """Number of the source of each document, int64 [documents]."""
     return self.table[:, 3]
 
-  def tokens(self, document: int, start=0, length=None) -> np.ndarray:
-    """Ids of a document from `start` on, uint32 [length], not copied."""
-    tokens, _, span = self._at(document, start, length)
-    return tokens[span]
+  @property
+  def names(self) -> list[str]:
+    """Names of all documents."""
+    return [self.name(i) for i in range(len(self.table))]
 
-  def mask(self, document: int, start=0, length=None) -> np.ndarray:
-    """Which of `tokens` are to be predicted, uint8 [length]."""
-    _, mask, span = self._at(document, start, length)
-    if mask is None:
-      return np.broadcast_to(np.uint8(1), (span.stop - span.start,))
-    return mask[span]
+  def name(self, document: int) -> str:
+    start = int(self.table[document - 1, 5]) if document else 0
+    return bytes(self.text[start : int(self.table[document, 5])]).decode()
 
   def source(self, document: int) -> str:
     """The name of the source that a document comes from."""
     return self.manifest['sources'][int(self.sources[document])]['name']
 
-  @property
-  def names(self) -> 'Names':
-    """Of the documents, a sequence."""
-    return Names(self.table[:, 5], self.text)
+  def tokens(self, document: int, start=0, length=None) -> np.ndarray:
+    """Ids of a document from `start` on, uint32 [length], not copied."""
+    (tokens, _), columns = self._locate(document, start, length)
+    return tokens[columns]
+
+  def mask(self, document: int, start=0, length=None) -> np.ndarray:
+    """Which of `tokens` are to be predicted, uint8 [length]."""
+    (_, mask), columns = self._locate(document, start, length)
+    if mask is None:
+      return np.broadcast_to(np.uint8(1), (columns.stop - columns.start,))
+    return mask[columns]
 
   def verify(self):
     """Reads everything; InputError names the file that is damaged."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       list(pool.map(self._shard, range(len(self.shards))))
 
-  def _at(self, document, start, length):
-    """(tokens, mask, slice of both) of a part of a document."""
+  def _locate(self, document, start, length):
+    """(shard, its columns that hold this part of a document)."""
     shard, first, whole = self.table[document, :3].tolist()
     end = whole if length is None else min(whole, start + length)
-    tokens, mask = self._shard(shard)
-    return tokens, mask, slice(first + start, first + max(start, end))
+    return self._shard(shard), slice(first + start, first + max(start, end))
 
   def _shard(self, number: int):
-    """A shard, verified when it is first asked for."""
-    found = self.shards[number]
-    if found is None:
-      found = _verified(self.directory, self.manifest, number)
+    """(tokens, mask or None), verified when first asked for."""
+    if self.shards[number] is None:
+      shard = _verified(self.directory, self.manifest, number)
       with self.lock:  # two threads may have done the work: keep one
-        self.shards[number] = found
-    return found
+        self.shards[number] = shard
+    return self.shards[number]
 
 
 def write(
@@ -138,19 +141,19 @@ def write(
   """
   directory = local(directory).resolve()
   refuse_other(directory)
-  partial = directory.with_name(f'.{directory.name}.{os.getpid()}.partial')
   try:
-    clear(partial)
-    partial.mkdir(parents=True)
-    write_part(partial / 'part', entries, shard_tokens)
-    about = dict(vocab=vocab, tokenizer=tokenizer, spec=spec)
-    assemble(partial, ['part'], directory, about)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+      dir=directory.parent, prefix=f'.{directory.name}.'
+    ) as partial:
+      partial = pathlib.Path(partial)
+      write_part(partial / 'part', entries, shard_tokens)
+      metadata = dict(vocab=vocab, tokenizer=tokenizer, spec=spec)
+      assemble(partial, ['part'], directory, metadata)
   except OSError as error:
     raise errors.InputError(
       f'{directory}: cannot write the store: {error.strerror or error}'
     ) from error
-  finally:
-    clear(partial)
 
 
 def local(directory) -> pathlib.Path:
@@ -165,11 +168,24 @@ def local(directory) -> pathlib.Path:
 
 def refuse_other(directory):
   """InputError if a store may not be written there."""
-  if not directory.exists() or exists(directory):
-    return
-  if not directory.is_dir() or any(directory.iterdir()):
-    kind = 'Directory not empty' if directory.is_dir() else 'Not a directory'
-    raise errors.InputError(f'{directory}: cannot write the store: {kind}')
+  empty = not directory.exists() or (
+    directory.is_dir() and not any(directory.iterdir())
+  )
+  if not empty and not exists(directory):
+    raise errors.InputError(
+      f'{directory}: cannot write the store: it is not an empty directory'
+    )
+
+
+def exists(directory) -> bool:
+  """Whether there is a complete store."""
+  return (pathlib.Path(directory) / MANIFEST).is_file()
+
+
+def clear(directory):
+  """Removes a directory of ours, if it exists."""
+  if directory.exists():
+    shutil.rmtree(directory)
 
 
 def write_part(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
@@ -178,230 +194,158 @@ def write_part(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
   Entries may be a generator that returns JSON about what it left out.
   """
   place.mkdir()
-  rows, sources, shards, waiting = [], {}, [], []
+  table, names, text_bytes, shards, waiting = [], [], {}, [], []
   filled = named = 0
-  entries, told = _returning(entries)
-  with open(place / 'names.txt', 'wb') as names:
-    for entry in entries:
-      _count(sources, entry)
-      number, ids = list(sources).index(entry.source), _ids(entry)
-      named += names.write(entry.name.encode('utf-8', 'replace'))
-      row = (len(shards), filled, len(ids), number, _digest(ids), named)
-      rows.append(row)
-      waiting.append((ids, entry.mask))
-      filled += len(ids)
-      if filled >= shard_tokens:
-        shards.append(_write_shard(place, len(shards), waiting))
-        waiting, filled = [], 0
+  left_out = None
+
+  def iterate():
+    nonlocal left_out
+    left_out = yield from entries
+
+  for entry in iterate():
+    text_bytes.setdefault(entry.source, 0)
+    text_bytes[entry.source] += entry.text_bytes
+    ids = np.ascontiguousarray(entry.tokens).astype('<u4')
+    names.append(entry.name.encode('utf-8', 'replace'))
+    named += len(names[-1])
+    source = list(text_bytes).index(entry.source)
+    row = (len(shards), filled, len(ids), source, _token_digest(ids), named)
+    table.append(row)
+    waiting.append((ids, entry.mask))
+    filled += len(ids)
+    if filled >= shard_tokens:
+      shards.append(_write_shard(place, len(shards), waiting))
+      waiting, filled = [], 0
   if waiting:
     shards.append(_write_shard(place, len(shards), waiting))
-  table = np.array(rows, '<i8').reshape(-1, 6)
-  np.save(place / 'documents.npy', table, allow_pickle=False)
-  part = dict(shards=shards, sources=list(sources.values()), left_out=told[0])
+  (place / 'names.txt').write_bytes(b''.join(names))
+  _save(place / 'documents.npy', np.array(table, '<i8').reshape(-1, 6))
+  part = dict(shards=shards, text_bytes=text_bytes, left_out=left_out)
   (place / PART).write_text(json.dumps(part))
 
 
-def assemble(partial, parts, directory, about: dict, drop=None):
+def assemble(partial, parts, directory, metadata: dict, drop=None):
   """Makes one store of parts and renames it into place.
+
+  The parts stay whole, so that a killed process can start again.
 
   Args:
     partial: the directory that holds the parts, beside `directory`.
     parts: their names in it, in order.
     directory: where the store shall be.
-    about: vocab, tokenizer and spec, for the manifest.
+    metadata: vocab, tokenizer and spec, for the manifest.
     drop: bool [documents of all parts], those to leave out, or None.
   """
   made = partial / 'store'
   clear(made)
   made.mkdir()
-  tables, sources, shards, left_out = [], {}, [], []
-  named = 0
+  tables, text_bytes, shards, left_out = [np.zeros((0, 6), '<i8')], {}, [], []
   with open(made / 'names.txt', 'wb') as names:
-    for name in parts:
-      part = json.loads((partial / name / PART).read_text())
-      table = np.load(partial / name / 'documents.npy', allow_pickle=False)
-      names.write((partial / name / 'names.txt').read_bytes())
-      numbers = [_merge(sources, source) for source in part['sources']]
+    for place in (partial / name for name in parts):
+      part = json.loads((place / PART).read_text())
+      for source, size in part['text_bytes'].items():
+        text_bytes[source] = text_bytes.get(source, 0) + size
+      numbers = [list(text_bytes).index(s) for s in part['text_bytes']]
+      table = np.load(place / 'documents.npy', allow_pickle=False)
       table[:, 0] += len(shards)
-      table[:, 5] += named
-      if len(table):
-        named = int(table[-1, 5])
-        table[:, 3] = np.array(numbers)[table[:, 3]]
-        tables.append(table)
+      table[:, 3] = np.array(numbers, int)[table[:, 3]]
+      table[:, 5] += names.tell()
+      tables.append(table)
+      names.write((place / 'names.txt').read_bytes())
       for shard in part['shards']:
-        shards.append(_take_shard(partial / name, made, shard, len(shards)))
+        shards.append(_link_shard(place, made, shard, len(shards)))
       left_out += part['left_out'] or []
-  table = np.concatenate(tables) if tables else np.zeros((0, 6), '<i8')
+  table = np.concatenate(tables)
+  sources = _count(table, text_bytes, drop)
   if drop is not None:
-    table = _dropped(table, drop, made, sources)
-  np.save(made / 'documents.npy', table, allow_pickle=False)
-  for number, source in enumerate(sources.values()):
-    source['histogram'] = histogram(table[table[:, 3] == number, 2])
+    table = _without(table, drop, made / 'names.txt')
+  _save(made / 'documents.npy', table)
   manifest = dict(
     format=FORMAT,
-    **about,
-    sources=list(sources.values()),
+    **metadata,
+    sources=sources,
     left_out=left_out,
     shards=shards,
     tables=[_described(made / file) for file in TABLES],
   )
   (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
-  _publish(made, directory)
-
-
-def histogram(lengths) -> dict[str, int]:
-  """Documents by length: {'4096': those of 4,096 to 8,191 tokens, ...}."""
-  powers = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
-  counts = np.bincount(powers, minlength=1)
-  return {str(1 << p): int(n) for p, n in enumerate(counts) if n}
-
-
-def exists(directory) -> bool:
-  """Whether there is a complete store."""
-  return (pathlib.Path(directory) / MANIFEST).is_file()
+  try:
+    os.rename(made, directory)
+  except OSError:  # where another process was first, its store stands
+    if not exists(directory):
+      raise
 
 
 def open_store(directory) -> Store:
   """Opens a store; InputError names the file that is damaged or missing."""
-  directory = local(directory)
-  raw = _read(directory / MANIFEST)
-  manifest = _parse(directory / MANIFEST, raw)
-  for file in _files(manifest):
-    _check_size(directory, file)
-  for file in manifest['tables']:
-    _check_digest(directory, file)
-  table, text = _tables(directory, manifest)
-  store = Store(
-    directory,
-    manifest,
-    hashlib.sha256(raw).hexdigest(),
-    table,
-    text,
-    [None] * len(manifest['shards']),
-    threading.Lock(),
-  )
-  if sum(file['bytes'] for file in manifest['shards']) <= VERIFY_BYTES:
+  path = local(directory) / MANIFEST
+  try:
+    raw = path.read_bytes()
+    return _open(path.parent, json.loads(raw), hashlib.sha256(raw).hexdigest())
+  except OSError as error:
+    raise errors.InputError(
+      f'{error.filename or path}: {error.strerror or error}; '
+      'launch/prepare.py --out DIR makes such data'
+    ) from error
+  except errors.InputError:
+    raise
+  except (ValueError, TypeError, KeyError) as error:
+    raise errors.InputError(
+      f'{path}: not a manifest of prepared data '
+      f'({type(error).__name__}: {error})'
+    ) from error
+
+
+def _open(directory, manifest, digest: str) -> Store:
+  if manifest['format'] != FORMAT:
+    raise errors.InputError(
+      f'{directory / MANIFEST}: format {manifest["format"]}, but this program '
+      f'reads {FORMAT}; make it again with launch/prepare.py'
+    )
+  shards = manifest['shards']
+  masks = [shard['mask'] for shard in shards if 'mask' in shard]
+  for file in (*shards, *masks, *manifest['tables']):
+    _check(directory, file, whole=file in manifest['tables'])
+  path, names = (directory / file for file in TABLES)
+  documents = sum(source['documents'] for source in manifest['sources'])
+  table = _array(path, np.int64, (documents, 6))
+  text: Any = np.memmap(names, np.uint8, 'r') if names.stat().st_size else []
+  sizes = np.array([shard['tokens'] for shard in shards], np.int64)
+  shard, start, length, source, _, named = table.T
+  good = (shard >= 0) & (shard < len(sizes)) & (start >= 0) & (length > 0)
+  good &= (source >= 0) & (source < len(manifest['sources']))
+  good &= (np.diff(named, prepend=0) >= 0) & (named <= len(text))
+  if not good.all() or (start + length > sizes[shard]).any():
+    raise errors.InputError(f'{path}: a document lies outside its shard')
+  store = Store(directory, manifest, digest, table, text, [None] * len(shards))
+  if sum(file['bytes'] for file in shards) <= VERIFY_BYTES:
     store.verify()
   return store
 
 
-def clear(directory):
-  """Removes a directory of ours, if it is there."""
-  if directory.exists():
-    shutil.rmtree(directory)
-
-
-class Names(Sequence):
-  """The names of the documents of a store, read when asked for."""
-
-  def __init__(self, ends, text):
-    self._ends, self._text = ends, text
-
-  def __len__(self):
-    return len(self._ends)
-
-  def __getitem__(self, document):
-    if not 0 <= document < len(self):
-      raise IndexError(document)
-    start = int(self._ends[document - 1]) if document else 0
-    return bytes(self._text[start : int(self._ends[document])]).decode()
-
-
-def _returning(entries):
-  """(an iterator, a list that holds what a generator returns at its end)."""
-  told = [None]
-
-  def iterate():
-    told[0] = yield from entries
-
-  return iterate(), told
-
-
-def _ids(entry) -> np.ndarray:
-  return np.ascontiguousarray(entry.tokens).astype('<u4')
-
-
-def _digest(ids) -> int:
-  """64 bits that say whether two documents have equal tokens."""
+def _token_digest(ids) -> int:
+  """64 bits that decide whether two documents have equal tokens."""
   short = hashlib.sha256(ids.data).digest()[:8]
   return int.from_bytes(short, 'little', signed=True)
 
 
-def _count(sources: dict, entry: Entry):
-  zero = dict(name=entry.source, documents=0, tokens=0, longest=0, text_bytes=0)
-  total = sources.setdefault(entry.source, zero)
-  total['documents'] += 1
-  total['tokens'] += len(entry.tokens)
-  total['longest'] = max(total['longest'], len(entry.tokens))
-  total['text_bytes'] += entry.text_bytes
-
-
-def _merge(sources: dict, source: dict) -> int:
-  """Adds the counts of a part; the number of its source in the whole."""
-  total = sources.setdefault(source['name'], dict.fromkeys(source, 0))
-  for key, value in source.items():
-    total[key] = max(total[key], value) if key == 'longest' else (
-      value if key == 'name' else total[key] + value
-    )  # fmt: skip
-  return list(sources).index(source['name'])
-
-
-def _write_shard(place, number: int, parts) -> dict:
+def _write_shard(place, number: int, documents) -> dict:
   """Tokens, and masks where some tokens are not to be predicted."""
-  shard = _write_array(
-    place / f'shard_{number:05}.npy', np.concatenate([x for x, _ in parts])
-  )
-  shard['tokens'] = sum(len(ids) for ids, _ in parts)
-  if any(mask is not None for _, mask in parts):
-    masks = [np.ones(len(x), np.uint8) if m is None else m for x, m in parts]
-    mask = np.concatenate(masks).astype(np.uint8)
-    assert len(mask) == shard['tokens'], 'a mask has one value per token'
-    shard['mask'] = _write_array(place / f'mask_{number:05}.npy', mask)
+  tokens = np.concatenate([ids for ids, _ in documents])
+  shard = _save(place / f'shard_{number:05}.npy', tokens)
+  shard['tokens'] = len(tokens)
+  if any(mask is not None for _, mask in documents):
+    mask = np.concatenate(
+      [np.ones(len(ids), np.uint8) if m is None else m for ids, m in documents]
+    ).astype(np.uint8)
+    assert len(mask) == len(tokens), 'a mask has one value per token'
+    shard['mask'] = _save(place / f'mask_{number:05}.npy', mask)
   return shard
 
 
-def _write_array(path, array) -> dict:
+def _save(path, array) -> dict:
   np.save(path, array, allow_pickle=False)
   return _described(path)
-
-
-def _take_shard(place, made, shard: dict, number: int) -> dict:
-  """Links the files of a shard of a part into the store, under a new number.
-
-  The part stays whole, so that a killed process can start again.
-  """
-  shard = dict(shard, file=_take(place, made, shard, f'shard_{number:05}.npy'))
-  if 'mask' in shard:
-    file = _take(place, made, shard['mask'], f'mask_{number:05}.npy')
-    shard['mask'] = dict(shard['mask'], file=file)
-  return shard
-
-
-def _take(place, made, file: dict, name: str) -> str:
-  try:
-    os.link(place / file['file'], made / name)
-  except OSError:  # a file system without links
-    shutil.copyfile(place / file['file'], made / name)
-  return name
-
-
-def _dropped(table, drop, made, sources: dict) -> np.ndarray:
-  """The table and names.txt without some documents, which are counted."""
-  text = (made / 'names.txt').read_bytes()
-  begins = np.insert(table[:-1, 5], 0, 0) if len(table) else table[:, 5]
-  keep = np.flatnonzero(~drop)
-  kept = [text[b:e] for b, e in zip(begins[keep], table[keep, 5])]
-  (made / 'names.txt').write_bytes(b''.join(kept))
-  for number, source in enumerate(sources.values()):
-    gone = drop & (table[:, 3] == number)
-    left = table[~drop & (table[:, 3] == number), 2]
-    source['documents'] -= int(gone.sum())
-    source['tokens'] -= int(table[gone, 2].sum())
-    source['longest'] = int(left.max(initial=0))
-    source['duplicates'] = int(gone.sum())
-  table = table[keep]
-  table[:, 5] = np.cumsum([len(name) for name in kept])
-  return table
 
 
 def _described(path) -> dict:
@@ -410,98 +354,93 @@ def _described(path) -> dict:
   )
 
 
-def _publish(made, directory):
-  """Renames; where another process was first, its store stands."""
-  try:
-    os.rename(made, directory)
-  except OSError:
-    if not exists(directory):
-      raise
+def _link_shard(place, made, shard: dict, number: int) -> dict:
+  """Links the files of a shard of a part into the store, under a new number."""
+  shard = dict(shard)
+  for file, kind in ((shard, 'shard'), (shard.get('mask'), 'mask')):
+    if file:
+      old, new = place / file['file'], f'{kind}_{number:05}.npy'
+      file['file'] = new
+      try:
+        os.link(old, made / new)
+      except OSError:  # a file system without links
+        shutil.copyfile(old, made / new)
+  return shard
 
 
-def _files(manifest) -> list[dict]:
-  masks = [shard['mask'] for shard in manifest['shards'] if 'mask' in shard]
-  return [*manifest['shards'], *masks, *manifest['tables']]
+def _count(table, text_bytes: dict[str, int], drop) -> list[dict]:
+  """What the manifest tells of each source."""
+  sources = []
+  for number, (name, size) in enumerate(text_bytes.items()):
+    of_source = table[:, 3] == number
+    kept = of_source if drop is None else of_source & ~drop
+    lengths = table[kept, 2]
+    source = dict(
+      name=name,
+      documents=len(lengths),
+      tokens=int(lengths.sum()),
+      longest=int(lengths.max(initial=0)),
+      text_bytes=size,
+    )
+    if drop is not None:
+      source['duplicates'] = int((of_source & drop).sum())
+    # By length: {'4096': documents of 4,096 to 8,191 tokens, ...}.
+    powers = np.floor(np.log2(np.maximum(lengths, 1))).astype(int)
+    counts = np.bincount(powers, minlength=1)
+    source['histogram'] = {
+      str(1 << p): int(n) for p, n in enumerate(counts) if n
+    }
+    sources.append(source)
+  return sources
 
 
-def _read(path) -> bytes:
-  try:
-    return path.read_bytes()
-  except OSError as error:
-    raise errors.InputError(
-      f'{path}: {error.strerror}; launch/prepare.py --out DIR makes such data'
-    ) from error
+def _without(table, drop, names) -> np.ndarray:
+  """The table, and the file of names, without the documents to drop."""
+  text, begin = names.read_bytes(), np.insert(table[:, 5], 0, 0)
+  kept = [text[begin[i] : begin[i + 1]] for i in np.flatnonzero(~drop)]
+  names.write_bytes(b''.join(kept))
+  table = table[~drop]
+  table[:, 5] = np.cumsum([len(name) for name in kept])
+  return table
 
 
-def _parse(path, raw: bytes) -> dict:
-  """The manifest, in which what the reader relies on has the right type."""
-  try:
-    manifest = json.loads(raw)
-    if manifest['format'] != FORMAT:
-      raise errors.InputError(
-        f'{path}: format {manifest["format"]}, but this program reads '
-        f'{FORMAT}; make it again with launch/prepare.py'
-      )
-    kinds = [(manifest['vocab'], int), (manifest['tokenizer'], str)]
-    kinds += [(s['name'], str) for s in manifest['sources']]
-    kinds += [(s['documents'], int) for s in manifest['sources']]
-    kinds += [(s['tokens'], int) for s in manifest['shards']]
-    for file in _files(manifest):
-      kinds += [(file['file'], str), (file['bytes'], int)]
-      kinds += [(file['sha256'], str)]
-    if not all(isinstance(value, kind) for value, kind in kinds):
-      raise TypeError('a value has the wrong type')
-  except (ValueError, TypeError, KeyError) as error:
-    if isinstance(error, errors.InputError):
-      raise
-    raise errors.InputError(
-      f'{path}: not a manifest of prepared data '
-      f'({type(error).__name__}: {error})'
-    ) from error
-  return manifest
-
-
-def _check_size(directory, file: dict):
-  """Compares name and size of a file with its entry in the manifest."""
+def _check(directory, file: dict, whole: bool):
+  """Compares a file's place, size and, if whole, content with the manifest."""
   path = directory / file['file']
-  plain = pathlib.PurePath(file['file']).name == file['file']
-  if not plain or path.resolve().parent != directory.resolve():
+  if path.resolve() != directory.resolve() / path.name:
     raise errors.InputError(
       f'{directory / MANIFEST}: {file["file"]!r} is outside its directory'
     )
+  wrong = ''
   if not path.is_file():
-    raise errors.InputError(f'{path}: missing; {_again(directory)}')
-  size = path.stat().st_size
-  if size != file['bytes']:
+    wrong = 'missing'
+  elif path.stat().st_size != file['bytes']:
+    wrong = f'{path.stat().st_size} bytes instead of {file["bytes"]}'
+  elif whole and downloads.sha256_of(path) != file['sha256']:
+    wrong = 'damaged, its sha256 is not that of the manifest'
+  if wrong:
     raise errors.InputError(
-      f'{path}: {size} bytes instead of {file["bytes"]}; {_again(directory)}'
-    )
-
-
-def _check_digest(directory, file: dict):
-  path = directory / file['file']
-  if downloads.sha256_of(path) != file['sha256']:
-    raise errors.InputError(
-      f'{path}: damaged, its sha256 is not that of the manifest; '
-      f'{_again(directory)}'
+      f'{path}: {wrong}; delete {directory} and make it again with '
+      'launch/prepare.py'
     )
 
 
 def _verified(directory, manifest, number: int):
   """(tokens, mask or None) of a shard whose content is that of the manifest."""
   shard = manifest['shards'][number]
-  shape, mask = (shard['tokens'],), None
-  _check_digest(directory, shard)
-  tokens = _array(directory / shard['file'], np.uint32, shape)
-  _check_ids(directory / shard['file'], tokens, manifest['vocab'])
+  path, shape, mask = directory / shard['file'], (shard['tokens'],), None
+  _check(directory, shard, whole=True)
+  tokens = _array(path, np.uint32, shape)
+  if tokens.max(initial=0) >= manifest['vocab']:
+    raise errors.InputError(
+      f'{path}: {np.count_nonzero(tokens >= manifest["vocab"])} of '
+      f'{len(tokens)} token ids are outside the vocabulary of '
+      f'{manifest["vocab"]} (the largest is {tokens.max()})'
+    )
   if 'mask' in shard:
-    _check_digest(directory, shard['mask'])
+    _check(directory, shard['mask'], whole=True)
     mask = _array(directory / shard['mask']['file'], np.uint8, shape)
   return tokens, mask
-
-
-def _again(directory) -> str:
-  return f'delete {directory} and make it again with launch/prepare.py'
 
 
 def _array(path, dtype, shape) -> np.ndarray:
@@ -516,40 +455,3 @@ def _array(path, dtype, shape) -> np.ndarray:
       f'{np.dtype(dtype)} {shape}'
     )
   return array
-
-
-def _check_ids(path, ids, vocab: int):
-  outside, largest = 0, 0
-  for start in range(0, len(ids), CHUNK_TOKENS):
-    chunk = ids[start : start + CHUNK_TOKENS]
-    outside += int(np.count_nonzero(chunk >= vocab))
-    largest = max(largest, int(chunk.max()))
-  if outside:
-    raise errors.InputError(
-      f'{path}: {outside} of {len(ids)} token ids are outside the vocabulary '
-      f'of {vocab} (the largest is {largest})'
-    )
-
-
-def _tables(directory, manifest):
-  """(documents, their names); every document lies in its shard."""
-  by_name = {file['file']: file for file in manifest['tables']}
-  if sorted(by_name) != sorted(TABLES):
-    raise errors.InputError(
-      f'{directory / MANIFEST}: needs {" and ".join(TABLES)} as tables, has '
-      f'{sorted(by_name)}'
-    )
-  path = directory / 'documents.npy'
-  documents = sum(s['documents'] for s in manifest['sources'])
-  table = _array(path, np.int64, (documents, 6))
-  names = directory / 'names.txt'
-  text = np.memmap(names, np.uint8, 'r') if names.stat().st_size else []
-  sizes = np.array([s['tokens'] for s in manifest['shards']], np.int64)
-  shard, start, length, source, _, named = table.T
-  good = (shard >= 0) & (shard < len(sizes)) & (start >= 0) & (length > 0)
-  good &= (source >= 0) & (source < len(manifest['sources']))
-  good &= np.diff(named, prepend=0) >= 0
-  inside = good.all() and not (start + length > sizes[shard]).any()
-  if not inside or (len(named) and named[-1] != len(text)):
-    raise errors.InputError(f'{path}: a document lies outside its shard')
-  return table, text

@@ -8,9 +8,8 @@
              (LongSkywork, arXiv:2406.00605; the questions are our own)
 
 A line is {"id": ..., "messages": [...]}, which a source of kind 'chat' reads.
-What asks a model is a function prompt -> answer: `endpoint` makes one for any
-server that speaks OpenAI's protocol, `recorded` one that remembers. A model
-that cannot answer raises Failure.
+A model is a function prompt -> answer; `endpoint` makes one for any server
+that speaks OpenAI's protocol. It raises Failure where it has no answer.
 """
 
 import concurrent.futures
@@ -21,24 +20,42 @@ import json
 import os
 import pathlib
 import re
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from longjax import errors
+from longjax.data import prepare, sources
 
+
+class Options(NamedTuple):
+  """What `launch/prepare.py --synthesis=KEY=VALUE,...` sets."""
+
+  kind: str = 'questions'  # questions (about data.sources) | tables
+  endpoint: str = ''  # of a server, 'http://host:8000/v1'; '' is none
+  model: str = ''  # its name there; without a server, weights or a run
+  template: str = 'llama3'  # of chats (data/chat.py), without a server
+  chunk_chars: int = 6000  # of a document, that a model is shown
+  max_tokens: int = 0  # of a document in a conversation; 0 is all
+  parallel: int = 8  # documents at once
+  tables: int = 1000  # how many
+  rows: int = 500  # of a table; 100 are about 3,000 tokens
+
+
+KEY = 'OPENAI_API_KEY'  # environment variable with a server's key
 ATTEMPTS = 5  # of a request, with pauses of 1, 2, 4, 8 s between them
 TIMEOUT_SECONDS = 300
-MENDABLE = (
+RETRIED = (
   *(OSError, http.client.HTTPException),
   *(ValueError, KeyError, TypeError, IndexError),  # of an answer cut short
 )
 GIVE_UP = 8  # documents in a row that got no answer
+QUESTIONS = 3  # about a table, in turns
 
 ASK = '''Here is a part of a text:
 
@@ -47,12 +64,12 @@ ASK = '''Here is a part of a text:
 """
 
 Write one question that can be answered from this part alone, and its answer. \
-{how} Whoever answers sees the whole text and does not know which part you \
+{length} Whoever answers sees the whole text and does not know which part you \
 were given, so do not speak of "the part" or "the passage". Write
 
 <question>the question</question>
 <answer>the answer</answer>'''
-HOW = (
+LENGTHS = (
   'The answer is a full one, of a few sentences.',
   'The answer is very short: a name, a number, or a single phrase.',
 )
@@ -78,30 +95,77 @@ class Failure(Exception):
   """A model gave no answer to a prompt; says why."""
 
 
-def endpoint(url: str, model: str, key_variable='OPENAI_API_KEY') -> Callable:
+def options(text: str) -> Options:
+  """Options from 'KEY=VALUE,KEY=VALUE'; InputError for what they cannot be."""
+  given = dict(pair.partition('=')[::2] for pair in text.split(',') if pair)
+  errors.refuse_unknown_keys('--synthesis', given, Options._fields)
+  values = {}
+  for key, value in given.items():
+    kind = type(Options._field_defaults[key])
+    if kind is int and not value.isdecimal():
+      raise errors.InputError(
+        f'--synthesis: {key} must be a whole number, is {value!r}'
+      )
+    values[key] = kind(value)
+  made = Options(**values)
+  if made.kind not in ('questions', 'tables'):
+    raise errors.InputError(
+      f"--synthesis: kind is {made.kind!r}; it must be 'questions' or 'tables'"
+    )
+  if min(made.chunk_chars, made.parallel, made.tables, made.rows - 1) < 1:
+    raise errors.InputError(
+      '--synthesis: chunk_chars, parallel and tables must be at least 1, and '
+      f'rows at least 2; got {text}'
+    )
+  return made
+
+
+def synthesize(config, path: str, made: Options, local: Callable) -> str:
+  """Appends the conversations that the options ask for to a jsonl file.
+
+  Args:
+    config: `data.sources`, `data.tokenizer` and `seed` are read.
+    path: the file.
+    made: the options.
+    local: (model, template) -> a function prompt -> answer.
+
+  Returns:
+    A line that says how much was made.
+  """
+  if made.kind == 'tables':
+    counts = tables(path, made.tables, made.rows, config.seed)
+  else:
+    if not made.model:
+      raise errors.InputError(
+        '--synthesis needs model=NAME: weights or a run, or with endpoint=URL '
+        'its name on that server'
+      )
+    if made.endpoint:
+      complete = endpoint(made.endpoint, made.model)
+    else:
+      complete = local(made.model, made.template)
+      made = made._replace(parallel=1)
+    texts = _documents(config, made.max_tokens)
+    counts = questions(texts, complete, path, made, config.seed)
+  return f'{path}: ' + ', '.join(f'{n} {key}' for key, n in counts.items())
+
+
+def endpoint(url: str, model: str) -> Callable:
   """A function prompt -> answer that asks a server.
 
   Args:
-    url: up to '/v1'; '/chat/completions' is added.
+    url: up to '/v1'; '/chat/completions' is added. The key in $OPENAI_API_KEY,
+      if any, is sent to this server and shown nowhere.
     model: its name there.
-    key_variable: environment variable with the key, which is sent to this
-      server and shown nowhere; unset is no key.
 
   Returns:
     A function that raises Failure where several attempts failed, and
     InputError where the server refuses (a wrong key, model or address).
   """
-  if set('@?') & set(url):  # which may hold a secret: not shown
+  if not re.fullmatch(r'https?://[^@?]+', url):  # it may hold a secret
     raise errors.InputError(
-      'endpoint is a plain address like http://host:8000/v1, without user, '
-      'password or query; data.synthesis.key names the variable with the key'
-    )
-  if not re.match(r'https?://', url):
-    raise errors.InputError(f'endpoint {url!r} must begin with http(s)://')
-  if not re.fullmatch(r'[A-Za-z_][A-Za-z0-9_]*', key_variable):
-    raise errors.InputError(  # which may be the key itself: not shown
-      'the key is named by an environment variable, as OPENAI_API_KEY; what '
-      'was given cannot be the name of one'
+      'endpoint must be a plain address like http://host:8000/v1, without '
+      f'user, password or query; the key comes from ${KEY}'
     )
 
   def complete(prompt: str) -> str:
@@ -112,128 +176,86 @@ def endpoint(url: str, model: str, key_variable='OPENAI_API_KEY') -> Callable:
       body,
       {'Content-Type': 'application/json'},
     )
-    if os.environ.get(key_variable):  # not for where a redirection leads
-      key = f'Bearer {os.environ[key_variable]}'
-      request.add_unredirected_header('Authorization', key)
-    return _patiently(lambda: _post(request), f'{url} ({model})', key_variable)
+    if os.environ.get(KEY):  # not for where a redirection leads
+      bearer = f'Bearer {os.environ[KEY]}'
+      request.add_unredirected_header('Authorization', bearer)
+    return _post(request, f'{url} ({model})')
 
   return complete
 
 
-def recorded(path, complete: Callable | None = None) -> Callable:
-  """`complete` that appends what it is told to a file and asks nothing twice.
-
-  Args:
-    path: jsonl of {"prompt": sha256, "answer": text}.
-    complete: asked for prompts that are not in the file; None: Failure.
-  """
-  path = pathlib.Path(path)
-  lines = _lines(path)
-  try:
-    known = {line['prompt']: line['answer'] + '' for line in lines}
-  except (KeyError, TypeError) as error:
-    raise errors.InputError(f'{path}: not a record of answers') from error
-  writing = threading.Lock()
-
-  def remember(prompt: str) -> str:
-    digest = hashlib.sha256(prompt.encode()).hexdigest()
-    if digest in known:
-      return known[digest]
-    if complete is None:
-      raise Failure(f'{path} has no answer to this prompt')
-    answer = known[digest] = complete(prompt)
-    with writing:
-      _append(path, dict(prompt=digest, answer=answer))
-    return answer
-
-  return remember
-
-
 def questions(
-  documents: Iterable[tuple[str, str]], complete: Callable, path, *,
-  chunk_chars=6000, seed=0, parallel=1, log=print,
-) -> Counter:  # fmt: skip
-  """Appends a conversation for each document from which one could be made.
+  documents: Iterable[tuple[str, str]],
+  complete: Callable[[str], str],
+  path,
+  made: Options,
+  seed=0,
+  log=print,
+) -> Counter:
+  """Appends a conversation about each document that is not done.
 
   Args:
     documents: (id, text), as long as the model that is trained can read.
     complete: prompt -> answer.
     path: the jsonl file. Ids in it are not done again, nor those in
       PATH.dropped, which names what could not be used and why.
-    chunk_chars: of the document, that the model is shown.
+    made: chunk_chars and parallel are read.
     seed: of the chunks.
-    parallel: documents at once.
     log: called with a line for each document that failed.
 
   Returns:
     How many were kept, were there before, were dropped and why, or failed:
     these are tried again in the next run.
   """
-  if min(chunk_chars, parallel) < 1:
-    raise errors.InputError(
-      f'chunk_chars {chunk_chars} and parallel {parallel} must be 1 at least'
-    )
   path, counts, failed = pathlib.Path(path), Counter(), 0
   dropped = path.with_name(path.name + '.dropped')
   done = {line.get('id') for file in (path, dropped) for line in _lines(file)}
   fresh = (d for d in documents if d[0] not in done)
 
-  def make(document):
-    name, text = document
+  def ask(document):
     try:
-      return _question(name, text, complete, chunk_chars, seed)
+      return _question(*document, complete, made.chunk_chars, seed)
     except Failure as error:
-      return dict(id=name, failed=str(error))
+      return dict(id=document[0], failed=str(error))
 
-  with concurrent.futures.ThreadPoolExecutor(parallel) as pool:
-    while group := list(itertools.islice(fresh, parallel)):
-      for made in pool.map(make, group):
-        if 'failed' in made:
-          log(f'{made["id"]}: {made["failed"]}')
-          failed += 1
+  with concurrent.futures.ThreadPoolExecutor(made.parallel) as pool:
+    while group := list(itertools.islice(fresh, made.parallel)):
+      for line in pool.map(ask, group):
+        failed = failed + 1 if 'failed' in line else 0
+        if failed:
+          log(f'{line["id"]}: {line["failed"]}')
           counts['failed'] += 1
         else:
-          failed = 0
-          counts[made.get('dropped', 'kept')] += 1
-          _append(dropped if 'dropped' in made else path, made)
+          counts[line.get('dropped', 'kept')] += 1
+          _append(dropped if 'dropped' in line else path, line)
         if failed == GIVE_UP:
           raise errors.InputError(
             f'{GIVE_UP} documents in a row got no answer, the last because '
-            f'{made["failed"]}; {path} keeps what was made, run again to go on'
+            f'{line["failed"]}; {path} keeps what was made: run the same '
+            'command to resume'
           )
   counts['there before'] = len(done)
   return counts
 
 
-def tables(path, count: int, rows: int, seed=0, asked=3) -> Counter:
-  """Appends `count` conversations, each about a table of `rows` rows.
+def tables(path, count: int, rows: int, seed=0) -> Counter:
+  """Appends conversations about tables until the file has `count` of them.
 
-  Args:
-    path: the jsonl file; tables in it are not made again.
-    count: of tables.
-    rows: of a table; 100 are about 3,000 tokens.
-    seed: conversation i is a function of (rows, seed, i).
-    asked: questions about a table, in turns.
-
-  Returns:
-    How many were kept, and were there before.
+  Conversation i is a function of (rows, seed, i). Returns how many were kept,
+  and were there before.
   """
-  if rows < 2 or count < 1:
-    raise errors.InputError(
-      f'tables need 2 rows and a count of 1 at least, got {rows} and {count}'
-    )
   done = {line.get('id') for line in _lines(path)}
   counts = Counter({'there before': len(done)})
   for i in range(count):
     name = f'table {rows} {seed} {i}'
     if name not in done:
       rng = np.random.default_rng([seed, rows, i])
-      _append(path, dict(id=name, messages=table(rng, rows, asked)))
+      _append(path, dict(id=name, messages=table(rng, rows)))
       counts['kept'] += 1
   return counts
 
 
-def table(rng, rows: int, asked=3) -> list[dict]:
+def table(rng, rows: int, asked=QUESTIONS) -> list[dict]:
   """A conversation about a table whose names and amounts are all different."""
   names = [f'{a}-{b}' for a in SYLLABLES for b in range(rows // 40 + 1)]
   names = rng.permutation(names)[:rows].tolist()
@@ -271,30 +293,43 @@ def _cell(columns, i):
   return question, columns[column][i]
 
 
-def _whose(columns, i):
+def _name_of_amount(columns, i):
   question = f'Which name has the amount {columns["amount"][i]}?'
   return question, columns['name'][i]
 
 
-def _most(columns, i):
+def _largest_in_city(columns, i):
   city = columns['city'][i]
   both = zip(columns['amount'], columns['name'], columns['city'])
   best = max((amount, name) for amount, name, where in both if where == city)
   return f'Which name in {city} has the largest amount?', best[1]
 
 
-def _count(columns, i):
+def _count_of_city(columns, i):
   city = columns['city'][i]
   return f'How many rows have the city {city}?', columns['city'].count(city)
 
 
-def _after(columns, i):
+def _next_row(columns, i):
   before = max(0, i - 1)
   question = f'Which name is in the row after {columns["name"][before]}?'
   return question, columns['name'][before + 1]
 
 
-LOOKUPS = (_cell, _whose, _most, _count, _after)
+LOOKUPS = (
+  _cell, _name_of_amount, _largest_in_city, _count_of_city, _next_row,
+)  # fmt: skip
+
+
+def _documents(config, max_tokens: int) -> Iterator[tuple[str, str]]:
+  """Yields (name, text) of data.sources, cut to `max_tokens` if not 0."""
+  tokens = prepare.find_tokenizer(config) if max_tokens else None
+  for name in sorted(config.data.sources):
+    for document in sources.documents(name, config.data.sources[name]):
+      text = document.text
+      if tokens:
+        text = tokens.decode(tokens.encode(text)[:max_tokens])
+      yield f'{name}/{document.name}', text
 
 
 def _question(name, text, complete, chunk_chars, seed) -> dict:
@@ -303,16 +338,15 @@ def _question(name, text, complete, chunk_chars, seed) -> dict:
   rng = np.random.default_rng([seed, number])
   chunk = _chunk(text, chunk_chars, rng)
   short = int(rng.integers(2))
-  told = complete(ASK.format(chunk=chunk, how=HOW[short]))
-  question, answer = _tag('question', told), _tag('answer', told)
+  written = complete(ASK.format(chunk=chunk, length=LENGTHS[short]))
+  question, answer = _tag('question', written), _tag('answer', written)
   if not question or not answer:
     return dict(id=name, dropped='no question and answer in tags')
   judged = complete(JUDGE.format(chunk=chunk, question=question, answer=answer))
   if _tag('verdict', judged).lower() != 'yes':
     return dict(id=name, dropped='answer not confirmed')
-  asked = f'{READ[short]}\n\n{text}\n\n{question}'
   messages = [
-    dict(role='user', content=asked),
+    dict(role='user', content=f'{READ[short]}\n\n{text}\n\n{question}'),
     dict(role='assistant', content=answer),
   ]
   return dict(id=name, messages=messages)
@@ -329,34 +363,28 @@ def _chunk(text: str, chars: int, rng) -> str:
 
 def _tag(name: str, text: str) -> str:
   """What the first <name> encloses, or ''."""
-  found = re.search(f'<{name}>(.*?)</{name}>', text, re.DOTALL | re.IGNORECASE)
-  return found[1].strip() if found else ''
+  match = re.search(f'<{name}>(.*?)</{name}>', text, re.DOTALL | re.IGNORECASE)
+  return match[1].strip() if match else ''
 
 
-def _patiently(ask, where, key_variable) -> str:
-  """`ask` until it answers; what cannot get better is an InputError."""
+def _post(request, server: str) -> str:
+  """The answer to a request; what another attempt cannot mend is InputError."""
+  reason = ''
   for attempt in range(ATTEMPTS):
     if attempt:
       time.sleep(2 ** (attempt - 1))
     try:
-      return ask()
+      with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+        return json.load(response)['choices'][0]['message']['content'] + ''
     except urllib.error.HTTPError as error:
-      reason = f'{where} answers {error.code} {error.reason}'
+      reason = f'{server} answers {error.code} {error.reason}'
       if error.code not in (408, 409, 425, 429) and error.code < 500:
         raise errors.InputError(
-          f'{reason}; check the address, the model and ${key_variable}'
+          f'{reason}; check the address, the model and ${KEY}'
         ) from error
-    except MENDABLE as error:
-      reason = f'{where}: {type(error).__name__}: {error}'
+    except RETRIED as error:
+      reason = f'{server}: {type(error).__name__}: {error}'
   raise Failure(f'{reason} ({ATTEMPTS} attempts)')
-
-
-def _post(request) -> str:
-  with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
-    told = json.load(response)['choices'][0]['message']['content']
-  if not isinstance(told, str):
-    raise TypeError('the answer is no text')
-  return told
 
 
 def _lines(path) -> list[dict]:
