@@ -142,7 +142,7 @@ def test_smollm2_has_the_ids_of_its_authors(smollm2):
 def test_smollm2_equals_a_plain_bpe(smollm2, gguf_path):
   """Digits one by one, GPT-2's words, then merges by rank."""
   regex = pytest.importorskip('regex')
-  meta = tokenizer._gguf_metadata(gguf_path)
+  meta = vocabularies.gguf_metadata(gguf_path)
   ids = {name: i for i, name in enumerate(meta['tokens'])}
   ranks = {tuple(m.split(' ')): i for i, m in enumerate(meta['merges'])}
   words = regex.compile(

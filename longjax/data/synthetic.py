@@ -97,7 +97,10 @@ class Failure(Exception):
 
 def options(text: str) -> Options:
   """Options from 'KEY=VALUE,KEY=VALUE'; InputError for what they cannot be."""
-  given = dict(pair.partition('=')[::2] for pair in text.split(',') if pair)
+  given: dict[str, str] = {}
+  for pair in filter(None, text.split(',')):
+    key, _, value = pair.partition('=')
+    given[key] = value
   errors.refuse_unknown_keys('--synthesis', given, Options._fields)
   values = {}
   for key, value in given.items():
@@ -213,10 +216,11 @@ def questions(
   fresh = (d for d in documents if d[0] not in done)
 
   def ask(document):
+    name, text = document
     try:
-      return _question(*document, complete, made.chunk_chars, seed)
+      return _question(name, text, complete, made.chunk_chars, seed)
     except Failure as error:
-      return dict(id=document[0], failed=str(error))
+      return dict(id=name, failed=str(error))
 
   with concurrent.futures.ThreadPoolExecutor(made.parallel) as pool:
     while group := list(itertools.islice(fresh, made.parallel)):

@@ -19,7 +19,7 @@ import itertools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,10 +51,10 @@ class Tokenizer:
   """
 
   def __init__(self, encoder, bos='', eos='', chat_template=''):
-    """Takes an encoder and the names of two tokens, '' where it knows them."""
+    """Takes an encoder, and what it does not know or has otherwise."""
     self._encoder = encoder
     self._names = (bos or encoder.bos, eos or encoder.eos)
-    self.chat_template = chat_template
+    self.chat_template = chat_template or encoder.chat_template
     self.vocab = encoder.vocab
     self.bos, self.eos = (self.ident(name) for name in self._names)
     for name, number in zip(self._names, (self.bos, self.eos)):
@@ -77,7 +77,7 @@ class Tokenizer:
   def encode_batch(self, texts, special=()) -> list[np.ndarray]:
     """`encode` of many texts on all cores."""
     marks = {name: i for name in special if (i := self.ident(name)) is not None}
-    parts = [_split(_mended(text), marks) for text in texts]
+    parts = [_split(_without_surrogates(text), marks) for text in texts]
     plain = [p for text in parts for p in text if p not in marks]
     encoded = iter(self._encoder.encode(plain))
     return [
@@ -130,6 +130,37 @@ class Tokenizer:
     ).hexdigest()
 
 
+class Format(NamedTuple):
+  """A kind of file."""
+
+  name: str
+  sign: bytes  # a pattern of how it begins
+  read: Callable  # path -> encoder
+
+
+FORMATS = (
+  Format(
+    'a tokenizer.json',
+    rb'\s*\{',
+    lambda path: encoders.Hub(path.read_text('utf-8')),
+  ),
+  Format(
+    'ranks of tiktoken',
+    rb'[A-Za-z0-9+/]+=* \d+\r?\n',
+    lambda path: encoders.Hub(
+      vocabularies.from_tiktoken(path.read_bytes()),
+      *vocabularies.LLAMA3_SPECIAL[:2],
+    ),
+  ),
+  Format('a GGUF file with a known tokenizer', rb'GGUF', encoders.from_gguf),
+  Format(
+    'a SentencePiece model',
+    rb'\n.\n.',  # field 1, a message, whose field 1 is a string
+    lambda path: encoders.SentencePiece(path.read_bytes()),
+  ),
+)
+
+
 def load(spec) -> Tokenizer:
   """A tokenizer from where it is kept.
 
@@ -139,75 +170,27 @@ def load(spec) -> Tokenizer:
       in such a directory.
   """
   if str(spec) == 'bytes':
-    encoder = encoders.Hub(vocabularies.from_bytes())
-    return Tokenizer(encoder, '<bos>', '<eos>')
+    return Tokenizer(encoders.Hub(vocabularies.from_bytes(), '<bos>', '<eos>'))
   path = pathlib.Path(spec).expanduser()
   if not path.exists():
     raise errors.InputError(f'{path}: no such file or directory; {NEEDED}')
   file, form = path, _format(path)
   if not form and not path.name.startswith('tokenizer.'):
-    file = _preferred(path)
+    file = _find(path)
     form = _format(file)
   if not form:
     where = file if file.is_file() else path
     raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
   try:
-    return form.read(file)
+    settings = {} if form.sign == b'GGUF' else _settings_beside(file)
+    return Tokenizer(form.read(file), **settings)
   except OSError as error:
     raise errors.InputError(f'{file}: {error.strerror or error}') from error
   except errors.InputError as error:
     raise errors.InputError(f'{file}: {error}') from error
   except Exception as error:  # the libraries raise plain Exception
-    told = ' '.join(str(error).split())
-    raise errors.InputError(f'{file}: not {form.name}: {told}') from error
-
-
-def _read_json(path) -> Tokenizer:
-  encoder = encoders.Hub(path.read_text('utf-8'))
-  return Tokenizer(encoder, *_told_beside(path))
-
-
-def _read_tiktoken(path) -> Tokenizer:
-  encoder = encoders.Hub(vocabularies.from_tiktoken(path.read_bytes()))
-  bos, eos, template = _told_beside(path)
-  begin, end = vocabularies.LLAMA3_SPECIAL[:2]
-  return Tokenizer(encoder, bos or begin, eos or end, template)
-
-
-def _read_sentencepiece(path) -> Tokenizer:
-  encoder = encoders.SentencePiece(path.read_bytes())
-  return Tokenizer(encoder, *_told_beside(path))
-
-
-def _read_gguf(path) -> Tokenizer:
-  meta = _gguf_metadata(path)
-  made = vocabularies.from_gguf(meta)
-  ends = (meta.get('bos_token_id'), meta.get('eos_token_id'))
-  bos, eos = ('' if i is None else meta['tokens'][i] for i in ends)
-  hub = isinstance(made, str)
-  encoder = encoders.Hub(made) if hub else encoders.SentencePiece(made)
-  return Tokenizer(encoder, bos, eos, meta.get('chat_template', ''))
-
-
-class Format(NamedTuple):
-  """A kind of file."""
-
-  name: str
-  sign: bytes  # a pattern of how it begins
-  read: Callable  # path -> Tokenizer
-
-
-SENTENCEPIECE = Format(
-  'a SentencePiece model',
-  rb'\n.\n.',  # field 1, a message, whose field 1 is a string
-  _read_sentencepiece,
-)
-FORMATS = (
-  Format('a tokenizer.json', rb'\s*\{', _read_json),
-  Format('ranks of tiktoken', rb'[A-Za-z0-9+/]+=* \d+\r?\n', _read_tiktoken),
-  Format('a GGUF file with a known tokenizer', rb'GGUF', _read_gguf),
-  SENTENCEPIECE,
-)
+    reason = ' '.join(str(error).split())
+    raise errors.InputError(f'{file}: not {form.name}: {reason}') from error
 
 
 def _format(path) -> Format | None:
@@ -220,84 +203,68 @@ def _format(path) -> Format | None:
   return next(fit, None)
 
 
-def _preferred(path) -> pathlib.Path:
+def _find(path) -> pathlib.Path:
   """The tokenizer file for a directory or a file of weights.
 
   Where there are two, the SentencePiece model is the authors' own, unless
   somebody has added tokens to the tokenizer.json.
   """
   root = path if path.is_dir() else path.parent
-  for place in _places(root):
+  # A run directory, its checkpoints/, or one of these.
+  places = [
+    root,
+    *(d / 'tokenizer' for d in (root, *root.resolve().parents[:2])),
+  ]
+  if (root / 'params.json').is_file():  # Meta keeps it beside its models
+    places.append(root.resolve().parent)
+  for place in places:
     whole, model = place / 'tokenizer.json', place / 'tokenizer.model'
     if whole.is_file() and model.is_file():
-      as_many = _format(model) is SENTENCEPIECE and (
-        load(model).vocab >= load(whole).vocab
-      )
+      form = _format(model)
+      authors = form and form.name == 'a SentencePiece model'
+      as_many = authors and load(model).vocab >= load(whole).vocab
       return model if as_many else whole
-    if whole.is_file() or model.is_file():
-      return whole if whole.is_file() else model
-    if place == root and len(found := list(root.glob('*.gguf'))) == 1:
-      return found[0]
+    for file in (whole, model):
+      if file.is_file():
+        return file
+    if place == root and len(files := list(root.glob('*.gguf'))) == 1:
+      return files[0]
   return root / 'tokenizer.json'
 
 
-def _places(root: pathlib.Path) -> Iterator[pathlib.Path]:
-  yield root
-  # A run directory, its checkpoints/, or one of these.
-  yield from (d / 'tokenizer' for d in (root, *root.resolve().parents[:2]))
-  if (root / 'params.json').is_file():  # Meta keeps it beside its models
-    yield root.resolve().parent
-
-
-def _told_beside(path) -> tuple[str, str, str]:
-  """bos, eos and chat template from the files of transformers, or ''."""
-  told, file = {}, path
+def _settings_beside(path) -> dict[str, str]:
+  """bos, eos and chat_template from the files of transformers, or ''."""
+  settings, file = {}, path
   try:
     # Of what both say, the second is right; some models have the first alone.
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
       file = path.with_name(name)
       if file.is_file():
-        told = {**told, **json.loads(file.read_text('utf-8'))}
-    names = (told.get('bos_token') or '', told.get('eos_token') or '')
+        settings |= json.loads(file.read_text('utf-8'))
+    names = (settings.get('bos_token') or '', settings.get('eos_token') or '')
     bos, eos = (n if isinstance(n, str) else n['content'] for n in names)
-    template = told.get('chat_template') or ''
+    template = settings.get('chat_template') or ''
     if isinstance(template, list):  # several by name
-      template = {t['name']: t['template'] for t in template}
-      template = template.get('default', '')
+      template = {t['name']: t['template'] for t in template}.get('default', '')
     file = path.with_name('chat_template.jinja')
     if file.is_file():
       template = file.read_text('utf-8')
   except (ValueError, TypeError, KeyError) as error:
     raise errors.InputError(f'{file}: not a {file.name} ({error})') from error
-  return bos, eos, template
+  return dict(bos=bos, eos=eos, chat_template=template)
 
 
-def _gguf_metadata(path) -> dict:
-  """The 'tokenizer.*' fields of a GGUF file, without 'ggml'."""
-  import gguf
-
-  try:
-    fields = gguf.GGUFReader(str(path)).fields
-    return {
-      re.sub(r'^tokenizer\.(ggml\.)?', '', name): field.contents()
-      for name, field in fields.items()
-      if name.startswith('tokenizer.')
-    }
-  except Exception as error:  # whatever the reader stumbles over
-    raise ValueError(f'not whole ({type(error).__name__}: {error})') from error
-
-
-def _mended(text: str) -> str:
-  """The text with U+FFFD for what UTF-8 cannot say."""
+def _without_surrogates(text: str) -> str:
+  """The text with U+FFFD for what UTF-8 cannot encode."""
   if not SURROGATES.search(text):
     return text
   return text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
 
 
-def _split(text: str, marks) -> list[str]:
-  """`text` cut before and after each mark, without empty parts."""
-  if not marks:
+def _split(text: str, special) -> list[str]:
+  """`text` cut before and after each special name, without empty parts."""
+  if not special:
     return [text] if text else []
-  longest = sorted(marks, key=len, reverse=True)
+  longest = sorted(special, key=len, reverse=True)
   pattern = '|'.join(re.escape(name) for name in longest)
   return [part for part in re.split(f'({pattern})', text) if part]
