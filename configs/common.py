@@ -10,70 +10,46 @@ from typing import Any
 from longjax import config
 from longjax.errors import InputError
 
-# Architectures. heads, kv_heads, layers are counts; mlp and embed are widths.
 LLAMA2 = dict(vocab=32_000, norm_eps=1e-5, tied=False, head_dim=128)
 LLAMA1 = LLAMA2 | dict(norm_eps=1e-6)
-LLAMA3 = dict(
-  vocab=128_256, norm_eps=1e-5, tied=False, head_dim=128, kv_heads=8
-)
+LLAMA3 = LLAMA2 | dict(vocab=128_256)
 SMOLLM2 = dict(vocab=49_152, norm_eps=1e-5, tied=True, head_dim=64)
+TINY = dict(vocab=384, norm_eps=1e-5, tied=False, head_dim=16)
 
-SIZES = dict(
-  tiny=dict(
-    vocab=384,
-    layers=4,
-    embed=64,
-    mlp=160,
-    heads=8,
-    kv_heads=4,
-    head_dim=16,
-    norm_eps=1e-5,
-    tied=False,
-  ),
-  llama2_7b=LLAMA2
-  | dict(layers=32, embed=4096, mlp=11_008, heads=32, kv_heads=32),
-  llama2_13b=LLAMA2
-  | dict(layers=40, embed=5120, mlp=13_824, heads=40, kv_heads=40),
-  llama1_7b=LLAMA1
-  | dict(layers=32, embed=4096, mlp=11_008, heads=32, kv_heads=32),
-  llama1_13b=LLAMA1
-  | dict(layers=40, embed=5120, mlp=13_824, heads=40, kv_heads=40),
-  llama1_33b=LLAMA1
-  | dict(layers=60, embed=6656, mlp=17_920, heads=52, kv_heads=52),
-  llama1_65b=LLAMA1
-  | dict(layers=80, embed=8192, mlp=22_016, heads=64, kv_heads=64),
-  openllama_3b=LLAMA1
-  | dict(layers=26, embed=3200, mlp=8640, heads=32, kv_heads=32, head_dim=100),
+
+def architecture(family, layers, embed, mlp, heads, kv_heads, **more) -> dict:
+  """Keys of the section `model`: those of a family, and its sizes."""
+  return dict(family, layers=layers, embed=embed, mlp=mlp, heads=heads,
+              kv_heads=kv_heads, **more)  # fmt: skip
+
+
+SIZES = dict(  # layers, embed, mlp, heads, kv_heads
+  tiny=architecture(TINY, 4, 64, 160, 8, 4),
+  llama1_7b=architecture(LLAMA1, 32, 4096, 11_008, 32, 32),
+  llama1_13b=architecture(LLAMA1, 40, 5120, 13_824, 40, 40),
+  llama1_33b=architecture(LLAMA1, 60, 6656, 17_920, 52, 52),
+  llama1_65b=architecture(LLAMA1, 80, 8192, 22_016, 64, 64),
+  openllama_3b=architecture(LLAMA1, 26, 3200, 8640, 32, 32, head_dim=100),
+  llama2_7b=architecture(LLAMA2, 32, 4096, 11_008, 32, 32),
+  llama2_13b=architecture(LLAMA2, 40, 5120, 13_824, 40, 40),
   # Never released; its shape is that of Code Llama 34B.
-  llama2_34b=LLAMA2
-  | dict(layers=48, embed=8192, mlp=22_016, heads=64, kv_heads=8),
-  llama2_70b=LLAMA2
-  | dict(layers=80, embed=8192, mlp=28_672, heads=64, kv_heads=8),
-  llama3_8b=LLAMA3 | dict(layers=32, embed=4096, mlp=14_336, heads=32),
-  llama3_70b=LLAMA3 | dict(layers=80, embed=8192, mlp=28_672, heads=64),
-  llama32_1b=LLAMA3
-  | dict(layers=16, embed=2048, mlp=8192, heads=32, head_dim=64, tied=True),
-  llama32_3b=LLAMA3
-  | dict(layers=28, embed=3072, mlp=8192, heads=24, tied=True),
-  smollm2_135m=SMOLLM2
-  | dict(layers=30, embed=576, mlp=1536, heads=9, kv_heads=3),
-  smollm2_360m=SMOLLM2
-  | dict(layers=32, embed=960, mlp=2560, heads=15, kv_heads=5),
-  smollm2_1b7=SMOLLM2
-  | dict(layers=24, embed=2048, mlp=8192, heads=32, kv_heads=32),
+  llama2_34b=architecture(LLAMA2, 48, 8192, 22_016, 64, 8),
+  llama2_70b=architecture(LLAMA2, 80, 8192, 28_672, 64, 8),
+  llama3_8b=architecture(LLAMA3, 32, 4096, 14_336, 32, 8),
+  llama3_70b=architecture(LLAMA3, 80, 8192, 28_672, 64, 8),
+  llama32_1b=architecture(
+    LLAMA3, 16, 2048, 8192, 32, 8, head_dim=64, tied=True
+  ),
+  llama32_3b=architecture(LLAMA3, 28, 3072, 8192, 24, 8, tied=True),
+  smollm2_135m=architecture(SMOLLM2, 30, 576, 1536, 9, 3),
+  smollm2_360m=architecture(SMOLLM2, 32, 960, 2560, 15, 5),
+  smollm2_1b7=architecture(SMOLLM2, 24, 2048, 8192, 32, 32),
 )
-
-
-def llama31_rope(factor=8.0):
-  """RoPE of Llama 3.1 (factor 8) and 3.2 (factor 32)."""
-  return dict(
-    base=500_000.0,
-    scaling='llama3',
-    factor=factor,
-    original_length=8192,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-  )
+# Of Llama 3.1; Llama 3.2 has a factor of 32.
+LLAMA31_ROPE = dict(
+  base=500_000.0, scaling='llama3', factor=8.0, original_length=8192,
+  low_freq_factor=1.0, high_freq_factor=4.0,
+)  # fmt: skip
 
 
 def variant(table, name: str):
@@ -99,3 +75,18 @@ def model(size, **rope) -> Any:
 def rope(**fields) -> Any:
   """The section `model.rope` with these fields, all others at their default."""
   return base(**fields).model.rope
+
+
+def fot_rows(*counts) -> tuple:
+  """model.memory.rows from (positives, negatives) for each row of a pack.
+
+  Positives are the nearest rows before it in its pack, negatives the rows
+  before the pack, as in LongLLaMA (arXiv:2307.03170, appendix).
+  """
+  for i, (positives, _) in enumerate(counts):
+    if positives > i:
+      raise InputError(f'row {i} of a pack has no {positives} rows before it')
+  return tuple(
+    (*range(-1, -1 - positives, -1), *range(-i - 1, -i - 1 - negatives, -1))
+    for i, (positives, negatives) in enumerate(counts)
+  )

@@ -14,7 +14,7 @@ from configs import common, llama3_8b_64k
 def get_config():
   config = llama3_8b_64k.get_config()
   config.name = 'llama31_8b_128k'
-  config.model.rope = common.rope(**common.llama31_rope())
+  config.model.rope = common.rope(**common.LLAMA31_ROPE)
   config.mesh.update(data=8, seq=8)
   config.data.mix = {}
   config.train.update(seq_len=131_072, batch=32)

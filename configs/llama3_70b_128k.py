@@ -20,21 +20,12 @@ def get_config():
   config.mesh.update(data=64, seq=8)
   config.data.layout = 'balanced'
   config.train.update(
-    steps=5000,
-    batch=64,  # 8M tokens
-    micro_batches=1,
-    seq_len=131_072,
-    loss_chunk=2048,
-  )
+    steps=5000, batch=64,  # 8M tokens
+    micro_batches=1, seq_len=131_072, loss_chunk=2048,
+  )  # fmt: skip
   config.optim.update(
-    learning_rate=1e-5,
-    schedule='cosine',
-    warmup_steps=500,
-    min_ratio=0.1,
-    weight_decay=0.1,
-    b1=0.9,
-    b2=0.95,
-    clip=1.0,
-  )
+    learning_rate=1e-5, schedule='cosine', warmup_steps=500, min_ratio=0.1,
+    weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0,
+  )  # fmt: skip
   config.checkpoint.every_steps = 100
   return config

@@ -1,17 +1,18 @@
-"""LongLLaMA 3B: OpenLLaMA 3B with memory layers (arXiv:2307.03170).
+"""LongLLaMA: OpenLLaMA with memory layers (arXiv:2307.03170), 3B and 7B.
 
   python launch/tpu.py --config configs/openllama_3b_fot.py
       --config.weights=/data/open_llama_3b --config.data.directory=/data/fot
+  python launch/tpu.py --config configs/openllama_3b_fot.py:7b ...
 
-For 32 chips of TPU v5p: a pack of four rows is a device's. A document of 8K
-tokens is four rows of 2,048; in layers 6, 12 and 18 they see those before them
-and rows of other packs. As in its code documents of a pack are not masked from
-each other. Python files of a sub-directory are to be joined in random order.
-Not run on a TPU.
+A document of 8K tokens is a pack of four rows of 2,048. In the memory layers a
+row attends to the rows before it (positives) and to rows of other packs
+(negatives). Documents of a pack are not masked from each other, as in the
+published code. For 7B the code's stepping gives the third row 4 negatives; the
+paper has 5, and so has this. Python files of a directory are to be joined in
+random order. For 32 chips of TPU v5p, each with whole packs; not run on a TPU.
 """
 
 from configs import common
-from longjax import crossbatch
 
 LOCAL, PACK = 2048, 4  # appendix: 8K tokens in all
 # Appendix: percent, and the shortest document in tokens.
@@ -19,18 +20,21 @@ DATA = dict(
   arxiv=(25, 0), python=(25, 4096), book=(10, 0), common_crawl=(29, 0),
   c4=(5, 1024), github=(2, 2048), stackexchange=(2, 1024), wikipedia=(2, 1024),
 )  # fmt: skip
+VARIANTS = ('', '7b')
+# Section 4.1: the memory layers. Appendix: positives and negatives of each row
+# of a pack. Steps: 10B and 3B tokens.
+SMALL = (6, 12, 18), ((0, 0), (1, 1), (2, 1), (3, 0)), 38_147
+LARGE = (8, 16, 24), ((0, 0), (1, 2), (2, 5), (3, 4)), 11_444
 
 
-def get_config():
-  config = common.base('openllama_3b')
-  config.name = 'openllama_3b_fot'
+def get_config(variant=''):
+  common.variant(dict.fromkeys(VARIANTS), variant)
+  layers, counts, steps = LARGE if variant else SMALL
+  config = common.base('llama1_7b' if variant else 'openllama_3b')
+  config.name = f'openllama_{variant or "3b"}_fot'
   config.model.block = 1024
-  config.model.memory = dict(
-    layers=(6, 12, 18),  # section 4.1
-    # Appendix: positives and negatives of each quarter of the rows.
-    rows=crossbatch.mixed((0, 0), (1, 1), (2, 1), (3, 0)),
-    wrap=False,  # as its code
-  )
+  # wrap=False: as its code.
+  config.model.memory.update(layers=layers, rows=common.fot_rows(*counts))
   config.mesh.update(data=32, seq=1)
   config.data.layout = 'contiguous'
   config.data.mix = {
@@ -38,7 +42,7 @@ def get_config():
     for name, (w, n) in DATA.items()
   }
   config.train.update(
-    steps=38_147,  # 10B tokens
+    steps=steps,
     batch=128,  # 256K tokens
     seq_len=LOCAL,
   )

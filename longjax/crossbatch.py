@@ -23,7 +23,7 @@ class Memory:
   A pack is `len(rows)` consecutive rows of the batch, the chunks of a document.
   Row i of each pack sees the rows `rows[i]` away: -1 is the row before. Where
   there is no such row it sees nothing, or with `wrap` counts on from the other
-  end of the batch. `stepped`, `mixed` and `following` make rows.
+  end of the batch. `stepped` and `following` make rows.
   """
 
   layers: tuple = ()  # numbers of the memory layers, from 0; () is no memory
@@ -84,21 +84,6 @@ def stepped(pack: int, reach: int) -> tuple:
   step = -(-(reach + 1) // max(pack - 1, 1))
   return tuple(
     tuple(-o for o in range(1, min(i * step, reach) + 1)) for i in range(pack)
-  )
-
-
-def mixed(*counts) -> tuple:
-  """Memory.rows from (positives, negatives) for each row of a pack.
-
-  Positives are the nearest chunks of the row's own pack, negatives the rows
-  before that pack, as in LongLLaMA (appendix, methods).
-  """
-  for i, (positives, _) in enumerate(counts):
-    if positives > i:
-      raise ValueError(f'row {i} of a pack has no {positives} rows before it')
-  return tuple(
-    (*range(-1, -1 - positives, -1), *range(-i - 1, -i - 1 - negatives, -1))
-    for i, (positives, negatives) in enumerate(counts)
   )
 
 

@@ -24,11 +24,11 @@ BATCH, SEQ = 8, 16
 FORWARD = jax.jit(
   llama.forward, static_argnums=1, compiler_options=FAST_COMPILE
 )
-LONGLLAMA_3B = crossbatch.mixed((0, 0), (1, 1), (2, 1), (3, 0))
+LONGLLAMA_3B = common.fot_rows((0, 0), (1, 1), (2, 1), (3, 0))
 MEMORIES = dict(
   code=Memory((1, 2), crossbatch.stepped(4, 3)),
   paper=Memory((0, 2), crossbatch.following(3), wrap=True),
-  far=Memory((2,), crossbatch.mixed((0, 0), (1, 5)), wrap=True),
+  far=Memory((2,), common.fot_rows((0, 0), (1, 5)), wrap=True),
 )
 
 
@@ -265,7 +265,7 @@ def test_the_paper_s_current_chunks_see_previous_chunks_of_the_next_rows():
 
 
 def test_longllama_7b_sees_the_counts_of_its_paper():
-  rows = crossbatch.mixed((0, 0), (1, 2), (2, 5), (3, 4))
+  rows = common.fot_rows((0, 0), (1, 2), (2, 5), (3, 4))
   assert rows[2] == (-1, -2, -3, -4, -5, -6, -7)
   positives = [sum(-o <= i for o in row) for i, row in enumerate(rows)]
   assert positives == [0, 1, 2, 3]

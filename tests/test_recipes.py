@@ -47,10 +47,10 @@ LONGLORA = dict(
 TABLE = [
   # arXiv:2309.16039
   ('llama2_7b_32k', '', LLAMA2_LONG | SMALL),
-  ('llama2_13b_32k', '', LLAMA2_LONG | SMALL),
-  ('llama2_34b_16k', '', LLAMA2_LONG | LARGE),
-  ('llama2_70b_16k', '', LLAMA2_LONG | LARGE),
-  ('llama2_70b_instruct_16k', '', dict(seq_len=16 * K, base=5e5)),
+  ('llama2_7b_32k', '13b', LLAMA2_LONG | SMALL),
+  ('llama2_7b_32k', '34b', LLAMA2_LONG | LARGE),
+  ('llama2_7b_32k', '70b', LLAMA2_LONG | LARGE),
+  ('llama2_7b_32k', '70b_instruct', dict(seq_len=16 * K, base=5e5)),
   ('llama2_long_ablations', 'rope', dict(
     base=1e4, scaling='none', steps=20_000)),
   ('llama2_long_ablations', 'pi', dict(base=1e4, scaling='linear', factor=8)),
@@ -113,7 +113,7 @@ TABLE = [
     factor=20, seq_len=4096, batch=16, steps=30_000, learning_rate=1e-5)),
   # arXiv:2307.03170
   ('openllama_3b_fot', '', FOT),
-  ('openllama_7b_fot', '', FOT),
+  ('openllama_3b_fot', '7b', FOT),
   # arXiv:2401.18058
   ('llama2_longalign', '7b_pretrain', LONGALIGN),
   ('llama2_longalign', '7b_packing', LONGALIGN | dict(
@@ -243,7 +243,10 @@ def test_curricula_cost_the_flops_of_llama_2_long_s_table_10(
 
 
 def test_longllama_s_rows_and_data_are_its_appendix():
-  three, seven = config_of('openllama_3b_fot'), config_of('openllama_7b_fot')
+  three, seven = (
+    config_of('openllama_3b_fot'),
+    config_of('openllama_3b_fot', '7b'),
+  )
   assert three.model.memory.layers == (6, 12, 18)
   assert seven.model.memory.layers == (8, 16, 24)
   assert three.model.memory.rows == crossbatch.stepped(4, 3)

@@ -7,7 +7,6 @@ Every method gets as many tokens: 100 steps of 4,096.
 
 from configs import common
 from configs.lab import base
-from longjax import crossbatch
 
 TARGET = 4 * base.WINDOW
 LONG = 0.6  # of the rows with tasks, ProLong, arXiv:2410.02660, figure 3
@@ -61,7 +60,7 @@ def get_config(method='abf'):
     config.model.memory = dict(
       layers=(0, 1),  # the base looks up in the first of its two
       # Positives and negatives of each row, as those of the 7B (appendix).
-      rows=crossbatch.mixed((0, 0), (1, 2), (2, 5), (3, 4)),
+      rows=common.fot_rows((0, 0), (1, 2), (2, 5), (3, 4)),
       wrap=False,
     )
   config.optim.update(
