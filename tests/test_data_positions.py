@@ -127,7 +127,6 @@ def test_e2llm_draws_one_scale_and_offset_for_a_step():
 
 
 @pytest.mark.parametrize('changes, message', [
-  (dict(kind='posse', target=128), 'none of plain, pose'),
   (dict(kind='pose', target=63), 'below train.seq_len 64'),
   (dict(kind='pose', target=128, chunks=0), 'chunks 0'),
   (dict(kind='e2llm', target=128, window=48), 'a multiple'),

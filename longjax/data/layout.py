@@ -17,11 +17,11 @@ are spread over rings and micro-batches by `balance_rows`.
 
 import numpy as np
 
-from longjax import errors, mask
+from longjax import config, errors, mask
 from longjax.batch import Batch
 from longjax.data import positions
 
-LAYOUTS = ('contiguous', 'zigzag', 'striped', 'balanced')
+LAYOUTS = config.KEYS['data.layout'].choices
 
 
 def check(layout: str, seq_len: int, n: int):

@@ -10,8 +10,6 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-SCHEDULES = ('cosine', 'linear', 'constant')
-
 
 def schedule(config, steps: int):
   """Learning rate by step: warm-up, then cosine, linear or constant.
