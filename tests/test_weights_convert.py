@@ -21,9 +21,9 @@ from longjax.data import tokenizer
 from longjax.parallel import sharding
 from longjax.weights import checkpoint_arrays as stored
 from longjax.weights import (
+  config_json,
   convert,
   directories,
-  huggingface,
   names,
   tensor_files,
   tensors,
@@ -385,7 +385,7 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path):
 
 def told(settings, fields=GQA, window=16_384):
   config = llama.Llama(**fields, rope=rope.Rope(**settings))
-  return huggingface.config_json(config, window, 'bfloat16', None)
+  return config_json.content(config, window, 'bfloat16', None)
 
 
 V4 = ('rope_theta', 'rope_scaling', 'torch_dtype')
@@ -400,7 +400,7 @@ def test_either_dialect_of_config_json_says_the_whole_rope(settings):
   whole = told(settings)
   for without in (V4, V5):
     config = {k: v for k, v in whole.items() if k not in without}
-    fields = huggingface._fields(config)
+    fields = config_json.fields(config)
     assert rope.Rope(**fields['rope']) == rope.Rope(**settings)
     assert fields | dict(rope=0) == GQA | dict(rope=0)
 
@@ -414,7 +414,7 @@ def test_what_is_exported_as_longrope_rotates_alike_when_read(settings):
   whole = told(settings)
   for without in (V4, V5):
     config = {k: v for k, v in whole.items() if k not in without}
-    found = rope.Rope(**huggingface._fields(config)['rope'])
+    found = rope.Rope(**config_json.fields(config)['rope'])
     assert found.scaling == 'longrope'
     for x, y in zip(
       rope.frequencies(found, 16), rope.frequencies(rope.Rope(**settings), 16)
@@ -430,7 +430,7 @@ def test_longrope_without_its_temperature_has_that_of_its_windows():
     original_max_position_embeddings=2048, max_position_embeddings=16_384,
     rope_parameters=settings, rope_scaling=None,
   )  # fmt: skip
-  found = rope.Rope(**huggingface._fields(config)['rope'])
+  found = rope.Rope(**config_json.fields(config)['rope'])
   assert rope.temperature(found) == pytest.approx((1 + 3 / 11) ** 0.5)
 
 
@@ -440,7 +440,7 @@ def test_the_window_of_yarn_is_what_transformers_4_divides():
 
 def test_ntk_is_exported_as_the_base_that_it_is():
   whole = told(dict(base=1e4, scaling='ntk', factor=4.0))
-  found = rope.Rope(**huggingface._fields(whole)['rope'])
+  found = rope.Rope(**config_json.fields(whole)['rope'])
   assert found.scaling == 'none'
   wanted, _ = rope.frequencies(
     rope.Rope(base=1e4, scaling='ntk', factor=4.0), 16

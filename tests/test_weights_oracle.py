@@ -15,7 +15,7 @@ import weight_files as files
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from longjax import batch, llama, rope, weights
-from longjax.weights import convert, huggingface, tensor_files
+from longjax.weights import config_json, convert, tensor_files
 
 pytestmark = pytest.mark.slow
 torch = pytest.importorskip('torch')
@@ -168,7 +168,7 @@ def test_transformers_makes_our_frequencies_of_what_we_export(settings):
   config = llama.Llama(**GQA, rope=rope.Rope(**settings))
   rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(
     transformers.LlamaConfig(
-      **huggingface.config_json(config, 16_384, 'float32', None)
+      **config_json.content(config, 16_384, 'float32', None)
     )
   )
   wanted, temperature = rope.frequencies(config.rope, config.head_dim)

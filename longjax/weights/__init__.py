@@ -14,7 +14,14 @@ import os
 import jax
 
 from longjax import errors, llama
-from longjax.weights import gguf, huggingface, meta, names, tensors
+from longjax.weights import (
+  config_json,
+  gguf,
+  huggingface,
+  meta,
+  names,
+  tensors,
+)
 
 OTHERS = (
   'a .gguf file or a directory with one, a directory with config.json and '
@@ -117,7 +124,7 @@ def _refuse_bare_tensors(path):
     if found:
       raise errors.InputError(
         f'{path} has {os.path.basename(min(found))} but neither '
-        f'{huggingface.CONFIG} nor {meta.PARAMS}, one of which says what model '
+        f'{config_json.NAME} nor {meta.PARAMS}, one of which says what model '
         'it is; copy that too'
       )
 
@@ -130,10 +137,10 @@ def _readers(path) -> dict:
   if os.path.isfile(os.path.join(path, meta.PARAMS)):
     found[meta.PARAMS] = lambda: meta.source(os.fspath(path))
   # A run directory has a config.json too.
-  if os.path.isfile(os.path.join(path, huggingface.CONFIG)) and not (
+  if os.path.isfile(os.path.join(path, config_json.NAME)) and not (
     os.path.isdir(os.path.join(path, 'checkpoints'))
   ):
-    found[huggingface.CONFIG] = lambda: huggingface.source(os.fspath(path))
+    found[config_json.NAME] = lambda: huggingface.source(os.fspath(path))
   return found
 
 

@@ -23,8 +23,8 @@ from longjax.data import tokenizer
 from longjax.progress import Progress
 from longjax.weights import checkpoint_arrays as arrays
 from longjax.weights import (
+  config_json,
   directories,
-  huggingface,
   names,
   tensor_files,
   tensors,
@@ -176,11 +176,11 @@ def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
   kept = root.parent / 'tokenizer'
   tokens = _load_tokenizer(kept, metadata.get('tokenizer'), log)
   configs = {
-    huggingface.CONFIG: huggingface.config_json(
+    config_json.NAME: config_json.content(
       config, _window(root, metadata), dtypes['embedding'], tokens
     ),
     GENERATION: (
-      metadata.get('generation') or huggingface.generation_json(tokens)
+      metadata.get('generation') or config_json.generation_content(tokens)
     ),
   }
   with directories.create(directory, _bytes(shapes, dtypes)) as made:

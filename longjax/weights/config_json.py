@@ -1,0 +1,308 @@
+"""config.json of Hugging Face, read and written.
+
+The rope is read in either dialect, `rope_theta` with `rope_scaling` or
+`rope_parameters` of transformers 5, and written in both: transformers 4 would
+otherwise take base 10,000.
+"""
+
+import math
+import sys
+
+from longjax import errors, llama, rope
+from longjax.weights.tensors import count, flag, positive
+
+NAME = 'config.json'
+ARCHITECTURES = ('LlamaForCausalLM', 'LLaMAForCausalLM', 'LongLlamaForCausalLM')
+# What would change the maths, and the values with which it does not.
+NEUTRAL = {
+  'hidden_act': ('silu', 'swish'),
+  'attention_bias': (False, None),
+  'mlp_bias': (False, None),
+  'sliding_window': (None,),
+  'partial_rotary_factor': (1, None),
+  'quantization_config': (None,),
+  'num_local_experts': (None, 0, 1),
+  'no_rope_layers': (None, []),
+  'attn_logit_softcapping': (None,),
+  'final_logit_softcapping': (None,),
+  'embedding_multiplier': (1, None),
+  'attention_multiplier': (None,),
+  'residual_multiplier': (1, None),
+  'logits_scaling': (1, None),
+}
+LENGTH = 'original_max_position_embeddings'
+# By type, its keys and the fields of rope.Rope that they are. LongRoPE, whose
+# keys are no fields, has functions of its own.
+ROPES = {
+  'default': {},
+  'linear': dict(factor='factor'),
+  'llama3': {
+    'factor': 'factor',
+    LENGTH: 'original_length',
+    'low_freq_factor': 'low_freq_factor',
+    'high_freq_factor': 'high_freq_factor',
+  },
+  'yarn': {
+    'factor': 'factor',
+    LENGTH: 'original_length',
+    'beta_fast': 'beta_fast',
+    'beta_slow': 'beta_slow',
+  },
+}
+LONGROPE = ('factor', LENGTH, 'short_factor', 'long_factor', 'attention_factor')
+MOST_TEMPERATURE = 4  # of LongRoPE; published ones are below 1.5
+
+
+# Read
+
+
+def fields(config) -> dict:
+  """The fields of a llama.Llama.
+
+  Raises:
+    InputError: names the key that is wrong or would be another model.
+  """
+  _refuse_other_models(config)
+  heads = 'num_attention_heads'
+  embed, head_count = count(config, 'hidden_size'), count(config, heads)
+  if 'head_dim' not in config and embed % head_count:
+    raise errors.InputError(
+      f'hidden_size {embed} is not a multiple of {heads} {head_count}'
+    )
+  return dict(
+    vocab=count(config, 'vocab_size'),
+    layers=count(config, 'num_hidden_layers'),
+    embed=embed,
+    mlp=count(config, 'intermediate_size'),
+    heads=head_count,
+    kv_heads=count(config, 'num_key_value_heads', head_count),
+    head_dim=count(config, 'head_dim', embed // head_count),
+    norm_eps=positive(config, 'rms_norm_eps', 1e-6),
+    tied=flag(config, 'tie_word_embeddings'),
+    rope=_rope(config),
+  )
+
+
+def window(config) -> int:
+  """Tokens that the model was trained for; 0 if the config does not say."""
+  tokens = config.get('max_position_embeddings')
+  return tokens if type(tokens) is int and tokens > 0 else 0
+
+
+def _refuse_other_models(config):
+  names, kind = config.get('architectures') or [], config.get('model_type')
+  if not isinstance(names, list):
+    raise errors.InputError(f'architectures = {names!r} is not a list')
+  if not all(name in ARCHITECTURES for name in names) or (
+    not names and kind not in ('llama', 'longllama')
+  ):
+    raise errors.InputError(
+      f'architectures {names}, model_type {kind!r}: read are '
+      f'{", ".join(ARCHITECTURES)}'
+    )
+  for key, neutral in NEUTRAL.items():
+    if key in config and config[key] not in neutral:
+      raise errors.InputError(
+        f'{key} = {str(config[key])[:80]} would change the model in a way that '
+        'longjax does not have'
+      )
+
+
+def _rope(config) -> dict:
+  """The fields of a rope.Rope, from either dialect or from both alike."""
+  base = positive(config, 'rope_theta', 10_000.0)
+  dialects = [
+    _dialect(config, config[key], key)
+    for key in ('rope_parameters', 'rope_scaling')
+    if config.get(key) is not None
+  ] or [dict(base=base)]
+  found = dialects[0]
+  if any(other != found for other in dialects) or (
+    'rope_theta' in config and base != found['base']
+  ):
+    raise errors.InputError(
+      'rope_parameters contradicts rope_theta and rope_scaling: remove those '
+      'with which the model was not trained'
+    )
+  return found
+
+
+def _dialect(config, settings, where) -> dict:
+  """The fields of a rope.Rope from one dialect's object."""
+  if not isinstance(settings, dict):
+    raise errors.InputError(f'{where} = {settings!r} is not an object')
+  settings = {k: v for k, v in settings.items() if v is not None}
+  names = {str(settings.pop(k)) for k in ('rope_type', 'type') if k in settings}
+  kind = ' and '.join(sorted(names)) or 'default'
+  if kind not in (*ROPES, 'longrope'):
+    raise errors.InputError(
+      f'{where} has the type {kind!r}; read are {", ".join(ROPES)}, longrope'
+    )
+  base = positive(settings, 'rope_theta', config.get('rope_theta', 10_000.0))
+  settings.pop('rope_theta', None)
+  found: dict = dict(base=base)
+  try:
+    if kind == 'longrope':
+      found |= _longrope(config, settings)
+    elif kind != 'default':
+      found |= dict(scaling=kind, **_numbers(config, settings, kind))
+    known = {*ROPES.get(kind, LONGROPE)}
+    known |= _harmless(settings, rope.Rope(**found))
+  except ValueError as error:
+    raise errors.InputError(f'{where}: {error}') from None
+  if unknown := sorted(settings.keys() - known):
+    raise errors.InputError(
+      f'{where}.{unknown[0]} = {settings[unknown[0]]!r} is not read for '
+      f'{kind!r}: longjax has no such rope'
+    )
+  return found
+
+
+def _numbers(config, settings, kind) -> dict:
+  """The numbers of a scaling; the defaults are those of transformers."""
+  defaults = dict(beta_fast=32.0, beta_slow=1.0)
+  if LENGTH in ROPES[kind]:
+    defaults[LENGTH] = config.get(LENGTH, window(config))
+  found = {
+    ours: positive(settings, theirs, defaults.get(theirs))
+    for theirs, ours in ROPES[kind].items()
+  }
+  if 'original_length' in found:
+    found['original_length'] = int(found['original_length'])
+  return found
+
+
+def _longrope(config, settings) -> dict:
+  """Divisors, and the factor whose temperature is `attention_factor`."""
+  divisors = settings.get('long_factor')
+  if not isinstance(divisors, list) or not all(
+    type(x) in (int, float) and 0 < x <= sys.float_info.max for x in divisors
+  ):
+    raise errors.InputError('long_factor is not a list of positive numbers')
+  if divisors != settings.get('short_factor'):
+    raise errors.InputError(
+      'short_factor and long_factor differ, but longjax rotates short and '
+      'long rows alike: write those that you want as both'
+    )
+  length = int(positive(settings, LENGTH, config.get(LENGTH, window(config))))
+  default = max(window(config) / max(length, 1), 1.0)
+  found: dict = dict(
+    scaling='longrope',
+    factor=max(positive(settings, 'factor', default), 1.0),
+    original_length=length,
+    divisors=tuple(divisors),
+  )
+  if 'attention_factor' in settings:
+    told = positive(settings, 'attention_factor')
+    if not 1 <= told < MOST_TEMPERATURE:
+      raise errors.InputError(
+        f'attention_factor = {told} is not from 1 to below {MOST_TEMPERATURE}: '
+        'longjax has no such rope'
+      )
+    wanted = rope.temperature(rope.Rope(**found))
+    if not math.isclose(told, wanted, rel_tol=1e-6):
+      found['factor'] = length ** (told**2 - 1)
+  return found
+
+
+def _harmless(settings, recipe: rope.Rope) -> set[str]:
+  """Keys whose values hold anyway."""
+  found = {'finetuned', 'max_position_embeddings'}
+  wanted = rope.temperature(recipe)
+  told = positive(settings, 'attention_factor', wanted)
+  if math.isclose(told, wanted, rel_tol=1e-6):
+    found.add('attention_factor')
+  if settings.get('truncate') is True:
+    found.add('truncate')
+  if settings.get('partial_rotary_factor') == 1:
+    found.add('partial_rotary_factor')
+  if recipe.scaling in ('none', 'linear'):
+    found.add(LENGTH)
+  return found
+
+
+# Written
+
+
+def content(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
+  """What config.json holds.
+
+  Args:
+    config: the model.
+    window: tokens that it was trained for.
+    dtype: of the tensors.
+    tokens: the data.tokenizer.Tokenizer, or None.
+
+  Raises:
+    InputError: transformers has no such rope.
+  """
+  settings = rope_parameters(config)
+  scaling = {k: v for k, v in settings.items() if k != 'rope_theta'}
+  if config.rope.scaling == 'yarn':  # transformers 4 takes factor from these
+    window = round(config.rope.original_length * config.rope.factor)
+  return dict(
+    architectures=['LlamaForCausalLM'],
+    attention_bias=False,
+    attention_dropout=0.0,
+    bos_token_id=tokens and tokens.bos,
+    dtype=dtype,
+    eos_token_id=tokens and tokens.eos,
+    head_dim=config.head_dim,
+    hidden_act='silu',
+    hidden_size=config.embed,
+    intermediate_size=config.mlp,
+    max_position_embeddings=window,
+    mlp_bias=False,
+    model_type='llama',
+    num_attention_heads=config.heads,
+    num_hidden_layers=config.layers,
+    num_key_value_heads=config.kv_heads,
+    rms_norm_eps=config.norm_eps,
+    rope_parameters=settings,
+    rope_scaling=scaling if scaling['rope_type'] != 'default' else None,
+    rope_theta=settings['rope_theta'],
+    tie_word_embeddings=config.tied,
+    torch_dtype=dtype,
+    use_cache=True,
+    vocab_size=config.vocab,
+  )
+
+
+def rope_parameters(config: llama.Llama) -> dict:
+  """`rope_parameters` of transformers 5."""
+  settings, dim = config.rope, config.head_dim
+  if settings.scaling == 'nope' or settings.xpos:
+    name = 'xpos' if settings.xpos else 'nope'
+    raise errors.InputError(
+      f"rope {name!r} has no equivalent in transformers' Llama; only longjax "
+      'runs this model'
+    )
+  base, kind = settings.base, settings.scaling
+  if kind == 'ntk':  # is a larger base
+    base, kind = base * settings.factor ** (dim / (dim - 2)), 'none'
+  if kind == 'none':
+    return dict(rope_type='default', rope_theta=base)
+  if kind in ROPES:
+    numbers = {k: getattr(settings, ours) for k, ours in ROPES[kind].items()}
+    return dict(rope_type=kind, rope_theta=base, **numbers)
+  # Any other divides each frequency by a number, as LongRoPE does.
+  plain, _ = rope.frequencies(rope.Rope(base=base), dim)
+  scaled, temperature = rope.frequencies(settings, dim)
+  divisors = (plain / scaled).tolist()
+  return {
+    'rope_type': 'longrope',
+    'rope_theta': base,
+    'factor': settings.factor,
+    LENGTH: settings.original_length,
+    'short_factor': divisors,
+    'long_factor': divisors,
+    'attention_factor': temperature,
+  }
+
+
+def generation_content(tokens) -> dict:
+  """What generation_config.json holds, for a Tokenizer or None."""
+  ends = (
+    dict(bos_token_id=tokens.bos, eos_token_id=tokens.eos) if tokens else {}
+  )
+  return dict({'_from_model_config': True}, **ends)
