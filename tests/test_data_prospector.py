@@ -45,12 +45,44 @@ def test_the_score_by_hand():
   p = 1 / (1 + math.exp(-5))  # softmax of gains 5 and 0
   entropy = -(p * math.log(p) + (1 - p) * math.log(1 - p))
   specific = 1 - entropy / math.log(2)
-  # Pair (1, 0): strength 0.25, distance 1/2, the only one of its chunk.
-  want = (0.25 + 0.5) * 1 + (0.5 + 1.0) * specific
+  # Pair (1, 0): strength 0.25, distance 1, the only one of its chunk.
+  want = (0.25 + 1 / 255) * 1 + (0.5 + 2 / 255) * specific
   assert got.score == pytest.approx(want, rel=1e-12)
   assert got.strength == pytest.approx((0.25 + 0.5 + 0) / 3)
-  assert got.distance == pytest.approx(0.75)
+  assert got.distance == pytest.approx(1.5 / 255)
   assert got.specificity == pytest.approx((1 + specific) / 2)
+
+
+def authors_score(alone, after, chunk_num=256):
+  """compute_lds of prolong/run.py; `after` is inf where no pair is sampled."""
+  count, total = len(alone), 0.0
+  for i in range(count):
+    gains = [alone[i] - after[i][j] for j in range(i) if after[i][j] < math.inf]
+    if not gains:
+      continue
+    share = np.exp(np.array(gains) - max(gains))
+    share /= share.sum()
+    most = math.log(len(gains))
+    specific = 1 if len(gains) == 1 else (
+      (most + np.sum(share * np.log(share))) / most
+    )  # fmt: skip
+    for j in range(i):
+      gain = (alone[i] - after[i][j]) / alone[i]
+      if gain > 0.1:
+        distance = min((i - j) / (chunk_num - 1), 1)
+        total += (gain + distance) * specific
+  return total
+
+
+@pytest.mark.parametrize('chunks, pairs', [(2, 1), (40, 500), (256, 500)])
+def test_the_score_is_that_of_the_authors(chunks, pairs, rng):
+  later, earlier = prospector.sample_pairs(chunks, pairs, rng)
+  alone = rng.uniform(2, 9, chunks)
+  after = rng.uniform(1, 9, len(later))
+  table = np.full((chunks, chunks), math.inf)
+  table[later, earlier] = after
+  got = prospector.combine(alone, after, later, earlier)
+  assert got.score == pytest.approx(authors_score(alone, table), rel=1e-9)
 
 
 def test_weak_pairs_do_not_count():
@@ -72,14 +104,14 @@ def test_repetition_is_no_dependency(rng):
   again = prospector.score_document(np.tile(page, 10), copying, rng)
   # Chunk 1 has a single chunk before it, and so specificity 1 by rule.
   assert again.strength > 0.5 and again.specificity == pytest.approx(1 / 9)
-  assert again.score == pytest.approx(again.strength + 1 / 9)
+  assert again.score == pytest.approx(again.strength + 1 / 255)
 
 
 def test_a_document_beats_its_shuffled_words(rng):
   ids = telling(rng)
   whole = prospector.score_document(ids, copying, np.random.default_rng(1))
   mixed = prospector.score_document(rng.permutation(ids), copying, rng)
-  assert whole.score > 5 and mixed.score < 0.1
+  assert whole.score > 2.5 and mixed.score < 0.1
 
 
 def test_a_model_without_memory_finds_nothing(rng):

@@ -5,7 +5,8 @@ chunks of 128 tokens; a model gives the perplexity of a chunk alone, and after
 another chunk that comes before it. Over sampled pairs of chunks (i after j):
 
   strength     (ppl_i - ppl_ij) / ppl_i
-  distance     (i - j) / (chunks - 1)
+  distance     (i - j) / 255, in shares of the longest document scored, as in
+               the authors' code (October2001/ProLong, prolong/run.py)
   specificity  1 - H(p_i) / ln n_i, with p_i the softmax over the n_i sampled j
                of ppl_i - ppl_ij: 1 if i depends on one j, 0 if on all alike (so
                repeated text does not count as dependency)
@@ -26,7 +27,7 @@ from longjax.batch import Batch
 from longjax.data import store as stores
 
 CHUNK_TOKENS = 128
-CHUNKS = 256  # of a document; 32,768 tokens
+CHUNKS = 256  # of a document at most; 32,768 tokens
 # Of a document, as in the authors' code; the paper samples 5,000. A chunk with
 # one sampled pair has specificity 1, so few pairs of many chunks mean little.
 PAIRS = 500
@@ -112,13 +113,12 @@ def combine(alone, after, later, earlier) -> Score:
     after: [pairs] perplexities of chunk `later` after chunk `earlier`.
     later, earlier: [pairs].
   """
-  chunks = len(alone)
   with np.errstate(invalid='ignore'):
     gain = np.nan_to_num(alone[later] - after)
     strength = np.nan_to_num(gain / alone[later])
-  distance = np.clip((later - earlier) / max(1, chunks - 1), 0, 1)
+  distance = (later - earlier) / (CHUNKS - 1)
   each = np.unique(later)
-  specific = np.zeros(chunks)
+  specific = np.zeros(len(alone))
   for i in each:
     specific[i] = specificity(gain[later == i])
   strong = strength > STRONG
@@ -170,7 +170,8 @@ def score_store(
     InputError: the file holds something else.
   """
   path = pathlib.Path(path)
-  header = dict(data=store.digest, pairs=pairs, **metadata)
+  # Scores made before distances were shares of CHUNKS are not continued.
+  header = dict(data=store.digest, pairs=pairs, chunks=CHUNKS, **metadata)
   path.parent.mkdir(parents=True, exist_ok=True)
   scores = _read_scores(path, header)
   with open(path, 'a', encoding='utf-8') as file:
@@ -216,8 +217,8 @@ def _read_scores(path, header) -> list[Score]:
     ) from error
   if first != header or numbers != list(range(len(scores))):
     raise errors.InputError(
-      f'{path}: holds scores of other data or of another model; delete it or '
-      'choose another place'
+      f'{path}: holds scores of other data, of another model or by another '
+      'rule; delete it or choose another place'
     )
   if complete != content:
     path.write_bytes(complete)
