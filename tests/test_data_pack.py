@@ -195,6 +195,27 @@ def test_interleaved_documents_are_one_segment_that_predicts_across():
   assert row.weights.tolist() == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize('seq_len, every', [(8, 8), (8, 4), (4, 4), (4, 2)])
+def test_a_cut_joined_pack_predicts_each_token_once(seq_len, every):
+  data = Memory([1, 2, 3, 4, 5], [11, 12, 13, 14, 15])
+  spans = [[pack.DocumentSpan(*s) for s in (
+    (0, 0, 2), (1, 0, 2), (0, 2, 2), (1, 2, 2)
+  )]]  # fmt: skip
+  plans = pack.row_plans(spans, 8, seq_len, joined=True)
+  rows = [
+    pack.read_row(data, pack.cut_segments(plan, every), seq_len)
+    for plan in plans
+  ]
+  flat = lambda name: np.concatenate([getattr(r, name) for r in rows]).tolist()
+  assert flat('tokens') == [1, 2, 11, 12, 3, 4, 13, 14]
+  # The next token of the pack, also across rows and cuts; after its end that
+  # of the document. 11 is the first of its document, so has no weight.
+  assert flat('targets') == [2, 11, 12, 3, 4, 13, 14, 15]
+  assert flat('weights') == [1, 0, 1, 1, 1, 1, 1, 1]
+  starts = flat('positions').count(0)
+  assert starts == 8 // every
+
+
 def test_a_mask_decides_what_is_predicted():
   data = Memory([1, 2, 3, 4], masks=[[0, 0, 1, 1]])
   (row,) = rows_of([[(0, 0, 4)]], 4, 4, data=data)

@@ -5,8 +5,9 @@ Several packs share a row, or a pack takes several rows (data/mixture.py).
 RULES names the ways to pack documents.
 
 Targets are shifted inside a document, also across the end of a row: the target
-of the last token of a span is the next token of its document. So every token is
-predicted exactly once but for the first of each document.
+of the last token of a span is the next token of its document, or of its pack
+where the documents of a pack are joined. So every token is predicted exactly
+once but for the first of each document, wherever rows or segments are cut.
 """
 
 import bisect
@@ -226,6 +227,10 @@ class RowPlan(NamedTuple):
   start: np.ndarray  # int64, token of the document
   length: np.ndarray  # int64
   new_segment: np.ndarray  # bool, whether a segment begins here
+  # int64, the token that the last one of the span predicts: of its document,
+  # or the first of the next span of a joined pack.
+  next_document: np.ndarray
+  next_start: np.ndarray
 
   def squares(self) -> float:
     """The sum of length^2 over segments, to which attention is proportional."""
@@ -256,7 +261,14 @@ def row_plans(
   column = np.repeat(np.arange(len(packed)) * length, counts) + inside
   new_segment = np.full(len(column), not joined)
   new_segment[first] = True
-  plan = RowPlan(column, document, start, size, new_segment)
+  next_document, next_start = document.copy(), start + size
+  if joined:
+    inner = np.flatnonzero(~new_segment)  # follow a span of their own pack
+    next_document[inner - 1] = document[inner]
+    next_start[inner - 1] = start[inner]
+  plan = RowPlan(
+    column, document, start, size, new_segment, next_document, next_start
+  )
   plan = cut_segments(plan, seq_len)
   row = plan.column // seq_len
   plan = plan._replace(column=plan.column % seq_len)
@@ -275,12 +287,17 @@ def cut_segments(plan: RowPlan, every: int) -> RowPlan:
   begin, end, first = (np.repeat(x, pieces) for x in (begin, end, first))
   plan = RowPlan(*(np.repeat(x, pieces) for x in plan))
   column = np.maximum(begin, (first + piece) * every)
+  start = plan.start + column - begin
+  length = np.minimum(end, (first + piece + 1) * every) - column
+  last = column + length == end  # others are followed by their next piece
   return RowPlan(
     column,
     plan.document,
-    plan.start + column - begin,
-    np.minimum(end, (first + piece + 1) * every) - column,
+    start,
+    length,
     plan.new_segment & (piece == 0) | (column % every == 0),
+    np.where(last, plan.next_document, plan.document),
+    np.where(last, plan.next_start, start + length),
   )
 
 
@@ -298,7 +315,9 @@ def read_row(store, plan: RowPlan, seq_len: int) -> Batch:
   tokens, targets, segments = np.zeros((3, seq_len), np.int32)
   weights = np.zeros(seq_len, np.float32)
   segment = 0
-  for column, document, start, length, new in zip(*(x.tolist() for x in plan)):
+  for column, document, start, length, new, *following in zip(
+    *(x.tolist() for x in plan)
+  ):
     ids = store.tokens(document, start, length + 1)  # one more, to predict
     mask = store.mask(document, start, length + 1)
     predicted = min(length, len(ids) - 1)
@@ -307,9 +326,11 @@ def read_row(store, plan: RowPlan, seq_len: int) -> Batch:
     weights[column : column + predicted] = mask[1 : predicted + 1]
     segment += new
     segments[column : column + length] = segment
-    if not new:  # the span before is of another document of this segment
-      targets[column - 1] = ids[0]
-      weights[column - 1] = mask[0] if start else 0
+    if following != [document, start + length]:
+      last, (document, start) = column + length - 1, following
+      targets[last] = store.tokens(document, start, 1)[0]
+      # The first token of a document is not predicted.
+      weights[last] = store.mask(document, start, 1)[0] if start else 0
   index = np.arange(seq_len, dtype=np.int32)
   return Batch(
     tokens, targets, weights, segments, positions.plain(segments), index
