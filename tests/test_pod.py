@@ -1,5 +1,8 @@
-"""TPU slices from a laptop: what is asked of gcloud and xpk, and what happens
-when the cloud does what clouds do. The workers of the fake are real shells."""
+"""TPU slices from a laptop: the commands given to gcloud and xpk, and what
+happens when a cloud waits, refuses, preempts or loses connections.
+
+The hosts of the fake cloud are real shells.
+"""
 
 import contextlib
 import io
@@ -14,13 +17,13 @@ import subprocess
 import sys
 import time
 
-import commands
 import pytest
 
 from configs import llama3_8b_512k
 from longjax.errors import InputError
-from longjax.pod import queued, request, tree, verbs, watch, xpk
-from longjax.pod.terminal import CommandFailed, Done, Rehearsal, Terminal
+from longjax.pod import hosts, request, tree, verbs, xpk
+from longjax.pod import supervise as supervising
+from longjax.pod.commands import CommandFailed, DryRun, Result, Terminal
 from longjax.train import provenance
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -48,7 +51,7 @@ END
 
 @pytest.fixture
 def cloud(tmp_path, monkeypatch):
-  """cloud(now=[...], lives=[[...]]): plays what follows; its directory."""
+  """cloud(now=[...], lives=[[...]]): sets the script; its directory."""
   monkeypatch.setenv('FAKE_CLOUD', str(tmp_path))
   monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
   monkeypatch.setenv('LONGJAX_STOP_SECONDS', '5')
@@ -71,22 +74,57 @@ def cloud(tmp_path, monkeypatch):
       os.killpg(int(pid.read_text()), signal.SIGKILL)
 
 
-@pytest.fixture
-def checkout(tmp_path):
-  """A small checkout with what goes to a worker."""
-  root = tmp_path / 'checkout'
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+  """A small checkout with what goes to a host."""
+  root = tmp_path_factory.mktemp('checkout')
   for name in ('longjax/pod/worker.sh', 'configs/tiny.py', 'requirements.txt'):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes((ROOT / name).read_bytes())
-  git(root, 'init', '-q')
-  git(root, 'add', '-A')
-  git(root, 'commit', '-qm', 'first')
+  who = ['-c', 'user.name=x', '-c', 'user.email=x@example.com']
+  for words in (['init', '-q'], ['add', '-A'], ['commit', '-qm', 'first']):
+    subprocess.run(['git', '-C', root, *who, *words], check=True)
   return root
 
 
-def git(root, *arguments):
-  who = ['-c', 'user.name=x', '-c', 'user.email=x@example.com']
-  subprocess.run(['git', '-C', root, *who, *arguments], check=True)
+@pytest.fixture
+def command(monkeypatch, capsys):
+  """command(*arguments): launch/pod.py in this process; (code, out, err)."""
+
+  def run(*arguments):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, 'argv', ['pod.py', *arguments])
+    monkeypatch.setattr(sys, 'stdin', io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+      runpy.run_path('launch/pod.py', run_name='__main__')
+    return ended.value.code, *capsys.readouterr()
+
+  return run
+
+
+@pytest.fixture
+def dry(command, monkeypatch):
+  """dry(*arguments): what --dry-run prints, digests and commits replaced."""
+  monkeypatch.setenv('LONGJAX_CACHE', 'CACHE')
+
+  def run(*arguments) -> str:
+    code, text, error = command(*arguments)
+    assert code == 0, error
+    return re.sub(r'\b[0-9a-f]{12}\b', 'TREE', text)
+
+  return run
+
+
+class Quiet(Terminal):
+  """Collects lines and waits; waits only briefly."""
+
+  def __init__(self):
+    self.lines, self.seconds = [], []
+    super().__init__(self.lines.append, self._wait)
+
+  def _wait(self, seconds):
+    self.seconds.append(seconds)
+    time.sleep(0.02)
 
 
 def pod(**fields):
@@ -104,8 +142,8 @@ def calls(directory) -> list[list[str]]:
   return [json.loads(line) for line in lines]
 
 
-def asked(directory) -> list[str]:
-  """What was asked of the cloud, states left out: create, scp, start, ..."""
+def requests(directory) -> list[str]:
+  """What was asked of the cloud but for states: create, scp, start, ..."""
   found = []
   for call in calls(directory):
     word = call[3] if call[0] == 'compute' else call[0]
@@ -116,12 +154,41 @@ def asked(directory) -> list[str]:
   return found
 
 
-def dry(*arguments) -> str:
-  """What --dry-run prints, without what differs between checkouts."""
-  done = commands.run('pod.py', *arguments, LONGJAX_CACHE='CACHE')
-  assert done.returncode == 0, done.stderr
-  text = re.sub(r'\b[0-9a-f]{12}\b', 'TREE', done.stdout)
-  return re.sub(r'commit \w+', 'commit COMMIT', text)
+def edit(there, **changes):
+  """Changes the script of the cloud."""
+  script = json.loads((there / 'script.json').read_text())
+  (there / 'script.json').write_text(json.dumps(script | changes))
+
+
+def started(there, checkout):
+  """A slice with the tree, training; the tree."""
+  code = tree.read(checkout)
+  verbs.up(Quiet(), pod())
+  verbs.push(Quiet(), pod(), code)
+  assert run(code) == 0
+  wait_for((there / 'trained').exists)
+  return code
+
+
+def run(code, restart=False, terminal=None):
+  return verbs.run(terminal or Quiet(), pod(), code, 3, restart)
+
+
+def supervised(checkout, retries=9, last_step=dict, terminal=None):
+  code = tree.read(checkout)
+  terminal = terminal or Quiet()
+  return supervising.supervise(terminal, pod(), code, retries, last_step)
+
+
+def states():
+  return [x['state'] for x in hosts.status(Terminal(), pod())]
+
+
+def wait_for(condition, seconds=20):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < end
+    time.sleep(0.05)
 
 
 # --- what is asked
@@ -132,7 +199,7 @@ WHERE = '--project=ours --zone=us-east5-a'
 EVERYWHERE = f'{WHERE} --node=all --worker=all --quiet'
 
 
-def test_supervising_64_chips_of_v5p_reads_as_one_would_type_it():
+def test_supervising_64_chips_of_v5p_reads_as_one_would_type_it(dry):
   assert (
     dry('supervise', *DRY, '--topology=v5p:4x4x4')
     == f"""\
@@ -179,24 +246,20 @@ longjax/llama3-8b-512k/code/longjax/pod/worker.sh status'
   (['--topology=v5p:4x4x12', '--service-account=tpu@ours.example'],
    '--type=v5p --topology=4x4x12 --runtime-version=v2-alpha-tpuv5 '
    '--node-id=llama3-8b-512k --service-account=tpu@ours.example'),
+  (['--topology=v6e:1x1'],
+   '--accelerator-type=v6e-1 --runtime-version=v2-alpha-tpuv6e '
+   '--node-id=llama3-8b-512k'),
 ])  # fmt: skip
-def test_a_slice_is_asked_for_by_the_name_that_google_gives_it(flags, create):
+def test_a_slice_is_requested_by_the_name_that_google_gives_it(
+  flags, create, dry
+):
   lines = dry('up', *DRY, *flags).splitlines()
   label = '--labels=longjax=llama3-8b-512k --async --quiet'
   made = f'{QUEUED} create llama3-8b-512k {WHERE} {create} {label}'
   assert [x for x in lines if ' create ' in x] == [made]
 
 
-@pytest.mark.parametrize('topology, flag', [
-  ('v5e:1x1', '--accelerator-type=v5litepod-1'),
-  ('v6e:1x1', '--accelerator-type=v6e-1'),
-  ('v5e:2x4', '--accelerator-type=v5litepod-8'),
-])  # fmt: skip
-def test_one_chip_or_one_host_can_be_had_to_try_things(topology, flag):
-  assert request.hardware(request.parse(topology, 1)) == [flag]
-
-
-def test_tpu7x_goes_through_xpk():
+def test_tpu7x_goes_through_xpk(dry):
   text = dry('supervise', *DRY, '--topology=tpu7x:4x4x4', '--spot')
   place = '--cluster=llama3-8b-512k --project=ours --zone=us-east5-a'
   describe = (
@@ -223,14 +286,11 @@ def test_tpu7x_goes_through_xpk():
 @pytest.mark.parametrize(
   'verb', ['up', 'push', 'run', 'logs', 'status', 'down']
 )
-def test_each_verb_rehearses_without_gcloud(verb):
-  path = os.pathsep.join([str(ROOT / 'tests'), '/usr/bin', '/bin'])
-  done = commands.run(
-    'pod.py', verb, *DRY, '--topology=v6e:4x4', PATH=path, LONGJAX_CACHE='/none'
-  )
-  assert done.returncode == 0, done.stderr
-  commands_ = [x for x in done.stdout.splitlines() if x[0] != '#']
-  assert all(shlex.split(x)[0] == 'gcloud' for x in commands_)
+def test_each_verb_has_a_dry_run_without_gcloud(verb, dry, monkeypatch):
+  monkeypatch.setenv('PATH', os.pathsep.join(['/usr/bin', '/bin']))
+  monkeypatch.setenv('LONGJAX_CACHE', '/none')
+  lines = dry(verb, *DRY, '--topology=v6e:4x4').splitlines()
+  assert all(shlex.split(x)[0] == 'gcloud' for x in lines if x[0] != '#')
   assert not pathlib.Path('/none').exists()
 
 
@@ -242,10 +302,7 @@ def documented() -> list[list[str]]:
 
 
 @pytest.mark.parametrize('arguments', documented(), ids=lambda a: a[0])
-def test_the_commands_of_the_documentation_are_taken(
-  arguments, monkeypatch, capsys, tmp_path
-):
-  monkeypatch.chdir(ROOT)
+def test_the_commands_of_the_documentation_work(arguments, dry, tmp_path):
   plan = dict(
     config='llama3_8b_64k', topology='v5p:4x4x4', slices=1, fits=True,
     step=dict(seconds=1.0),
@@ -255,94 +312,78 @@ def test_the_commands_of_the_documentation_are_taken(
   names |= {'plan.json': str(tmp_path / 'plan.json')}
   for name, value in names.items():
     arguments = [x.replace(name, value) for x in arguments]
-  monkeypatch.setattr(sys, 'argv', ['pod.py', *arguments, '--dry-run'])
-  with pytest.raises(SystemExit) as ended:
-    runpy.run_path('launch/pod.py', run_name='__main__')
-  printed = capsys.readouterr()
-  assert ended.value.code == 0, printed.err
-  assert QUEUED in printed.out
-  assert 'note: config.mesh' not in printed.out  # the config is for this slice
+  text = dry(*arguments, '--dry-run')
+  assert QUEUED in text
+  assert 'note: config.mesh' not in text  # the config is for this slice
 
 
 @pytest.mark.parametrize('hostile', [
   '--config.notes=("$(touch /tmp/x)",)', "--config.weights='; rm -rf ~ #",
   '--config.weights=`id` && x | y > z\n--config.seed=1',
 ])  # fmt: skip
-def test_what_a_shell_would_act_on_stays_one_word_for_the_worker(hostile):
-  said = []
-  terminal = Rehearsal(exists=True, label='run')
-  terminal.run = lambda argv, **_: said.append(argv) or Done(0)
+def test_what_a_shell_would_act_on_stays_one_word_on_the_host(hostile):
+  terminal, sent = DryRun(exists=True, name='run'), []
+  terminal.run = lambda argv, **_: sent.append(argv) or Result(0)
   one = pod(arguments=('--config=configs/a b;c.py', hostile))
-  queued.start(terminal, one)
-  (remote,) = [x for x in said[0] if x.startswith('--command=')]
-  words = shlex.split(remote.removeprefix('--command='))
-  assert words[-2:] == ['--config=configs/a b;c.py', hostile]
-  said.clear()
-  xpk.start(terminal, one, tree.Tree(ROOT, (), 'c', 'd' * 64), 3)
-  (remote,) = [x for x in said[0] if x.startswith('--command=')]
-  assert shlex.split(remote)[-2:] == ['--config=configs/a b;c.py', hostile]
+  hosts.start(terminal, one)
+  xpk.start(terminal, one, tree.Tree(ROOT, {}, 'c', 'd' * 64), 3)
+  for argv in sent:
+    (remote,) = [x for x in argv if x.startswith('--command=')]
+    words = shlex.split(remote.removeprefix('--command='))
+    assert words[-2:] == ['--config=configs/a b;c.py', hostile]
 
 
-@pytest.mark.parametrize('arguments, says', [
+@pytest.mark.parametrize('arguments, fact', [
   (['upp', *RUN], "nearest is 'up'"),
-  ([], 'the first argument is one of up, push, run'),
-  (['up', *RUN], 'up needs --topology, as v5p:4x4x4'),
+  ([], 'up, push, run'),
+  (['up', *RUN], '--topology, as v5p:4x4x4'),
   (['up', *RUN, '--topolgy=v5p:4x4x4'], "nearest is '--topology'"),
   (['up', *RUN, '--topology=v5p:4x4'], 'nearest is v5p:4x4x1'),
   (['up', *RUN, '--topology=v5e:6x6'], 'nearest is v5e:4x8'),
-  (['up', *RUN, '--topology', '-1'], "--topology '-1' is not GENERATION"),
-  (['up', *RUN, '--spot', '-1'], 'unknown flag --1'),
-  (['up', *RUN, '--topology=v9:4x4'], "no TPU generation 'v9'"),
-  (['up', *RUN, '--topology=v5e:4x4', '--slices=two'], "'two' is not a number"),
-  (['up', *RUN, '--topology=v5e:4x4', '--spot', '--reserved'], 'exclude'),
-  (['up', *RUN, '--topology=tpu7x:4x4x4'], 'give --zone and --project'),
-  (['up', *RUN, '--topology=v5e:4x4', '--name=A;b'], 'cannot be called'),
-  (['up', *RUN, '--topology=v5e:4x4'], 'give --yes'),
+  (['up', *RUN, '--topology', '-1'], "--topology '-1'"),
+  (['up', *RUN, '--spot', '-1'], '--1'),
+  (['up', *RUN, '--topology=v9:4x4'], "'v9'"),
+  (['up', *RUN, '--topology=v5e:4x4', '--slices=two'], "'two'"),
+  (['up', *RUN, '--topology=v5e:4x4', '--spot', '--reserved'], '--reserved'),
+  (['up', *RUN, '--topology=tpu7x:4x4x4'], '--zone and --project'),
+  (['up', *RUN, '--topology=v5e:4x4', '--name=A;b'], "'A;b'"),
+  (['up', *RUN, '--topology=v5e:4x4'], '--yes'),
   (['up', *RUN, '--topology=v5e:4x4', '--plan=none.json'], 'none.json'),
-  (['run', RUN[0]], 'run needs --workdir=gs://BUCKET/RUN'),
+  (['run', RUN[0]], 'gs://BUCKET/RUN'),
   (['run', RUN[0], '--workdir=/data/x'], "gs://BUCKET/RUN, got '/data/x'"),
   (['run', RUN[0], '--workdir=gs://-o;x/y'], "got 'gs://-o;x/y'"),
   (['up', *RUN, '--topology=v5e:4x4', '--cluster=c'], '--topology=tpu7x'),
-  (['down', *RUN], 'What is on its disks is lost. Nobody is there to say yes'),
-  (['push', '--config=configs/none.py'], 'there is no config configs/none.py'),
+  (['down', *RUN], 'disks is lost'),
+  (['push', '--config=configs/none.py'], 'configs/none.py'),
 ])  # fmt: skip
-def test_what_cannot_be_is_refused_in_one_line(
-  arguments, says, monkeypatch, capsys
-):
-  monkeypatch.chdir(ROOT)
-  monkeypatch.setattr(sys, 'argv', ['pod.py', *arguments])
-  monkeypatch.setattr(sys, 'stdin', io.StringIO())
-  with pytest.raises(SystemExit) as ended:
-    runpy.run_path('launch/pod.py', run_name='__main__')
-  lines = capsys.readouterr().err.splitlines()
-  assert (ended.value.code, len(lines)) == (2, 1)
-  assert says in lines[0]
+def test_bad_input_is_refused_in_one_line(arguments, fact, command):
+  code, _, error = command(*arguments)
+  assert (code, len(error.splitlines())) == (2, 1)
+  assert fact in error
 
 
-def test_without_gcloud_the_user_is_told_where_it_is():
-  empty = str(ROOT / 'tests')
-  line = commands.refused('pod.py', 'status', *RUN, PATH=empty)
-  assert line == (
-    'pod.py: gcloud is not installed; see https://cloud.google.com/sdk/docs/'
-    'install'
-  )
+def test_without_gcloud_its_address_is_given(command, monkeypatch):
+  monkeypatch.setenv('PATH', str(ROOT / 'tests'))
+  code, _, error = command('status', *RUN)
+  assert code == 2
+  assert 'https://cloud.google.com/sdk/docs/install' in error
 
 
-def test_a_command_that_failed_says_which_setting_gcloud_lacks():
+def test_a_failed_command_names_the_setting_that_gcloud_lacks():
   text = (
-    'ERROR: (gcloud.compute) Error parsing [queued_resource].\n'
+    'WARNING: old\nERROR: (gcloud.compute) Error parsing [queued_resource].\n'
     'The [queued_resource] resource is not properly specified.\n'
     'Failed to find attribute [zone].\n- provide the argument `--zone`\n'
   )
-  said = str(CommandFailed(['gcloud', 'compute'], Done(1, error=text)))
+  said = str(CommandFailed(['gcloud', 'compute'], Result(1, error=text)))
   assert said.startswith('gcloud compute: ERROR: (gcloud.compute) Error')
   assert said.endswith('Failed to find attribute [zone].')
-  assert str(CommandFailed(['git'], Done(3))) == 'git: exit code 3'
+  assert str(CommandFailed(['git'], Result(3))) == 'git: exit code 3'
 
 
 def test_the_cost_is_chips_times_the_hours_of_the_plan(tmp_path):
   plan = tmp_path / 'plan.json'
-  config = llama3_8b_512k.get_config()
+  config = llama3_8b_512k.get_config()  # 4 x 16
   report = dict(
     config='llama3_8b_512k', topology='v5p:4x4x4', slices=1, fits=True,
     step=dict(seconds=36.0),
@@ -353,61 +394,60 @@ def test_the_cost_is_chips_times_the_hours_of_the_plan(tmp_path):
   # 2,500 steps of 36 s are 25 h; 64 chips for 25 h are 1,600 chip-hours.
   assert 'are 25.0 hours: 1,600 chip-hours' in lines[1]
   other = pod(slice=request.parse('v5p:4x4x4', 2))
-  with pytest.raises(InputError, match='is of llama3_8b_512k on 1 x v5p'):
+  with pytest.raises(InputError, match='llama3_8b_512k on 1 x v5p'):
     request.cost(other, str(plan), config)
-  plan.write_text('[]')
-  with pytest.raises(InputError, match='is not what launch/plan'):
+  plan.write_text(json.dumps(report | dict(fits=False)))
+  with pytest.raises(InputError, match='does not fit v5p:4x4x4'):
     request.cost(pod(), str(plan), config)
-
-
-def test_a_mesh_of_another_size_than_the_slice_is_said_before_it_costs():
-  config = llama3_8b_512k.get_config()  # 4 x 16
-  lines = request.cost(pod(slice=request.parse('v5e:16x16', 1)), '', config)
-  assert '--config.mesh.data=16' in lines[1]
+  plan.write_text('[]')
+  with pytest.raises(InputError, match='launch/plan'):
+    request.cost(pod(), str(plan), config)
+  wide = pod(slice=request.parse('v5e:16x16', 1))
+  assert '--config.mesh.data=16' in request.cost(wide, '', config)[1]
 
 
 # --- the tree
 
 
-def test_a_tree_is_what_git_tracks_and_its_archive_is_always_the_same(
-  checkout, cloud
-):
+def test_a_tree_is_what_git_tracks(checkout, cloud):
   cloud()
   (checkout / 'weights.bin').write_text('not tracked')
   code = tree.read(checkout)
   tree.pack(code)
-  first = tree.archive(code).read_bytes()
-  os.utime(checkout / 'requirements.txt', (1, 1))
-  tree.pack(tree.read(checkout))
-  assert tree.archive(code).read_bytes() == first
-  tree.unpack(code)
-  there = {
-    str(p.relative_to(tree.unpacked(code)))
-    for p in tree.unpacked(code).rglob('*') if p.is_file()
+  place = tree.unpacked(code)
+  there = {p.relative_to(place).as_posix(): p for p in place.rglob('*')}
+  assert {k for k, p in there.items() if p.is_file()} == {
+    *code.files, '.pushed',
   }  # fmt: skip
-  assert there == {*code.files, '.pushed'}
+  script = there['longjax/pod/worker.sh']
+  assert script.read_bytes() == (ROOT / 'longjax/pod/worker.sh').read_bytes()
+  os.utime(checkout / 'requirements.txt', (1, 1))
+  assert tree.read(checkout).digest == code.digest
 
 
 def test_uncommitted_changes_are_pushed_only_on_request_and_recorded(checkout):
-  (checkout / 'requirements.txt').write_text('changed')
+  file = checkout / 'requirements.txt'
+  before = file.read_text()
+  file.write_text('changed')
   code = tree.read(checkout)
-  with pytest.raises(InputError, match='give --dirty'):
+  file.write_text(before)
+  with pytest.raises(InputError, match='--dirty'):
     tree.check(code, dirty=False)
   tree.check(code, dirty=True)
   assert code.commit.endswith('+')
 
 
-def test_a_config_that_would_not_go_along_is_refused(checkout, tmp_path):
+def test_a_config_outside_of_the_tree_is_refused(checkout, tmp_path):
   code = tree.read(checkout)
-  assert tree.config_path(code, str(checkout / 'configs/tiny.py')) == (
-    'configs/tiny.py'
+  assert tree.config_path(code, f'{checkout}/configs/tiny.py:a') == (
+    'configs/tiny.py:a'
   )
   (checkout / 'configs/new.py').write_text('')
-  with pytest.raises(InputError, match='git does not track configs/new'):
+  with pytest.raises(InputError, match='track configs/new'):
     tree.config_path(code, str(checkout / 'configs/new.py'))
-  with pytest.raises(InputError, match='lies outside'):
+  with pytest.raises(InputError, match='outside of'):
     tree.config_path(code, str(tmp_path / 'x.py'))
-  with pytest.raises(InputError, match='no git checkout'):
+  with pytest.raises(InputError, match='git checkout'):
     tree.read(tmp_path)
 
 
@@ -422,82 +462,71 @@ def test_a_pushed_tree_knows_its_commit(tmp_path, monkeypatch):
 
 
 def test_up_waits_for_the_slice_and_does_not_ask_twice(cloud):
-  seconds, said = [], []
   there = cloud(lives=[['WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE']])
-  up = lambda: verbs.up(Terminal(), pod(), said.append, seconds.append)
-  assert up() == 0
-  assert seconds == [0, 60, 60]
-  assert [x.split(': ')[1] for x in said] == [
+  terminal = Quiet()
+  assert verbs.up(terminal, pod()) == 0
+  assert terminal.seconds == [0, 60, 60]
+  assert [x.split(': ')[1] for x in terminal.lines] == [
     'not there', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE',
   ]  # fmt: skip
-  assert up() == 0
-  assert asked(there) == ['create']
+  assert verbs.up(terminal, pod()) == 0
+  assert requests(there) == ['create']
+  larger = pod(slice=request.parse('v5p:4x4x8', 1))
+  with pytest.raises(InputError, match=r'v5p-128, not as v5p:4x4x8'):
+    verbs.up(terminal, larger)
 
 
-def test_a_refused_quota_is_said_in_the_words_of_the_cloud(cloud):
-  said = []
+def test_a_refused_quota_is_reported_in_the_words_of_the_cloud(cloud):
+  terminal = Quiet()
   cloud(lives=[[f'FAILED|{QUOTA}']])
-  assert verbs.up(Terminal(), pod(), said.append, lambda _: None) == 1
-  assert f'FAILED: {QUOTA}' in said[1]
+  assert verbs.up(terminal, pod()) == 1
+  assert f'FAILED: {QUOTA}' in terminal.lines[1]
   cloud(refuse=f'(gcloud.create) RESOURCE_EXHAUSTED: {QUOTA}')
   with pytest.raises(CommandFailed, match='TPUV5PPerProject'):
-    verbs.up(Terminal(), pod(), said.append, lambda _: None)
+    verbs.up(terminal, pod())
 
 
 def test_training_outlives_the_connection_and_leaves_its_exit_code(
   cloud, checkout
 ):
-  there = cloud(trains=['sleep 0.3; echo last words; exit 7'])
-  started(there, checkout)
-  wait_for(lambda: states() == ['exited', 'exited'])
-  one = queued.workers(Terminal(), pod())[0]
-  assert (one['worker'], one['code'], one['said']) == ('w0', 7, 'last words')
-  said = []
-  assert verbs.logs(Terminal(), pod(), said.append) == 1
-  assert said[0].count('last words') == 2  # of all workers
-  assert (
-    '-r requirements.txt jax[tpu] gcsfs' in (there / 'installs').read_text()
+  there = cloud(
+    trains=['test -f bucket/mounted || exit 1; sleep 0.3; echo last; exit 7']
   )
+  code = started(there, checkout)
+  wait_for(lambda: states() == ['exited', 'exited'])
+  one = hosts.status(Terminal(), pod())[0]
+  assert (one['worker'], one['code'], one['said']) == ('w0', 7, 'last')
+  terminal = Quiet()
+  assert verbs.logs(terminal, pod()) == 1
+  assert terminal.lines[0].count('last') == 2  # of all hosts
+  installs = (there / 'installs').read_text()
+  assert '-r requirements.txt jax[tpu] gcsfs' in installs
   trained = (there / 'trained').read_text().splitlines()
   assert trained == [f'launch/tpu.py {" ".join(pod().arguments)}'] * 2
-
-
-def test_the_bucket_of_the_workdir_is_mounted_where_the_run_looks(
-  cloud, checkout
-):
-  there = cloud(trains=['test -f bucket/mounted; exit $?'])
-  code = started(there, checkout)
-  wait_for(lambda: states() == ['exited', 'exited'])
-  assert [x['code'] for x in queued.workers(Terminal(), pod())] == [0, 0]
-  verbs.run(Terminal(), pod(), code, 3, again=False, log=lambda _: None)
-  mounts = (there / 'mounts').read_text().splitlines()
+  # Once more: installed and mounted once on each host.
+  assert verbs.push(terminal, pod(), code) == 0
+  assert (there / 'installs').read_text() == installs
+  run(code)
   where = there / 'workers/w0/longjax/run/bucket'
+  mounts = (there / 'mounts').read_text().splitlines()
   assert mounts[0] == f'w0 --implicit-dirs -o ro bucket {where}'
-  assert len(mounts) == 2  # once on each worker
+  assert len(mounts) == 2
 
 
-def test_push_twice_installs_once(cloud, checkout):
-  there = cloud()
-  started(there, checkout)
-  before = (there / 'installs').read_text()
-  assert verbs.push(Terminal(), pod(), tree.read(checkout), lambda _: None) == 0
-  assert (there / 'installs').read_text() == before
-
-
-def test_run_twice_is_refused_and_restart_ends_the_first(cloud, checkout):
+def test_run_twice_is_refused_and_restart_stops_the_first(cloud, checkout):
   there = cloud(trains=["trap 'exit 75' TERM; sleep 60 & wait"])
   code = started(there, checkout)
-  with pytest.raises(InputError, match=r'trains already \(pid \d+ on w0\)'):
-    verbs.run(Terminal(), pod(), code, 3, again=False, log=lambda _: None)
-  first = [x['pid'] for x in queued.workers(Terminal(), pod())]
-  verbs.run(Terminal(), pod(), code, 3, again=True, log=lambda _: None)
-  second = [x['pid'] for x in queued.workers(Terminal(), pod())]
-  assert states() == ['running', 'running']
-  assert not {*first} & {*second}
+  with pytest.raises(InputError, match=r'pid \d+ on w0.*--restart'):
+    run(code)
+  first = [x['pid'] for x in hosts.status(Terminal(), pod())]
+  run(code, restart=True)
+  second = hosts.status(Terminal(), pod())
+  assert [x['state'] for x in second] == ['running', 'running']
+  assert not {*first} & {x['pid'] for x in second}
 
 
 def test_a_process_that_took_over_the_pid_is_not_ours(cloud, checkout):
-  """A worker that was rebooted: the pid is there, the lock is free."""
+  """After a reboot of the host the pid exists and the lock is free."""
   there = cloud(trains=['exit 0'])
   code = started(there, checkout)
   wait_for(lambda: states() == ['exited', 'exited'])
@@ -506,72 +535,70 @@ def test_a_process_that_took_over_the_pid_is_not_ours(cloud, checkout):
     (home / 'pid').write_text(f'{other.pid}\n')
     (home / 'exit').unlink()
   assert states() == ['lost', 'lost']
-  queued.stop(Terminal(), pod())
+  hosts.stop(Terminal(), pod())
   assert other.poll() is None
   other.kill()
-  verbs.run(Terminal(), pod(), code, 3, again=False, log=lambda _: None)
+  run(code)
 
 
-def test_what_does_not_end_on_sigterm_is_killed(cloud, checkout, monkeypatch):
+def test_a_process_that_ignores_sigterm_is_killed(cloud, checkout, monkeypatch):
   monkeypatch.setenv('LONGJAX_STOP_SECONDS', '0.2')
   there = cloud(workers=1, trains=["trap '' TERM; while :; do sleep 0.1; done"])
   started(there, checkout)
-  queued.stop(Terminal(), pod())
+  hosts.stop(Terminal(), pod())
   assert states() == ['lost']
 
 
-def test_when_ssh_misses_a_worker_run_again_starts_only_that(cloud, checkout):
+def test_when_ssh_misses_a_host_run_again_starts_only_that(cloud, checkout):
   there = cloud()
-  verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
+  terminal = Quiet()
+  verbs.up(terminal, pod())
+  with pytest.raises(InputError, match=r'pod\.py push'):
+    run(None)
   code = tree.read(checkout)
-  verbs.push(Terminal(), pod(), code, lambda _: None)
+  verbs.push(terminal, pod(), code)
   edit(there, away=dict(w1=1))
-  said = []
-  again = lambda: verbs.run(Terminal(), pod(), code, 3, False, said.append)
-  with pytest.raises(CommandFailed, match='return code'):
-    again()
-  assert said[0].startswith('w0: started')
+  terminal = Quiet()
+  with pytest.raises(CommandFailed, match='255'):
+    run(code, terminal=terminal)
+  assert terminal.lines[0].startswith('w0: started')
   assert states() == ['running', 'idle']
-  assert again() == 0
+  assert run(code) == 0
   assert states() == ['running', 'running']
 
 
-def test_status_says_state_step_loss_and_speed(cloud, checkout):
+def test_status_has_state_hosts_step_loss_and_speed(cloud, checkout):
   there = cloud(trains=['sleep 60'])
   started(there, checkout)
   file = there / 'bucket/bucket/run/metrics.jsonl'
   file.parent.mkdir(parents=True)
   line = dict(step=12, loss=2.5, tokens_per_second=42_600.4, mfu=0.471)
   file.write_text(json.dumps(line) + '\n{"step": 13, "lo')
-  said = []
-  assert verbs.status(Terminal(), pod(), said.append) == 0
-  assert said[0] == 'run: ACTIVE'
-  assert re.fullmatch(r'w1: running, pid \d+', said[2])
-  assert said[3] == 'step 12  loss 2.5000  42,600 tokens/s  mfu 47.1%'
-
-
-def test_without_code_on_the_workers_run_says_push(cloud):
-  cloud()
-  verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
-  with pytest.raises(InputError, match=r'no code yet: pod\.py push'):
-    verbs.run(Terminal(), pod(), None, 3, False, lambda _: None)
+  terminal = Quiet()
+  assert verbs.status(terminal, pod()) == 0
+  assert terminal.lines[0] == 'run: ACTIVE'
+  assert re.search(r'^w1: running, pid \d+$', terminal.lines[1], re.M)
+  assert terminal.lines[2] == (
+    'step 12  loss 2.5000  42,600 tokens/s  mfu 47.1%'
+  )
+  edit(there, away=dict(w1=1))
+  assert verbs.status(terminal, pod()) == 0
+  first, second = terminal.lines[4].splitlines()
+  assert first.startswith('w0: running')
+  assert 'do not answer' in second
 
 
 def test_down_deletes_what_up_made_and_nothing_else(cloud):
-  said = []
-  down = lambda: verbs.down(Terminal(), pod(), said.append)
-  there = cloud(now=['ACTIVE'], node={})
-  with pytest.raises(InputError, match='was not made by pod'):
-    down()
-  cloud(now=['ACTIVE'], node=dict(labels=dict(longjax='another')))
-  with pytest.raises(InputError, match='was not made by pod'):
-    down()
-  cloud()
-  verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
-  assert down() == 0
-  assert down() == 0
-  assert said == ['run: deleted', 'run: there is none']
-  assert asked(there) == ['create', 'delete']
+  for labels in ({}, dict(labels=dict(longjax='another'))):
+    cloud(now=['ACTIVE'], node=labels)
+    with pytest.raises(InputError, match='longjax=run'):
+      verbs.down(Quiet(), pod())
+  there, terminal = cloud(), Quiet()
+  verbs.up(Quiet(), pod())
+  assert verbs.down(terminal, pod()) == 0
+  assert verbs.down(terminal, pod()) == 0
+  assert terminal.lines == ['run: deleted', 'run: there is none']
+  assert requests(there) == ['create', 'delete']
 
 
 # --- TPU7x
@@ -584,38 +611,34 @@ def gke(**fields):
   )  # fmt: skip
 
 
-def quietly(verb, *arguments):
-  return verb(Terminal(), *arguments, lambda _: None)
+def gke_requests(there) -> list[str]:
+  return [' '.join(x[:2]) for x in calls(there) if x[0] != 'container']
 
 
 def test_a_run_on_gke_is_made_once_and_deleted(cloud, checkout):
   there, code = cloud(), tree.read(checkout)
-  assert quietly(verbs.supervise, gke(), code, 3) == 0
+  assert verbs.supervise(Quiet(), gke(), code, 3) == 0
   with pytest.raises(CommandFailed, match='already exists'):
-    verbs.run(Terminal(), gke(), code, 3, again=False, log=lambda _: None)
-  verbs.run(Terminal(), gke(), code, 3, again=True, log=lambda _: None)
-  assert quietly(verbs.down, gke()) == 0
-  assert quietly(verbs.down, gke()) == 0
-  did = [' '.join(x[:2]) for x in calls(there) if x[0] != 'container']
-  assert did == [
+    verbs.run(Quiet(), gke(), code, 3, restart=False)
+  verbs.run(Quiet(), gke(), code, 3, restart=True)
+  assert verbs.down(Quiet(), gke()) == 0
+  assert verbs.down(Quiet(), gke()) == 0
+  assert gke_requests(there) == [
     'cluster create', 'workload create', 'workload list', 'workload create',
     'workload delete', 'workload create', 'workload delete', 'cluster delete',
   ]  # fmt: skip
 
 
 def test_a_cluster_that_was_there_stays(cloud, checkout):
-  there = cloud(cluster={}, ended=125)
+  there, code = cloud(cluster={}, ended=125), tree.read(checkout)
   theirs = gke(cluster='theirs')
-  assert quietly(verbs.supervise, theirs, tree.read(checkout), 3) == 1
-  assert quietly(verbs.down, theirs) == 0
-  did = [' '.join(x[:2]) for x in calls(there) if x[0] != 'container']
-  assert did == ['workload create', 'workload list', 'workload delete']
-
-
-def test_on_gke_run_before_push_says_push(cloud, checkout):
-  cloud(cluster={})
-  with pytest.raises(InputError, match=r'not pushed yet: pod\.py push'):
-    verbs.run(Terminal(), gke(), tree.read(checkout), 3, False, print)
+  with pytest.raises(InputError, match=r'pod\.py push'):
+    verbs.run(Quiet(), theirs, code, 3, restart=False)
+  assert verbs.supervise(Quiet(), theirs, code, 3) == 1
+  assert verbs.down(Quiet(), theirs) == 0
+  assert gke_requests(there) == [
+    'workload create', 'workload list', 'workload delete',
+  ]  # fmt: skip
 
 
 # --- supervise
@@ -625,179 +648,103 @@ def test_a_preempted_slice_is_made_again_until_training_is_done(
   cloud, checkout
 ):
   there = cloud(
-    lives=[['ACTIVE'] * 3 + ['SUSPENDED'], ['PROVISIONING', 'ACTIVE']],
-    trains=['sleep 60', 'exit 0'],
-  )
-  assert watched(checkout) == 0
+    lives=[['ACTIVE'] * 3 + ['SUSPENDED'], ['PROVISIONING', 'ACTIVE'],
+           ['ACTIVE']],
+    trains=['sleep 60', 'exit 75', 'exit 0'],
+  )  # fmt: skip
+  assert supervised(checkout) == 0
   once = ['create', 'scp', 'install', 'start']
-  assert asked(there) == [*once, 'delete', *once]
-
-
-def test_exit_code_75_deletes_and_asks_again(cloud, checkout):
-  there = cloud(trains=['exit 75', 'exit 0'])
-  assert watched(checkout) == 0
-  assert asked(there).count('create') == 2
-  assert asked(there).count('delete') == 1
+  assert requests(there) == [*once, 'delete', *once, 'delete', *once]
 
 
 def test_exit_code_2_ends_it_with_the_one_line(cloud, checkout):
-  said = []
+  terminal = Quiet()
   there = cloud(trains=['echo tpu.py: config.mesh is wrong >&2; exit 2'])
-  assert watched(checkout, log=said.append) == 2
-  assert said[-1] == 'run: refused: tpu.py: config.mesh is wrong'
-  assert 'delete' not in asked(there)
-  (there / 'train').write_text('exit 0')  # mended, and given again
-  assert watched(checkout) == 0
+  assert supervised(checkout, terminal=terminal) == 2
+  assert terminal.lines[-1] == 'run: refused: tpu.py: config.mesh is wrong'
+  assert 'delete' not in requests(there)
+  (there / 'train').write_text('exit 0')  # mended, and repeated
+  assert supervised(checkout) == 0
 
 
 def test_a_crash_starts_again_where_it_is_and_retries_end(cloud, checkout):
-  said, seconds = [], []
+  terminal = Quiet()
   there = cloud(workers=1, trains=['echo boom; exit 1'])
-  done = watched(checkout, retries=3, log=said.append, sleep=seconds.append)
-  assert done == 1
-  assert asked(there).count('start') == 5  # at first, and after each crash
-  assert asked(there).count('create') == 1
-  assert [x for x in seconds if x not in (0, 60)] == [30, 120]  # 30, 60, 120
-  assert any('boom' in x for x in said)
-  assert '3 retries in a row without a new step' in said[-1]
+  assert supervised(checkout, retries=3, terminal=terminal) == 1
+  assert requests(there).count('start') == 5  # at first, and after each crash
+  assert requests(there).count('create') == 1
+  # 30, 60, 120
+  assert [x for x in terminal.seconds if x not in (0, 60)] == [30, 120]
+  assert any('boom' in x for x in terminal.lines)
+  assert '3 retries in a row' in terminal.lines[-1]
 
 
-def test_a_new_step_between_failures_makes_the_budget_new(cloud, checkout):
+def test_a_new_step_between_failures_resets_their_count(cloud, checkout):
   steps = iter([5, 5, 9, 9, 9])
   cloud(workers=1, trains=['exit 1'])
-  said = []
-  last = lambda: dict(step=next(steps))
-  assert watched(checkout, 2, said.append, last_step=last) == 1
-  told = [int(x.split()[1]) for x in said if x.startswith('failure')]
+  terminal = Quiet()
+  last_step = lambda: dict(step=next(steps))
+  assert supervised(checkout, 2, last_step, terminal) == 1
+  failures = [x for x in terminal.lines if x.startswith('failure')]
   # At 5: first, second. At 9: first, second, and a third that ends it.
-  assert told == [1, 2, 1, 2]
+  assert [int(x.split()[1]) for x in failures] == [1, 2, 1, 2]
 
 
 def test_a_broken_connection_neither_stops_nor_doubles_training(
   cloud, checkout
 ):
+  """Supervise, repeated after an interruption, continues what is there."""
   there = cloud(trains=['sleep 1; exit 0'], drop=0)
   started(there, checkout)
   edit(there, drop=2, away=dict(w1=1))
-  before = asked(there)
-  assert watched(checkout) == 0
-  assert asked(there) == before
+  before = requests(there)
+  assert supervised(checkout) == 0
+  assert requests(there) == before
 
 
-def test_workers_out_of_reach_for_long_are_given_up(
-  cloud, checkout, monkeypatch
-):
-  monkeypatch.setattr(watch, 'PATIENCE', 3)
+def test_hosts_out_of_reach_for_long_are_given_up(cloud, checkout, monkeypatch):
+  monkeypatch.setattr(supervising, 'PATIENCE', 3)
   there = cloud(away=dict(w1=3), trains=['exit 0', 'exit 0'])
-  verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
-  assert watched(checkout) == 0
-  assert asked(there)[:3] == ['create', 'delete', 'create']
+  verbs.up(Quiet(), pod())
+  assert supervised(checkout) == 0
+  assert requests(there)[:3] == ['create', 'delete', 'create']
 
 
 def test_a_run_out_of_reach_that_makes_steps_is_left_alone(
   cloud, checkout, monkeypatch
 ):
-  monkeypatch.setattr(watch, 'PATIENCE', 3)
+  monkeypatch.setattr(supervising, 'PATIENCE', 3)
   steps = iter(range(1, 99))
   there = cloud(trains=['exit 0'])
   started(there, checkout)
   edit(there, away=dict(w1=5))
-  last = lambda: dict(step=next(steps))
-  assert watched(checkout, last_step=last) == 0
-  assert 'delete' not in asked(there)
+  assert supervised(checkout, last_step=lambda: dict(step=next(steps))) == 0
+  assert 'delete' not in requests(there)
 
 
 def test_while_this_machine_is_offline_nothing_is_deleted(cloud, checkout):
   there = cloud(trains=['exit 0'])
   started(there, checkout)
   edit(there, now=['OFFLINE'] * 4 + ['ACTIVE'])
-  assert watched(checkout) == 0
+  assert supervised(checkout) == 0
   edit(there, now=['OFFLINE'])
-  assert watched(checkout, retries=3) == 1
-  assert 'delete' not in asked(there)
+  assert supervised(checkout, retries=3) == 1
+  assert 'delete' not in requests(there)
 
 
-def test_a_slice_of_another_size_is_not_taken_for_ours(cloud):
-  there = cloud()
-  verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
-  larger = pod(slice=request.parse('v5p:4x4x8', 1))
-  with pytest.raises(InputError, match='as v5p-128, not v5p:4x4x8'):
-    verbs.up(Terminal(), larger, lambda _: None, lambda _: None)
-  assert asked(there) == ['create']
-
-
-def test_status_names_who_does_not_answer(cloud, checkout):
-  there, said = cloud(), []
-  started(there, checkout)
-  edit(there, away=dict(w1=1))
-  assert verbs.status(Terminal(), pod(), said.append) == 0
-  assert said[1].startswith('w0: running')
-  assert 'others do not answer' in said[2]
-
-
-def edit(there, **changes):
-  """Changes the script."""
-  script = json.loads((there / 'script.json').read_text())
-  (there / 'script.json').write_text(json.dumps(script | changes))
-
-
-def test_supervise_takes_up_what_is_there(cloud, checkout):
-  """Interrupted and given again, it looks and goes on."""
-  there = cloud(trains=['sleep 0.5; exit 0'])
-  started(there, checkout)
-  before = asked(there)
-  assert watched(checkout) == 0
-  assert asked(there) == before
-
-
-@pytest.mark.parametrize('workers, saw', [
+@pytest.mark.parametrize('workers, state', [
   ('idle idle', 'empty'), ('running idle', 'empty'), ('running running',
   'running'), ('0 0', 'done'), ('0 running', 'running'), ('75 running',
   'ending'), ('75 0', 'preempted'), ('75 134', 'preempted'), ('134 134',
   'crashed'), ('lost 0', 'crashed'), ('2 75', 'refused'), ('2 running',
   'refused'), ('', 'out of reach'),
 ])  # fmt: skip
-def test_what_the_states_of_workers_mean_together(workers, saw):
+def test_the_states_of_hosts_together(workers, state):
   text = '\n'.join(
     f'longjax worker=w{i} state='
     + (f'exited code={x} said=' if x.isdecimal() else x)
     for i, x in enumerate(workers.split())
   )
-  assert watch.verdict(queued.read(text), '')[0] == saw
-  unreached = watch.verdict(queued.read(text), 'ssh')[0]
-  assert unreached == ('refused' if saw == 'refused' else 'out of reach')
-
-
-def started(there, checkout):
-  """A slice with the tree, training; the tree."""
-  code = tree.read(checkout)
-  verbs.up(Terminal(), pod(), lambda _: None, lambda _: None)
-  verbs.push(Terminal(), pod(), code, lambda _: None)
-  assert verbs.run(Terminal(), pod(), code, 3, False, lambda _: None) == 0
-  wait_for((there / 'trained').exists)
-  return code
-
-
-def watched(
-  checkout, retries=9, log=lambda _: None, last_step=dict, sleep=None
-):
-  def briefly(seconds):
-    time.sleep(0.02)
-    if sleep:
-      sleep(seconds)
-
-  code = tree.read(checkout)
-  return watch.watch(
-    Terminal(), pod(), code, retries, last_step, log, briefly
-  )  # fmt: skip
-
-
-def states():
-  return [x['state'] for x in queued.workers(Terminal(), pod())]
-
-
-def wait_for(condition, seconds=20):
-  end = time.monotonic() + seconds
-  while not condition():
-    assert time.monotonic() < end
-    time.sleep(0.05)
+  assert supervising.summarize(hosts.parse(text), '')[0] == state
+  unreached = supervising.summarize(hosts.parse(text), 'ssh')[0]
+  assert unreached == ('refused' if state == 'refused' else 'out of reach')

@@ -1,13 +1,14 @@
-"""TPU slices from a laptop: ask for one, put the code there, train, look, end.
+"""TPU slices from a laptop: request, push code, train, watch, delete.
 
   request    what to ask Google Cloud for, and what it costs
-  terminal   other programs: each command is shown, or only shown
-  tree       the files of this checkout, as they go to the workers
+  commands   runs other programs and prints each command; or only prints
+  tree       the files of this checkout, as they go to the hosts
+  hosts      worker.sh on every host of a slice, by ssh
   queued     v4, v5e, v5p, v6e: queued resources of Cloud TPU
   xpk        TPU7x: GKE through XPK
-  watch      makes a lost slice again until the training has ended
+  supervise  keeps a run alive on queued resources until training has ended
   verbs      what launch/pod.py does with them
-  worker.sh  what runs on the workers
+  worker.sh  what runs on the hosts
 
-`queued` and `xpk` have the same functions of (terminal, pod).
+Functions take (terminal, pod): commands.Terminal or DryRun, and request.Pod.
 """

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from longjax import slices
 from longjax.errors import InputError
 
-# By generation: the name of the type, units a chip in it, the image of a VM.
+# By generation: name of the type, units a chip in it, image of the VMs.
 TYPES = {
   'v4': ('v4', 2, 'tpu-ubuntu2204-base'),
   'v5e': ('v5litepod', 1, 'v2-alpha-tpuv5-lite'),
@@ -25,17 +25,17 @@ TYPES = {
 PLANES = (
   (1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)
 )  # fmt: skip
-# The shapes that a count stands for in three; others are asked for as such.
+# The shapes in three that a count of chips stands for.
 TORI = (
   (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8),
   (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 24),
 )  # fmt: skip
 NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
-LABEL = 'longjax'  # its value is the name of the pod that made the thing
+LABEL = 'longjax'  # its value is the name of the pod that made the resource
 
 
 class Pod(NamedTuple):
-  """One request, and what shall run there."""
+  """One request, and what runs there."""
 
   name: str  # of the queued resource, or of the workload
   slice: slices.Slice | None  # needed to make one
@@ -46,8 +46,8 @@ class Pod(NamedTuple):
   service_account: str = ''
   runtime: str = ''  # image of the VMs; '' is that of TYPES
   cluster: str = ''  # of GKE; '' is one of the pod's own
-  workdir: str = ''  # gs://..., where the run lives
-  arguments: tuple[str, ...] = ()  # what launch/tpu.py is given
+  workdir: str = ''  # gs://BUCKET/RUN
+  arguments: tuple[str, ...] = ()  # of launch/tpu.py
 
   @property
   def bucket(self) -> str:
@@ -56,52 +56,52 @@ class Pod(NamedTuple):
 
   @property
   def place(self) -> list[str]:
-    """The flags that say where, of gcloud and of xpk."""
+    """--project and --zone, of gcloud and of xpk."""
     flags = dict(project=self.project, zone=self.zone)
     return [f'--{k}={v}' for k, v in flags.items() if v]
 
 
 def name(text: str) -> str:
-  """A name as Google Cloud takes it, from that of a config; or InputError."""
+  """A name that Google Cloud takes, from that of a config; or InputError."""
   made = text.replace('_', '-')
   if not NAME.fullmatch(made):
     raise InputError(
-      f'the pod cannot be called {text!r}: lower case letters, digits and '
-      'hyphens, at most 40, a letter first; give --name'
+      f'a pod cannot be named {text!r}: it takes lower case letters, digits '
+      'and hyphens, at most 40, a letter first; give --name'
     )
   return made
 
 
 def parse(topology: str, count: int) -> slices.Slice:
   """The slice, if Google Cloud has it; InputError names the nearest."""
-  where = slices.parse(topology, count)
-  if len(where.dims) == 2 and where.dims not in PLANES:
-    near = min(PLANES, key=lambda p: abs(math.log(math.prod(p) / where.size)))
-    near = slices.Slice(where.generation, near, 1)
+  found = slices.parse(topology, count)
+  if len(found.dims) == 2 and found.dims not in PLANES:
+    near = min(PLANES, key=lambda p: abs(math.log(math.prod(p) / found.size)))
+    near = slices.Slice(found.generation, near, 1)
     raise InputError(
       f'--topology {topology}: Google Cloud has none; nearest is {near.name}'
     )
-  return where
+  return found
 
 
-def hardware(where: slices.Slice) -> list[str]:
-  """The flags of gcloud that say which slice."""
-  kind, units, _ = TYPES[where.generation]
-  if where.dims in PLANES + TORI:
-    return [f'--accelerator-type={kind}-{units * where.size}']
-  shape = 'x'.join(map(str, where.dims))
+def accelerator(wanted: slices.Slice) -> list[str]:
+  """The flags of gcloud that name the slice."""
+  kind, units, _ = TYPES[wanted.generation]
+  if wanted.dims in PLANES + TORI:
+    return [f'--accelerator-type={kind}-{units * wanted.size}']
+  shape = 'x'.join(map(str, wanted.dims))
   return [f'--type={kind}', f'--topology={shape}']
 
 
 def cost(pod: Pod, plan: str, config) -> list[str]:
-  """What it will cost, in lines for a person.
+  """What the pod will cost, in lines for the user.
 
   Args:
     plan: a file that `launch/plan.py --json` wrote for this config and slice,
       or ''.
 
   Raises:
-    InputError: the plan is not one, or of something else.
+    InputError: the plan is not one, or of another config or slice.
   """
   assert pod.slice
   count = f'{pod.slice.slices} x ' if pod.slice.slices > 1 else ''
@@ -119,7 +119,7 @@ def cost(pod: Pod, plan: str, config) -> list[str]:
       f'--config.mesh.data={devices // seq} --config.mesh.seq={seq}'
     ]
   if plan:
-    seconds = predicted(pod, plan, config)
+    seconds = predicted_seconds(pod, plan, config)
     hours = config.train.steps * seconds / 3600
     lines += [
       f'{config.train.steps} steps of {seconds:.1f} s (predicted, not '
@@ -129,32 +129,26 @@ def cost(pod: Pod, plan: str, config) -> list[str]:
   return lines
 
 
-def predicted(pod: Pod, plan: str, config) -> float:
+def predicted_seconds(pod: Pod, plan: str, config) -> float:
   """Seconds of a step, from the plan."""
   assert pod.slice
   try:
     report = json.loads(pathlib.Path(plan).read_text())
-    of = report['config'], report['topology'], report['slices']
+    planned = report['config'], report['topology'], report['slices']
     fits, seconds = report['fits'], report.get('step', {}).get('seconds', 0.0)
   except (ValueError, KeyError, TypeError, AttributeError):
     raise InputError(
-      f'--plan {plan} is not what launch/plan.py --json prints'
+      f'--plan {plan} is not the output of launch/plan.py --json'
     ) from None
   wanted = config.name, pod.slice.name, pod.slice.slices
-  if of != wanted:
-    given = f'{of[0]} on {of[2]} x {of[1]}'
-    asked = f'{wanted[0]} on {wanted[2]} x {wanted[1]}'
-    raise InputError(f'--plan {plan} is of {given}, but asked is {asked}')
+  if planned != wanted:
+    show = lambda name, topology, count: f'{name} on {count} x {topology}'
+    raise InputError(
+      f'--plan {plan} is for {show(*planned)}, not for {show(*wanted)}'
+    )
   if not fits:
     raise InputError(
-      f'--plan {plan} says that the config does not fit {pod.slice.name}; '
-      'try launch/plan.py --search'
+      f'--plan {plan}: the config does not fit {pod.slice.name}; try '
+      'launch/plan.py --search'
     )
   return seconds
-
-
-def tier(spot: bool, reserved: bool) -> str:
-  """Of the two switches."""
-  if spot and reserved:
-    raise InputError('--spot and --reserved exclude each other')
-  return 'spot' if spot else 'reserved' if reserved else 'on-demand'

@@ -1,157 +1,150 @@
-"""What launch/pod.py can do; each may be given again without harm."""
+"""What launch/pod.py can do; each verb may be repeated without harm."""
 
 import functools
 import json
-import time
 
 from longjax.errors import InputError
-from longjax.pod import queued, tree, watch, xpk
-from longjax.pod.terminal import CommandFailed
+from longjax.pod import hosts, queued, xpk
+from longjax.pod import supervise as supervising
+from longjax.pod.commands import CommandFailed
 
 POLL_SECONDS = 60
-GKE = 'tpu7x'
 
 
 def on_gke(pod) -> bool:
-  """Whether its TPU is given to GKE only."""
-  return pod.slice is not None and pod.slice.generation == GKE
+  """Whether its TPU is on GKE only."""
+  return pod.slice is not None and pod.slice.generation == 'tpu7x'
 
 
 def cloud(pod):
-  """The module that speaks for where the pod is."""
+  """The module that makes and deletes the slice."""
   return xpk if on_gke(pod) else queued
 
 
-def up(terminal, pod, log=print, sleep=time.sleep) -> int:
-  """Asks for the slice unless that was done, and waits until it is there."""
-  where, before = cloud(pod), None
+def up(terminal, pod) -> int:
+  """Requests the slice unless it is there, and waits until it is ready."""
+  provider, before = cloud(pod), None
   while True:
-    state, why = where.state(terminal, pod, quiet=before is not None)
+    state, reason = provider.state(terminal, pod, quiet=before is not None)
     if state != before:
-      log(f'{pod.name}: {state or "not there"}{why and f": {why}"}')
-    if state in where.READY:
+      terminal.log(_state_line(pod, state, reason))
+    if state in provider.READY:
       return 0
-    if state in where.LOST:
-      log('pod.py down deletes it; then pod.py up')
+    if state in provider.LOST:
+      terminal.log('delete it with pod.py down, then pod.py up')
       return 1
     if not state:
       if before is not None:
-        log(f'{pod.name} has been deleted by somebody')
+        terminal.log(f'{pod.name} has been deleted by somebody else')
         return 1
-      where.create(terminal, pod)
+      provider.create(terminal, pod)
     before = state
-    sleep(POLL_SECONDS if state else 0)
+    terminal.sleep(POLL_SECONDS if state else 0)
 
 
-def push(terminal, pod, code, log=print) -> int:
-  """Brings the tree and what it needs to all workers."""
-  cloud(pod).push(terminal, pod, code)
-  log(f'{pod.name}: has commit {code.commit[:12]}, tree {code.id}')
+def push(terminal, pod, code) -> int:
+  """Copies the tree to all hosts and installs what it needs."""
+  (xpk if on_gke(pod) else hosts).push(terminal, pod, code)
+  terminal.log(f'{pod.name}: has commit {code.commit[:12]}, tree {code.id}')
   return 0
 
 
-def run(terminal, pod, code, retries, again, log=print) -> int:
-  """Starts training; refuses where it runs, or with `again` ends it first."""
-  if again:
-    cloud(pod).stop(terminal, pod)
+def run(terminal, pod, code, retries: int, restart: bool) -> int:
+  """Starts training; with `restart`, stops what runs there first."""
+  if restart:
+    (xpk if on_gke(pod) else hosts).stop(terminal, pod)
   if on_gke(pod):
-    if terminal.acts and not tree.unpacked(code).exists():
-      raise InputError('this tree was not pushed yet: pod.py push')
     xpk.start(terminal, pod, code, retries)
     return 0
   try:
-    said = queued.start(terminal, pod)
+    workers = hosts.start(terminal, pod)
   except CommandFailed as error:
-    for line in map(describe, error.workers):
-      log(line)
-    log('the others did not answer; pod.py run again starts what does not run')
+    for worker in error.workers:
+      terminal.log(hosts.describe(worker))
+    terminal.log('other workers did not answer; pod.py run again starts them')
     raise
-  if said and all(x['state'] == 'running' for x in said):
+  if workers and all(x['state'] == 'running' for x in workers):
     raise InputError(
-      f'{pod.name} trains already (pid {said[0]["pid"]} on '
-      f'{said[0]["worker"]}); --restart ends that first, pod.py logs follows it'
+      f'{pod.name} trains already (pid {workers[0]["pid"]} on '
+      f'{workers[0]["worker"]}); --restart stops that first, pod.py logs '
+      'follows it'
     )
-  log(f'{pod.name}: training; pod.py logs follows, pod.py supervise looks on')
+  terminal.log(
+    f'{pod.name}: training; pod.py logs follows, pod.py supervise looks on'
+  )
   return 0
 
 
-def logs(terminal, pod, log=print) -> int:
-  """Follows worker 0 until ctrl-C; after a failure, the end of every log."""
-  if not on_gke(pod):
-    workers = queued.workers(terminal, pod)
-    if any(x['state'] == 'lost' or x['code'] for x in workers):
-      log(queued.last_words(terminal, pod).rstrip())
-      return 1
-  return cloud(pod).logs(terminal, pod)
+def logs(terminal, pod) -> int:
+  """Follows host 0 until ctrl-C; after a failure, the end of every log."""
+  if on_gke(pod):
+    return xpk.follow_log(terminal, pod)
+  workers = hosts.status(terminal, pod)
+  if any(x['state'] == 'lost' or x['code'] for x in workers):
+    terminal.log(hosts.log_ends(terminal, pod))
+    return 1
+  return hosts.follow_log(terminal, pod)
 
 
-def status(terminal, pod, log=print) -> int:
-  """The slice, the workers, the last step."""
-  state, why = cloud(pod).state(terminal, pod)
-  log(f'{pod.name}: {state or "not there"}{why and f": {why}"}')
+def status(terminal, pod) -> int:
+  """The slice, the hosts, the last step."""
+  state, reason = cloud(pod).state(terminal, pod)
+  terminal.log(_state_line(pod, state, reason))
   if state in cloud(pod).READY:
     if on_gke(pod):
-      log(xpk.listing(terminal, pod).rstrip())
+      terminal.log(xpk.listing(terminal, pod))
     else:
-      for line in look_at_workers(terminal, pod):
-        log(line)
+      terminal.log(_worker_lines(terminal, pod))
   if pod.workdir:
-    log(progress(last_step(terminal, pod)))
+    terminal.log(step_line(last_step(terminal, pod)))
   else:
-    log('--workdir=gs://BUCKET/RUN has the last step said too')
+    terminal.log('--workdir=gs://BUCKET/RUN adds the last step')
   return 0
 
 
-def down(terminal, pod, log=print) -> int:
+def down(terminal, pod) -> int:
   """Deletes what `up` made."""
-  there = cloud(pod).delete(terminal, pod)
-  log(f'{pod.name}: {"deleted" if there else "there is none"}')
+  deleted = cloud(pod).delete(terminal, pod)
+  terminal.log(f'{pod.name}: {"deleted" if deleted else "there is none"}')
   return 0
 
 
-def supervise(terminal, pod, code, retries, log=print, sleep=time.sleep) -> int:
-  """All of it, until training ends by itself; on GKE, XPK looks after it."""
+def supervise(terminal, pod, code, retries: int) -> int:
+  """up, push and run, repeated until training ends; on GKE, XPK repeats."""
   if not on_gke(pod):
     step = functools.partial(last_step, terminal, pod)
-    return watch.watch(terminal, pod, code, retries, step, log, sleep)
-  if failed := up(terminal, pod, log, sleep):
+    return supervising.supervise(terminal, pod, code, retries, step)
+  if failed := up(terminal, pod):
     return failed
-  push(terminal, pod, code, log)
-  run(terminal, pod, code, retries, again=False, log=log)
+  push(terminal, pod, code)
+  run(terminal, pod, code, retries, restart=False)
   return 1 if xpk.wait(terminal, pod) else 0
 
 
-def look_at_workers(terminal, pod) -> list[str]:
-  """A line for each worker, and one if some did not answer."""
+def _state_line(pod, state: str, reason: str) -> str:
+  return f'{pod.name}: {state or "not there"}{reason and f": {reason}"}'
+
+
+def _worker_lines(terminal, pod) -> str:
+  """A line for each host, and one if some did not answer."""
+  missing = []
   try:
-    return [describe(x) for x in queued.workers(terminal, pod)]
-  except queued.NotPushed as error:
-    return [str(error)]
+    workers = hosts.status(terminal, pod)
+  except hosts.NotPushed as error:
+    workers, missing = [], [str(error)]
   except CommandFailed as error:
-    return [*map(describe, error.workers), f'others do not answer: {error}']
-
-
-def describe(worker: dict) -> str:
-  """A worker's own words, for a person."""
-  parts = [f'{worker["worker"]}: {worker["state"]}']
-  if worker['code'] is not None:
-    parts.append(f'code {worker["code"]}')
-  if worker['pid'] is not None:
-    parts.append(f'pid {worker["pid"]}')
-  return ', '.join(parts) + (worker['said'] and f': {worker["said"]}')
+    workers, missing = error.workers, [f'others do not answer: {error}']
+  return '\n'.join([*map(hosts.describe, workers), *missing])
 
 
 def last_step(terminal, pod) -> dict:
   """The last line of metrics.jsonl; {} if there is none."""
   if not pod.workdir:
     return {}
-  done = terminal.run(
-    [
-      'gcloud', 'storage', 'cat', '--range=-4096',
-      f'{pod.workdir.rstrip("/")}/metrics.jsonl',
-    ], check=False, seconds=120,
-  )  # fmt: skip
-  for line in reversed(done.out.splitlines()):
+  file = f'{pod.workdir.rstrip("/")}/metrics.jsonl'
+  argv = ['gcloud', 'storage', 'cat', '--range=-4096', file]
+  text = terminal.run(argv, check=False, seconds=120).out
+  for line in reversed(text.splitlines()):
     try:
       return json.loads(line)
     except ValueError:  # cut short, by the range or by a crash
@@ -159,12 +152,13 @@ def last_step(terminal, pod) -> dict:
   return {}
 
 
-def progress(line: dict) -> str:
+def step_line(metrics: dict) -> str:
   """`step 120  loss 2.1130  42,600 tokens/s  mfu 47.1%`."""
-  if not line.get('step'):
+  if not metrics.get('step'):
     return 'no step yet'
-  parts = [f'step {line["step"]}', f'loss {line["loss"]:.4f}']
-  parts.append(f'{line["tokens_per_second"]:,.0f} tokens/s')
-  if line.get('mfu') is not None:
-    parts.append(f'mfu {line["mfu"]:.1%}')
-  return '  '.join(parts)
+  line = (
+    f'step {metrics["step"]}  loss {metrics["loss"]:.4f}  '
+    f'{metrics["tokens_per_second"]:,.0f} tokens/s'
+  )
+  mfu = metrics.get('mfu')
+  return line if mfu is None else f'{line}  mfu {mfu:.1%}'

@@ -1,20 +1,26 @@
 """TPU7x: a workload on GKE, through XPK.
 
 Cloud TPU gives TPU7x to GKE only. XPK builds an image of the tree and keeps
-the workload alive: it starts it again after exit code 75 and what a killed
-process leaves. https://github.com/AI-Hypercomputer/xpk, read at June 2026.
+the workload alive: GKE restarts it after exit code 75 and after a killed
+process. https://github.com/AI-Hypercomputer/xpk, read at June 2026.
 """
 
-import json
 import shlex
 
 from longjax.errors import InputError
 from longjax.pod import request, tree
-from longjax.pod.terminal import CommandFailed
 
 IMAGE = 'python:3.12'
 READY = ('RUNNING', 'RECONCILING')
 LOST = ('ERROR', 'DEGRADED', 'STOPPING')
+
+
+def check(pod):
+  """Refuses a pod without what GKE needs."""
+  if not pod.zone or not pod.project:
+    raise InputError('TPU7x is on GKE only: give --zone and --project')
+  if pod.tier == 'reserved' and not pod.reservation:
+    raise InputError('--reserved TPU7x needs --reservation=NAME')
 
 
 def state(terminal, pod, quiet=False) -> tuple[str, str]:
@@ -24,40 +30,43 @@ def state(terminal, pod, quiet=False) -> tuple[str, str]:
 
 
 def create(terminal, pod):
-  """Makes the cluster; returns when it is there."""
-  tier = [f'--{pod.tier}']
+  """Creates the cluster; returns when it is there."""
+  tier = f'--{pod.tier}'
   if pod.tier == 'reserved':
-    tier = [f'--reservation={pod.reservation}']
-  terminal.follow([
+    tier = f'--reservation={pod.reservation}'
+  terminal.run([
     'xpk', 'cluster', 'create', f'--cluster={cluster(pod)}', *_size(pod),
-    *pod.place, *tier,
+    *pod.place, tier,
     f'--custom-cluster-arguments=--labels={request.LABEL}={pod.name}',
-  ], check=True)  # fmt: skip
+  ], follow=True)  # fmt: skip
 
 
 def delete(terminal, pod) -> bool:
-  """Deletes the workload, and the cluster if it is the pod's own; False if
-  there is no cluster."""
+  """Deletes the workload, and the cluster if pod.py made it.
+
+  Returns:
+    False if there is no cluster.
+  """
   found = _describe(terminal, pod)
   if not found:
     return False
   stop(terminal, pod)
   if found.get('resourceLabels', {}).get(request.LABEL) == pod.name:
-    terminal.run([
-      'xpk', 'cluster', 'delete', *_cluster(pod), '--force'
-    ])  # fmt: skip
+    terminal.run(['xpk', 'cluster', 'delete', *_cluster(pod), '--force'])
   return True
 
 
 def push(terminal, pod, code):
-  """Lays the tree out; XPK copies it into the image when the run starts."""
-  if terminal.acts:
+  """Unpacks the tree; XPK copies it into the image when the run starts."""
+  if not terminal.dry:
     tree.unpack(code)
 
 
-def start(terminal, pod, code, restarts: int) -> None:
-  """Starts the workload; GKE starts it again up to `restarts` times."""
+def start(terminal, pod, code, restarts: int):
+  """Starts the workload; GKE restarts it up to `restarts` times."""
   place = tree.unpacked(code)
+  if not terminal.dry and not place.exists():
+    raise InputError('this tree was not pushed yet: pod.py push')
   train = shlex.join(['python', 'launch/tpu.py', *pod.arguments])
   command = (
     'pip install -q uv && uv pip install -q --system -r requirements.txt '
@@ -73,56 +82,41 @@ def start(terminal, pod, code, restarts: int) -> None:
 
 def stop(terminal, pod):
   """Deletes the workload."""
-  terminal.run([
-    'xpk', 'workload', 'delete', f'--workload={pod.name}', *_cluster(pod),
-    '--force',
-  ])  # fmt: skip
+  argv = ['xpk', 'workload', 'delete', f'--workload={pod.name}']
+  terminal.run([*argv, *_cluster(pod), '--force'])
 
 
 def wait(terminal, pod) -> int:
-  """Until the workload has ended; 0 if it did its work."""
-  return terminal.follow([
-    'xpk', 'workload', 'list', *_cluster(pod),
-    f'--wait-for-job-completion={pod.name}',
-  ])  # fmt: skip
+  """Waits until the workload has ended; 0 if it completed."""
+  argv = ['xpk', 'workload', 'list', *_cluster(pod)]
+  argv += [f'--wait-for-job-completion={pod.name}']
+  return terminal.run(argv, check=False, follow=True).code
 
 
 def listing(terminal, pod) -> str:
-  """What XPK says of the workload."""
-  return terminal.run([
-    'xpk', 'workload', 'list', *_cluster(pod), f'--filter-by-job={pod.name}'
-  ]).out  # fmt: skip
+  """XPK's line on the workload."""
+  argv = ['xpk', 'workload', 'list', *_cluster(pod)]
+  return terminal.run([*argv, f'--filter-by-job={pod.name}']).out.rstrip()
 
 
-def logs(terminal, pod) -> int:
-  """Follows the log of worker 0 of slice 0."""
-  terminal.run([
-    'gcloud', 'container', 'clusters', 'get-credentials', cluster(pod),
-    *_location(pod),
-  ])  # fmt: skip
+def follow_log(terminal, pod) -> int:
+  """Follows the log of host 0 of slice 0."""
+  argv = ['gcloud', 'container', 'clusters', 'get-credentials', cluster(pod)]
+  terminal.run([*argv, *_location(pod)])
   job = 'jobset.sigs.k8s.io'
-  return terminal.follow([
+  return terminal.run([
     'kubectl', 'logs', '--follow', '--tail=100', '--all-containers',
     f'--selector={job}/jobset-name={pod.name},{job}/job-index=0,'
     'batch.kubernetes.io/job-completion-index=0',
-  ])  # fmt: skip
+  ], check=False, follow=True).code  # fmt: skip
 
 
 def cluster(pod) -> str:
-  """The cluster that was named, or the pod's own."""
+  """The cluster of --cluster, or the pod's own."""
   return pod.cluster or pod.name
 
 
-def check(pod):
-  """Refuses what GKE cannot do without."""
-  if not pod.zone or not pod.project:
-    raise InputError('TPU7x is there on GKE only: give --zone and --project')
-  if pod.tier == 'reserved' and not pod.reservation:
-    raise InputError('--reserved TPU7x needs the name: --reservation=NAME')
-
-
 def _size(pod) -> list[str]:
-  assert pod.slice
   kind = pod.slice.name.replace(':', '-')
   return [f'--tpu-type={kind}', f'--num-slices={pod.slice.slices}']
 
@@ -137,13 +131,6 @@ def _location(pod) -> list[str]:
 
 
 def _describe(terminal, pod, quiet=False) -> dict:
-  argv = [
-    'gcloud', 'container', 'clusters', 'describe', cluster(pod),
-    *_location(pod), '--format=json',
-  ]  # fmt: skip
-  done = terminal.run(argv, check=False, quiet=quiet, seconds=300)
-  if done.code and ('NOT_FOUND' in done.error or 'Not found' in done.error):
-    return {}
-  if done.code:
-    raise CommandFailed(argv, done)
-  return json.loads(done.out)
+  argv = ['gcloud', 'container', 'clusters', 'describe', cluster(pod)]
+  argv += [*_location(pod), '--format=json']
+  return terminal.describe(argv, quiet)
