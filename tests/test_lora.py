@@ -183,7 +183,7 @@ def test_a_run_loads_and_exports_as_one_model(trained, tmp_path, rng):
 def test_a_damaged_factor_is_not_exported(trained, tmp_path):
   _, _, _, directory = trained
   root, step = checkpoint.find(directory)
-  about = checkpoint.about(directory)
+  about = checkpoint.metadata(directory)
   about['digests']['params/lora/q/b'] = '0' * 16
   with pytest.raises(InputError, match='lora/q/b differs from its digest'):
     checkpoint_arrays.lora_factors(root / str(step), about)

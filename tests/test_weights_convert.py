@@ -16,7 +16,16 @@ from etils import epath
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from launch import convert as convert_command
-from longjax import checkpoint, cli, errors, llama, rope, storage, weights
+from longjax import (
+  checkpoint,
+  cli,
+  digest,
+  errors,
+  llama,
+  rope,
+  storage,
+  weights,
+)
 from longjax.data import tokenizer
 from longjax.parallel import sharding
 from longjax.weights import checkpoint_arrays as stored
@@ -71,13 +80,13 @@ def test_digests_of_parts_add_up_to_that_of_the_whole(dtype, order, rng):
   total = np.zeros(2, np.uint32)
   for layer, row in itertools.product(range(3), (0, 4)):
     part = whole[layer : layer + 1, row : row + 4].transpose(order)
-    total += checkpoint.digest_sums(
+    total += digest.sums(
       part,
       layer * strides[0] + row * strides[1],
       [strides[dim] for dim in order],
     )
-  wanted = checkpoint.digest(dict(x=whole))
-  assert dict(x=checkpoint.digest_text(total)) == wanted
+  wanted = digest.of_tree(dict(x=whole))
+  assert dict(x=digest.text(total)) == wanted
 
 
 # In
@@ -136,7 +145,7 @@ def test_any_letters_may_be_in_the_name_of_a_directory(tmp_path):
 def test_an_import_says_where_it_comes_from(tmp_path):
   files.write_meta(tmp_path / 'meta', MHA, shards=2)
   convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)
-  about = checkpoint.about(tmp_path / 'run')
+  about = checkpoint.metadata(tmp_path / 'run')
   sums = about['source']['sha256']
   assert about['source']['format'] == 'meta'
   assert sorted(sums) == [
@@ -336,7 +345,7 @@ def test_what_was_trained_on_a_mesh_is_exported_in_float32(tmp_path, make_mesh):
 
 def test_a_damaged_checkpoint_is_not_exported(tmp_path, monkeypatch):
   trained(tmp_path / 'run', GQA, LLAMA31)
-  whole = checkpoint.about(tmp_path / 'run')
+  whole = checkpoint.metadata(tmp_path / 'run')
   whole['digests']['params/layers/up'] = '0' * 16
   monkeypatch.setattr(checkpoint, 'about', lambda path: whole)
   with pytest.raises(errors.InputError, match='layers/up differs'):
@@ -485,7 +494,7 @@ def test_tokenizer_and_generation_settings_go_in_and_out(tmp_path):
   files.write_huggingface(tmp_path / 'hf', fields, LLAMA31)
   tokens = with_tokenizer(tmp_path / 'hf')
   convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
-  assert checkpoint.about(tmp_path / 'run')['tokenizer'] == tokens.digest
+  assert checkpoint.metadata(tmp_path / 'run')['tokenizer'] == tokens.digest
   convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
   for name in (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'
@@ -580,7 +589,7 @@ def test_the_command_imports_shows_and_exports(tmp_path):
   assert_same(weights.load(out)[0], truth)
   shown = commands.run('convert.py', 'show', '--from', run).stdout
   assert '114,112 parameters' in shown and '3x64x4x16' in shown
-  assert checkpoint.about(run)['digests']['params/norm'] in shown
+  assert checkpoint.metadata(run)['digests']['params/norm'] in shown
 
 
 @pytest.mark.parametrize(

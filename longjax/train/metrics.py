@@ -1,9 +1,12 @@
-"""What a run tells: metrics.jsonl first, TensorBoard and a line from it."""
+"""Per-step metrics: metrics.jsonl, and from it TensorBoard and a log line.
+
+A new column is computed in loop.usage or the train step; TAGS puts it on
+TensorBoard.
+"""
 
 import contextlib
 import json
 import math
-import os
 import pathlib
 import time
 
@@ -13,7 +16,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from longjax.progress import duration
 
-# Where a metric stands in TensorBoard.
+# The column of metrics.jsonl: its tag in TensorBoard.
 TAGS = dict(
   loss='train/loss',
   grad_norm='train/grad_norm',
@@ -28,9 +31,7 @@ TAGS = dict(
 
 
 class Metrics:
-  """The writer of one run directory.
-
-  Nothing that happens to its files ends training.
+  """Writes the metrics of a run; a failure to write never ends training.
 
   Attributes:
     tokens: trained on so far.
@@ -38,14 +39,14 @@ class Metrics:
   """
 
   def __init__(self, workdir, start: int, steps: int, log=print, tokens=0):
-    """Lines of steps after `start` are dropped: they will be run again.
+    """Drops the lines of steps after `start`, which will be run again.
 
     Args:
-      workdir: of the run.
+      workdir: local directory of the run.
       start: the last step that is kept.
       steps: of the whole run.
       log: called with a line a step.
-      tokens: of the steps up to `start`; 0 is what their lines say.
+      tokens: of the steps up to `start`; 0: as their lines have them.
     """
     self.path = pathlib.Path(workdir) / 'metrics.jsonl'
     lines = read(workdir)
@@ -60,7 +61,7 @@ class Metrics:
     temporary = self.path.with_suffix('.tmp')
     temporary.write_text(text)
     temporary.replace(self.path)
-    self.file, self._waiting = self._open(), b''
+    self._unwritten = b''
     self.board = self._open_board(pathlib.Path(workdir) / 'tb')
     self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -85,8 +86,8 @@ class Metrics:
     )
     line |= {k: v for k, v in values.items() if k not in line}
     self._write(json.dumps({k: finite(v) for k, v in line.items()}) + '\n')
-    told = {TAGS[k]: line[k] for k in TAGS if line.get(k) is not None}
-    self._event(step, summary=_summary(told))
+    tagged = {TAGS[k]: line[k] for k in TAGS if line.get(k) is not None}
+    self._event(step, summary=_summary(tagged))
     self.log(self.progress(line))
 
   def progress(self, line: dict) -> str:
@@ -112,65 +113,58 @@ class Metrics:
 
   def close(self):
     self._write('')
-    with contextlib.suppress(OSError):
-      self.file.close()
-    with contextlib.suppress(Exception):  # what its thread met, see _event
+    with contextlib.suppress(Exception):  # of its thread, see _event
       if self.board is not None:
         self.board.close()
 
-  def _open(self):
-    """Unbuffered, so that we know what of a line a full disk has taken."""
-    return self.path.open('ab', buffering=0)
-
   def _write(self, text):
-    """Appends a line; to a new file if somebody has moved the old one.
+    """Appends a line; what a full disk does not take waits for the next.
 
-    What a full disk does not take waits for the next line.
+    The file is opened each time, unbuffered: it may have been moved away, and
+    we know how much of a line was written.
     """
-    late, self._waiting = self._waiting, self._waiting + text.encode()
+    failed_before = bool(self._unwritten)
+    self._unwritten += text.encode()
     try:
-      here = self.path.stat() if self.path.exists() else None
-      if not here or not os.path.samestat(here, os.fstat(self.file.fileno())):
-        self.file.close()
-        self.file = self._open()
-      while self._waiting:
-        self._waiting = self._waiting[self.file.write(self._waiting) :]
+      with self.path.open('ab', buffering=0) as file:
+        while self._unwritten:
+          self._unwritten = self._unwritten[file.write(self._unwritten) :]
     except OSError as error:
-      if not late:
+      if not failed_before:
         self.log(
           f'WARNING: {self.path}: {error.strerror}; training goes on, lines '
           'wait until it can be written'
         )
 
   def _open_board(self, directory):
-    """None, and a warning, if TensorBoard's files cannot be written."""
+    """The writer for TensorBoard; None, and a warning, if it cannot write."""
     try:
       return EventFileWriter(str(directory))
     except OSError as error:
       self.log(
         f'WARNING: {directory}: {error.strerror}; nothing for TensorBoard is '
-        'written, metrics.jsonl has it all'
+        'written, metrics.jsonl has everything'
       )
       return None
 
-  def _event(self, step, **what):
+  def _event(self, step, **content):
     if self.board is None:
       return
     try:
-      self.board.add_event(Event(wall_time=time.time(), step=step, **what))
-    except Exception as error:  # of its thread, whatever that met
-      self.log(f'WARNING: TensorBoard: {error}; no more is written for it')
+      self.board.add_event(Event(wall_time=time.time(), step=step, **content))
+    except Exception as error:  # of its thread, whatever that raised
+      self.log(f'WARNING: TensorBoard: {error}; nothing more is written for it')
       self.board = None
 
 
 def evaluated(workdir, step: int, values: dict[str, float]):
-  """An evaluation for TensorBoard, as a run of its own, tb/eval: of a
-  directory TensorBoard reads one file that grows, and that of Metrics does."""
+  """Writes an evaluation for TensorBoard, as a run of its own in tb/eval:
+  TensorBoard follows one growing file a directory, and Metrics has one."""
   directory = pathlib.Path(workdir) / 'tb' / 'eval'
-  told = {f'eval/{tag}': value for tag, value in values.items()}
+  tagged = {f'eval/{tag}': value for tag, value in values.items()}
   with contextlib.closing(EventFileWriter(str(directory))) as board:
     board.add_event(
-      Event(wall_time=time.time(), step=step, summary=_summary(told))
+      Event(wall_time=time.time(), step=step, summary=_summary(tagged))
     )
 
 
@@ -181,12 +175,12 @@ def _summary(values: dict) -> Summary:
 
 
 class Silent:
-  """The writer of a process that leaves writing to another."""
+  """Counts tokens and writes nothing: the primary process writes."""
 
   dropped_seconds = 0.0
 
   def __init__(self, tokens=0):
-    """Counts only `tokens`, as Metrics does."""
+    """tokens: trained on so far."""
     self.tokens = tokens
 
   def step(self, step, tokens, seconds, values):
@@ -198,13 +192,13 @@ class Silent:
 
 
 def finite(value):
-  """JSON knows neither nan nor inf: they become null."""
+  """None for nan and inf, which JSON has not."""
   bad = isinstance(value, float) and not math.isfinite(value)
   return None if bad else value
 
 
 def read(workdir) -> list[dict]:
-  """The lines of metrics.jsonl; what a crash cut short or damaged is left."""
+  """The lines of metrics.jsonl, without those that a crash cut short."""
   path, lines = pathlib.Path(workdir) / 'metrics.jsonl', []
   text = path.read_bytes().decode(errors='replace') if path.exists() else ''
   for part in text.splitlines():

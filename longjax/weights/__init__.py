@@ -75,7 +75,7 @@ def _described(path, dtype):
     return source, as_config(path, source.fields, dtype)
   from longjax import checkpoint  # late: Orbax takes seconds to import
 
-  return None, as_config(path, checkpoint.about(path).get('model'), dtype)
+  return None, as_config(path, checkpoint.metadata(path).get('model'), dtype)
 
 
 def _placed(source, shardings):

@@ -20,7 +20,7 @@ import tensorstore
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from longjax import checkpoint, errors
+from longjax import digest, errors
 from longjax.weights import names, tensors
 
 CHUNK_BYTES = 1 << 24  # a file, and read whole also for a part of it
@@ -105,7 +105,7 @@ class Writer:
       )
       position = (layer or 0) * matrix.size + start * each * rows.shape[1]
       strides = (1, rows.shape[1]) if transposed else (rows.shape[1], 1)
-      sums += checkpoint.digest_sums(block, position, strides)
+      sums += digest.sums(block, position, strides)
       with _system_errors():
         written.result()
     with self._lock:
@@ -114,8 +114,7 @@ class Writer:
   def close(self, metadata: dict):
     """Makes the checkpoint of the arrays, with `metadata` and their digests."""
     digests = {
-      f'params/{path}': checkpoint.digest_text(sums)
-      for path, sums in self._sums.items()
+      f'params/{path}': digest.text(sums) for path, sums in self._sums.items()
     }
     tiny = {
       path: np.zeros((1,) * len(shape), self.dtype)
@@ -214,7 +213,7 @@ def lora_factors(step, metadata) -> tuple[dict, float]:
     for factor in ('a', 'b'):
       path = f'lora/{name}/{factor}'
       pair[factor] = read(step, path, open_array(step, path))
-      verify(step, metadata, path, checkpoint.digest_sums(pair[factor]))
+      verify(step, metadata, path, digest.sums(pair[factor]))
     found[f'layers/{name}'] = pair
   return found, settings['alpha']
 
@@ -222,7 +221,7 @@ def lora_factors(step, metadata) -> tuple[dict, float]:
 def verify(step, metadata, path, sums):
   """InputError where the sums of an array are not its digest."""
   digests = metadata.get('digests', {})
-  if digests.get(f'params/{path}') != checkpoint.digest_text(sums):
+  if digests.get(f'params/{path}') != digest.text(sums):
     raise errors.InputError(
       f'checkpoint {step} is damaged: {path} differs from its digest'
     )

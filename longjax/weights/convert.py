@@ -18,7 +18,7 @@ import threading
 
 import numpy as np
 
-from longjax import checkpoint, errors, lora, weights
+from longjax import checkpoint, digest, errors, lora, weights
 from longjax.data import tokenizer
 from longjax.progress import Progress
 from longjax.weights import checkpoint_arrays as arrays
@@ -166,7 +166,7 @@ def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
     InputError: the checkpoint is damaged, or transformers has no such rope.
   """
   root, step = checkpoint.find(path)
-  metadata = checkpoint.about(path)
+  metadata = checkpoint.metadata(path)
   config = weights.as_config(path, metadata.get('model'), 'float32')
   if config.memory.layers:
     log('its memory layers are exported as plain ones: transformers has none')
@@ -234,7 +234,7 @@ class _Export:
     for start, shape in pieces:
       where = tuple(slice(a, a + n) for a, n in zip(start, shape))
       part = arrays.read(self.step, path, array[where].transpose(axes))
-      sums = checkpoint.digest_sums(
+      sums = digest.sums(
         part,
         sum(a * stride for a, stride in zip(start, strides)),
         [strides[axis] for axis in axes],

@@ -40,7 +40,7 @@ def _source(source, digests) -> str:
 
 def _checkpoint(path) -> str:
   root, step = checkpoint.find(path)
-  metadata = checkpoint.about(path)
+  metadata = checkpoint.metadata(path)
   config = weights.as_config(path, metadata.get('model'), 'float32')
   lines = [f'{root / str(step)}: a checkpoint of longjax', *_model(config)]
   lines.append(f'tokenizer: {metadata.get("tokenizer")}')

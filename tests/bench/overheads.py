@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from configs import common
-from longjax import checkpoint, checks, llama
+from longjax import checkpoint, checks, digest, llama
 from longjax.batch import one_document
 from longjax.data import pipeline
 from longjax.parallel import sharding
@@ -119,7 +119,7 @@ def compare_steps(config, mesh, directory):
   run.clock.attach(directory)
   writer = metrics.Metrics(directory, 0, RUNS, run.log)
   checkpoints = checkpoint.Checkpoints(directory / 'checkpoints', 1)
-  checkpoint.digest(state)  # compiles
+  digest.of_tree(state)  # compiles
   spent = collections.defaultdict(list)
 
   def step(name, by):
