@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,6 +17,13 @@ from longjax.data import downloads
 def cache(tmp_path, monkeypatch):
   monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
   return tmp_path / 'cache'
+
+
+@pytest.fixture
+def no_pip(monkeypatch):
+  """pip that finds nothing, without the seconds that it takes."""
+  done = subprocess.CompletedProcess((), 1, 'ERROR: No matching distribution')
+  monkeypatch.setattr(downloads.subprocess, 'run', lambda *_, **__: done)
 
 
 @pytest.fixture
@@ -71,9 +79,9 @@ def test_another_digest_is_refused_and_leaves_nothing(
 
 
 def test_offline_without_a_copy_is_one_line_that_says_where_to_put_one(
-  offline, cache
+  no_pip, cache
 ):
-  with pytest.raises(errors.InputError) as caught:
+  with pytest.raises(errors.InputError, match='No matching') as caught:
     downloads.fetch('no-such-thing==1.0', 'a' * 64, lambda _: None)
   message = str(caught.value)
   assert '\n' not in message
@@ -100,7 +108,7 @@ def test_a_pip_on_the_path_serves_an_interpreter_without_one(
   assert downloads._pip('thing==1.0', tmp_path)[0] == sys.executable
 
 
-def test_a_copy_put_by_hand_is_used_and_a_damaged_one_is_not(cache, offline):
+def test_a_copy_put_by_hand_is_used_and_a_damaged_one_is_not(cache, no_pip):
   path, digest = wheel(cache / 'packages' / 'x', a='text')
   place = cache / 'packages' / digest[:16]
   path.parent.rename(place)

@@ -52,7 +52,7 @@ def tree(root, **files):
 def test_each_directory_may_be_a_repository(tmp_path):
   path = tree(tmp_path / 'r', b__x='1', b__deep__y='2', a__z='3')
   data = made(tmp_path, code=dict(path=path, kind='repositories'))
-  assert list(data.names) == ['a', 'b']
+  assert data.names == ['a', 'b']
   assert texts(data)[1] == '<file_sep>b/deep/y\n2\n<file_sep>b/x\n1\n'
 
 
@@ -60,7 +60,7 @@ def test_files_of_a_directory_may_be_joined_in_random_order(tmp_path):
   files = {f'd__{i}': str(i) for i in range(9)}
   path = tree(tmp_path / 'r', **files, e__0='alone')
   data = made(tmp_path, code=dict(path=path, kind='directories'))
-  assert list(data.names) == ['d', 'e']
+  assert data.names == ['d', 'e']
   joined = texts(data)[0].split()
   assert sorted(joined) == [str(i) for i in range(9)]
   assert joined != sorted(joined)
@@ -120,7 +120,7 @@ def test_near_conversations_are_told_by_what_is_said(tmp_path):
   ]
   lines = [dict(messages=talk) for talk in (talks[0][:1], *talks)]
   data, _ = chats(tmp_path, lines, duplicates='near', max_bad=0.3)
-  assert list(data.names) == ['c.jsonl:1', 'c.jsonl:2']
+  assert data.names == ['c.jsonl:1', 'c.jsonl:2']
 
 
 def test_names_of_any_bytes_can_be_told(tmp_path):
@@ -157,7 +157,7 @@ def test_a_document_without_tokens_is_counted_as_short(tmp_path):
   path = tree(tmp_path / 'r', a='a', b='b')
   config.data.sources = dict(text=dict(path=path))
   data = prepare.prepare(config, tokens, lambda _: None)
-  assert list(data.names) == ['a']
+  assert data.names == ['a']
   assert data.manifest['left_out'][0]['short'] == 1
 
 
@@ -169,7 +169,7 @@ def test_what_is_left_out_is_counted_in_the_manifest(tmp_path):
     tmp_path, log=said.append,
     text=dict(path=path, min_chars=6, max_bad=0.5),
   )  # fmt: skip
-  assert list(data.names) == ['a', 'd']
+  assert data.names == ['a', 'd']
   (told,) = data.manifest['left_out']
   assert (told['read'], told['bad'], told['short']) == (5, 1, 2)
   assert told['named'] == ['e is not utf-8 (byte 0 of 2)']
@@ -183,7 +183,7 @@ def test_equal_documents_are_kept_once_and_counted(tmp_path):
   path = tree(tmp_path / 'r', a='one', b='two', c='one', d='one')
   data = made(tmp_path, text=dict(path=path, duplicates='exact'))
   assert texts(data) == ['one', 'two']
-  assert list(data.names) == ['a', 'b']
+  assert data.names == ['a', 'b']
   (source,) = data.manifest['sources']
   assert (source['documents'], source['duplicates']) == (2, 2)
   assert source['tokens'] == data.lengths.sum() == 8
@@ -199,7 +199,7 @@ def test_near_duplicates_are_kept_once(tmp_path):
     tmp_path / 'r', a=' '.join(words), b=' '.join(near), c=' '.join(other)
   )
   data = made(tmp_path, text=dict(path=path, duplicates='near'))
-  assert list(data.names) == ['a', 'c']
+  assert data.names == ['a', 'c']
 
 
 def test_other_languages_are_left_out(tmp_path):
@@ -209,7 +209,7 @@ def test_other_languages_are_left_out(tmp_path):
     b='Der Garten hinter dem Haus war voller Rosen und Nelken.',
   )  # fmt: skip
   data = made(tmp_path, text=dict(path=path, languages=('en',)))
-  assert list(data.names) == ['a']
+  assert data.names == ['a']
   assert data.manifest['left_out'][0]['language'] == 1
 
 
@@ -221,12 +221,13 @@ def test_a_missing_optional_package_is_one_line(tmp_path, monkeypatch):
       made(tmp_path, text=dict(path=path, **keys))
 
 
-def test_a_document_of_5_million_tokens_is_one_document(tmp_path):
-  text = 'abcdefghij' * 500_000
+def test_a_document_longer_than_a_batch_is_one_document(tmp_path, monkeypatch):
+  monkeypatch.setattr(prepare, 'BATCH_CHARS', 1 << 12)
+  text = 'abcdefghij' * 5_000
   data = made(tmp_path, text=dict(path=tree(tmp_path / 'r', a=text)))
-  assert data.lengths.tolist() == [5_000_001]
-  assert data.tokens(0, 4_999_998).tolist() == [*b'ij', 257]
-  assert data.manifest['sources'][0]['histogram'] == {str(1 << 22): 1}
+  assert data.lengths.tolist() == [50_001]
+  assert data.tokens(0, 49_998).tolist() == [*b'ij', 257]
+  assert data.manifest['sources'][0]['histogram'] == {str(1 << 15): 1}
 
 
 # A corpus of six units, as another process sees it.
@@ -247,9 +248,11 @@ def many(tmp_path, name):
 
 
 @pytest.fixture
-def corpus(tmp_path, monkeypatch):
+def corpus(tmp_path, monkeypatch, request):
   monkeypatch.setattr(sources, 'UNIT_BYTES', 1)
-  letters = np.random.default_rng(0).integers(97, 123, (6, 600_000), np.uint8)
+  slow = request.node.get_closest_marker('slow')  # time to be killed in
+  shape = (6, 600_000 if slow else 6_000)
+  letters = np.random.default_rng(0).integers(97, 123, shape, np.uint8)
   (tmp_path / 'r').mkdir()
   for i, row in enumerate(letters):
     (tmp_path / 'r' / f'{i}').write_bytes(row.tobytes())

@@ -26,23 +26,12 @@ LLAMA_MODELS = (
 )
 META = 'llama_models/llama3/tokenizer.model'
 PARTS = (
-  *('a', 'b', 'ab', ' ', '  ', '\n', '\t', '\r\n', '=', '-', '...', '1', '23'),
-  *(
-    'é',
-    'e\u0301',
-    '½',
-    '你好',
-    '🙂',
-    '👩‍👩‍👧',
-    '\uff46\uff55\uff4c\uff4c',
-    '\ufb01',
-    '\u0661',
-    'İ',
-    '\u017f',
-  ),
-  *('\x00', '\x7f', '\u200b', '\u00a0', '\u3000', '\u2581', "'s", "'LL"),
-  *('Hello', ' world', 'def f(x):\n    return x', '<s>', '</s>', '<|eot_id|>'),
-)
+  'a', 'b', 'ab', ' ', '  ', '\n', '\t', '\r\n', '=', '-', '...', '1', '23',
+  'é', 'e\u0301', '½', '你好', '🙂', '👩‍👩‍👧', '\uff46\uff55\uff4c\uff4c',
+  '\ufb01', '\u0661', 'İ', '\u017f', '\x00', '\x7f', '\u200b', '\u00a0',
+  '\u3000', '\u2581', "'s", "'LL", 'Hello', ' world',
+  'def f(x):\n    return x', '<s>', '</s>', '<|eot_id|>',
+)  # fmt: skip
 
 
 @pytest.fixture(scope='module')

@@ -10,12 +10,13 @@ templates write a conversation as their authors did:
   chatml    <|im_start|>role, message, <|im_end|>
   smollm2   chatml with SmolLM2's system prompt where there is none
 
-What the messages say is text: a '<|eot_id|>' in a message ends no turn.
-Learned are the answers of the assistant and what ends them, or, for long
-documents in a message, everything (Llama 2 Long, arXiv:2309.16039, 4.3, where
+The content of a message is text: a '<|eot_id|>' in it ends no turn. Loss falls
+on the answers of the assistant and what ends them, or, for long documents in a
+message, on everything (Llama 2 Long, arXiv:2309.16039, 4.3, where
 the loss on the long input helps most).
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -107,21 +108,20 @@ def _llama2(messages, opened=False) -> Iterator[Piece]:
 
 
 def _llama3(messages, opened=False) -> Iterator[Piece]:
+  def header(role):
+    yield Piece('<|start_header_id|>', special=True)
+    yield Piece(role)
+    yield Piece('<|end_header_id|>', special=True)
+    yield Piece('\n\n')
+
   yield Piece('<|begin_of_text|>', special=True)
   for message in messages:
     learned = message['role'] == 'assistant'
-    yield from _llama3_header(message['role'])
+    yield from header(message['role'])
     yield Piece(message['content'].strip(), learned)
     yield Piece('<|eot_id|>', learned, special=True)
   if opened:
-    yield from _llama3_header('assistant')
-
-
-def _llama3_header(role) -> Iterator[Piece]:
-  yield Piece('<|start_header_id|>', special=True)
-  yield Piece(role)
-  yield Piece('<|end_header_id|>', special=True)
-  yield Piece('\n\n')
+    yield from header('assistant')
 
 
 def _chatml(messages, opened=False) -> Iterator[Piece]:
@@ -171,52 +171,36 @@ def _check(messages, template):
 def _encode(pieces, tokenizer, template) -> Chat:
   """Special tokens by name, and the text between them as one."""
   tokens, weights = [], []
-  for run in _runs(pieces):
-    if run[0].special:
-      ids = _special(run[0].text, tokenizer, template)
+  for special, group in itertools.groupby(pieces, lambda piece: piece.special):
+    group = list(group)
+    if special:
+      ids = [tokenizer.ident(piece.text) for piece in group]
+      if None in ids:
+        raise errors.InputError(
+          f'the chat template {template!r} needs the token '
+          f'{group[ids.index(None)].text}, which the tokenizer of '
+          f'{tokenizer.vocab} ids lacks; use another template'
+        )
+      learned = [piece.learned for piece in group]
     else:
-      ids = tokenizer.encode(''.join(piece.text for piece in run))
-    begin = _learned_from(run, ids, tokenizer)
+      ids = tokenizer.encode(''.join(piece.text for piece in group))
+      learned = np.arange(len(ids)) >= _first_learned(group, ids, tokenizer)
     tokens.append(ids)
-    weights.append(np.arange(len(ids)) >= begin)
+    weights.append(learned)
   return Chat(
     np.concatenate(tokens).astype(np.int32),
     np.concatenate(weights).astype(np.uint8),
   )
 
 
-def _runs(pieces) -> Iterator[list[Piece]]:
-  """Special tokens one by one, and the pieces between two of them."""
-  run = []
-  for piece in pieces:
-    if piece.special:
-      yield from [run] if run else []
-      yield [piece]
-      run = []
-    else:
-      run.append(piece)
-  if run:
-    yield run
-
-
-def _special(name, tokenizer, template) -> np.ndarray:
-  ident = tokenizer.ident(name)
-  if ident is None:
-    raise errors.InputError(
-      f'the chat template {template!r} needs the token {name}, which the '
-      f'tokenizer of {tokenizer.vocab} ids lacks; use another template'
-    )
-  return np.array([ident])
-
-
-def _learned_from(run, ids, tokenizer) -> int:
-  """The first learned token of a run, whose learned pieces are its last.
+def _first_learned(pieces, ids, tokenizer) -> int:
+  """The first learned token of a text, whose learned pieces are its last.
 
   A token that begins in what is given and ends in what is learned is learned.
   """
-  given = ''.join(piece.text for piece in run if not piece.learned)
-  if not any(piece.learned for piece in run):
+  if not any(piece.learned for piece in pieces):
     return len(ids)
+  given = ''.join(piece.text for piece in pieces if not piece.learned)
   before = tokenizer.encode(given)[: len(ids)]
   differs = np.flatnonzero(before != ids[: len(before)])
   return int(differs[0]) if len(differs) else len(before)

