@@ -193,17 +193,17 @@ def _entries(archive) -> Iterator:
   """(name, function that opens it) of the regular files of an archive."""
   try:
     if zipfile.is_zipfile(archive):
-      with zipfile.ZipFile(archive) as opened:
+      with zipfile.ZipFile(archive) as zipped:
         yield (
-          (info.filename, lambda info=info: opened.open(info))
-          for info in opened.infolist()
+          (info.filename, lambda info=info: zipped.open(info))
+          for info in zipped.infolist()
           if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16)
         )
     else:
-      with tarfile.open(archive) as opened:
+      with tarfile.open(archive) as tarred:
         yield (
-          (info.name, lambda info=info: opened.extractfile(info))
-          for info in opened
+          (info.name, lambda info=info: tarred.extractfile(info))
+          for info in tarred
           if info.isreg()
         )
   except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
