@@ -5,10 +5,10 @@
       --config.weights=runs/llama2_longalign_7b_pretrain ...
 
 pretrain: base times 200, 10B tokens. packing: whole chats in rows of 64K with
-each of them weighing the same (section 3.3). sorted: a chat a row, the rows of
-a step of like length. Its scripts decay to 0. The batch and the rate of the
-pretraining are not in the sources we have: 4M tokens, 2e-5. For 64 chips of
-TPU v5p. Not run on a TPU.
+each of them weighing the same (section 3.3). sorted: a chat a row, in
+groups of 8 rows of like length, 12 groups a step. Its scripts decay to 0. The
+batch and the rate of the pretraining are not in the sources we have: 4M tokens,
+2e-5. For 64 chips of TPU v5p. Not run on a TPU.
 """
 
 from configs import common

@@ -152,15 +152,40 @@ def test_the_rows_of_a_long_pack_are_consecutive(data):
   assert (made.segments == 1).all()
 
 
-def test_sorted_rows_of_a_step_are_of_like_length(data):
-  pipe = pipeline.Pipeline(
-    data, base(mix=dict(all=dict(sources=('web',), pack='sorted')))
+@pytest.mark.parametrize('shortest, group', [(0, 4), (0, 8), (3, 4)])
+def test_a_step_has_its_shares_and_sorted_groups_in_random_order(
+  data, shortest, group
+):
+  """LongAlign's groups; half and half inside each step, as Llama 2 Long SFT."""
+  mix = dict(
+    web=dict(pack='sorted', group=group, min_length=shortest), code=dict()
   )
-  steps = [np.count_nonzero(pipe.batch(s).segments, axis=1) for s in range(6)]
-  lengths = sorted(CORPUS['web'])
-  got = sorted(sorted(step.tolist()) for step in steps)
-  assert got == [lengths[i : i + 8] for i in range(0, 48, 8)]
-  assert [s.tolist() for s in steps] != got  # steps are shuffled
+  config = base(mix=mix)
+  config.train.batch = 16
+  pipe = pipeline.Pipeline(data, config)
+  count = len([n for n in CORPUS['web'] if n >= shortest])
+  lengths = sorted(CORPUS['web'])[-(count - count % group) :]
+  groups = [lengths[i : i + group] for i in range(0, len(lengths), group)]
+  found = []
+  for step in range(6):
+    plan, batch = pipe.plan(step), pipe.batch(step)
+    web = [pipe.components[c].name == 'web' for c in plan.components]
+    assert sum(web) == 8
+    sizes = np.count_nonzero(batch.segments, axis=1)[web].tolist()
+    found += [sizes[i : i + group] for i in range(0, 8, group)]
+  assert all(sizes in groups for sizes in found)
+  epoch = found[: len(groups)]
+  assert sorted(epoch) == groups  # each is read once
+  assert epoch != groups  # in random order
+
+
+def test_the_rows_of_a_sorted_group_share_a_micro_batch(data):
+  mix = dict(web=dict(pack='sorted', group=4))
+  config = base(mix=mix)
+  config.train.micro_batches = 2
+  batch = pipeline.Pipeline(data, config).batch(0)
+  sizes = np.count_nonzero(batch.segments, axis=1).reshape(-1, 2)
+  assert sizes[:, 0].min() >= sizes[:, 1].max()
 
 
 @pytest.mark.parametrize('rule', ['next_fit', 'best_fit', 'concatenate'])

@@ -35,6 +35,7 @@ LENGTHS = np.array([3, 6, 2, 4, 11, 1, 5])
 
 def packed(rule, length, lengths=LENGTHS, order=None, **keys):
   """Packs as ([(document, start, length), ...] of each, dropped)."""
+  keys = dict(group=1) | keys
   component = mixture.ComponentConfig(pack=rule, length=length, **keys)
   order = np.arange(len(lengths)) if order is None else order
   made = pack.packs(component, lengths, order)
@@ -102,6 +103,12 @@ def test_sorted_has_one_document_a_pack_in_order_of_length():
     [[(5, 0, 1)], [(2, 0, 2)], [(0, 0, 3)], [(3, 0, 4)], [(6, 0, 5)]],
     6 + 11,
   )
+
+
+def test_sorted_leaves_out_the_shortest_that_fill_no_group():
+  groups, dropped = packed('sorted', 11, group=3)
+  lengths = [n for ((_, _, n),) in groups]
+  assert (lengths, dropped) == ([2, 3, 4, 5, 6, 11], 1)
 
 
 def test_interleave_alternates_the_chunks_of_documents():

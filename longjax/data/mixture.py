@@ -22,6 +22,7 @@ above their share. A component with too little data repeats it, in another
 order each time, and the summary reports it.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -52,6 +53,9 @@ class ComponentConfig(NamedTuple):
   masked: bool = True  # the documents of a pack do not attend to each other
   documents: int = 2  # interleave: how many share a pack
   chunks: int = 2  # interleave: pieces of each of them
+  # sorted: packs of like length that are read together; groups are shuffled. 0
+  # is 8, as in LongAlign, or all packs of a step where 8 does not divide them.
+  group: int = 0
 
 
 class MixtureComponent(NamedTuple):
@@ -62,7 +66,7 @@ class MixtureComponent(NamedTuple):
   packs: pack.Packs
   length: int  # tokens of a pack
   documents: int  # that it may read
-  by_step: bool  # packs that follow each other stay in one step
+  group: int  # consecutive packs that are read together
   joined: bool  # the documents of a pack attend to each other
 
 
@@ -74,7 +78,7 @@ def parse(config) -> dict[str, ComponentConfig]:
   """
   seq_len = config.train.seq_len
   mix = config.data.mix or dict(all=dict(sources=('*',)))
-  components = {name: _parse(name, c, seq_len) for name, c in mix.items()}
+  components = {name: _parse(name, c, config.train) for name, c in mix.items()}
   total = sum(c.weight for c in components.values())
   components = {
     name: c._replace(weight=c.weight / total) for name, c in components.items()
@@ -83,22 +87,27 @@ def parse(config) -> dict[str, ComponentConfig]:
   if config.train.batch % rows:
     raise errors.InputError(
       f'train.batch {config.train.batch} is not a multiple of {rows}, the rows '
-      f'that a pack of data.mix takes'
+      f'that a pack or a sorted group of data.mix takes'
     )
   for name, component in components.items():
-    if rows * seq_len % component.length:
+    if rows * seq_len % (component.group * component.length):
       raise errors.InputError(
-        f'data.mix.{name}: packs of {component.length} tokens do not divide '
-        f'the {rows} rows of {seq_len} that are read at once'
+        f'data.mix.{name}: {component.group} packs of {component.length} '
+        f'tokens do not divide the {rows} rows of {seq_len} that are read at '
+        f'once'
       )
   return components
 
 
-def group_rows(components: Mapping[str, ComponentConfig], config) -> int:
-  """Rows of a group, which is read at once: those of the longest pack."""
-  if any(c.pack == 'sorted' for c in components.values()):
-    return config.train.batch
+def pack_rows(components: Mapping[str, ComponentConfig], config) -> int:
+  """Rows of the longest pack."""
   longest = max(c.length for c in components.values())
+  return max(1, longest // config.train.seq_len)
+
+
+def group_rows(components: Mapping[str, ComponentConfig], config) -> int:
+  """Rows that are read at once, of one component."""
+  longest = max(c.group * c.length for c in components.values())
   return max(1, longest // config.train.seq_len)
 
 
@@ -124,8 +133,8 @@ def row_groups(components, tokens: int, seed: int) -> Any:
   """The order in which the components and their packs are read.
 
   Grain keeps to the weights as exactly as whole groups can. The packs of a
-  component are shuffled anew in each epoch. Groups may straddle epochs, so no
-  pack is left out.
+  component, or its sorted groups of packs, are shuffled anew in each epoch.
+  Groups of rows may straddle epochs, so no pack is left out.
 
   Args:
     components: a list of MixtureComponent.
@@ -140,23 +149,24 @@ def row_groups(components, tokens: int, seed: int) -> Any:
 
   groups = []
   for number, component in enumerate(components):
-    size, count = tokens // component.length, len(component.packs)  # of packs
+    group = component.group
+    size = tokens // (group * component.length)
+    count = len(component.packs) // group
     # Without a number, `repeat` makes a length that does not fit an int.
-    packs = grain.MapDataset.range(count).seed(seed + number)
-    if component.by_step:
-      packs = packs.repeat(size // np.gcd(size, count))
-      packs = packs.batch(size, batch_fn=list).shuffle()
-      packs = packs.repeat(MAX_PACKS // len(packs))
-    else:
-      packs = packs.shuffle().repeat(MAX_PACKS // count)
-      packs = packs.batch(size, batch_fn=list)
-    groups.append(packs.map(lambda group, number=number: (number, group)))
+    order = grain.MapDataset.range(count).seed(seed + number).shuffle()
+    order = order.repeat(MAX_PACKS // count).batch(size, batch_fn=list)
+    groups.append(order.map(functools.partial(_packs_of, number, group)))
   if len(groups) == 1:
     return groups[0]
   return grain.MapDataset.mix(groups, [c.weight for c in components])
 
 
-def _parse(name: str, given: Any, seq_len: int) -> ComponentConfig:
+def _packs_of(component: int, group: int, numbers) -> tuple[int, list[int]]:
+  packs = [n * group + i for n in numbers for i in range(group)]
+  return component, packs
+
+
+def _parse(name: str, given: Any, train) -> ComponentConfig:
   if not isinstance(given, Mapping) and not hasattr(given, 'to_dict'):
     raise errors.InputError(f'data.mix.{name} must be a dict, is {given!r}')
   given, defaults = dict(given.items()), ComponentConfig()._asdict()
@@ -171,11 +181,15 @@ def _parse(name: str, given: Any, seq_len: int) -> ComponentConfig:
         f'data.mix.{name}.{key} must be a {kind.__name__}, is {value!r}'
       )
   component = ComponentConfig(**given)
+  length = component.length or train.seq_len
   component = component._replace(
-    length=component.length or seq_len, sources=component.sources or (name,)
+    length=length, sources=component.sources or (name,)
   )
-  _check(name, component, seq_len)
-  return component
+  _check(name, component, train.seq_len)
+  group, step = 1, train.batch * train.seq_len // length
+  if component.pack == 'sorted':
+    group = component.group or (8 if step % 8 == 0 else step)
+  return component._replace(group=max(1, group))
 
 
 def _check(name: str, component: ComponentConfig, seq_len: int):
@@ -188,6 +202,10 @@ def _check(name: str, component: ComponentConfig, seq_len: int):
   if not 0 < weight < float('inf'):
     raise errors.InputError(
       f'data.mix.{name}.weight must be above 0, is {weight}'
+    )
+  if component.group < 0:
+    raise errors.InputError(
+      f'data.mix.{name}.group must be at least 0, is {component.group}'
     )
   if length < 1 or (seq_len % length and length % seq_len):
     raise errors.InputError(
@@ -215,15 +233,16 @@ def _build(name: str, component: ComponentConfig, store, order):
   packs = pack.packs(component, lengths, order)
   if not len(packs):
     tokens, longest = int(lengths[order].sum()), lengths[order].max(initial=0)
+    count = f'{component.group} packs' if component.group > 1 else 'one pack'
     raise errors.InputError(
       f'data.mix.{name}: {tokens} tokens in {len(order)} documents (the '
-      f'longest has {longest}) do not fill one pack of {component.length} by '
+      f'longest has {longest}) do not fill {count} of {component.length} by '
       f'{component.pack!r}; add documents to {", ".join(component.sources)}, '
       f'or lower length or train.seq_len'
     )
   return MixtureComponent(
     name, component.weight, packs, component.length, len(order),
-    by_step=component.pack == 'sorted',
+    group=component.group,
     joined=component.pack == 'interleave' or not component.masked,
   )  # fmt: skip
 

@@ -156,14 +156,19 @@ def best_fit(lengths, length: int, order) -> Packs:
   )
 
 
-def sorted_packs(lengths, length: int, order) -> Packs:
+def sorted_packs(lengths, length: int, order, group: int) -> Packs:
   """One whole document a pack, in order of length.
 
-  LongAlign's sorted batching (2401.18058). Longer documents are left out.
-  Arguments as in `whole`.
+  LongAlign's sorted batching (2401.18058; THUDM/LongAlign, sort_and_group.py).
+  Longer documents are left out, and so are the shortest that do not fill a
+  group (in its code the longest). Other arguments as in `whole`.
+
+  Args:
+    group: packs that are read together.
   """
   order = order[lengths[order] <= length]
   order = order[np.argsort(lengths[order], kind='stable')]
+  order = order[len(order) % group :]
   return _complete(np.arange(len(order) + 1), order, lengths)
 
 
@@ -209,6 +214,8 @@ def packs(component, lengths, order) -> Packs:
   rule, options = RULES[component.pack], {}
   if rule is interleave:
     options = dict(documents=component.documents, chunks=component.chunks)
+  elif rule is sorted_packs:
+    options = dict(group=component.group)
   elif rule is concatenate and not component.carry:
     rule = truncate
   packed = rule(lengths, component.length, order, **options)

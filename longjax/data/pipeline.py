@@ -42,12 +42,12 @@ def check(config):
     InputError: names the key, its value and the bound.
   """
   seq_len = config.train.seq_len
-  group = mixture.group_rows(mixture.parse(config), config)
+  rows = mixture.pack_rows(mixture.parse(config), config)
   memory = max(1, len(config.model.memory.rows))
-  if group % memory:
+  if rows % memory:
     raise InputError(
       f'config.model.memory.rows needs packs of {memory} rows, but those of '
-      f'data.mix have {group}; set length in data.mix to {memory} x '
+      f'data.mix have {rows}; set length in data.mix to {memory} x '
       f'train.seq_len = {memory * seq_len}'
     )
   positions.check(config.data.positions, seq_len)
@@ -76,6 +76,7 @@ class Pipeline:
     self._store, self._config = store, config
     self._seq_len, self._batch = config.train.seq_len, config.train.batch
     parsed = mixture.parse(config)
+    self._pack_rows = mixture.pack_rows(parsed, config)
     self._group_rows = mixture.group_rows(parsed, config)
     self.components = mixture.build(parsed, store, config.seed)
     self._groups = mixture.row_groups(
@@ -105,7 +106,7 @@ class Pipeline:
       rows = [pack.cut_segments(row, limit) for row in rows]
     # Rows of like cost share a micro-batch, unless packs take several rows.
     row_order = np.arange(self._batch)
-    if self._group_rows == 1:
+    if self._pack_rows == 1:
       costs = [row.squares() for row in rows]
       row_order = layout.balance_rows(
         costs, config.mesh.data, config.train.micro_batches
