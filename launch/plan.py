@@ -1,4 +1,4 @@
-"""Says whether a config fits a TPU slice and how fast it would be.
+"""Whether a config fits a TPU slice, and how fast it would be.
 
   python launch/plan.py --config configs/llama3_8b_512k.py --topology v5p:4x4x4
 
@@ -23,17 +23,17 @@ from longjax.slices import ENVIRONMENT, EXAMPLE, SPARE, parse
 def main(
   config, topology='', slices='', documents='', json=False, search=False
 ):
-  """Compiles and prints; the answer is the exit code."""
-  where = parse(topology, cli.number('slices', slices, 1, 1))
+  """Compiles and prints; returns the exit code."""
+  target = parse(topology, cli.number('slices', slices, 1, 1))
   from longjax.plan import search as searching
   from longjax.plan.compile import check, plan
 
   log = functools.partial(print, file=sys.stderr)
   if search:
-    reports = searching.search(config, where, documents, log)
+    reports = searching.search(config, target, documents, log)
   else:
-    check(config, where, documents, log)
-    reports = [plan(config, where, documents, log)]
+    check(config, target, documents, log)
+    reports = [plan(config, target, documents, log)]
   if json:
     print(as_json(reports, search))
   else:
@@ -54,7 +54,7 @@ def time(seconds: float) -> str:
 
 
 def describe(r: dict) -> str:
-  """A report for a person."""
+  """A report as text."""
   mesh = r['mesh']
   lines = [
     f'{r["config"]} on {r["slices"]} x {r["topology"]}, {r["chips"]} chips: '
@@ -80,7 +80,7 @@ def describe(r: dict) -> str:
 
 
 def hbm_lines(r: dict) -> list[str]:
-  """Memory, and what holds it."""
+  """HBM in total, and by what it holds."""
   hbm, yes = r['hbm'], 'fits: yes. ' if r['fits'] else ''
   return [
     f'{yes}HBM of a device, GiB: peak {hbm["peak_gib"]:.2f} of '

@@ -1,4 +1,4 @@
-"""The schedule's model against times worked out by hand.
+"""The model of the schedule against times worked out by hand.
 
 The chip of these tests does 1000 cycles in a second, moves 100 bytes/s in HBM
 and 10 bytes/s over a link.
@@ -87,7 +87,7 @@ def test_a_loop_costs_its_body_as_often_as_its_condition_says():
   assert scheduled(text).seconds == pytest.approx(0.5 + 3 * 2.0)
 
 
-def test_a_branch_that_is_not_attention_costs_the_dearer_one():
+def test_a_branch_that_is_not_attention_costs_the_slower_one():
   branches = '\n'.join(
     f'%{n} (p: f32[8]) -> f32[8] {{\n  {fusion(n + "f", c)}\n}}'
     for n, c in (('no', 100), ('yes', 3000))
@@ -196,7 +196,7 @@ def test_kernels_take_the_time_of_their_hop():
   assert not record.over_attention
 
 
-def test_a_kernel_that_walks_over_its_hop_in_pieces_takes_the_time_of_one():
+def test_a_kernel_that_does_its_hop_in_pieces_takes_the_time_of_one():
   kernel = KERNEL.format(n=1, way='backward')
   found = scheduled(program(RING, more=body(kernel)), backward=(6,))
   assert found.seconds == pytest.approx(6)
@@ -210,7 +210,7 @@ def test_kernels_in_a_special_scope_take_their_share():
   assert found.seconds == pytest.approx(6 * 2.5 + 6 * 0.5)
 
 
-def test_a_gather_that_fusions_start_and_end_goes_on_between_them():
+def test_a_gather_that_fusions_start_and_end_runs_between_them():
   gather = '%g = u8[40] all-gather(%q), channel_id=7, replica_groups=[1,4]<=[4]'
   computation = lambda n: f'%{n} (q: u8[10]) -> u8[40] {{\n  {gather}\n}}'
   text = program(

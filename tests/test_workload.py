@@ -1,4 +1,4 @@
-"""What documents make of a step, against counting."""
+"""The attention of a step by its documents, against counting."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_documents_that_end_at_the_borders_of_a_member_need_no_later_hop():
   assert work.squares == 4 * 256**2
 
 
-def test_rows_are_dealt_by_share_and_counted_by_the_slowest_ring():
+def test_rows_are_shared_out_and_counted_by_the_slowest_ring():
   mix = '1024:0.5,64:0.5'
   rows = row_lengths(mix, 8, 1024)
   assert sorted(rows) == [64] * 4 + [1024] * 4
@@ -63,7 +63,7 @@ def test_gathered_keys_are_one_hop():
 
 
 @pytest.mark.parametrize('strategy, swap', [('ulysses', 8), ('hybrid', 4)])
-def test_who_swaps_heads_computes_a_share_of_them_in_a_smaller_ring(
+def test_a_ring_that_swaps_heads_is_smaller_and_has_a_share_of_them(
   strategy, swap
 ):
   at = dict(train__batch=1, mesh__seq=8)
@@ -82,7 +82,7 @@ def test_documents_that_no_row_can_hold_are_refused(documents):
     workload(config_of(), documents)
 
 
-def test_a_row_that_sees_others_has_their_blocks_in_its_memory_layers():
+def test_rows_that_attend_to_others_have_their_blocks_in_memory_layers():
   memory = dict(layers=(1,), rows=((), (-1,), (-1, -2), (-1, -2, -3)))
   config = config_of(mesh__seq=1, train__batch=4, data__layout='contiguous')
   config.model.memory.update(memory)

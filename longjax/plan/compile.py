@@ -1,8 +1,8 @@
 """Whether a config fits a TPU slice and how fast it would be, without one.
 
-The real train step (train_step.build) is compiled for the devices of the slice;
-nothing of the size of a model is allocated. The compiler itself judges the
-memory; the time is that of the model in schedule.py.
+The real train step (train/step.py) is compiled for the devices of the slice;
+nothing of the size of a model is allocated. Memory is what the compiler lays
+out; time is that of the model in schedule.py.
 """
 
 import collections
@@ -32,86 +32,69 @@ class Job(NamedTuple):
 
   config: Any  # ml_collections.ConfigDict
   model: llama.Llama
-  where: slices.Slice
-  chip: slices.Chip
+  slice: slices.Slice
   mesh: Mesh
   work: Workload
 
 
-def check(config, where: slices.Slice, documents: str, log) -> llama.Llama:
-  """The model; config.mesh is made to fit. Needs no TPU compiler.
+def check(config, target: slices.Slice, documents: str, log):
+  """Makes config.mesh fit the slice and checks all. Needs no TPU compiler.
 
   Raises:
     InputError: the config, the mesh or the documents cannot work.
   """
-  fit_mesh(config, where, log)
-  model = check_batch(config)
+  fit_mesh(config, target, log)
+  checks.check(config)
   workload(config, documents)
-  return model
 
 
-def fit_mesh(config, where: slices.Slice, log):
+def fit_mesh(config, target: slices.Slice, log):
   """Keeps mesh.seq and lets mesh.data take the rest of the devices."""
-  devices, mesh = where.devices, config.mesh
-  if mesh.data * mesh.seq == devices and mesh.data % where.slices == 0:
+  devices, mesh = target.devices, config.mesh
+  if mesh.data * mesh.seq == devices and mesh.data % target.slices == 0:
     return
-  each = devices // where.slices
+  each = devices // target.slices
   if mesh.seq < 1 or each % mesh.seq:
     near = min(
       (n for n in range(1, each + 1) if each % n == 0),
       key=lambda n: abs(n - mesh.seq),
     )
     raise InputError(
-      f'{where.name} has {each} devices a slice, of which mesh.seq '
-      f'{mesh.seq} is no divisor; the nearest mesh is '
+      f'config.mesh.seq is {mesh.seq}; it must divide the {each} devices of a '
+      f'slice {target.name}; the nearest mesh is '
       f'--config.mesh.data={devices // near} --config.mesh.seq={near}'
     )
   log(
-    f'mesh: data {devices // mesh.seq} x seq {mesh.seq}, as {where.name} '
-    f'has {devices} devices and the config asks for {mesh.data} x {mesh.seq}'
+    f'mesh: data {devices // mesh.seq} x seq {mesh.seq} for the {devices} '
+    f'devices of {target.name}; the config has {mesh.data} x {mesh.seq}'
   )
   mesh.data = devices // mesh.seq
 
 
-def check_batch(config) -> llama.Llama:
-  """checks.check, which here can say what would fit the mesh."""
-  try:
-    return checks.check(config)
-  except InputError as error:
-    batch, data = config.train.batch, config.mesh.data
-    parts = max(config.train.micro_batches, 1)
-    if batch < 1 or batch % (parts * data) == 0:
-      raise
-    fits = [m for m in range(1, parts + 1) if batch % (m * data) == 0]
-    way = f'micro_batches={max(fits)}' if fits else f'batch={parts * data}'
-    raise InputError(f'{error}; --config.train.{way} would do') from None
-
-
-def plan(config, where: slices.Slice, documents: str, log) -> dict:
-  """Compiles the step of a checked config; everything there is to say.
+def plan(config, target: slices.Slice, documents: str, log) -> dict:
+  """Compiles the train step of a checked config and reports on it.
 
   Returns:
     The report of docs/plan.md, json-like. `fits` is False if the step leaves
-    less than slices.SPARE of the HBM free; if the compiler ran out of it, there
-    is no schedule to speak of.
+    less than slices.SPARE of the HBM free; if the compiler ran out of HBM,
+    there is no schedule.
 
   Raises:
     InputError: no TPU compiler here, or it refuses for another reason.
   """
-  devices, chip = devices_of(where), where.chip
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq, devices)
-  job = Job(
-    config, checks.check(config), where, chip, mesh,
-    workload(config, documents),
-  )  # fmt: skip
-  log(f'compiling for {where.name} ...')
+  mesh = sharding.make_mesh(
+    config.mesh.data, config.mesh.seq, devices_of(target)
+  )
+  model = checks.llama_config(config)
+  job = Job(config, model, target, mesh, workload(config, documents))
+  log(f'compiling for {target.name} ...')
   began, cpu = time.monotonic(), time.process_time()
   step, state = train_step.build(config, job.model, mesh)
   batch = train_step.abstract_batch(config, mesh)
   try:
     compiled, text = compile_step(step.lower(state, batch))
   except jax.errors.JaxRuntimeError as error:
-    compiled, lacking = None, hbm.out_of_memory(error, chip)
+    compiled, lacking = None, hbm.out_of_memory(error, target.chip)
   report = about(job) | dict(
     compile=dict(
       cpu_seconds=round(time.process_time() - cpu, 1),
@@ -125,7 +108,7 @@ def plan(config, where: slices.Slice, documents: str, log) -> dict:
   return report | measured(job, memory, parsed, state, batch)
 
 
-def devices_of(where: slices.Slice) -> list:
+def devices_of(target: slices.Slice) -> list:
   """Devices to compile for. Raises InputError if libtpu is not here."""
   if not importlib.util.find_spec('libtpu'):
     raise InputError(
@@ -133,23 +116,23 @@ def devices_of(where: slices.Slice) -> list:
     )
   from jax.experimental import topologies
 
-  options: dict = dict(num_slices=where.slices) if where.slices > 1 else {}
-  if where.generation == 'v4':  # else a chip is two devices
+  options: dict = dict(num_slices=target.slices) if target.slices > 1 else {}
+  if target.generation == 'v4':  # else a chip is two devices
     options['chip_config_name'] = 'megacore'
   try:
     return topologies.get_topology_desc(
-      platform='tpu', topology_name=where.name, **options
+      platform='tpu', topology_name=target.name, **options
     ).devices
   except RuntimeError as error:
-    raise InputError(f'libtpu knows no {where.name}: {error}') from None
+    raise InputError(f'libtpu knows no {target.name}: {error}') from None
 
 
 def compile_step(lowered):
   """(compiled, the text of the scheduled program).
 
-  The text is what the TPU compiler wrote down itself: `compiled.as_text()`
-  would ask jaxlib, and that of JAX 0.10 cannot read all programs of a newer
-  libtpu. A program from JAX's compile cache would come without it.
+  The text is the TPU compiler's own dump: `compiled.as_text()` goes through
+  jaxlib, and that of JAX 0.10 cannot read all programs of a newer libtpu. A
+  program from JAX's compile cache comes without a dump.
   """
   jax.config.update('jax_enable_compilation_cache', False)
   with tempfile.TemporaryDirectory() as dump:
@@ -159,20 +142,20 @@ def compile_step(lowered):
 
 
 def rss() -> float:
-  """The most memory this process has had, GiB."""
+  """The peak memory of this process, GiB."""
   kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return kib / 2**20
 
 
 def about(job: Job) -> dict:
   """What was compiled."""
-  step, where = job.config.train, job.where
+  step, target = job.config.train, job.slice
   return dict(
     caveat=CAVEAT,
     config=job.config.name,
-    topology=where.name,
-    slices=where.slices,
-    chips=where.chips,
+    topology=target.name,
+    slices=target.slices,
+    chips=target.chips,
     devices=job.mesh.devices.size,
     device_kind=job.mesh.devices.flat[0].device_kind,
     mesh=dict(job.mesh.shape),
@@ -185,9 +168,9 @@ def about(job: Job) -> dict:
 
 
 def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
-  """The report on a program that the compiler takes."""
-  size = hbm.memory(memory, job.chip)
-  fits = hbm.fits(size['peak_gib'], job.chip)
+  """The report on a compiled program."""
+  size = hbm.memory(memory, job.slice.chip)
+  fits = hbm.fits(size['peak_gib'], job.slice.chip)
   lacks = {} if fits else dict(needed_gib=size['peak_gib'])
   names = contents.known_shapes(
     job.config, job.model, job.mesh, state['params']
@@ -205,18 +188,18 @@ def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
 
 
 def timed(job: Job, parsed: hlo.Program, calibration) -> schedule.Schedule:
-  """The modelled schedule, attention as the documents make it."""
+  """The modelled schedule, with the attention of the documents."""
   model, work = job.model, job.work
   each = 4 * work.block**2 * model.head_dim * model.heads
   forward, backward = schedule.kernel_seconds(
-    job.chip, [each * blocks for blocks in work.hops], calibration
+    job.slice.chip, [each * blocks for blocks in work.hops], calibration
   )
   network = Network(job.mesh.devices.flatten().tolist())
   live = [blocks / work.pairs for blocks in work.hops]
   return schedule.schedule(
     parsed,
     schedule.Machine(
-      job.chip, network, forward, backward, live, work.special
+      job.slice.chip, network, forward, backward, live, work.special
     ),
   )  # fmt: skip
 
@@ -224,7 +207,7 @@ def timed(job: Job, parsed: hlo.Program, calibration) -> schedule.Schedule:
 def speed(job: Job, real, static) -> dict:
   """Seconds, tokens and utilization of a step."""
   tokens = job.config.train.batch * job.config.train.seq_len
-  peak = job.chip.peak * job.mesh.devices.size
+  peak = job.slice.chip.peak * job.mesh.devices.size
   causal = job.config.train.batch * job.config.train.seq_len**2
   frozen = lora.frozen_matmuls(llama.abstract(job.model), job.config.lora)
   batch = job.config.train.batch, job.config.train.seq_len
@@ -237,7 +220,7 @@ def speed(job: Job, real, static) -> dict:
     seconds = modelled.seconds
     return dict(
       seconds=seconds,
-      tokens_per_second_per_chip=tokens / seconds / job.where.chips,
+      tokens_per_second_per_chip=tokens / seconds / job.slice.chips,
       mfu_causal=done(causal) / seconds,
       mfu_documents=done(job.work.squares) / seconds,
     )
@@ -277,9 +260,9 @@ def attention(job: Job) -> dict:
 
 
 def communication(job: Job, real: schedule.Schedule) -> dict:
-  """Collectives by kind, what of them is exposed, and the ring.
+  """Collectives by kind, their exposed time, and the ring.
 
-  Those of kind schedule.BETWEEN have no time.
+  Messages between slices are counted, not timed.
   """
   records = real.collectives.values()
   kinds = collections.defaultdict(
@@ -299,7 +282,7 @@ def communication(job: Job, real: schedule.Schedule) -> dict:
 
 
 def ring(job: Job, permutes) -> dict:
-  """The messages of the ring: hidden or not, and how far they go."""
+  """The messages of the ring: hidden time, and links of each hop."""
   hops = topology.hops(job.mesh.devices)
   seconds = sum(r.seconds for r in permutes)
   exposed = sum(r.exposed for r in permutes)

@@ -1,4 +1,4 @@
-"""What the memory of a device holds while a compiled step runs."""
+"""What the HBM of a device holds while a compiled step runs."""
 
 import collections
 import math
@@ -10,12 +10,12 @@ from longjax.plan import hlo
 
 
 def holds(program: hlo.Program, state, batch, names) -> list[dict]:
-  """What the arguments are, and the large temporaries.
+  """Sizes of the arguments and of the large temporaries.
 
   Args:
     program: the compiled step.
     state, batch: its arguments as ShapeDtypeStructs with shardings.
-    names: {dims on a device: what has them}, see `known_shapes`.
+    names: {dims on a device: description}, see `known_shapes`.
 
   Returns:
     [{what, gib}], of temporaries also shape and count.
@@ -63,7 +63,7 @@ def carried(program: hlo.Program, names) -> list[dict]:
 
 
 def known_shapes(config, model, mesh, params) -> dict[tuple, str]:
-  """{dims on a device: what has them}: weights, and what remat may save.
+  """{dims on a device: description}: weights, and what remat may save.
 
   Args:
     config: its section `train` is read.

@@ -1,6 +1,6 @@
-"""The compiled program as data: scheduled HLO text to lists of instructions.
+"""Parses a compiled program: scheduled HLO text to lists of instructions.
 
-Only what the model of the schedule reads: names, shapes, operands, called
+Only what schedule.py reads: names, shapes, operands, called
 computations, groups of devices. Format: `jax.stages.Compiled.as_text()` of a
 TPU executable, in which instructions stand in the order of execution.
 """

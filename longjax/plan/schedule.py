@@ -1,23 +1,24 @@
 """How long a compiled TPU program takes: a model of its schedule.
 
-The instructions of scheduled HLO run one after another; what a `-start` sets
-off goes on until its `-done` and costs only the wait there. So
+The instructions of scheduled HLO run one after another; what a `-start` begins
+runs beside them until its `-done`, where only the rest of its time is waited
+for.
 
   fusions, copies  the compiler's `estimated_cycles` over the chip's clock;
                    where it gives none, bytes over the bandwidth of HBM
   loops            trips x body; a ring (a loop of attention with permutes)
-                   is walked hop by hop, as its hops do not hold equal work
+                   is walked hop by hop, as its hops hold unequal work
   permutes         bytes x messages on the busiest link / bandwidth of a link;
                    messages of one pattern share their links, one after another
   other            bytes x (n - 1)/n (all-reduce: twice) over the links of a
   collectives      chip that the group's axes have; they wait for all links
   copies to VMEM   bytes over the bandwidth of HBM, one after another
-  kernels          not in the text: the caller says how long each hop takes
-  branches         the dearer one; of attention, the share that the caller says
+  kernels          not in the text: the caller gives the seconds of each hop
+  branches         the slower one; of attention, the share that is live
 
 Not modelled: transfers to the host and between slices, SparseCore offloads,
 latencies of small messages, HBM shared by what overlaps. Link bandwidths are
-public specifications. It was not compared with a run on a TPU.
+public specifications. The model was not compared with a run on a TPU.
 """
 
 import collections
@@ -29,10 +30,10 @@ from longjax.plan.hlo import Instruction, Program
 from longjax.plan.network import Network
 from longjax.slices import Chip
 
-# Names of the Pallas kernels of attention, as the program holds them.
+# Names of the Pallas kernels of attention in the program.
 FORWARD, BACKWARD = 'attention_forward', 'attention_backward'
-_ATTENTION = '/attention/shard_map'  # in the names of what `attend` does
-GLUE = 'attention glue'  # the part of it that is not blocks or kernels
+_ATTENTION = '/attention/shard_map'  # in the op names of `attend`
+GLUE = 'attention glue'  # attention other than blocks and kernels
 BETWEEN = 'between slices'  # kind of what leaves a slice
 HOST = 5  # memory space
 # Take no time of their own.
@@ -44,7 +45,7 @@ _FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """What the text does not say. Times are of one layer and micro-batch.
+  """What is not in the program. Times are of one layer and micro-batch.
 
   forward, backward: seconds of the attention kernels by hop.
   live: share of the block pairs by hop, of the busiest member of the ring.
@@ -105,7 +106,7 @@ class Collective:
 
 @dataclasses.dataclass
 class Schedule:
-  """A step: seconds by part, which add up, and its collectives by name."""
+  """A step: seconds by part, which add up to it, and collectives by name."""
 
   parts: dict[str, float]
   collectives: dict[str, Collective]
@@ -117,7 +118,7 @@ class Schedule:
 
   @property
   def exposed(self) -> float:
-    """Seconds in which nothing runs but communication."""
+    """Seconds in which only communication runs."""
     parts = ('exposed ring', 'exposed collectives')
     return sum(self.parts.get(part, 0.0) for part in parts)
 
@@ -130,7 +131,7 @@ def schedule(program: Program, machine: Machine) -> Schedule:
 
 
 class _Links:
-  """Who holds the links of a chip until when; seconds from a loop's start."""
+  """Until when the links of a chip are taken; seconds from a loop's start."""
 
   def __init__(self):
     self.free = collections.defaultdict(float)  # by pattern
@@ -200,7 +201,7 @@ class _Walk:
           self.collectives[key].over_attention = True
 
   def spend(self, seconds: float, part: str, clock: _Clock):
-    """Time that passes, and for what."""
+    """Moves the clock on and counts the time to a part."""
     clock.now += seconds
     self.parts[part] += seconds * clock.times
 
@@ -216,23 +217,23 @@ class _Walk:
     return trips * self.run(body, clock.times * trips, where, pieces)
 
   def branch(self, i: Instruction, clock: _Clock) -> float:
-    """The dearer branch; in attention as often as blocks are live."""
+    """The slower branch; in attention as often as blocks are live."""
     calls = self.calls.total()
     trials = [self.apart(name, clock) for name in i.branches()]
-    cheap, dear = (f(trials, key=lambda t: t[0]) for f in (min, max))
-    kernels = self.calls.total() > calls  # whose times know what is live
+    fast, slow = (f(trials, key=lambda t: t[0]) for f in (min, max))
+    kernels = self.calls.total() > calls  # their times count live blocks only
     if kernels or _ATTENTION not in i.op_name():
-      for part, seconds in dear[1].items():
+      for part, seconds in slow[1].items():
         self.parts[part] += seconds
-      return dear[0]
+      return slow[0]
     live = self.live()
-    seconds = live * dear[0] + (1 - live) * cheap[0]
+    seconds = live * slow[0] + (1 - live) * fast[0]
     self.parts['attention'] += seconds * clock.times
     self.calls['blocks'] += clock.times
     return seconds
 
   def apart(self, computation: str, clock: _Clock):
-    """(seconds, parts) of a branch, kept out of the step's parts."""
+    """(seconds, parts) of a branch, not counted to the step."""
     parts, self.parts = self.parts, collections.defaultdict(float)
     seconds = self.run(computation, clock.times, clock.where, clock.pieces)
     parts, self.parts = self.parts, parts
@@ -266,7 +267,7 @@ class _Walk:
     return next((s for scope, s in special.items() if scope in name), 1.0)
 
   def part(self, i: Instruction, clock: _Clock) -> str:
-    """matmul, what surrounds the blocks or kernels of attention, or other."""
+    """'matmul', GLUE, or the part of the computation."""
     inside = self.program.computations.get(i.called().get('calls', ''), [i])
     if any(x.op in ('convolution', 'dot') for x in inside):
       return 'matmul'
@@ -297,7 +298,7 @@ class _Walk:
       self.arrive(clock.flying.pop(i.operands[0], 0.0), 'copies to VMEM', clock)
 
   def arrive(self, at: float, part: str, clock: _Clock) -> float:
-    """Waits for what was started; the wait."""
+    """Waits until `at`; returns the wait."""
     wait = max(0.0, at - clock.now)
     self.spend(wait, part, clock)
     return wait
@@ -322,7 +323,7 @@ class _Walk:
         self.land(key, clock)
 
   def leave(self, i: Instruction, clock: _Clock):
-    """A message to other slices: counted, its time is not known."""
+    """A message to another slice: counted, not timed."""
     record = self.collectives.setdefault(i.name, Collective(BETWEEN, True))
     record.count += clock.times
     record.bytes += i.arrays()[0].bytes * clock.times

@@ -15,19 +15,19 @@ from longjax.train import step as train_step
 TRIES = 4  # compiled, at some minutes each
 
 
-def search(config, where: slices.Slice, documents: str, log) -> list[dict]:
+def search(config, target: slices.Slice, documents: str, log) -> list[dict]:
   """Reports on the most promising meshes, remat policies and micro-batches.
 
   Args:
-    config, where, documents, log: as for `plan`.
+    config, target, documents, log: as for `plan`.
 
   Returns:
     At most TRIES of report.plan, best first; those that do not fit last.
   """
-  trials = candidates(config, where, documents)
+  trials = candidates(config, target, documents)
   if not trials:
     raise InputError(
-      f'no mesh of {where.name} divides train.batch {config.train.batch} '
+      f'no mesh of {target.name} divides train.batch {config.train.batch} '
       f'and train.seq_len {config.train.seq_len}'
     )
   reports = []
@@ -37,37 +37,36 @@ def search(config, where: slices.Slice, documents: str, log) -> list[dict]:
       f'{trial.model.remat}, micro_batches {trial.train.micro_batches}: about '
       f'{seconds:.3g} s and {gib:.1f} GiB'
     )
-    reports.append(plan(trial, where, documents, log))
+    reports.append(plan(trial, target, documents, log))
   late = lambda r: r['step']['seconds'] if r['fits'] else math.inf
   return sorted(reports, key=late)
 
 
-def candidates(config, where: slices.Slice, documents: str) -> list:
-  """[(seconds, GiB, config)], by the estimate, of what should fit; for each
-  mesh and policy the fewest micro-batches that do."""
-  chip = where.chip
+def candidates(config, target: slices.Slice, documents: str) -> list:
+  """[(seconds, GiB, config)] of what should fit, fastest first, by `estimate`:
+  for each mesh and remat policy the fewest micro-batches that fit."""
   found = []
-  for seq, remat in itertools.product(ring_sizes(where), llama.REMAT):
-    for trial in meshes(config, where, seq, remat):
-      seconds, size = estimate(trial, where, chip, documents)
-      if size < chip.usable:
+  for seq, remat in itertools.product(ring_sizes(target), llama.REMAT):
+    for trial in meshes(config, target, seq, remat):
+      seconds, size = estimate(trial, target, documents)
+      if size < target.chip.usable:
         found.append((seconds, size / hbm.GIB, trial))
         break
   return sorted(found, key=lambda x: x[0])
 
 
-def ring_sizes(where: slices.Slice) -> list[int]:
+def ring_sizes(target: slices.Slice) -> list[int]:
   """Products of whole axes of the torus, so that a ring has short hops."""
-  axes = (*where.dims, where.chip.per_chip)
+  axes = (*target.dims, target.chip.per_chip)
   subsets = itertools.chain.from_iterable(
     itertools.combinations(axes, k) for k in range(len(axes) + 1)
   )
   return sorted({math.prod(s) for s in subsets})
 
 
-def meshes(config, where, seq: int, remat: str):
+def meshes(config, target, seq: int, remat: str):
   """Valid configs with this ring, from few micro-batches to many."""
-  data = where.devices // seq
+  data = target.devices // seq
   rows = config.train.batch // data
   for parts in (m for m in range(1, rows + 1) if rows % m == 0):
     trial = config.copy_and_resolve_references()
@@ -81,10 +80,11 @@ def meshes(config, where, seq: int, remat: str):
     yield trial
 
 
-def estimate(config, where, chip, documents) -> tuple[float, float]:
-  """(seconds, bytes of HBM) of a step, without compiling: for an order of
-  trials, within some 20 % of what the compiler then says."""
+def estimate(config, target, documents) -> tuple[float, float]:
+  """(seconds, bytes of HBM) of a step without compiling, within about 20 % of
+  what the compiler then reports: to order the trials."""
   model, work = checks.llama_config(config), workload(config, documents)
+  chip = target.chip
   step, mesh = config.train, config.mesh
   devices = mesh.data * mesh.seq
   # Tokens of a device in a micro-batch.
@@ -94,7 +94,7 @@ def estimate(config, where, chip, documents) -> tuple[float, float]:
   params, learn = size(abstract), size(lora.split(abstract, config.lora)[0])
   # Weights gathered forward and backward in bfloat16, gradients scattered in
   # float32.
-  weights = (2 + 2 + 4) * params / (2 * len(where.dims) * chip.link)
+  weights = (2 + 2 + 4) * params / (2 * len(target.dims) * chip.link)
   layer = attention_seconds(model, work, chip, tokens)
   seconds = model.layers * layer + weights + matmul_seconds(model, chip, tokens)
   return step.micro_batches * seconds, (
@@ -105,7 +105,7 @@ def estimate(config, where, chip, documents) -> tuple[float, float]:
 
 
 def attention_seconds(model, work, chip, tokens: int) -> float:
-  """Of a layer; a hop takes as long as its kernel or its messages."""
+  """Seconds of a layer; a hop takes as long as its kernel or its messages."""
   each = 4 * work.block**2 * model.head_dim * model.heads
   forward, backward = schedule.kernel_seconds(
     chip, [each * blocks for blocks in work.hops], schedule.CALIBRATION
@@ -118,13 +118,13 @@ def attention_seconds(model, work, chip, tokens: int) -> float:
 
 
 def matmul_seconds(model, chip, tokens: int) -> float:
-  """Of a micro-batch, at 85 % of the peak; a third again if recomputed."""
+  """Seconds of a micro-batch at 85 % of the peak, recomputation included."""
   passes = 6 if model.remat == 'none' else 8
   return flops.matmul_params(model) * tokens * passes / chip.peak / 0.85
 
 
 def saved(model) -> int:
-  """Bytes of HBM per token and layer that wait for the backward pass."""
+  """Bytes of HBM per token and layer that are saved for the backward pass."""
   width = model.heads * model.head_dim
   layer_in, attn_out, lse = 2 * model.embed, 2 * width, 4 * model.heads
   inside = 8 * model.mlp + 12 * model.embed + 4 * width
@@ -137,6 +137,6 @@ def saved(model) -> int:
 
 
 def working(model, tokens: int) -> int:
-  """Bytes for a layer at work, and for embedding and head: two copies in
-  bfloat16 and their gradients. Fitted to the 8B model of the configs."""
+  """Bytes for the activations of one layer, and for embedding and head: two
+  copies in bfloat16 and their gradients. Fitted to the 8B of the configs."""
   return 60 * model.embed * tokens + 10 * model.vocab * model.embed

@@ -1,7 +1,7 @@
-"""What the rows of a step hold, and the attention that this makes.
+"""The documents of a step's rows, and the attention that they take.
 
-The compiled program is the same whatever the documents are; how many blocks of
-attention it executes, and who of the ring executes most, is not.
+The compiled program is the same for all documents; how many blocks of attention
+it executes, and which member of the ring executes most, depends on them.
 """
 
 from typing import NamedTuple
