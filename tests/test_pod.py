@@ -243,8 +243,8 @@ longjax/llama3-8b-512k/code/longjax/pod/worker.sh status'
   (['--topology=v4:2x2x4', '--runtime=tpu-ubuntu2404-base'],
    '--accelerator-type=v4-32 --runtime-version=tpu-ubuntu2404-base '
    '--node-id=llama3-8b-512k'),
-  (['--topology=v5p:4x4x12', '--service-account=tpu@ours.example'],
-   '--type=v5p --topology=4x4x12 --runtime-version=v2-alpha-tpuv5 '
+  (['--topology=v4:4x4x12', '--service-account=tpu@ours.example'],
+   '--type=v4 --topology=4x4x12 --runtime-version=tpu-ubuntu2204-base '
    '--node-id=llama3-8b-512k --service-account=tpu@ours.example'),
   (['--topology=v6e:1x1'],
    '--accelerator-type=v6e-1 --runtime-version=v2-alpha-tpuv6e '
@@ -340,6 +340,7 @@ def test_what_a_shell_would_act_on_stays_one_word_on_the_host(hostile):
   (['up', *RUN, '--topolgy=v5p:4x4x4'], "nearest is '--topology'"),
   (['up', *RUN, '--topology=v5p:4x4'], 'nearest is v5p:4x4x1'),
   (['up', *RUN, '--topology=v5e:6x6'], 'nearest is v5e:4x8'),
+  (['up', *RUN, '--topology=v5p:2x2x16'], 'nearest is v5p:4x4x4'),
   (['up', *RUN, '--topology', '-1'], "--topology '-1'"),
   (['up', *RUN, '--spot', '-1'], '--1'),
   (['up', *RUN, '--topology=v9:4x4'], "'v9'"),
