@@ -56,8 +56,8 @@ def main(
   if synthesis and not synthesize:
     raise InputError('--synthesis needs --synthesize=FILE, which it is for')
   if synthesize:
-    made = synthetic.options(synthesis)
-    print(synthetic.synthesize(config, synthesize, made, local_model))
+    options = synthetic.parse_options(synthesis)
+    print(synthetic.synthesize(config, synthesize, options, local_model))
     return
   if inspect:
     pipeline.check(config)

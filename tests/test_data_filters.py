@@ -75,7 +75,7 @@ def test_shares_and_pairs_must_be_numbers(config, share, pairs, told, tmp_path):
 
 
 def test_questions_about_the_documents_of_a_config(config, tmp_path):
-  made = synthetic.options('model=ours,template=chatml,max_tokens=50')
+  made = synthetic.parse_options('model=ours,template=chatml,max_tokens=50')
   asked = []
 
   def local(model, template):

@@ -160,7 +160,7 @@ def _cached(spec, tokens) -> pathlib.Path:
 
 
 def _make(place, wanted, tokens, spec, log):
-  """Makes the store, or goes on making it where a killed process left off."""
+  """Makes the store, or resumes where a killed process left off."""
   metadata = dict(vocab=tokens.vocab, tokenizer=tokens.digest, spec=spec)
   partial = place.with_name(f'.{place.name}.partial')
   place.parent.mkdir(parents=True, exist_ok=True)

@@ -144,7 +144,7 @@ class Tally:
 
 
 def check(name: str, source: Mapping) -> dict:
-  """The source with all keys; InputError where it cannot be meant."""
+  """The source with all keys; InputError for what it cannot be."""
   source = dict(source.items())
   title = f'source {name!r}'
   errors.refuse_unknown_keys(title, source, DEFAULTS)

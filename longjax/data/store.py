@@ -271,7 +271,7 @@ def assemble(partial, parts, directory, metadata: dict, drop=None):
   (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
   try:
     os.rename(made, directory)
-  except OSError:  # where another process was first, its store stands
+  except OSError:  # another process was first: its store is as good
     if not exists(directory):
       raise
 

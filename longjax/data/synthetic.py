@@ -25,7 +25,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Options(NamedTuple):
   rows: int = 500  # of a table; 100 are about 3,000 tokens
 
 
+LEAST = dict(chunk_chars=1, max_tokens=0, parallel=1, tables=1, rows=2)
 KEY = 'OPENAI_API_KEY'  # environment variable with a server's key
 ATTEMPTS = 5  # of a request, with pauses of 1, 2, 4, 8 s between them
 TIMEOUT_SECONDS = 300
@@ -95,61 +96,56 @@ class Failure(Exception):
   """A model gave no answer to a prompt; says why."""
 
 
-def options(text: str) -> Options:
+def parse_options(text: str) -> Options:
   """Options from 'KEY=VALUE,KEY=VALUE'; InputError for what they cannot be."""
   given: dict[str, str] = {}
   for pair in filter(None, text.split(',')):
     key, _, value = pair.partition('=')
     given[key] = value
   errors.refuse_unknown_keys('--synthesis', given, Options._fields)
-  values = {}
-  for key, value in given.items():
-    kind = type(Options._field_defaults[key])
-    if kind is int and not value.isdecimal():
+  values: dict[str, Any] = dict(given)
+  for key in LEAST.keys() & given.keys():
+    if not given[key].isdecimal() or int(given[key]) < LEAST[key]:
       raise errors.InputError(
-        f'--synthesis: {key} must be a whole number, is {value!r}'
+        f'--synthesis: {key} is {given[key]!r}; it must be a whole number of '
+        f'at least {LEAST[key]}'
       )
-    values[key] = kind(value)
-  made = Options(**values)
-  if made.kind not in ('questions', 'tables'):
+    values[key] = int(given[key])
+  options = Options(**values)
+  if options.kind not in ('questions', 'tables'):
     raise errors.InputError(
-      f"--synthesis: kind is {made.kind!r}; it must be 'questions' or 'tables'"
+      f'--synthesis: kind is {options.kind!r}; it must be questions or tables'
     )
-  if min(made.chunk_chars, made.parallel, made.tables, made.rows - 1) < 1:
-    raise errors.InputError(
-      '--synthesis: chunk_chars, parallel and tables must be at least 1, and '
-      f'rows at least 2; got {text}'
-    )
-  return made
+  return options
 
 
-def synthesize(config, path: str, made: Options, local: Callable) -> str:
+def synthesize(config, path: str, options: Options, local: Callable) -> str:
   """Appends the conversations that the options ask for to a jsonl file.
 
   Args:
     config: `data.sources`, `data.tokenizer` and `seed` are read.
     path: the file.
-    made: the options.
+    options: from `parse_options`.
     local: (model, template) -> a function prompt -> answer.
 
   Returns:
     A line that says how much was made.
   """
-  if made.kind == 'tables':
-    counts = tables(path, made.tables, made.rows, config.seed)
+  if options.kind == 'tables':
+    counts = tables(path, options.tables, options.rows, config.seed)
   else:
-    if not made.model:
+    if not options.model:
       raise errors.InputError(
         '--synthesis needs model=NAME: weights or a run, or with endpoint=URL '
         'its name on that server'
       )
-    if made.endpoint:
-      complete = endpoint(made.endpoint, made.model)
+    if options.endpoint:
+      complete = endpoint(options.endpoint, options.model)
     else:
-      complete = local(made.model, made.template)
-      made = made._replace(parallel=1)
-    texts = _documents(config, made.max_tokens)
-    counts = questions(texts, complete, path, made, config.seed)
+      complete = local(options.model, options.template)
+      options = options._replace(parallel=1)
+    texts = _documents(config, options.max_tokens)
+    counts = questions(texts, complete, path, options, config.seed)
   return f'{path}: ' + ', '.join(f'{n} {key}' for key, n in counts.items())
 
 
@@ -191,7 +187,7 @@ def questions(
   documents: Iterable[tuple[str, str]],
   complete: Callable[[str], str],
   path,
-  made: Options,
+  options: Options,
   seed=0,
   log=print,
 ) -> Counter:
@@ -202,7 +198,7 @@ def questions(
     complete: prompt -> answer.
     path: the jsonl file. Ids in it are not done again, nor those in
       PATH.dropped, which names what could not be used and why.
-    made: chunk_chars and parallel are read.
+    options: chunk_chars and parallel are read.
     seed: of the chunks.
     log: called with a line for each document that failed.
 
@@ -218,12 +214,12 @@ def questions(
   def ask(document):
     name, text = document
     try:
-      return _question(name, text, complete, made.chunk_chars, seed)
+      return _question(name, text, complete, options.chunk_chars, seed)
     except Failure as error:
       return dict(id=name, failed=str(error))
 
-  with concurrent.futures.ThreadPoolExecutor(made.parallel) as pool:
-    while group := list(itertools.islice(fresh, made.parallel)):
+  with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
+    while group := list(itertools.islice(fresh, options.parallel)):
       for line in pool.map(ask, group):
         failed = failed + 1 if 'failed' in line else 0
         if failed:

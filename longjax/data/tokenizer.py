@@ -2,8 +2,8 @@
 
 One class over two libraries (data/encoders), whatever file it is read from:
 tokenizer.json, SentencePiece's or Llama 3's tokenizer.model, the metadata of a
-GGUF file, or nothing at all: plain bytes (tests, configs/tiny). What a file is
-is told by its content.
+GGUF file, or nothing at all: plain bytes (tests, configs/tiny). A file is
+recognized by its content.
 
 Corpus text is data: a literal '<|im_end|>' in a web page must not end a turn.
 So `encode` treats the names of special tokens as ordinary text, except for
