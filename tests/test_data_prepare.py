@@ -15,7 +15,7 @@ import sentencepiece
 
 from configs import common
 from longjax import errors
-from longjax.data import chat, pack, prepare, sources, store
+from longjax.data import chat, pack, parts, prepare, sources, store
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -259,7 +259,7 @@ def corpus(tmp_path, monkeypatch, request):
   return tmp_path
 
 
-def parts(tmp_path, name):
+def complete(tmp_path, name):
   return sorted((tmp_path / f'.{name}.partial').glob('part_?????'))
 
 
@@ -267,7 +267,7 @@ def test_a_failed_part_is_made_again_and_the_others_are_kept(
   corpus, monkeypatch
 ):
   straight = made(corpus, 'straight', text=dict(path=str(corpus / 'r')))
-  write, calls = store.write_part, []
+  write, calls = parts.write, []
 
   def broken(place, entries):
     calls.append(place.name)
@@ -275,10 +275,12 @@ def test_a_failed_part_is_made_again_and_the_others_are_kept(
       raise OSError(28, 'No space left on device')
     write(place, entries)
 
-  monkeypatch.setattr(store, 'write_part', broken)
+  monkeypatch.setattr(parts, 'write', broken)
   with pytest.raises(errors.InputError, match='No space left'):
     made(corpus, 'again', text=dict(path=str(corpus / 'r')))
-  assert len(parts(corpus, 'again')) == 2 and not store.exists(corpus / 'again')
+  assert len(complete(corpus, 'again')) == 2 and not store.exists(
+    corpus / 'again'
+  )
   said = []
   again = made(corpus, 'again', said.append, text=dict(path=str(corpus / 'r')))
   assert calls[3:] == [f'part_{i:05}.tmp' for i in range(2, 6)]
@@ -295,13 +297,13 @@ def test_a_killed_preparation_goes_on_and_processes_change_nothing(corpus):
     MANY.format(root=str(ROOT), place=str(corpus), name='killed')
   )
   child = subprocess.Popen([sys.executable, script], env=os.environ)
-  while not parts(corpus, 'killed') and child.poll() is None:
+  while not complete(corpus, 'killed') and child.poll() is None:
     time.sleep(0.02)
   os.kill(child.pid, signal.SIGKILL)
   child.wait()
   assert not store.exists(corpus / 'killed')
   time.sleep(2)  # its workers see that it is gone, and end
-  kept = {p.name: p.stat().st_mtime_ns for p in parts(corpus, 'killed')}
+  kept = {p.name: p.stat().st_mtime_ns for p in complete(corpus, 'killed')}
   assert 1 <= len(kept) < 6
   subprocess.run([sys.executable, script], check=True, env=os.environ)
   assert store.open_store(corpus / 'killed').digest == straight.digest

@@ -8,7 +8,7 @@ import pytest
 
 from configs import common
 from longjax import errors
-from longjax.data import pipeline, store
+from longjax.data import parts, pipeline, store
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8], [9, 10]]
 METADATA = dict(vocab=11, tokenizer='t', spec=['s'])
@@ -27,7 +27,7 @@ def made(tmp_path):
 
 def reseal(directory, change):
   """Changes the manifest and every digest in it, as an attacker would."""
-  path = directory / store.MANIFEST
+  path = directory / parts.MANIFEST
   manifest = json.loads(path.read_text())
   change(manifest)
   for file in (*manifest['shards'], *manifest['tables']):
@@ -117,7 +117,7 @@ def test_pickles_and_wrong_tables_are_refused(made):
 
 
 def test_broken_manifests_are_refused(made):
-  path = made / store.MANIFEST
+  path = made / parts.MANIFEST
   good = json.loads(path.read_text())
   for bad in (
     '', '[]', '{"format": 2}', json.dumps(good | dict(shards=[{}])),

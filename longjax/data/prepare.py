@@ -25,6 +25,7 @@ from longjax.data import (
   downloads,
   duplicates,
   formats,
+  parts,
   sources,
   store,
   tokenizer,
@@ -149,12 +150,12 @@ def _open(directory, tokens) -> store.Store:
 
 def _spec(wanted) -> list:
   """Everything the documents are made of, as JSON reads it back."""
-  parts = [sources.fingerprint(name, wanted[name]) for name in sorted(wanted)]
-  return json.loads(json.dumps(parts))
+  prints = [sources.fingerprint(name, wanted[name]) for name in sorted(wanted)]
+  return json.loads(json.dumps(prints))
 
 
 def _cached(spec, tokens) -> pathlib.Path:
-  whole = json.dumps([spec, tokens.digest, store.FORMAT], sort_keys=True)
+  whole = json.dumps([spec, tokens.digest, parts.FORMAT], sort_keys=True)
   name = hashlib.sha256(whole.encode()).hexdigest()[:12]
   return cache.directory() / 'prepared' / name
 
@@ -181,9 +182,9 @@ def _make(place, wanted, tokens, spec, log):
     drop = duplicates.find(
       [(job.place, job.unit.settings['duplicates']) for job in jobs]
     )
-    parts = [job.place.name for job in jobs]
-    store.assemble(partial, parts, place, metadata, drop)
-    store.clear(partial)
+    names = [job.place.name for job in jobs]
+    parts.assemble(partial, names, place, metadata, drop)
+    parts.clear(partial)
 
 
 @contextlib.contextmanager
@@ -204,16 +205,16 @@ def _locked(path, log):
 def _begin(partial, metadata, log):
   """An empty directory for parts, or that of an earlier try of the same."""
   head = partial / 'about.json'
-  text = json.dumps(metadata | dict(part_format=store.PART_FORMAT))
+  text = json.dumps(metadata | dict(part_format=parts.PART_FORMAT))
   if head.is_file() and head.read_text() == text:
-    parts = sum(1 for path in partial.glob('part_*') if path.suffix == '')
-    log(f'resuming in {partial}: {parts} parts are complete')
+    count = sum(1 for path in partial.glob('part_*') if path.suffix == '')
+    log(f'resuming in {partial}: {count} parts are complete')
   else:
-    store.clear(partial)
+    parts.clear(partial)
     partial.mkdir()
     head.write_text(text)
   for path in partial.glob('*.tmp'):
-    store.clear(path)
+    parts.clear(path)
 
 
 def _run(jobs, tokens, log):
@@ -282,7 +283,7 @@ def _write(job: Job, tokens=None) -> int:
   """Makes a part, in one piece; the tokens in it."""
   partial = job.place.with_suffix('.tmp')
   entries = _entries(job.unit, tokens or _worker['tokens'], partial)
-  store.write_part(partial, entries)
+  parts.write(partial, entries)
   os.rename(partial, job.place)
   table = np.load(job.place / 'documents.npy', allow_pickle=False)
   return int(table[:, 2].sum())
@@ -359,7 +360,7 @@ def _check_source(jobs, log):
   total = sources.Tally(unit.source)
   for job in jobs:
     count += len(np.load(job.place / 'documents.npy', allow_pickle=False))
-    part = json.loads((job.place / store.PART).read_text())
+    part = json.loads((job.place / parts.PART).read_text())
     for tally in part['left_out']:
       total.read += tally['read']
       total.bad += tally['bad']

