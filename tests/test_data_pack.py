@@ -192,16 +192,6 @@ def test_a_long_pack_of_several_documents_is_cut_at_rows():
   assert [r.segments.tolist() for r in rows] == [[1, 1, 1, 2], [1, 1, 1, 1]]
 
 
-def test_interleaved_documents_are_one_segment_that_predicts_across():
-  packs = [[(0, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1)]]
-  (row,) = rows_of(packs, 4, 4, joined=True)
-  assert row.tokens.tolist() == [1, 11, 2, 12]
-  assert row.segments.tolist() == [1, 1, 1, 1]
-  # 11 is the first of its document, so is not predicted.
-  assert row.targets.tolist() == [11, 2, 12, 13]
-  assert row.weights.tolist() == [0, 1, 1, 1]
-
-
 @pytest.mark.parametrize('seq_len, every', [(8, 8), (8, 4), (4, 4), (4, 2)])
 def test_a_cut_joined_pack_predicts_each_token_once(seq_len, every):
   data = Memory([1, 2, 3, 4, 5], [11, 12, 13, 14, 15])
