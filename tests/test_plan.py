@@ -3,14 +3,16 @@
 import importlib.util
 import json
 import re
+import types
 
 import commands
+import numpy as np
 import pytest
 
 from configs import tiny
-from longjax import hbm, slices
+from longjax import checks, hbm, slices
 from longjax.errors import InputError
-from longjax.plan import contents, hlo, search
+from longjax.plan import compile, contents, hlo, search, workload
 from longjax.plan.compile import check
 
 TINY = '--config=configs/tiny.py'
@@ -142,6 +144,28 @@ def test_candidates_are_valid_fit_by_the_estimate_and_come_cheapest_first():
   assert {t.model.remat for *_, t in found} > {'attention', 'full'}
 
 
+def test_short_documents_need_less_attention():
+  """Of the reports on one compiled step, which does not depend on them."""
+  config = tiny_config(data__layout='contiguous')
+  schedule = types.SimpleNamespace(seconds=1.0, parts={})
+  mesh = types.SimpleNamespace(devices=np.empty((2, 4)))
+  target, model = slices.parse('v5e:2x4'), checks.check(config)
+
+  def reports(documents):
+    work = workload.workload(config, documents)
+    job = compile.Job(config, model, target, mesh, work)
+    return compile.attention(job), compile.speed(job, schedule, schedule)
+
+  work, step = reports('64')
+  whole, whole_step = reports('')
+  assert work['needed_flops'] == whole['needed_flops'] / 4
+  # A document on each device, in blocks as long as it is: 1 of 4 * 5 / 2.
+  assert work['executed_flops'] == whole['executed_flops'] * 4 / 10
+  assert work['busiest_over_mean'] == 1
+  assert step['mfu_documents'] < step['mfu_causal']
+  assert whole_step['mfu_documents'] == whole_step['mfu_causal']
+
+
 def compiled(*arguments, code=0):
   done = commands.run('plan.py', TINY, *arguments, '--json')
   assert done.returncode == code, done.stderr
@@ -173,18 +197,6 @@ class TestCompiled:
     # and dv 4: home.
     assert ring['executed'] == 4 * (2 * 3 * 3 + 2 * 4)
     assert planned['attention']['busiest_over_mean'] == 1
-
-  def test_short_documents_need_less_attention(self, planned):
-    short = compiled(
-      '--topology=v5e:2x4', '--documents=64',
-      '--config.data.layout=contiguous',
-    )  # fmt: skip
-    work, whole = short['attention'], planned['attention']
-    assert work['needed_flops'] == whole['needed_flops'] / 4
-    # A document on each member, and blocks as long as they are.
-    assert work['executed_flops'] == whole['executed_flops'] / 4
-    step = short['step']
-    assert step['mfu_documents'] < step['mfu_causal']
 
   def test_what_does_not_fit_is_reported_with_its_need(self):
     found = compiled(
