@@ -111,6 +111,9 @@ def step_lines(r: dict) -> list[str]:
       f'{time(seconds)}  {part}'
       for part, seconds in step['parts_seconds'].items()
     ),
+    f'kernels at {step["calibration"]["forward"]:.0%} (forward) and '
+    f'{step["calibration"]["backward"]:.0%} (backward) of their static speed: '
+    f'{step["calibration"]["source"]}',
     f'attention: {work["executed_flops"]:.3g} FLOPs executed, '
     f'{work["needed_flops"]:.3g} needed ({work["executed_over_needed"]:.2f}); '
     f'the busiest device has {work["busiest_over_mean"]:.2f} of the mean',

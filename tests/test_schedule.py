@@ -8,7 +8,7 @@ import pytest
 
 from longjax.plan import hlo, schedule
 from longjax.plan.network import Network
-from longjax.slices import Chip
+from longjax.slices import CHIPS, Chip
 
 CHIP = Chip('v5e', peak=1e3, hbm=1e6, bandwidth=100, link=10, clock=1000)
 
@@ -256,8 +256,26 @@ def test_a_program_numbers_the_devices_of_one_slice():
 
 
 def test_kernels_by_hand():
-  """459e12 FLOP/s at 75 % and 93 %, the backward pass 2.5 times as many."""
+  """459e12 FLOP/s at 77 % and 99 %, the backward pass 2.5 times as many."""
   chip = Chip('v5p', 459e12, 1, 1, 1, 1)
-  forward, backward = schedule.kernel_seconds(chip, [459e12, 0], 1)
+  flops = [459e12, 0]
+  forward, backward = schedule.kernel_seconds(chip, flops, schedule.STATIC)
   assert forward == pytest.approx([1 / 0.77, 0])
   assert backward == pytest.approx([2.5 / 0.99, 0])
+  half = schedule.Calibration(0.5, 0.25, '')
+  forward, backward = schedule.kernel_seconds(chip, flops, half)
+  assert forward == pytest.approx([2 / 0.77, 0])
+  assert backward == pytest.approx([10 / 0.99, 0])
+
+
+def test_each_generation_has_calibrations_with_their_source():
+  assert schedule.CALIBRATION.keys() == schedule.EFFICIENCY.keys() == {*CHIPS}
+  for forward, backward, source in schedule.CALIBRATION.values():
+    assert 0.5 < backward <= forward <= 1  # none is faster than its schedule
+    assert 'tokamax' in source or 'assumed' in source
+  # Measured over static share of the peak, as the sources have them.
+  assert schedule.CALIBRATION['v6e'].forward == pytest.approx(0.36 / 0.40)
+  assert schedule.CALIBRATION['tpu7x'].forward == pytest.approx(
+    0.348 / 0.39, abs=0.005
+  )
+  assert 0.37 / 0.48 < schedule.CALIBRATION['tpu7x'].backward < 0.39 / 0.48

@@ -175,13 +175,14 @@ def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
   names = contents.known_shapes(
     job.config, job.model, job.mesh, state['params']
   )
-  real = static = timed(job, parsed, schedule.CALIBRATION)
+  calibration = schedule.CALIBRATION[job.slice.generation]
+  real = static = timed(job, parsed, calibration)
   if real.calls[schedule.FORWARD]:
-    static = timed(job, parsed, 1)
+    static = timed(job, parsed, schedule.STATIC)
   return dict(
     fits=fits,
     hbm=size | lacks | dict(holds=contents.holds(parsed, state, batch, names)),
-    step=speed(job, real, static),
+    step=speed(job, real, static) | dict(calibration=calibration._asdict()),
     attention=attention(job),
     communication=communication(job, real),
   )

@@ -24,6 +24,7 @@ public specifications. The model was not compared with a run on a TPU.
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from longjax.plan import hlo
 from longjax.plan.hlo import Instruction, Program
@@ -70,23 +71,51 @@ EFFICIENCY = dict(
   v6e=(0.40, 0.54),
   tpu7x=(0.37, 0.54),
 )
-# Real over static speed of such kernels, where both are known: the tuning
-# data that tokamax ships for TPU7x says 0.81 to 0.83.
-CALIBRATION = 0.82
 
 
-def kernel_seconds(chip: Chip, flops, calibration: float):
+class Calibration(NamedTuple):
+  """Real over static speed of attention kernels, and where that is from."""
+
+  forward: float
+  backward: float
+  source: str
+
+
+STATIC = Calibration(1.0, 1.0, 'static schedules')
+# From the speeds of tokamax's kernels at heads of 128, as shares of the peak:
+# measured on the chip (its tuning data at 16,384 tokens, its microbenchmarks)
+# over compiled for it (static). None is a measurement of our kernels. Where
+# nothing is published, the lowest ratio that is: tpu7x backward.
+CALIBRATION = dict(
+  v4=Calibration(0.80, 0.80, 'assumed: no figures are published'),
+  v5e=Calibration(0.80, 0.80, 'assumed: no figures are published'),
+  v5p=Calibration(
+    1.00, 0.80, 'tokamax: forward 0.892 measured, 0.85 static; backward assumed'
+  ),
+  v6e=Calibration(
+    0.90, 0.80, 'tokamax: forward 0.360 measured, 0.40 static; backward assumed'
+  ),
+  tpu7x=Calibration(
+    0.89, 0.80,
+    'tokamax: forward 0.348 measured, 0.39 static; backward 0.37 to 0.39, 0.48',
+  ),
+)  # fmt: skip
+
+
+def kernel_seconds(chip: Chip, flops, calibration: Calibration):
   """(forward, backward): seconds of the attention kernels by hop.
 
   Args:
     chip: one device.
     flops: of the forward pass by hop, of the busiest member of the ring.
-    calibration: real over static speed; 1 is the static model.
+    calibration: STATIC, or that of the chip's generation.
   """
   forward, backward = EFFICIENCY[chip.name]
-  seconds = [f / chip.peak / calibration for f in flops]
+  pace = lambda share: [f / chip.peak / share for f in flops]
+  ahead = [s / forward for s in pace(calibration.forward)]
   # Five matmuls where the forward pass has two.
-  return [s / forward for s in seconds], [2.5 * s / backward for s in seconds]
+  back = [2.5 * s / backward for s in pace(calibration.backward)]
+  return ahead, back
 
 
 @dataclasses.dataclass

@@ -108,7 +108,9 @@ def attention_seconds(model, work, chip, tokens: int) -> float:
   """Seconds of a layer; a hop takes as long as its kernel or its messages."""
   each = 4 * work.block**2 * model.head_dim * model.heads
   forward, backward = schedule.kernel_seconds(
-    chip, [each * blocks for blocks in work.hops], schedule.CALIBRATION
+    chip,
+    [each * blocks for blocks in work.hops],
+    schedule.CALIBRATION[chip.name],
   )
   if len(work.hops) > 1:
     numbers = 2 * tokens * model.kv_heads * model.head_dim / chip.link
