@@ -174,7 +174,7 @@ def language_model(run):
 
   params, model = weights.load(run)
   return evals.language_model(
-    params, model.at_rest(), sharding.make_mesh(1, 1), base.get_config(),
+    params, model.for_inference(), sharding.make_mesh(1, 1), base.get_config(),
     tokenizer.load('bytes'),
   )  # fmt: skip
 

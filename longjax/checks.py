@@ -95,7 +95,7 @@ def check_sequence(config, model):
     )
   heads = model.heads, model.kv_heads
   try:
-    attention.exchange(model.attention, *heads, members, model.ulysses)
+    attention.exchange_size(model.attention, *heads, members, model.ulysses)
   except ValueError as error:
     raise InputError(f'config.mesh.seq is {members}: {error}') from None
 

@@ -13,9 +13,9 @@ compute in float32.
 
 import dataclasses
 import functools
+import itertools
 import math
-import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,17 @@ from jax.ad_checkpoint import checkpoint_name
 
 from longjax import attention, crossbatch, loss, mask, rope
 from longjax.batch import Batch
-from longjax.chunks import chunked
 from longjax.crossbatch import Memory
 from longjax.mask import Ids
 from longjax.parallel import fsdp
 from longjax.rope import Rope
 
 _policies = jax.checkpoint_policies
-# What the backward pass finds instead of computing it again, besides the input
-# of each layer. `attention` keeps the ring from going round twice: right from
-# about 128K tokens on. `offload` keeps the same, the large arrays of it and the
-# inputs in the memory of the host: for more tokens than fit the chip. `none`
-# keeps everything, the gathered weights too: for models that fit each device.
+# What is saved for the backward pass besides the input of each layer.
+# `attention` keeps the ring from going round twice: right from about 128K
+# tokens on. `offload` saves the same, the large arrays of it and the inputs in
+# the memory of the host: for more tokens than fit the chip. `none` saves
+# everything, the gathered weights too: for models that fit each device.
 REMAT = dict(
   none=_policies.everything_saveable,
   attention=_policies.save_only_these_names('attn_out', 'attn_lse'),
@@ -80,65 +79,22 @@ class Llama:
       value = getattr(self, field)
       if not isinstance(value, kind):  # a mapping, as configs and files have it
         object.__setattr__(self, field, kind(**value))
-    self._check_numbers()
-    self._check_names()
-    rope.frequencies(self.rope, self.head_dim)  # a divisor for each pair
-    self._check_layers()
+    _check(self)
 
-  def _check_numbers(self):
-    counts = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
-              'head_dim', 'block')  # fmt: skip
-    limits = ('mlp_chunk', 'ulysses', 'group')
-    for field in (*counts, *limits):
-      value, least = getattr(self, field), int(field in counts)
-      if value < least:
-        raise ValueError(f'{field} must be at least {least}, is {value}')
-    if self.head_dim % 2 or self.norm_eps <= 0:
-      raise ValueError(
-        f'head_dim must be even and norm_eps positive, they are '
-        f'{self.head_dim} and {self.norm_eps}'
-      )
-    if self.heads % self.kv_heads:
-      raise ValueError(
-        f'heads {self.heads} is not a multiple of kv_heads {self.kv_heads}'
-      )
+  def layer_groups(self) -> list['LayerGroup']:
+    """Consecutive layers of one kind: each group is one scan."""
+    groups = []
+    of_memory = lambda layer: layer in self.memory.layers
+    for memory, layers in itertools.groupby(range(self.layers), of_memory):
+      first, *rest = layers
+      groups.append(LayerGroup(first, first + len(rest) + 1, memory))
+    return groups
 
-  def _check_names(self):
-    for field, known in (
-      ('attention', attention.STRATEGIES),
-      ('remat', REMAT),
-      ('dtype', ('bfloat16', 'float32')),
-    ):
-      if getattr(self, field) not in known:
-        raise ValueError(
-          f'{field} {getattr(self, field)!r} is none of {", ".join(known)}'
-        )
+  def without_memory(self) -> 'Llama':
+    """The same model, of which no layer has a memory: one group of layers."""
+    return dataclasses.replace(self, memory=Memory())
 
-  def _check_layers(self):
-    if any(layer >= self.layers for layer in self.memory.layers):
-      raise ValueError(
-        f'memory layers {self.memory.layers} are not all among the '
-        f'{self.layers} layers, which count from 0'
-      )
-    if self.group and (self.group % 2 or self.kv_heads % 2 or self.memory.rows):
-      raise ValueError(
-        f'group {self.group} shifts half of the heads by half of it: group and '
-        f'kv_heads ({self.kv_heads}) must be even, and memory.rows empty'
-      )
-
-  def runs(self) -> list[tuple[int, int, bool]]:
-    """(first layer, layer after the last, do they have a memory): layers of one
-    kind that follow one another."""
-    kinds = [layer in self.memory.layers for layer in range(self.layers)]
-    starts = [
-      i for i in range(self.layers) if not i or kinds[i] != kinds[i - 1]
-    ]
-    return [
-      (start, stop, kinds[start])
-      for start, stop in zip(starts, [*starts[1:], self.layers])
-    ]
-
-  def at_rest(self) -> 'Llama':
+  def for_inference(self) -> 'Llama':
     """The same model without what only training does to it."""
     memory = dataclasses.replace(self.memory, rows=(), wrap=False)
     return dataclasses.replace(self, memory=memory, group=0)
@@ -146,6 +102,58 @@ class Llama:
 
 ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
                 'head_dim', 'norm_eps', 'tied')  # fmt: skip
+COUNTS = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads', 'head_dim',
+          'block')  # fmt: skip
+LIMITS = ('mlp_chunk', 'ulysses', 'group')  # 0 is none
+NAMES = dict(
+  attention=attention.STRATEGIES, remat=REMAT, dtype=('bfloat16', 'float32')
+)
+
+
+def _check(c: Llama):
+  """ValueError naming the first field that cannot be."""
+  for field, known in NAMES.items():
+    if (value := getattr(c, field)) not in known:
+      raise ValueError(f'{field} {value!r} is none of {", ".join(known)}')
+  for field in (*COUNTS, *LIMITS):
+    value, least = getattr(c, field), int(field in COUNTS)
+    if value < least:
+      raise ValueError(f'{field} must be at least {least}, is {value}')
+  rope.frequencies(c.rope, c.head_dim)  # head_dim is even, divisors are enough
+  if c.norm_eps <= 0:
+    raise ValueError(f'norm_eps must be positive, is {c.norm_eps}')
+  if c.heads % c.kv_heads:
+    raise ValueError(
+      f'heads {c.heads} is not a multiple of kv_heads {c.kv_heads}'
+    )
+  if max(c.memory.layers, default=0) >= c.layers:
+    raise ValueError(
+      f'memory layers {c.memory.layers} are not all among the {c.layers} '
+      'layers, which count from 0'
+    )
+  if c.group and (c.group % 2 or c.kv_heads % 2 or c.memory.rows):
+    raise ValueError(
+      f'group {c.group} shifts half of the heads by half of it: group and '
+      f'kv_heads ({c.kv_heads}) must be even, and memory.rows empty'
+    )
+
+
+class LayerGroup(NamedTuple):
+  """Layers `start` to `stop`, and what they have in common; static."""
+
+  start: int
+  stop: int
+  memory: bool  # they attend to a memory too
+
+
+class AttentionInputs(NamedTuple):
+  """What a layer gives to `attend`."""
+
+  q: Any  # [B, T, N, H], rotated
+  k: Any  # [B, T, K, H], rotated
+  v: Any  # [B, T, K, H]
+  k_at_origin: Any  # [B, T, K, H], as at position 0; None without a memory
+  options: dict  # keyword arguments of attention.attend, static
 
 
 def param(rngs, shape, fan_in=0):
@@ -163,7 +171,7 @@ def rms_norm(x, scale, eps):
   return (x32 * scale).astype(x.dtype)
 
 
-# What multiplies with weights: functions of the tokens of a device and of whole
+# What multiplies with weights: functions of a device's tokens and of gathered
 # weights, called through `fsdp.with_gathered_weights`.
 
 
@@ -210,12 +218,11 @@ class Layer(nnx.Module):
     self.up = param(rngs, (D, F), D)
     self.down = param(rngs, (F, D), F)
 
-  def __call__(self, x, rotation, attend, cache, mesh, first=None):
-    """x [B, T, D] -> x, cache.
+  def __call__(self, x, cache, rotations, attend, mesh):
+    """x [B, T, D] and the cache of this layer -> the same, one layer on.
 
-    attend(q, k, v, cache) -> out, cache. rotation and first: `rope.rotations`
-    of the tokens and of their first position; with `first`, which is given in
-    memory layers, attend gets as fifth argument the keys rotated by it.
+    attend(AttentionInputs, cache) -> out [B, T, N, H], cache. rotations: of
+    queries, of keys, and of keys at the origin, or None.
     """
     c = self.config
     local = functools.partial(
@@ -225,20 +232,30 @@ class Layer(nnx.Module):
     with jax.named_scope('attention'):
       h = rms_norm(x, self.attn_norm[...], c.norm_eps)
       q, k, v = local(project, [h], [self.q, self.k, self.v])
-      far = [] if first is None else [rope.rotate(k, *first[1])]
-      q, k = rope.rotate(q, *rotation[0]), rope.rotate(k, *rotation[1])
-      out, cache = attend(q, k, v, cache, *far)
+      inputs = self.attention_inputs(q, k, v, rotations)
+      out, cache = attend(inputs, cache)
       x += local(merge, [out], [self.o])
     with jax.named_scope('mlp'):
       h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
       x += local(self.feed_forward, [h], [self.gate, self.up, self.down])
     return x, cache
 
+  def attention_inputs(self, q, k, v, rotations) -> AttentionInputs:
+    """Rotates queries and keys."""
+    of_queries, of_keys, at_origin = rotations
+    return AttentionInputs(
+      rope.rotate(q, *of_queries),
+      rope.rotate(k, *of_keys),
+      v,
+      k_at_origin=None if at_origin is None else rope.rotate(k, *at_origin),
+      options=dict(block=self.config.block, ulysses=self.config.ulysses),
+    )
+
   def feed_forward(self, x, *weights):
     """SwiGLU, of `mlp_chunk` tokens of a row at once."""
     if not self.config.mlp_chunk:
       return swiglu(x, *weights)
-    return chunked(swiglu, self.config.mlp_chunk, [x], weights)
+    return loss.chunked(swiglu, self.config.mlp_chunk, [x], weights)
 
 
 class Transformer(nnx.Module):
@@ -252,38 +269,39 @@ class Transformer(nnx.Module):
     if not c.tied:
       self.head = param(rngs, (c.embed, c.vocab), c.embed)
 
-  def __call__(self, tokens, positions, attend, cache, mesh, recall=None):
-    """[B, T] tokens -> [B, T, D] after the last norm, and the cache."""
+  def __call__(self, tokens, positions, attend, caches, mesh):
+    """[B, T] tokens -> [B, T, D] after the last norm, and the caches."""
     c = self.config
     x = fsdp.with_gathered_weights(
       look_up, [tokens], [self.embedding], dtype=c.dtype, mesh=mesh
     )
-    rotation = rope.rotations(positions, c.rope, c.head_dim)
-    if recall is None:
-      x, cache = self.walk(x, self.layers, rotation, attend, cache, mesh)
-      return rms_norm(x, self.norm[...], c.norm_eps), cache
-    start = rope.rotations(jnp.zeros((1, 1), jnp.int32), c.rope, c.head_dim)
-    caches = []
-    for (first, stop, remembers), here in zip(c.runs(), cache):
-      layers = jax.tree.map(
-        operator.itemgetter(slice(first, stop)), self.layers
+    rotations = rope.rotations(positions, c.rope, c.head_dim)
+    zero = jnp.zeros((1, 1), jnp.int32)
+    after = []
+    for group, cache in zip(c.layer_groups(), caches, strict=True):
+      at_origin = None
+      if group.memory:
+        _, at_origin = rope.rotations(zero, c.rope, c.head_dim)
+      x, cache = self.scan_layers(
+        group, x, cache, (*rotations, at_origin), attend, mesh
       )
-      how = (recall, here, mesh, start) if remembers else (attend, here, mesh)
-      with jax.named_scope('memory_layers' if remembers else 'layers'):
-        x, here = self.walk(x, layers, rotation, *how)
-      caches.append(here)
-    return rms_norm(x, self.norm[...], c.norm_eps), caches
+      after.append(cache)
+    return rms_norm(x, self.norm[...], c.norm_eps), after
 
-  def walk(self, x, layers, rotation, attend, cache, mesh, first=None):
-    """Through layers of one kind, stacked: [B, T, D] -> [B, T, D], cache."""
+  def scan_layers(self, group: LayerGroup, x, cache, rotations, attend, mesh):
+    """x [B, T, D] and stacked caches through the layers of a group."""
+    layers = self.layers
+    if (group.start, group.stop) != (0, self.config.layers):
+      layers = jax.tree.map(lambda w: w[group.start : group.stop], layers)
 
     def body(x, layer_and_cache):
       layer, cache = layer_and_cache
-      return layer(x, rotation, attend, cache, mesh, first)
+      return layer(x, cache, rotations, attend, mesh)
 
     policy = REMAT[self.config.remat]
     body = jax.checkpoint(body, policy=policy, prevent_cse=False)
-    return jax.lax.scan(body, x, (layers, cache))
+    with jax.named_scope('memory_layers' if group.memory else 'layers'):
+      return jax.lax.scan(body, x, (layers, cache))
 
 
 @functools.lru_cache
@@ -306,7 +324,7 @@ def abstract(config: Llama):
 def check(params, config: Llama):
   """ValueError where params have not the names and shapes of the config.
 
-  A scan walks over as many layers as there are, whatever the config says.
+  A scan runs over as many layers as the arrays have, whatever the config says.
   """
 
   def shapes(tree):
@@ -323,30 +341,30 @@ def check(params, config: Llama):
 
 
 def run(
-  params, config: Llama, tokens, positions, attend, cache, mesh=None,
-  recall=None,
-) -> tuple[Any, Any]:  # fmt: skip
+  params, config: Llama, tokens, positions, attend, caches=None, mesh=None
+) -> tuple[Any, list]:
   """Hidden states with any attention.
 
   Args:
     params, config: the model.
     tokens, positions: [batch, seq].
-    attend: (q, k, v, cache) -> out, cache.
-    cache: a tree of arrays with a leading dim of layers, or None.
+    attend: (AttentionInputs, cache) -> out [batch, seq, heads, head_dim],
+      cache; called once for each group of layers, inside its scan.
+    caches: a tree of arrays [layers of the group, ...] for each of
+      config.layer_groups(), or None.
     mesh: shards rows and 'seq'; None is one device.
-    recall: (q, k, v, cache, keys as at the first position) -> out, cache: the
-      attention of memory layers. None: they attend as all layers do. If given,
-      `cache` is a list of trees, one for each of config.runs().
 
   Returns:
-    [batch, seq, embed] after the last norm, and the cache as it is now.
+    [batch, seq, embed] after the last norm, and the caches as they are now.
 
   Raises:
     ValueError: params of another config.
   """
   check(params, config)
   model = nnx.merge(_abstract(config)[0], params)
-  return model(tokens, positions, attend, cache, mesh, recall)
+  if caches is None:
+    caches = [None] * len(config.layer_groups())
+  return model(tokens, positions, attend, caches, mesh)
 
 
 def hidden(params, config: Llama, batch: Batch, mesh=None):
@@ -363,31 +381,34 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
   """
   batch = Batch(*(jnp.asarray(x) for x in batch))
   ids = Ids(batch.segments, batch.index)
+  config = config if config.memory.rows else config.without_memory()
+  attention_of = functools.partial(
+    attention.attend, strategy=config.attention, mesh=mesh
+  )
 
-  over = functools.partial(
-    attention.attend, strategy=config.attention, mesh=mesh, block=config.block,
-    ulysses=config.ulysses,
-  )  # fmt: skip
+  def attend(x: AttentionInputs, cache):
+    if config.group:
+      return attend_in_groups(attention_of, x, ids, config.group), cache
+    k, v, kv_ids = x.k, x.v, ids
+    if x.k_at_origin is not None:
+      k, v, kv_ids = crossbatch.beside(
+        k, v, x.k_at_origin, ids, config.memory, mesh
+      )
+    return attention_of(x.q, k, v, ids, kv_ids, **x.options), cache
 
-  def attend(q, k, v, cache, kv_ids=ids):
-    return over(q, k, v, ids, kv_ids), cache
+  return run(params, config, batch.tokens, batch.positions, attend, mesh=mesh)[
+    0
+  ]
 
-  def recall(q, k, v, cache, far):
-    k, v, kv_ids = crossbatch.beside(k, v, far, ids, config.memory, mesh)
-    return attend(q, k, v, cache, kv_ids)
 
-  def in_groups(q, k, v, cache):
-    outs = []
-    halves = [jnp.split(x, 2, 2) for x in (q, k, v)]
-    for i, half in enumerate(zip(*halves)):
-      here = mask.split_in_groups(ids, config.group, config.group // 2 * i)
-      outs.append(over(half[0], half[1], half[2], here, here))
-    return jnp.concatenate(outs, 2), cache
-
-  run_ = functools.partial(run, params, config, batch.tokens, batch.positions)
-  if config.memory.rows:
-    return run_(attend, [None] * len(config.runs()), mesh, recall)[0]
-  return run_(in_groups if config.group else attend, None, mesh)[0]
+def attend_in_groups(attend, x: AttentionInputs, ids: Ids, group: int):
+  """LongLoRA's attention, arXiv:2309.12307: see mask.split_in_groups."""
+  outs = []
+  halves = [jnp.split(heads, 2, 2) for heads in (x.q, x.k, x.v)]
+  for i, (q, k, v) in enumerate(zip(*halves)):
+    half_ids = mask.split_in_groups(ids, group, group // 2 * i)
+    outs.append(attend(q, k, v, half_ids, half_ids, **x.options))
+  return jnp.concatenate(outs, 2)
 
 
 def head(params, config: Llama):

@@ -57,52 +57,33 @@ class Rope:
       raise ValueError(
         f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
       )
-    self._check_numbers()
-    self._check_fields()
-
-  def _check_numbers(self):
-    numbers = (self.base, self.factor, self.low_freq_factor, self.beta_slow,
-               self.high_freq_factor, self.beta_fast, self.xpos)  # fmt: skip
-    if not all(map(math.isfinite, (*numbers, *self.divisors))):
-      raise ValueError(f'rope needs finite numbers, got {self}')
-    if self.base <= 1 or self.factor < 1:
-      raise ValueError(
-        f'rope needs base > 1 and factor >= 1, got base {self.base} and '
-        f'factor {self.factor}; factor is new window / trained window'
-      )
-    if self.low_freq_factor >= self.high_freq_factor or self.beta_slow <= 0:
-      raise ValueError(
-        'rope needs low_freq_factor < high_freq_factor and beta_slow > 0, got '
-        f'{self.low_freq_factor}, {self.high_freq_factor}, {self.beta_slow}'
-      )
-    if self.beta_fast <= self.beta_slow:
-      raise ValueError(
-        f'rope needs beta_fast > beta_slow, got {self.beta_fast} and '
-        f'{self.beta_slow}'
-      )
-    if self.xpos < 0:
-      raise ValueError(f'rope xpos must be at least 0 tokens, is {self.xpos}')
-
-  def _check_fields(self):
-    """Those that the scaling reads are there, and no other."""
-    if (self.scaling == 'longrope') != bool(self.divisors) or any(
-      divisor <= 0 for divisor in self.divisors
+    numbers = [x for x in dataclasses.astuple(self) if isinstance(x, float)]
+    longrope, unscaled = self.scaling == 'longrope', ('none', 'nope')
+    for holds, rule in (
+      (all(map(math.isfinite, (*numbers, *self.divisors))), 'finite numbers'),
+      (self.base > 1, 'base > 1'),
+      (self.factor >= 1, 'factor (new window / trained window) >= 1'),
+      (
+        self.factor == 1 or self.scaling not in unscaled,
+        'a scaling (linear, ntk, yarn, llama3 ...) that reads the factor',
+      ),
+      (
+        self.low_freq_factor < self.high_freq_factor,
+        'low_freq_factor < high_freq_factor',
+      ),
+      (0 < self.beta_slow < self.beta_fast, '0 < beta_slow < beta_fast'),
+      (self.xpos >= 0, 'xpos >= 0 tokens'),
+      (
+        self.original_length >= 2 or self.scaling not in LENGTH,
+        'original_length, the trained window in tokens, for this scaling',
+      ),
+      (
+        longrope == bool(self.divisors) and all(x > 0 for x in self.divisors),
+        'positive divisors, one for each pair, with longrope and only there',
+      ),
     ):
-      raise ValueError(
-        f'rope divisors, a positive one for each pair, are read by scaling '
-        f'longrope, which needs them; got {len(self.divisors)} with scaling '
-        f'{self.scaling!r}'
-      )
-    if self.scaling in LENGTH and self.original_length < 2:
-      raise ValueError(
-        f'rope scaling {self.scaling} needs original_length, the trained '
-        f'window in tokens, got {self.original_length}'
-      )
-    if self.scaling in ('none', 'nope') and self.factor != 1:
-      raise ValueError(
-        f'rope factor {self.factor} is not read by scaling {self.scaling!r}: '
-        'name a scaling (linear, ntk, yarn, llama3 ...) or leave the factor out'
-      )
+      if not holds:
+        raise ValueError(f'rope needs {rule}; got {self}')
 
 
 def _plain(rope, head_dim):

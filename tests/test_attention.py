@@ -50,7 +50,7 @@ def test_few_queries_over_many_keys_equal_the_oracle(make_mesh):
     np.array([[20, 95, 3], [95, 7, 0]], np.int32),
   )
   case = cases.draw(q_ids, 6, 2, 16, kv_ids)
-  how = dict(strategy='combine', window=30)
+  how = dict(strategy='decode', window=30)
   got = cases.compiled(mesh=make_mesh(2, 4), **how)(case)
   cases.check(got, cases.expected(case, window=30))
 

@@ -196,7 +196,7 @@ def test_memory_layers_alone_leave_the_program_as_it_is():
     return jax.jit(nll).lower(llama.abstract(config), batch).as_text()
 
   assert program(model(Memory((1, 2)))) == program(model())
-  assert model(MEMORIES['code']).at_rest() == model(Memory((1, 2)))
+  assert model(MEMORIES['code']).for_inference() == model(Memory((1, 2)))
 
 
 def test_parameters_do_not_know_of_memories():

@@ -312,7 +312,7 @@ def test_groups_let_nobody_see_the_future(rng):
   late.tokens[:, 40:] = 5
   a, b = (llama.forward(params, config, x) for x in (batch, late))
   np.testing.assert_array_equal(a[:, :40], b[:, :40])
-  assert config.at_rest() == small()
+  assert config.for_inference() == small()
 
 
 def test_init_is_the_same_on_any_mesh(make_mesh):

@@ -12,7 +12,7 @@ from attention_cases import packed
 
 from longjax import attention
 from longjax.attention import Ids, blocks, kernels, pallas
-from longjax.attention.blocks import How
+from longjax.attention.blocks import AttentionOptions
 from longjax.batch import one_document
 from longjax.data import layout
 
@@ -65,11 +65,11 @@ def test_a_ring_of_four_devices_equals_the_oracle(small, make_mesh):
   check(segments, 4, 2, 64, mesh=make_mesh(1, 4))
 
 
-def test_combining_four_devices_equals_the_oracle(small, make_mesh):
-  """Values only: gradients of `combine` need shard_map's check_vma."""
+def test_decoding_over_four_devices_equals_the_oracle(small, make_mesh):
+  """Values only: gradients of `decode` need shard_map's check_vma."""
   case = cases.draw(cases.ids_of(BORDERS), 4, 2, 64)
   attend = lambda q, k, v, q_ids, kv_ids: attention.attend(
-    q, k, v, q_ids, kv_ids, strategy='combine', mesh=make_mesh(1, 4),
+    q, k, v, q_ids, kv_ids, strategy='decode', mesh=make_mesh(1, 4),
     block=BLOCK, kernel='interpret',
   )  # fmt: skip
   got = jax.jit(attend)(*case[:3], *case[4:])
@@ -130,15 +130,18 @@ def test_pairs_are_computed_and_masked_where_they_must_be(name, window, small):
   )
   laid = layout.arrange(row, name, 8, BLOCK)
   ids = Ids(laid.segments, laid.index)
-  queries, keys = kernels.cut(
-    *np.zeros((3, 2, 2048, 1, 1), np.float32), ids, ids, How('interpret', BLOCK)
+  queries, keys = kernels.to_blocks(
+    *np.zeros((3, 2, 2048, 1, 1), np.float32),
+    ids,
+    ids,
+    AttentionOptions('interpret', BLOCK),
   )
-  live, whole = blocks.sight(queries, keys, window)
+  live, full = blocks.block_mask(queries, keys, window)
   sees = reference.visible(*ids, window=window)
   sees = sees.reshape(2, 16, BLOCK, 16, BLOCK)
   np.testing.assert_array_equal(live, sees.any((2, 4)))
-  np.testing.assert_array_equal(whole, sees.all((2, 4)))
-  (*_, flags), count = pallas._steps(live, whole)
+  np.testing.assert_array_equal(full, sees.all((2, 4)))
+  (*_, flags), count = pallas._steps(live, full)
   flags = np.asarray(flags)[:count]
-  assert (flags & pallas.WHOLE != 0).sum() == whole.sum()
-  assert (flags & pallas.MASKED != 0).sum() == (live & ~whole).sum()
+  assert (flags & pallas.FULL != 0).sum() == full.sum()
+  assert (flags & pallas.MASKED != 0).sum() == (live & ~full).sum()

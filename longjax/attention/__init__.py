@@ -1,9 +1,9 @@
 """Causal attention over packed documents, with the sequence sharded or not.
 
-`attend` is the whole interface. A strategy is one function of local shards,
-run inside `shard_map`:
+`attend` is the whole interface. A strategy is a function of local shards, run
+inside `shard_map`:
 
-  (q, k, v, q_ids, kv_ids, axis, how) -> out
+  (q, k, v, q_ids, kv_ids, axis, options) -> out
 
 `Ids` travel with the keys and `mask.may_attend` alone decides what a query may
 attend to, so no strategy knows about documents, layouts, memories or caches.
@@ -11,6 +11,8 @@ attend to, so no strategy knows about documents, layouts, memories or caches.
 
 import functools
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,57 +20,65 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from longjax.attention.blocks import How
-from longjax.attention.combine import combine
+from longjax.attention.blocks import AttentionOptions
+from longjax.attention.decode import decode
 from longjax.attention.kernels import KERNELS
 from longjax.attention.ring import ring
-from longjax.attention.ulysses import exchange, ulysses
+from longjax.attention.ulysses import exchange_size, ulysses
 from longjax.mask import SHARED_SEGMENT, Ids, attention_mask
 
 __all__ = [
-  'SHARED_SEGMENT', 'STRATEGIES', 'Ids', 'attend', 'exchange',
+  'SHARED_SEGMENT', 'STRATEGIES', 'Ids', 'attend', 'exchange_size',
 ]  # fmt: skip
 
 
-def reference(q, k, v, q_ids, kv_ids, axis, how):
-  """Dense attention as written in the books: O(seq^2) memory, for tests."""
-  k, v, kv_ids = _gathered((k, v, kv_ids), axis)
+def reference(q, k, v, q_ids, kv_ids, axis, options):
+  """Dense attention as in textbooks: O(seq^2) memory, for tests."""
+  k, v, kv_ids = _all_gather((k, v, kv_ids), axis)
   B, T, N, H = q.shape
   K = k.shape[2]
   q = q.reshape(B, T, K, N // K, H)
   logits = jnp.einsum(
     'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
   ) / math.sqrt(H)
-  seen = attention_mask(q_ids, kv_ids, how.window)[:, None, None]
-  logits = jnp.where(seen, logits, -1e30)
-  p = jnp.where(seen, jax.nn.softmax(logits, -1), 0).astype(v.dtype)
+  mask = attention_mask(q_ids, kv_ids, options.window)[:, None, None]
+  logits = jnp.where(mask, logits, -1e30)
+  p = jnp.where(mask, jax.nn.softmax(logits, -1), 0).astype(v.dtype)
   return jnp.einsum('bkgts,bskh->btkgh', p, v).reshape(B, T, N, H)
 
 
-def gather(q, k, v, q_ids, kv_ids, axis, how):
+def gather(q, k, v, q_ids, kv_ids, axis, options):
   """Each device gathers all the keys, as Llama 3 was trained."""
-  k, v, kv_ids = _gathered((k, v, kv_ids), axis)
-  return ring(q, k, v, q_ids, kv_ids, None, how)
+  k, v, kv_ids = _all_gather((k, v, kv_ids), axis)
+  return ring(q, k, v, q_ids, kv_ids, None, options)
 
 
-def blockwise(q, k, v, q_ids, kv_ids, axis, how):
+def blockwise(q, k, v, q_ids, kv_ids, axis, options):
   """No communication: for a sequence that is whole on its device."""
   if axis is not None and jax.lax.axis_size(axis) > 1:
     raise ValueError(
       f'attention blockwise needs the whole sequence on each device, but mesh '
       f'axis {axis!r} has {jax.lax.axis_size(axis)}; use ring or gather'
     )
-  return ring(q, k, v, q_ids, kv_ids, None, how)
+  return ring(q, k, v, q_ids, kv_ids, None, options)
+
+
+class Strategy(NamedTuple):
+  """A function of local shards, and what `attend` must know to call it."""
+
+  function: Callable
+  exchanges_heads: bool = False  # its axis is two: ring and exchange
+  replicates_queries: bool = False  # only the keys are sharded
 
 
 STRATEGIES = dict(
-  reference=reference,
-  blockwise=blockwise,
-  gather=gather,
-  ring=ring,
-  ulysses=ulysses,
-  hybrid=ulysses,
-  combine=combine,
+  reference=Strategy(reference),
+  blockwise=Strategy(blockwise),
+  gather=Strategy(gather),
+  ring=Strategy(ring),
+  ulysses=Strategy(ulysses, exchanges_heads=True),
+  hybrid=Strategy(ulysses, exchanges_heads=True),
+  decode=Strategy(decode, replicates_queries=True),
 )
 RING, HEADS = 'ring', 'heads'  # the mesh axes that Ulysses splits `axis` into
 
@@ -85,69 +95,66 @@ def attend(
     q_ids, kv_ids: Ids of [batch, seq] and [batch, kv_seq].
     strategy: a key of STRATEGIES.
     mesh: devices over which `axis` shards both sequences and the other axes
-      the batch (where it divides); None is one device. `combine` shards only
+      the batch (where it divides); None is one device. `decode` shards only
       the keys.
     axis: mesh axis of the sequence.
     block: keys per block of the computation.
-    window: tokens back that a query sees, itself included; 0 is all.
+    window: tokens back that a query attends to, itself included; 0 is all.
     ulysses: devices of `axis` that exchange heads in hybrid; 0 is the most
       that repeats no kv head.
     kernel: a key of kernels.KERNELS; None is pallas on a TPU, else blockwise.
 
   Returns:
-    [batch, seq, heads, dim] in q's dtype; 0 for a query that sees nothing.
+    [batch, seq, heads, dim] in q's dtype; 0 for a query without keys.
 
   Raises:
     ValueError: unknown strategy or kernel, or shapes that do not fit.
   """
-  _check(q, k, v, q_ids, kv_ids, strategy)
   q_ids, kv_ids = Ids(*q_ids), Ids(*kv_ids)
-  how = How(kernel or _kernel(mesh), block, window)
-  _check_how(how)
-  run = functools.partial(_call, STRATEGIES[strategy], how=how)
+  options = AttentionOptions(kernel or _default_kernel(mesh), block, window)
+  _check_options(strategy, options)
+  _check_shapes(q, k, v, q_ids, kv_ids)
+  function, exchanges_heads, replicates_queries = STRATEGIES[strategy]
+  # By position: custom_vjp takes its static arguments so.
+  run = lambda *arrays, axis=None: function(*arrays, axis, options)
   if mesh is None:
-    return run(q, k, v, q_ids, kv_ids, axis=None)
+    return run(q, k, v, q_ids, kv_ids)
   if axis not in mesh.axis_names:
     raise ValueError(f'mesh has axes {mesh.axis_names}, none is {axis!r}')
-  seq, n, rows = q.shape[1], mesh.shape[axis], _rows(mesh, axis, q.shape[0])
-  if strategy in ('ulysses', 'hybrid'):
-    size = exchange(strategy, q.shape[2], k.shape[2], n, ulysses)
-    mesh, axis = _split(mesh, axis, size), (RING, HEADS)
+  seq, n, rows = q.shape[1], mesh.shape[axis], _row_axes(mesh, axis, q.shape[0])
+  if exchanges_heads:
+    size = exchange_size(strategy, q.shape[2], k.shape[2], n, ulysses)
+    mesh, axis = _split_axis(mesh, axis, size), (RING, HEADS)
   kv_spec = P(rows, axis)
-  q_spec = P(rows) if strategy == 'combine' else kv_spec
-  q, q_ids = (q, q_ids) if strategy == 'combine' else _padded((q, q_ids), n)
+  q_spec = P(rows) if replicates_queries else kv_spec
+  q, q_ids = (q, q_ids) if replicates_queries else _padded((q, q_ids), n)
   k, v, kv_ids = _padded((k, v, kv_ids), n)
   out = jax.shard_map(
     functools.partial(run, axis=axis),
-    mesh=_auto(mesh),
+    mesh=_with_auto_axes(mesh),
     in_specs=(q_spec, kv_spec, kv_spec, q_spec, kv_spec),
     out_specs=q_spec,
     # JAX cannot check what varies inside an interpreted kernel (0.10, 0.12).
-    check_vma=how.kernel != 'interpret',
+    check_vma=options.kernel != 'interpret',
   )(q, k, v, q_ids, kv_ids)
   return out[:, :seq]
 
 
-def _call(strategy, q, k, v, q_ids, kv_ids, *, axis, how):
-  # By position: custom_vjp takes its static arguments so.
-  return strategy(q, k, v, q_ids, kv_ids, axis, how)
-
-
-def _kernel(mesh) -> str:
+def _default_kernel(mesh) -> str:
   """Pallas where the devices are TPUs, also those that we only compile for."""
   real = isinstance(mesh, Mesh)
   platform = mesh.devices.flat[0].platform if real else jax.default_backend()
   return 'pallas' if platform == 'tpu' else 'blockwise'
 
 
-def _rows(mesh, axis, batch):
+def _row_axes(mesh, axis, batch):
   """The mesh axes that shard the batch: all others, or none."""
   rows = tuple(a for a in mesh.axis_names if a != axis)
   divides = batch % math.prod(mesh.shape[a] for a in rows) == 0
   return rows if rows and divides else None
 
 
-def _split(mesh, axis, size):
+def _split_axis(mesh, axis, size):
   """The mesh with `axis` as two: a ring of groups of `size` neighbours."""
   at = mesh.axis_names.index(axis)
   before, n, after = np.split(mesh.devices.shape, [at, at + 1])
@@ -156,11 +163,19 @@ def _split(mesh, axis, size):
   return Mesh(devices, (*names[0], RING, HEADS, *names[1]))
 
 
-def _check(q, k, v, q_ids, kv_ids, strategy):
+def _check_options(strategy, options):
   if strategy not in STRATEGIES:
     raise ValueError(
       f'attention strategy {strategy!r} is none of {", ".join(STRATEGIES)}'
     )
+  if options.kernel not in KERNELS or options.block < 1 or options.window < 0:
+    raise ValueError(
+      f'attend needs a kernel of {", ".join(KERNELS)}, block >= 1 and window '
+      f'>= 0; got {options.kernel!r}, {options.block} and {options.window}'
+    )
+
+
+def _check_shapes(q, k, v, q_ids, kv_ids):
   fits = (
     q.ndim == k.ndim == 4
     and 0 not in (*q.shape, *k.shape)
@@ -179,15 +194,7 @@ def _check(q, k, v, q_ids, kv_ids, strategy):
     )
 
 
-def _check_how(how):
-  if how.kernel not in KERNELS or how.block < 1 or how.window < 0:
-    raise ValueError(
-      f'attend needs a kernel of {", ".join(KERNELS)}, block >= 1 and window '
-      f'>= 0; got {how.kernel!r}, {how.block} and {how.window}'
-    )
-
-
-def _gathered(tree, axis):
+def _all_gather(tree, axis):
   if axis is None:
     return tree
   return jax.lax.all_gather(tree, axis, axis=1, tiled=True)
@@ -204,7 +211,7 @@ def _padded(tree, n):
   return jax.tree.map(pad, tree)
 
 
-def _auto(mesh):
+def _with_auto_axes(mesh):
   """The same mesh with automatic axes, which reshard what does not fit."""
   if all(t == AxisType.Auto for t in mesh.axis_types):
     return mesh

@@ -1,4 +1,4 @@
-"""Queries and keys cut into blocks, as the kernels want them.
+"""Queries and keys in blocks, as the kernels read them.
 
 The query heads that share a kv head are rows of one matrix, so K and V are
 never repeated: a block of queries is [R, H] with R = G * t rows, a block of
@@ -7,25 +7,35 @@ Legend: I blocks of t queries, J blocks of s keys, B batch, K kv heads, G query
 heads of a kv head, H dim.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from longjax.mask import (
   Ids,
   block_bounds,
   block_fully_attends,
   block_may_attend,
-)
+)  # fmt: skip
 
 
-class How(NamedTuple):
-  """How a part of the attention is computed; static."""
+class AttentionOptions(NamedTuple):
+  """How attention is computed; static."""
 
   kernel: str = 'blockwise'  # a key of kernels.KERNELS
   block: int = 512  # keys of a block
-  window: int = 0  # tokens back that a query sees, 0 is all
+  window: int = 0  # tokens back that a query attends to, 0 is all
+
+
+class Residuals(NamedTuple):
+  """What the backward pass keeps of each query."""
+
+  dout: Any  # [I, B, K, R, H]
+  lse: Any  # [I, B, K, 1, R] float32, log2 of the softmax's denominator
+  delta: Any  # [I, B, K, 1, R] float32, sum over dim of out * dout
 
 
 class Queries(NamedTuple):
@@ -33,15 +43,7 @@ class Queries(NamedTuple):
 
   q: Any  # [I, B, K, R, H]
   ids: Ids  # of [I, B, t]
-  back: Any = None  # Back, in the backward pass
-
-
-class Back(NamedTuple):
-  """What the backward pass knows of each query."""
-
-  dout: Any  # [I, B, K, R, H]
-  lse: Any  # [I, B, K, 1, R] float32, log2 of the softmax's denominator
-  delta: Any  # [I, B, K, 1, R] float32, sum over dim of out * dout
+  residuals: Residuals | None = None  # in the backward pass
 
 
 class Keys(NamedTuple):
@@ -52,7 +54,7 @@ class Keys(NamedTuple):
   ids: Any  # [J, B, 2, s] int32, segment and index: one message a hop
 
 
-def of_queries(x, kv_heads: int, t: int):
+def block_queries(x, kv_heads: int, t: int):
   """[B, T, N, ...] -> [I, B, K, R, ...]; zeros fill the last block."""
   x = _padded(x, t)
   batch, seq, heads, *rest = x.shape
@@ -61,8 +63,8 @@ def of_queries(x, kv_heads: int, t: int):
   return x.reshape(*x.shape[:3], -1, *rest)
 
 
-def to_queries(x, heads: int, seq: int):
-  """[I, B, K, R, ...] -> [B, T, N, ...], undoing `of_queries`."""
+def unblock_queries(x, heads: int, seq: int):
+  """[I, B, K, R, ...] -> [B, T, N, ...], undoing `block_queries`."""
   count, batch, kv_heads, rows, *rest = x.shape
   group = heads // kv_heads
   x = x.reshape(count, batch, kv_heads, group, rows // group, *rest)
@@ -70,7 +72,7 @@ def to_queries(x, heads: int, seq: int):
   return x.reshape(batch, -1, heads, *rest)[:, :seq]
 
 
-def of_keys(x, s: int):
+def block_keys(x, s: int):
   """[B, S, K, H] -> [J, B, K, s, H]; zeros fill the last block."""
   x = _padded(x, s)
   batch, seq, heads, dim = x.shape
@@ -78,45 +80,73 @@ def of_keys(x, s: int):
   return jnp.moveaxis(x, (1, 0, 3, 2), (0, 1, 2, 3))
 
 
-def to_keys(x, seq: int):
-  """[J, B, K, s, H] -> [B, S, K, H], undoing `of_keys`."""
+def unblock_keys(x, seq: int):
+  """[J, B, K, s, H] -> [B, S, K, H], undoing `block_keys`."""
   count, batch, heads, s, dim = x.shape
   x = jnp.moveaxis(x, (0, 1, 2, 3), (1, 0, 3, 2))
   return x.reshape(batch, count * s, heads, dim)[:, :seq]
 
 
-def of_ids(ids: Ids, size: int) -> Ids:
+def block_ids(ids: Ids, size: int) -> Ids:
   """Ids of [B, seq] -> of [blocks, B, size]; segment 0 fills the last."""
-  cut = lambda x: _padded(x, size).reshape(x.shape[0], -1, size)
-  return jax.tree.map(lambda x: jnp.moveaxis(cut(x), 1, 0), ids)
+  split = lambda x: _padded(x, size).reshape(x.shape[0], -1, size)
+  return jax.tree.map(lambda x: jnp.moveaxis(split(x), 1, 0), ids)
 
 
-def pairs(live, *marks):
+def with_residuals(queries: Queries, out, lse, dout) -> Queries:
+  """The queries with what their gradients need.
+
+  Args:
+    queries: blocks.
+    out, dout: [B, T, N, H]; lse: [B, T, N] float32.
+  """
+  t = queries.ids.index.shape[-1]
+  block = lambda x: block_queries(x, queries.q.shape[2], t)
+  delta = jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32), -1)
+  row = lambda x: block(x)[:, :, :, None]
+  residuals = Residuals(block(dout), row(lse * math.log2(math.e)), row(delta))
+  return queries._replace(residuals=residuals)
+
+
+def grads_from_blocks(q, k, v, dq, dk, dv):
+  """Gradients in blocks as those of q [B, T, N, H], k and v [B, S, K, H]."""
+  scale = 1 / math.sqrt(q.shape[-1])
+  dq = unblock_queries(dq.swapaxes(3, 4), q.shape[2], q.shape[1]) * scale
+  dk, dv = (unblock_keys(x, k.shape[1]) for x in (dk, dv))
+  return dq.astype(q.dtype), (dk * scale).astype(k.dtype), dv.astype(v.dtype)
+
+
+def no_gradient(ids: Ids):
+  """What a custom_vjp must return for integers."""
+  return jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), ids)
+
+
+def block_mask(queries: Queries, keys: Keys, window: int):
+  """(live, full) [B, I, J]: pairs to compute; those that need no mask."""
+  kv_ids = Ids(keys.ids[:, :, 0], keys.ids[:, :, 1])
+  q, kv = (block_bounds(x) for x in (queries.ids, kv_ids))
+  q = jax.tree.map(lambda x: x.T[:, :, None], q)
+  kv = jax.tree.map(lambda x: x.T[:, None, :], kv)
+  return block_may_attend(q, kv, window), block_fully_attends(q, kv, window)
+
+
+def live_pairs(live, *flags):
   """The block pairs to compute, in row-major order.
 
   Args:
     live: bool array of any shape.
-    marks: arrays of the same shape.
+    flags: arrays of the same shape.
 
   Returns:
-    (an int32 index array [live.size] for each axis, the marks in that order,
+    (an int32 index array [live.size] for each axis, the flags in that order,
     how many of them count)
   """
   number = jnp.arange(live.size, dtype=jnp.int32)
-  flat = (x.reshape(-1) for x in (~live, *marks))
+  flat = (x.reshape(-1) for x in (~live, *flags))
   # A sort and no gather, which a TPU would do elsewhere.
-  dead, *marks, order = jax.lax.sort((*flat, number), num_keys=1)
+  dead, *flags, order = jax.lax.sort((*flat, number), num_keys=1)
   count = live.size - dead.sum(dtype=jnp.int32)
-  return jnp.unravel_index(order, live.shape), marks, count
-
-
-def sight(queries: Queries, keys: Keys, window: int):
-  """(live, whole) [B, I, J]: which pairs to compute; which need no mask."""
-  kv_ids = Ids(keys.ids[:, :, 0], keys.ids[:, :, 1])
-  spans = [block_bounds(x) for x in (queries.ids, kv_ids)]
-  q = jax.tree.map(lambda x: x.T[:, :, None], spans[0])
-  kv = jax.tree.map(lambda x: x.T[:, None, :], spans[1])
-  return block_may_attend(q, kv, window), block_fully_attends(q, kv, window)
+  return jnp.unravel_index(order, live.shape), flags, count
 
 
 def _padded(x, size: int):

@@ -133,7 +133,7 @@ def load(path, like: llama.Llama, mesh):
   """
   place = lambda model: sharding.params(llama.abstract(model), mesh)
   params, model = weights.load(path, dtype=like.dtype, place=place)
-  return params, compute_as(model, like).at_rest()
+  return params, compute_as(model, like).for_inference()
 
 
 def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:

@@ -4,7 +4,7 @@ Each device of the ring holds a share of the slots and the ids that say what is
 in them: chunks of prompt stay where they were computed, generated tokens are
 dealt out one by one, so memory per chip is O(seq / n) and nothing moves when
 it is written. A prompt goes through the ring chunk by chunk; a generated token
-asks every device about the keys that it holds (`combine`). Shapes are rounded
+asks every device about the keys that it holds (`decode`). Shapes are rounded
 up, so that one compiled program serves many lengths.
 """
 
@@ -311,23 +311,23 @@ def _run(params, config, cache: Cache, tokens, ids: Ids, deal, keep, mesh):
   # A chunk is whole on the ring, a single token on each of its devices; there
   # the weights stay and the token moves, as XLA does by itself.
   whole = tokens.shape[1] % _ring(mesh) == 0 and tokens.shape[1] > 1
-  strategy = 'combine' if not whole else 'ring' if mesh else 'blockwise'
+  strategy = 'decode' if not whole else 'ring' if mesh else 'blockwise'
   # Also over `data`: rows of single tokens weigh less than a gathered weight.
   around = (lambda x: x) if whole else lambda x: _everywhere(x, mesh)
 
-  def attend(q, k, v, held):
-    q, k, v = map(around, (q, k, v))
+  def attend(x: llama.AttentionInputs, held):
+    q, k, v = map(around, (x.q, x.k, x.v))
     new = by_head(k), by_head(v)
     k, v = (_flat(keep(old, x, -2).swapaxes(2, 3)) for old, x in zip(held, new))
     out = attention.attend(
       q, k, v, ids, Ids(*map(_flat, kv_ids)), strategy=strategy, mesh=mesh,
-      block=config.block,
+      **x.options,
     )  # fmt: skip
     return around(out), new
 
-  x, new = llama.run(
-    params, config, tokens, ids.index, attend, (cache.k, cache.v),
-    mesh if whole else None,
+  x, (new,) = llama.run(
+    params, config.without_memory(), tokens, ids.index, attend,
+    [(cache.k, cache.v)], mesh if whole else None,
   )  # fmt: skip
   k, v = (keep(old, x, -2) for old, x in zip((cache.k, cache.v), new))
   return x, Cache(k, v, kv_ids)

@@ -233,35 +233,35 @@ def _run(
   """
   real = lambda slot: (slot < lengths[:, None]).astype(jnp.int32)
   ids, local = Ids(real(slots), slots), Ids(real(key_slots), key_slots)
-  how = dict(strategy='combine' if mesh else 'blockwise', block=config.block)
-  over = functools.partial(attention.attend, mesh=mesh, **how)
+  strategy = 'decode' if mesh else 'blockwise'
 
-  def attend(q, k, v, cache):
-    keys = keep(k, v, cache)
-    return over(q, *keys, ids, local), (keys, ())
-
-  def recall(q, k, v, cache, far):
-    cache, *stored = cache
-    keys = keep(k, v, cache)
-    every = _join((*keys, local), (*stored, store.segment), mesh)
-    return over(q, *every[:2], ids, every[2]), (keys, (far, v))
+  def attend(x: llama.AttentionInputs, cache):
+    cache, stored = cache
+    local_k, local_v = keep(x.k, x.v, cache)
+    k, v, kv_ids, kept = local_k, local_v, local, ()
+    if stored:
+      k, v, kv_ids = _join((k, v, local), (*stored, store.segment), mesh)
+      kept = x.k_at_origin, x.v
+    out = attention.attend(
+      x.q, k, v, ids, kv_ids, strategy=strategy, mesh=mesh, **x.options
+    )
+    return out, ((local_k, local_v), kept)
 
   if store is None:
-    x, (cache, _) = llama.run(params, config, tokens, slots, attend, cache)
-    return x, cache, None
+    config = config.without_memory()
   caches, remembered = [], 0
-  for first, stop, remembers in config.runs():
-    here = jax.tree.map(lambda x, at=slice(first, stop): x[at], cache)
-    if remembers:
-      at = slice(remembered, remembered + stop - first)
-      here, remembered = (here, store.k[at], store.v[at]), at.stop
-    caches.append(here)
-  x, caches = llama.run(
-    params, config, tokens, slots, attend, caches, mesh, recall
-  )
+  for group in config.layer_groups():
+    at = slice(group.start, group.stop)
+    here, stored = jax.tree.map(lambda x, at=at: x[at], cache), ()
+    if store and group.memory:
+      at = slice(remembered, remembered + group.stop - group.start)
+      stored, remembered = (store.k[at], store.v[at]), at.stop
+    caches.append((here, stored))
+  x, caches = llama.run(params, config, tokens, slots, attend, caches, mesh)
   together = lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
   cache = together([here for here, _ in caches])
-  return x, cache, together([far for _, far in caches if far])
+  kept = [kept for _, kept in caches if kept]
+  return x, cache, together(kept) if kept else None
 
 
 def _join(local, stored, mesh):

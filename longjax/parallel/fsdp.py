@@ -22,8 +22,8 @@ def with_gathered_weights(function, activations, weights, *, dtype, mesh=None):
   Args:
     function: of local arrays, without communication.
     activations: arrays [batch, seq, ...].
-    weights: float32 parameters, cut as `sharding.spec` says; the function gets
-      them whole, in dtype.
+    weights: float32 parameters, sharded as `sharding.spec`; the function gets
+      them gathered, in dtype.
     dtype: of the matmuls.
     mesh: shards batch and sequence; None is one device.
 
@@ -37,10 +37,10 @@ def with_gathered_weights(function, activations, weights, *, dtype, mesh=None):
   plans = [_gather_plan(w.shape, tokens, mesh) for w in weights]
 
   def on_device(activations, shards):
-    whole = [
+    gathered = [
       _gathered(shard, dtype, plan) for shard, plan in zip(shards, plans)
     ]
-    return function(*activations, *whole)
+    return function(*activations, *gathered)
 
   specs = [sharding.spec(w.shape, mesh) for w in weights]
   return jax.shard_map(
@@ -49,9 +49,9 @@ def with_gathered_weights(function, activations, weights, *, dtype, mesh=None):
 
 
 def _gather_plan(shape, tokens, mesh):
-  """((mesh axis, dim that it cuts or None, does it shard tokens), ...).
+  """((mesh axis, dim that it shards or None, does it shard tokens), ...).
 
-  In the order of gathering. `seq`, which cuts outermost, comes last and moves
+  In the order of gathering. `seq`, which shards outermost, comes last and moves
   the most: it is the ring, inside a slice and on the most links.
   """
   dims = sharding.sharded_dims(shape, mesh)

@@ -1,8 +1,8 @@
 """Where arrays live: the mesh, parameters over all of it, batches over it.
 
 The mesh has axes `data` (rows) and `seq` (the ring). Parameters and optimizer
-state are cut over both, whatever the axes mean for activations; `fsdp` gathers
-them where they are used.
+state are sharded over both, whatever the axes mean for activations; `fsdp`
+gathers them where they are used.
 """
 
 import glob
@@ -24,18 +24,18 @@ AXES = ('data', 'seq')
 def start(devices: int, compiled: str | os.PathLike = ''):
   """Prepares the backend; call before anything else touches jax devices.
 
-  A TPU has the devices it has. A CPU pretends to have `devices`, shared by
-  the processes that LONGJAX_COORDINATOR (host:port), LONGJAX_PROCESSES and
-  LONGJAX_PROCESS name, if they are set. The processes of a job end when one
-  of them has been silent for LONGJAX_HEARTBEAT_SECONDS, default 100.
+  On a CPU `devices` are simulated, divided among the processes that
+  LONGJAX_COORDINATOR (host:port), LONGJAX_PROCESSES and LONGJAX_PROCESS name,
+  if they are set. The processes of a job end when one of them has sent nothing
+  for LONGJAX_HEARTBEAT_SECONDS, default 100.
 
   Args:
     devices: of the mesh.
-    compiled: local directory in which compiled programs are kept from one
-      start to the next, if JAX_COMPILATION_CACHE_DIR names none.
+    compiled: local directory of compiled programs, unless
+      JAX_COMPILATION_CACHE_DIR is set.
 
   Raises:
-    InputError: these variables name no job.
+    InputError: these variables describe no job.
   """
   if compiled and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     jax.config.update('jax_compilation_cache_dir', str(compiled))
@@ -43,23 +43,23 @@ def start(devices: int, compiled: str | os.PathLike = ''):
   silent = _count('LONGJAX_HEARTBEAT_SECONDS', 100)
   jax.config.update('jax_num_cpu_devices', max(devices // processes, 1))
   if not on_tpu():
-    _wait_long()
+    _allow_slow_collectives()
     if importlib.util.find_spec('libtpu'):
-      # It is there to plan with; asked for a TPU it would complain at length.
+      # libtpu is here to plan with; without a TPU it warns at length.
       platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
       jax.config.update('jax_platforms', platforms)
   if address:
     jax.distributed.initialize(
       address, processes, number, heartbeat_timeout_seconds=silent
     )
-  elif on_tpu():  # a worker finds its peers by itself
+  elif on_tpu():  # workers of a slice find each other
     jax.distributed.initialize(heartbeat_timeout_seconds=silent)
 
 
-def _wait_long():
-  """Lets pretended devices, which share a few cores, wait for each other.
+def _allow_slow_collectives():
+  """Simulated devices share a few cores and may wait long for each other.
 
-  XLA would end the process where one is 40 seconds behind in a collective.
+  XLA would end the process when one is 40 seconds late in a collective.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   for name, seconds in (('warn_stuck', 600), ('terminate', 7200)):
@@ -70,7 +70,7 @@ def _wait_long():
 
 
 def _job() -> tuple[str, int, int]:
-  """(address of the first process or '', how many, which is this)."""
+  """(address of the first process or '', processes, number of this one)."""
   address = os.environ.get('LONGJAX_COORDINATOR', '')
   if not address:
     return '', 1, 0
@@ -86,7 +86,7 @@ def _job() -> tuple[str, int, int]:
 
 
 def _count(name: str, default: int, least=1) -> int:
-  """An environment variable that counts, or InputError."""
+  """A whole number in an environment variable, or InputError."""
   text = os.environ.get(name, str(default))
   if not text.isdecimal() or int(text) < least:
     raise InputError(f'{name}={text!r} must be a number from {least}')
@@ -94,19 +94,19 @@ def _count(name: str, default: int, least=1) -> int:
 
 
 def on_tpu() -> bool:
-  """Whether this machine has TPU chips and the library that drives them."""
+  """Whether this machine has TPU chips and libtpu."""
   chips = glob.glob('/dev/accel*') + glob.glob('/dev/vfio/[0-9]*')
   wanted = os.environ.get('JAX_PLATFORMS', 'tpu').startswith('tpu')
   return wanted and bool(chips) and bool(importlib.util.find_spec('libtpu'))
 
 
 def make_mesh(data: int, seq: int, devices=None) -> Mesh:
-  """A mesh of all devices, or InputError saying what does not fit.
+  """A mesh of all devices, or InputError where they do not fit.
 
   Args:
     data: rings, over which the rows of a batch are sharded.
     seq: devices of a ring; neighbours are linked (longjax.parallel.topology).
-    devices: those to take instead of all that are here.
+    devices: None is all of this job.
   """
   devices = jax.devices() if devices is None else devices
   if data < 1 or seq < 1 or data * seq != len(devices):
@@ -134,10 +134,10 @@ def batch_spec(mesh, rows: int) -> P:
 
 
 def sharded_dims(shape, mesh) -> dict[str, int]:
-  """{mesh axis: dim of a weight that it cuts}: the first that it divides.
+  """{mesh axis: dim of a weight that it shards}: the first that it divides.
 
-  `seq` cuts before the axes of the rows; an axis that divides no dim leaves
-  the weight replicated along it. Vectors (norms) are not cut.
+  `seq` shards before the axes of the rows; an axis that divides no dim leaves
+  the weight replicated along it. Vectors (norms) are not sharded.
   """
   left, dims = list(shape), {}
   for axis in ('seq', *rows_axes(mesh)) if len(shape) > 1 else ():
@@ -150,7 +150,7 @@ def sharded_dims(shape, mesh) -> dict[str, int]:
 
 
 def spec(shape, mesh) -> P:
-  """Where a weight of this shape lives, as `sharded_dims` says."""
+  """The PartitionSpec of a weight of this shape, see `sharded_dims`."""
   dims = sharded_dims(shape, mesh)
   along = lambda dim: tuple(axis for axis in dims if dims[axis] == dim)
   return P(*(along(dim) or None for dim in range(len(shape))))
@@ -161,22 +161,20 @@ def params(abstract, mesh):
 
   Args:
     abstract: tree of arrays or ShapeDtypeStructs; those under 'layers' have a
-      leading dim of layers, which stays whole since a scan walks along it.
+      leading dim of layers, which is not sharded since a scan runs along it.
     mesh: the devices.
   """
 
   def shard(path, leaf):
     if path[0].key == 'layers':
-      cut = P(None, *spec(leaf.shape[1:], mesh))
-    else:
-      cut = spec(leaf.shape, mesh)
-    return NamedSharding(mesh, cut)
+      return NamedSharding(mesh, P(None, *spec(leaf.shape[1:], mesh)))
+    return NamedSharding(mesh, spec(leaf.shape, mesh))
 
   return jax.tree.map_with_path(shard, abstract)
 
 
 def local_slices(shape, mesh) -> list[tuple[slice, list[slice]]]:
-  """What of a batch the devices of this process hold.
+  """The parts of a batch that the devices of this process hold.
 
   Args:
     shape: (batch, seq).
@@ -185,8 +183,10 @@ def local_slices(shape, mesh) -> list[tuple[slice, list[slice]]]:
   Returns:
     [(rows, [columns, ...])], all slices with a start.
   """
-  parts = {}
-  for rows, columns in _indices(shape, mesh):
+  parts, sharding = {}, NamedSharding(mesh, batch_spec(mesh, shape[0]))
+  for index in sharding.addressable_devices_indices_map(tuple(shape)).values():
+    assert index is not None  # jax's type for devices elsewhere
+    rows, columns = (i.indices(n)[:2] for i, n in zip(index, shape))
     parts.setdefault(rows, set()).add(columns)
   return [
     (slice(*rows), [slice(*c) for c in sorted(columns)])
@@ -217,14 +217,6 @@ def make_global(parts, shape, mesh):
     return jax.make_array_from_callback(shape, sharding, read)
 
   return jax.tree.map(place, *parts)
-
-
-def _indices(shape, mesh):
-  """Yields ((first row, end), (first column, end)) of each device here."""
-  sharding = NamedSharding(mesh, batch_spec(mesh, shape[0]))
-  for index in sharding.addressable_devices_indices_map(tuple(shape)).values():
-    assert index is not None  # jax's type for devices elsewhere
-    yield tuple(i.indices(n)[:2] for i, n in zip(index, shape))
 
 
 def put(batch, mesh):

@@ -7,9 +7,9 @@ order that jax gives a mesh has hops of up to three links on a torus and more
 on a grid, which cost latency and share links.
 
 Devices are known by `coords`, `core_on_chip`, `device_kind` and, where there
-is more than one slice, `slice_index`. Where an axis closes: Cloud TPU's pages
-on v4, v5p, v5e, v6e. Of a twisted torus devices do not tell; there only rings
-of a single axis are longer than said here.
+is more than one slice, `slice_index`. Which axes close: Cloud TPU's pages on
+v4, v5p, v5e, v6e. Devices do not tell a twisted torus; there only rings of a
+single axis have longer hops than counted here.
 """
 
 import collections
@@ -32,7 +32,7 @@ class Torus(NamedTuple):
   closed: tuple[bool, ...]  # has links from the last to the first
 
   def links(self, a, b) -> int:
-    """Links on the shortest way between two places."""
+    """Links on the shortest path between two places."""
     steps = (abs(i - j) for i, j in zip(a, b))
     return sum(
       min(step, size - step) if closed else step
@@ -67,8 +67,7 @@ def ring_order(devices, data: int, seq: int) -> np.ndarray:
     if len(each) % seq:
       raise InputError(
         f'mesh seq {seq} does not divide the {len(each)} devices of a slice, '
-        'which a ring must not leave; set --config.mesh.data and '
-        '--config.mesh.seq'
+        'and a ring stays in one; set --config.mesh.data and --config.mesh.seq'
       )
   order = np.empty((data, seq), object)
   rings = (_rings(each, seq) for each in slices)
@@ -91,21 +90,15 @@ def hops(rings) -> dict[int, int]:
 
 
 def describe(mesh) -> str:
-  """A line on the rings of a mesh ('data', 'seq'), '' where nothing is known.
-
-  Such as `4 rings of 16: 64 hops of 1 link`.
-  """
+  """Such as `4 rings of 16: 64 hops of 1 link`, '' without coordinates."""
   data, seq = mesh.devices.shape
+  plural = lambda n, noun: f'{n} {noun}' if n == 1 else f'{n} {noun}s'
   counts = [
-    f'{count} hops of {_number(links, "link")}'
+    f'{count} hops of {plural(links, "link")}'
     for links, count in hops(mesh.devices).items()
   ]
-  rings = f'{_number(data, "ring")} of {seq}'
+  rings = f'{plural(data, "ring")} of {seq}'
   return f'{rings}: {", ".join(counts)}' if counts else ''
-
-
-def _number(n, noun) -> str:
-  return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def _slices(devices) -> list[list]:
@@ -161,8 +154,8 @@ def _box(torus, seq) -> tuple[int, ...]:
   boxes = [box for box in itertools.product(*sides) if math.prod(box) == seq]
 
   def rank(box):
-    cut = sum(1 < side < size for side, size in zip(box, torus.sizes))
-    return -box[-1], max(torus.hops(_cycle(box, torus))), cut, box
+    partial = sum(1 < side < size for side, size in zip(box, torus.sizes))
+    return -box[-1], max(torus.hops(_cycle(box, torus))), partial, box
 
   return min(boxes, key=rank)
 
@@ -180,8 +173,8 @@ def _cycle(box, torus) -> list[tuple[int, ...]]:
 def _comb(box, axis) -> list[tuple[int, ...]]:
   """A cycle through a grid that needs no closed axis.
 
-  The box is the even `axis` times a path through the others. To and fro over
-  all of the path but its first place, and back along the first places:
+  The box is the even `axis` times a path through the others. Back and forth
+  over all of the path but its first place, and back along the first places:
 
     > > > v
     ^ v < <    each row is the path, each column the axis
@@ -197,7 +190,7 @@ def _comb(box, axis) -> list[tuple[int, ...]]:
 
 
 def _snake(box) -> list[tuple[int, ...]]:
-  """A path through all places of a grid, to and fro, a link at a time."""
+  """A path through all places of a grid, back and forth, a link at a time."""
   if not box:
     return [()]
   rest = _snake(box[1:])

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longjax import flops
-from longjax.attention import exchange
+from longjax.attention import exchange_size
 from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
@@ -44,7 +44,7 @@ def workload(config, documents: str = '') -> Workload:
   data, n = config.mesh.data, config.mesh.seq
   lengths = row_lengths(documents, step.batch, step.seq_len)
   # Each device that exchanges heads has a share of them, of a block as well.
-  swap = exchange(
+  swap = exchange_size(
     model.attention, model.heads, model.kv_heads, n, model.ulysses
   )
   members = n // swap

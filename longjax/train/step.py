@@ -135,7 +135,11 @@ def longce_weights(config, params, batch, nll, model, mesh):
   """LongCE's weight of each target [batch, seq], see `longce.weights`."""
   params = jax.lax.stop_gradient(params)
   losses = functools.partial(
-    llama.nll, params, model.at_rest(), chunk=config.train.loss_chunk, mesh=mesh
+    llama.nll,
+    params,
+    model.for_inference(),
+    chunk=config.train.loss_chunk,
+    mesh=mesh,
   )
   with jax.named_scope('longce'):
     return longce.weights(losses, batch, nll, config.train.longce)

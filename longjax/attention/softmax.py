@@ -1,0 +1,52 @@
+"""Online softmax, in float32: what is carried from one block of keys to the
+next, and from hop to hop (arXiv:1805.02867, 2205.14135).
+
+Logits are in units of log 2, the exponential is 2 ** x: a multiplication less.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from longjax.attention import blocks
+
+FLOOR = -1e30  # below any logit, and finite: 2 ** (-inf - FLOOR) is 0
+
+
+class SoftmaxState(NamedTuple):
+  """Softmax over the keys so far, of blocks of queries (legend: blocks.py)."""
+
+  acc: jax.Array  # [I, B, K, H, R] sum of 2 ** (logit - max) * v
+  max: jax.Array  # [I, B, K, 1, R] largest logit, at least FLOOR
+  sum: jax.Array  # [I, B, K, 1, R] sum of 2 ** (logit - max)
+
+
+def init(q) -> SoftmaxState:
+  """The softmax over no keys, for q [I, B, K, R, H]."""
+  # From q, so that it varies over the mesh as q does.
+  acc = jnp.zeros_like(q.swapaxes(3, 4), jnp.float32)
+  return SoftmaxState(acc, acc[:, :, :, :1] + FLOOR, acc[:, :, :, :1])
+
+
+def merge(state: SoftmaxState, axis) -> SoftmaxState:
+  """The softmax over the keys of all devices along a mesh axis."""
+  largest = jax.lax.pmax(state.max, axis)
+  weight = jnp.exp2(state.max - largest)
+  acc, total = jax.lax.psum((state.acc * weight, state.sum * weight), axis)
+  return SoftmaxState(acc, largest, total)
+
+
+def finalize(state: SoftmaxState, q):
+  """The attention of q [B, T, N, H] over the keys of `state`.
+
+  Returns:
+    out [B, T, N, H] and its log-sum-exp [B, T, N], float32; out is 0 for a
+    query without keys.
+  """
+  total = jnp.where(state.sum > 0, state.sum, 1)
+  out = (state.acc / total).swapaxes(3, 4)
+  lse = (state.max + jnp.log2(total))[:, :, :, 0] * math.log(2)
+  unblock = lambda x: blocks.unblock_queries(x, q.shape[2], q.shape[1])
+  return unblock(out), unblock(lse)
