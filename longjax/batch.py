@@ -1,8 +1,8 @@
-"""The six arrays through which every recipe speaks to the model.
+"""The six arrays that carry everything a recipe does to context.
 
-A batch is made on the host and means the same whatever the mesh is: packing,
-curricula, position skips, layouts and loss masks are all written here, so the
-model needs no flag for any of them. numpy only.
+A batch is made on the host and is the same for any mesh: packing, curricula,
+position skips, layouts and loss masks are all in it, so the model needs no flag
+for any of them. numpy only.
 """
 
 from typing import Any, NamedTuple
@@ -33,8 +33,8 @@ def one_document(tokens) -> Batch:
     A Batch in which the last token of a row has no target (weight 0).
 
   Raises:
-    ValueError: they are no ids; indexing would take a negative one from the
-      end of the vocabulary.
+    ValueError: not ids; indexing would read a negative one from the end of the
+      vocabulary.
   """
   given = np.atleast_2d(np.asarray(tokens))
   numbers = given.ndim == 2 and given.dtype.kind in 'iuf'

@@ -31,13 +31,13 @@ def attention(config, tokens, squares, seen=0) -> float:
     config: llama.Llama.
     tokens: in the step.
     squares: sum over the documents of length^2.
-    seen: sum over the rows of what they see of other rows: tokens of the row x
-      tokens that it sees, in each memory layer.
+    seen: sum over the rows of tokens of the row x tokens of other rows that it
+      attends to, in each memory layer.
   """
   if config.group:
     squares = min(squares, tokens * config.group)
   heads = 6 * config.heads * config.head_dim
-  # What other rows hold is no triangle.
+  # Attention to other rows is not causal: no triangle.
   return heads * (
     config.layers * squares + 2 * len(config.memory.layers) * seen
   )

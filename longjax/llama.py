@@ -391,7 +391,7 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
       return attend_in_groups(attention_of, x, ids, config.group), cache
     k, v, kv_ids = x.k, x.v, ids
     if x.k_at_origin is not None:
-      k, v, kv_ids = crossbatch.beside(
+      k, v, kv_ids = crossbatch.with_memory(
         k, v, x.k_at_origin, ids, config.memory, mesh
       )
     return attention_of(x.q, k, v, ids, kv_ids, **x.options), cache

@@ -1,13 +1,13 @@
-"""LongCE: targets weigh more the more a long context helps, arXiv:2410.23771.
+"""LongCE: loss weights from long-context gain, arXiv:2410.23771.
 
   weight = min(exp(loss with a short context - loss with all of it), gamma)
 
-as the model itself has the losses, without a gradient through the weight. The
-short context is that of windows of `short + stride` tokens, one every `stride`;
-a window is for those `stride` targets that have `short` tokens of it or more
-before them, as in the published code. A window is a document to the model: the
-row is computed (short + stride) / stride times more, each time cut into windows
-that do not overlap, so no token moves, whatever the layout.
+with the model's own losses, and no gradient through the weight. The short
+context is a window of `short + stride` tokens, one every `stride`; a window
+serves the `stride` targets with at least `short` of its tokens before them, as
+in the published code. A window is a document to the model: the row is computed
+(short + stride) / stride times more, each time split into windows that do not
+overlap, so no token moves, whatever the layout.
 """
 
 import jax
@@ -18,7 +18,7 @@ from longjax.mask import Ids, split_in_groups
 
 
 def check(ask, seq_len: int):
-  """InputError where the section `train.longce` of a config cannot be meant.
+  """InputError where the section `train.longce` of a config is invalid.
 
   Args:
     ask: the section.
@@ -42,12 +42,12 @@ def weights(losses, batch, nll, ask):
   Args:
     losses: Batch -> [batch, seq] nats, without gradients.
     batch: Batch of jax arrays.
-    nll: [batch, seq], what `losses` says of it.
+    nll: [batch, seq], losses(batch).
     ask: the section `train.longce` of a config.
 
   Returns:
-    [batch, seq] float32; 1 for the first targets of a row, which have no more
-    than the short context.
+    [batch, seq] float32; 1 for the first targets of a row, whose context is no
+    longer than the short one.
   """
   gain = short_losses(losses, batch, ask.short, ask.stride) - nll
   weight = jnp.minimum(jnp.exp(gain), ask.gamma)
@@ -56,7 +56,7 @@ def weights(losses, batch, nll, ask):
 
 
 def short_losses(losses, batch, short: int, stride: int):
-  """[batch, seq]: of each target given its window alone.
+  """The loss of each target given its window alone, [batch, seq].
 
   Args:
     losses: Batch -> [batch, seq].
@@ -64,7 +64,7 @@ def short_losses(losses, batch, short: int, stride: int):
     short, stride: tokens; stride divides short.
   """
   size = short + stride
-  turns = size // stride  # until windows of all starts have been
+  turns = size // stride  # passes until windows of all starts are computed
   window = (batch.index + 1 - short) // stride  # of each target
 
   def one(turn):
@@ -72,5 +72,5 @@ def short_losses(losses, batch, short: int, stride: int):
     ids = split_in_groups(ids, size, (size - turn * stride) % size)
     return losses(batch._replace(segments=ids.segment))
 
-  found = jax.lax.map(one, jnp.arange(turns, dtype=jnp.int32))
-  return jnp.take_along_axis(found, (window % turns)[None], 0)[0]
+  by_turn = jax.lax.map(one, jnp.arange(turns, dtype=jnp.int32))
+  return jnp.take_along_axis(by_turn, (window % turns)[None], 0)[0]

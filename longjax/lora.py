@@ -1,15 +1,15 @@
-"""LoRA: weights that stay as they are, beside them low-rank factors that learn.
+"""LoRA: frozen weights plus trained low-rank factors.
 
-Of each weight W that `config.lora.weights` names, a run has two factors more
-and computes with W + alpha / rank * A B (arXiv:2106.09685, section 4.1):
+Each weight W that `config.lora.weights` names gets two factors, and the model
+computes with W + alpha / rank * A B (arXiv:2106.09685, section 4.1):
 
   params['lora'] = {'q': {'a': [layers, embed, rank],
                           'b': [layers, rank, heads, head_dim]}, ...}
 
-The sum is formed before the model, which knows nothing of it: what is evaluated
-and exported is what was trained. Only what learns has moments, which is what
-LoRA saves. Frozen weights get no gradient, but for those with factors: theirs
-is formed, cut over all devices as they are, and becomes that of the factors.
+The sum is formed before the model, which does not know of it: what is evaluated
+and exported is what was trained. Only trained parameters have moments, which is
+the memory that LoRA saves. Frozen weights get no gradient, except those with
+factors: theirs is formed, sharded as they are, and becomes that of the factors.
 """
 
 import math
@@ -27,11 +27,11 @@ INPUTS = dict(q=1, k=1, v=1, o=2, gate=1, up=1, down=1)
 
 
 def check(ask, params):
-  """InputError where the section `lora` of a config cannot be meant.
+  """InputError where the section `lora` of a config is invalid.
 
   Args:
     ask: the section.
-    params: tree of the model, of which the names are read.
+    params: tree of the model, for its names.
   """
   if not ask.rank:
     return
@@ -54,7 +54,7 @@ def check(ask, params):
 
 
 def init(params, ask, key) -> dict:
-  """{'lora': factors} to go into `params`; {} where no rank is asked for.
+  """{'lora': factors} to add to `params`; {} if rank is 0.
 
   A is uniform within 1 / sqrt(its inputs), as in PEFT, and B is 0: at first
   the sum is W.
@@ -79,24 +79,24 @@ def init(params, ask, key) -> dict:
 
 
 def split(params, ask):
-  """(what learns, what is frozen): params, with None for all of the other.
+  """(trained, frozen): params, each with None in place of the other's.
 
-  Without a rank all of it learns; else the factors, and the weights that have
-  a part of their name in ask.whole.
+  Without a rank all of them are trained; else the factors, and the parameters
+  whose names contain a word of ask.whole.
   """
 
-  def learns(path):
+  def trained(path):
     whole = any(part in path[-1].key for part in ask.whole)
     return not ask.rank or path[0].key == 'lora' or whole
 
   pick = lambda wanted: jax.tree.map_with_path(
-    lambda path, x: x if learns(path) == wanted else None, params
+    lambda path, x: x if trained(path) == wanted else None, params
   )
   return pick(True), pick(False)
 
 
 def join(learning, frozen):
-  """The params of which these are `split`."""
+  """Undoes `split`."""
   return jax.tree.map(
     lambda x, y: y if x is None else x,
     learning, frozen, is_leaf=lambda x: x is None,
@@ -109,8 +109,8 @@ def merged(params, alpha: float, mesh=None):
   Args:
     params: with or without factors.
     alpha: config.lora.alpha.
-    mesh: over which the weights are cut; there the small factors are gathered
-      and each device forms its part of the sum.
+    mesh: over which the weights are sharded; the small factors are gathered
+      and each device forms its shard of the sum.
   """
   if 'lora' not in params:
     return params
@@ -145,7 +145,7 @@ def part(factors, alpha: float, where) -> np.ndarray:
 
 
 def frozen_matmuls(params, ask) -> int:
-  """Parameters that multiply and do not learn, see flops.train_step."""
+  """Frozen parameters of matmuls, see flops.train_step."""
   _, frozen = split(params, ask)
   return sum(
     x.size for path, x in jax.tree.leaves_with_path(frozen)

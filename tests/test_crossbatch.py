@@ -26,8 +26,10 @@ FORWARD = jax.jit(
 )
 LONGLLAMA_3B = common.fot_rows((0, 0), (1, 1), (2, 1), (3, 0))
 MEMORIES = dict(
-  code=Memory((1, 2), crossbatch.stepped(4, 3)),
-  paper=Memory((0, 2), crossbatch.following(3), wrap=True),
+  code=Memory((1, 2), LONGLLAMA_3B),
+  # The paper's general procedure, d = 3: rows are previous and current chunks
+  # in turn; a current one attends to its own previous and those of the next.
+  paper=Memory((0, 2), ((), (-1, 1, 3)), wrap=True),
   far=Memory((2,), common.fot_rows((0, 0), (1, 5)), wrap=True),
 )
 
@@ -245,23 +247,15 @@ def test_the_rows_of_a_pack_are_the_text_in_order(tmp_path, monkeypatch):
     assert weights[:-1].sum() >= 61  # but at the ends of documents
 
 
-def test_the_code_s_steps_are_those_of_its_readme():
-  """Extra blocks: K=4, range 3, and LongLLaMA 3B; K=4, range 7; and a batch
-  of 8 with range 6, whose first pack is cut."""
-  extra = lambda rows: [len(row) for row in rows]
-  assert extra(crossbatch.stepped(4, 3)) == [0, 2, 3, 3]
-  assert crossbatch.stepped(4, 3) == LONGLLAMA_3B
-  assert extra(crossbatch.stepped(4, 7)) == [0, 3, 6, 7]
-  memory = Memory((0,), crossbatch.stepped(4, 6))
-  seen = [len(rows_seen(memory, row, 8)) for row in range(8)]
-  assert seen == [0, 1, 2, 3, 0, 3, 6, 6]
-
-
-def test_the_paper_s_current_chunks_see_previous_chunks_of_the_next_rows():
-  """d = 3 of documents 0..3: rows 2 i are previous, rows 2 i + 1 current."""
-  memory = Memory((0,), crossbatch.following(3), wrap=True)
-  assert [rows_seen(memory, row, 8) for row in (1, 7)] == [[0, 2, 4], [6, 0, 2]]
-  assert rows_seen(memory, 0, 8) == []
+def test_rows_by_hand():
+  """LongLLaMA 3B, 0, 2, 3 and 3 other rows, and the first pack cut short."""
+  assert LONGLLAMA_3B == ((), (-1, -2), (-1, -2, -3), (-1, -2, -3))
+  seen = [len(rows_seen(MEMORIES['code'], row, 8)) for row in range(8)]
+  assert seen == [0, 1, 2, 3, 0, 2, 3, 3]
+  paper = MEMORIES['paper']
+  assert [rows_seen(paper, row, 8) for row in (0, 1, 7)] == [
+    [], [0, 2, 4], [6, 0, 2],
+  ]  # fmt: skip
 
 
 def test_longllama_7b_sees_the_counts_of_its_paper():
@@ -276,7 +270,7 @@ def test_longllama_7b_sees_the_counts_of_its_paper():
   (dict(layers=(1, 1)), 'without repeating'),
   (dict(layers=(1,), rows=5), 'a tuple of offsets for each row'),
   (dict(layers=(-1,)), 'from 0'),
-  (dict(rows=((), (-1,))), 'need memory layers'),
+  (dict(rows=((), (-1,))), 'memory layers'),
   (dict(layers=(1,), rows=((1,), ())), 'that comes later'),
   (dict(layers=(1,), rows=((0,),)), 'that comes later'),
 ])  # fmt: skip
@@ -286,7 +280,7 @@ def test_a_memory_that_cannot_be_meant_is_refused(fields, says):
 
 
 def test_a_batch_that_is_not_packs_is_refused(rng):
-  with pytest.raises(ValueError, match='no multiple of the 4'):
+  with pytest.raises(ValueError, match=r'6 rows .* 4'):
     MEMORIES['code'].check(6)
   with pytest.raises(ValueError, match='come round'):
     MEMORIES['far'].check(6)

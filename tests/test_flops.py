@@ -23,7 +23,9 @@ def test_llama3_8b_at_512k_needs_457_gflops_a_token():
 def test_memory_layers_cost_what_their_rows_see():
   """Two packs of rows that see 0, 2, 3 and 3 before them, cut at the first:
   0 + 1 + 2 + 3, then 0 + 2 + 3 + 3."""
-  memory = crossbatch.Memory((6, 12, 18), crossbatch.stepped(4, 3))
+  memory = crossbatch.Memory(
+    (6, 12, 18), ((), (-1, -2), (-1, -2, -3), (-1, -2, -3))
+  )
   plain = config('openllama_3b')
   model = dataclasses.replace(plain, memory=memory)
   seen = flops.seen_by_rows(model, 8, 2048)
