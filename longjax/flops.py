@@ -8,21 +8,21 @@ def matmul_params(config) -> int:
   return config.layers * layer + config.embed * config.vocab
 
 
-def train_step(config, tokens, squares, seen=0, frozen=0) -> float:
+def train_step(config, tokens, squares, memory_pairs=0, frozen=0) -> float:
   """FLOPs of forward and backward; recomputation earns no credit.
 
   6 per parameter and token, and `attention`.
 
   Args:
     config: llama.Llama.
-    tokens, squares, seen: as for `attention`.
+    tokens, squares, memory_pairs: as for `attention`.
     frozen: parameters that multiply and get no gradient: 4 each and token.
   """
   products = 6.0 * matmul_params(config) - 2.0 * frozen
-  return products * tokens + attention(config, tokens, squares, seen)
+  return products * tokens + attention(config, tokens, squares, memory_pairs)
 
 
-def attention(config, tokens, squares, seen=0) -> float:
+def attention(config, tokens, squares, memory_pairs=0) -> float:
   """FLOPs of causal attention in a step: 6 * layers * heads * head_dim *
   length^2 per document, 4 * length^2 / 2 per head and dim forward and twice
   that backward.
@@ -31,20 +31,20 @@ def attention(config, tokens, squares, seen=0) -> float:
     config: llama.Llama.
     tokens: in the step.
     squares: sum over the documents of length^2.
-    seen: sum over the rows of tokens of the row x tokens of other rows that it
-      attends to, in each memory layer.
+    memory_pairs: sum over the rows of tokens of the row x tokens of other rows
+      that it attends to, in each memory layer.
   """
   if config.group:
     squares = min(squares, tokens * config.group)
   heads = 6 * config.heads * config.head_dim
   # Attention to other rows is not causal: no triangle.
   return heads * (
-    config.layers * squares + 2 * len(config.memory.layers) * seen
+    config.layers * squares + 2 * len(config.memory.layers) * memory_pairs
   )
 
 
-def seen_by_rows(config, batch, length) -> int:
-  """`seen` of train_step for a batch of so many rows of full length."""
+def count_memory_pairs(config, batch, length) -> int:
+  """`memory_pairs` of a batch of so many rows of full length."""
   rows, memory = config.memory.rows, config.memory
   if not rows:
     return 0

@@ -11,7 +11,7 @@ import reference
 from attention_cases import FAST_COMPILE
 
 from configs import common
-from longjax import crossbatch, llama
+from longjax import llama
 from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
 from longjax.data import pipeline, prepare

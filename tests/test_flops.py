@@ -28,7 +28,7 @@ def test_memory_layers_cost_what_their_rows_see():
   )
   plain = config('openllama_3b')
   model = dataclasses.replace(plain, memory=memory)
-  seen = flops.seen_by_rows(model, 8, 2048)
+  seen = flops.count_memory_pairs(model, 8, 2048)
   assert seen == (6 + 8) * 2048**2
   more = flops.train_step(model, 8, 0, seen) - flops.train_step(plain, 8, 0)
   # Forward 4 per pair, head and dim, backward twice that; three layers.

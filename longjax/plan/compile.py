@@ -212,7 +212,7 @@ def speed(job: Job, real, static) -> dict:
   causal = job.config.train.batch * job.config.train.seq_len**2
   frozen = lora.frozen_matmuls(llama.abstract(job.model), job.config.lora)
   batch = job.config.train.batch, job.config.train.seq_len
-  seen = flops.seen_by_rows(job.model, *batch)
+  seen = flops.count_memory_pairs(job.model, *batch)
   done = lambda squares: (
     flops.train_step(job.model, tokens, squares, seen, frozen) / peak
   )
@@ -247,7 +247,7 @@ def attention(job: Job) -> dict:
   # 6 a pair of tokens, and one more matmul of the backward pass.
   needed = flops.attention(
     model, step.batch * step.seq_len, work.squares,
-    flops.seen_by_rows(model, step.batch, step.seq_len),
+    flops.count_memory_pairs(model, step.batch, step.seq_len),
   ) * 7 / 6  # fmt: skip
   executed = work.executed * unit * times
   busiest = sum(work.hops) * step.micro_batches

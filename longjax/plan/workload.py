@@ -81,7 +81,7 @@ def _special(config, members, block, executed) -> dict[str, float]:
     size = step.longce.short + step.longce.stride
     found['longce'] = float(cut(size) / executed)
   if model.memory.rows:
-    seen = flops.seen_by_rows(model, step.batch, step.seq_len) / block**2
+    seen = flops.count_memory_pairs(model, step.batch, step.seq_len) / block**2
     found['memory_layers'] = 1 + seen / executed
   if model.group:  # a call for each half of the heads
     found[''] = float(cut(model.group) / executed / 2)

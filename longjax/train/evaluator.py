@@ -25,18 +25,18 @@ class Evaluator(NamedTuple):
     if released_config and released_config.rope != model.rope:
       as_released = evals.compute_as(released_config, model)
       self.run_evals('as released', None, params, as_released)
-    self.run_evals('recipe, untrained', 0, params, model.at_rest())
+    self.run_evals('recipe, untrained', 0, params, model.for_inference())
 
   def while_training(self, step: int, params):
     """Every eval.every_steps, but not after the last step."""
     every, steps = self.run.config.eval.every_steps, self.run.config.train.steps
     if every and step % every == 0 and step < steps:
-      model = self.run.model.at_rest()
+      model = self.run.model.for_inference()
       self.run_evals(f'recipe, {step} steps', step, params, model)
 
   def after_training(self, params, again: bool):
     """Of the finished run; `again` also if the results are there."""
-    steps, model = self.run.config.train.steps, self.run.model.at_rest()
+    steps, model = self.run.config.train.steps, self.run.model.for_inference()
     self.run_evals(f'recipe, {steps} steps', steps, params, model, again)
 
   def run_evals(self, name, step, params, model, again=False):

@@ -206,7 +206,7 @@ def utilization(run: Run, batch, seconds) -> float | None:
   if chip is None:
     return None
   shape = run.config.train.batch, run.config.train.seq_len
-  seen = flops.seen_by_rows(run.model, *shape)
+  seen = flops.count_memory_pairs(run.model, *shape)
   frozen = lora.frozen_matmuls(llama.abstract(run.model), run.config.lora)
   done = flops.train_step(
     run.model, batch.tokens, batch.squares(), seen, frozen
