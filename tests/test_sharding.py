@@ -36,12 +36,12 @@ def test_a_process_that_is_not_told_which_it_is_is_refused(monkeypatch):
     start(monkeypatch, **{k: v for k, v in JOB.items() if k != 'PROCESS'})
 
 
-def test_pretended_devices_wait_for_each_other_longer_than_xla_lets_them(
+def test_simulated_devices_may_wait_longer_than_xla_allows(
   monkeypatch,
 ):
   flag = '--xla_cpu_collective_call_{}_timeout_seconds={}'.format
   monkeypatch.setenv('XLA_FLAGS', flag('terminate', 9))  # the user's
-  sharding._wait_long()
-  sharding._wait_long()
+  sharding._allow_slow_collectives()
+  sharding._allow_slow_collectives()
   wanted = [flag('terminate', 9), flag('warn_stuck', 600)]
   assert os.environ['XLA_FLAGS'].split() == wanted
