@@ -3,7 +3,6 @@
 import functools
 
 import attention_cases as cases
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,13 +142,8 @@ def test_bfloat16_is_as_exact_as_dense_bfloat16(strategy, make_mesh):
 
 @pytest.mark.parametrize('strategy', attention.STRATEGIES)
 def test_without_a_mesh_every_strategy_equals_the_oracle(strategy):
-  case = case_of('padding')
-  attend = lambda q, k, v, q_ids, kv_ids: attention.attend(
-    q, k, v, q_ids, kv_ids, strategy=strategy, block=BLOCK
-  )
-  got = jax.jit(attend)(*case[:3], *case[4:])
-  want = wanted('padding')['out']
-  np.testing.assert_allclose(got, want, rtol=0, atol=cases.ATOL['out'])
+  run = cases.compiled(strategy=strategy, block=BLOCK)
+  cases.check(run(case_of('padding')), wanted('padding'))
 
 
 def test_the_oracle_s_gradients_are_differences_of_its_values():
