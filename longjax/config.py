@@ -278,24 +278,21 @@ def check(config):
         f'config.{name} is not a key; nearest is {nearest(name)!r}'
       )
     if name in KEYS:
-      check_value(name, value)
+      check_value(f'config.{name}', value, KEYS[name])
 
 
-def check_value(name: str, value):
-  """InputError unless the key can have this value."""
-  key = KEYS[name]
+def check_value(name: str, value, key: Key):
+  """InputError, which begins with the name, unless the key takes the value."""
   many = key.kind is tuple and isinstance(value, tuple)
   elements, kind = (value, key.each) if many else ([value], key.kind)
   if not all(kind is None or _is(x, kind) for x in elements):
-    raise InputError(f'config.{name} takes {takes(key)}, not {value!r}')
+    raise InputError(f'{name} takes {takes(key)}, not {value!r}')
   if key.choices and value not in key.choices:
-    raise InputError(
-      f'config.{name} {value!r} is none of {", ".join(key.choices)}'
-    )
+    raise InputError(f'{name} {value!r} is none of {", ".join(key.choices)}')
   for x in elements:
     if isinstance(x, int | float) and not _within(x, key.bounds):
       must = _must(key.bounds) if abs(x) < MOST else 'finite and below 2**63'
-      raise InputError(f'config.{name} is {x}; it must be {must}')
+      raise InputError(f'{name} is {x}; it must be {must}')
 
 
 def _is(value, kind: type) -> bool:

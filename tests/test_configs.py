@@ -112,7 +112,7 @@ def test_an_unknown_variant_is_refused_with_the_known_ones(name):
 def test_the_defaults_of_the_schema_are_values_that_it_takes():
   for name, key in schema.KEYS.items():
     if not isinstance(key.default, type):
-      schema.check_value(name, key.default)
+      schema.check_value(name, key.default, key)
 
 
 @pytest.mark.parametrize('counts, rows', [

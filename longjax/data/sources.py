@@ -47,30 +47,32 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from longjax import errors
-from longjax.data import downloads, formats, listing
+from longjax.config import Key, check_value
+from longjax.data import chat, downloads, formats, listing
 
 FILE_SEPARATOR = '<file_sep>'
-DEFAULTS = dict(
-  package='',
-  sha256='',
-  packages=(),
-  path='',
-  include='*',
-  exclude=(),
-  encoding='utf-8',
-  kind='files',
-  text='',
-  template='',
-  loss='answers',
-  min_chars=0,
-  limit=0,
-  languages=(),
-  duplicates='keep',
-  max_bad=0.001,
-)
-CHOICES = dict(
-  kind=('files', *listing.JOINED, 'chat'), duplicates=('keep', 'exact', 'near')
-)
+KEYS = {
+  'package': Key('', 'a package of a Python package registry'),
+  'sha256': Key('', 'of its archive'),
+  'packages': Key((), 'several'),
+  'path': Key('', 'a file or directory'),
+  'include': Key('*', 'a glob or a tuple of globs'),
+  'exclude': Key((), 'a glob or a tuple of globs', each=str),
+  'encoding': Key('utf-8', 'of text'),
+  'kind': Key(
+    'files', 'what is a document', choices=('files', *listing.JOINED, 'chat')
+  ),
+  'text': Key('', 'field of a record'),
+  'template': Key('', 'of chats'),
+  'loss': Key('answers', 'of chats', choices=chat.LOSSES),
+  'min_chars': Key(0, 'of a document', '[0, inf)'),
+  'limit': Key(0, 'documents at most', '[0, inf)'),
+  'languages': Key((), 'that are kept', each=str),
+  'duplicates': Key(
+    'keep', 'which are dropped', choices=('keep', 'exact', 'near')
+  ),
+  'max_bad': Key(0.001, 'share of unreadable ones', '[0, 1]'),
+}
 JUDGED = 100  # files or records after which a share of bad ones means something
 NAMED = 20  # bad ones that are named
 UNIT_BYTES = 1 << 26  # of files that are read and tokenized as one
@@ -132,18 +134,14 @@ def check(name: str, source: Mapping) -> dict:
   """The source with all keys; InputError for what it cannot be."""
   source = dict(source.items())
   title = f'source {name!r}'
-  errors.refuse_unknown_keys(title, source, DEFAULTS)
-  settings: dict[str, Any] = DEFAULTS | source
-  for key, value in settings.items():
-    kinds: Any = type(DEFAULTS[key])
-    if key in ('include', 'exclude'):
-      kinds = (str, tuple)
-    elif key == 'max_bad':
-      kinds = (float, int)
-    if not isinstance(value, kinds):
-      raise errors.InputError(
-        f'{title}: {key} must be a {type(DEFAULTS[key]).__name__}, is {value!r}'
-      )
+  errors.refuse_unknown_keys(title, source, KEYS)
+  settings: dict[str, Any] = {
+    k: key.default for k, key in KEYS.items()
+  } | source
+  for k, value in settings.items():
+    globs = k in ('include', 'exclude') and isinstance(value, str | tuple)
+    for x in value if globs and isinstance(value, tuple) else [value]:
+      check_value(f'{title}: {k}', x, KEYS['include'] if globs else KEYS[k])
   if not all(
     isinstance(p, tuple) and len(p) == 2 for p in settings['packages']
   ):
@@ -156,17 +154,12 @@ def check(name: str, source: Mapping) -> dict:
       f"{title} needs one of 'package', 'packages' and 'path', got "
       f'{sorted(source)}'
     )
-  for key, choices in CHOICES.items():
-    if settings[key] not in choices:
-      raise errors.InputError(
-        f'{title}: {key} {settings[key]!r} is none of {", ".join(choices)}'
-      )
-  chat = settings['kind'] == 'chat'
-  if chat != bool(settings['template']):
+  is_chat = settings['kind'] == 'chat'
+  if is_chat != bool(settings['template']):
     raise errors.InputError(
       f"{title}: kind 'chat' needs a template, and nothing else has one"
     )
-  settings['text'] = settings['text'] or ('messages' if chat else 'text')
+  settings['text'] = settings['text'] or ('messages' if is_chat else 'text')
   for package, key, needed in (
     ('py3langid', 'languages', settings['languages']),
     ('datasketch', 'duplicates', settings['duplicates'] == 'near'),
