@@ -376,7 +376,7 @@ def parse(name: str, text: str, value: Any = None):
     key = Key(value, '', unit='tokens', each=each)
   typed = text.strip()
   if key.unit == 'tokens' and key.kind is not str:
-    typed = re.sub(r'\b(\d+(?:\.\d+)?)([kKmM])\b', _times, typed)
+    typed = re.sub(r'(?<![\w.])(\d*\.?\d+)([kKmM])\b', _times, typed)
   try:
     return (
       _tuple(typed, key.each) if key.kind is tuple else READ[key.kind](typed)

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+from longjax import cli
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -20,7 +22,15 @@ def run(script, *arguments, timeout=300, **environment):
 def refused(script, *arguments, **environment) -> str:
   """The one line with which the command refuses: exit code 2."""
   done = run(script, *arguments, **environment)
-  lines = done.stderr.strip().splitlines()
-  assert done.returncode == 2, done.stderr
-  assert len(lines) == 1, done.stderr
+  return one_line(done.returncode, done.stderr)
+
+
+def refused_here(answer, capsys) -> str:
+  """The one line with which answer() is refused in this process."""
+  return one_line(cli.guarded(answer), capsys.readouterr().err)
+
+
+def one_line(code, text) -> str:
+  lines = text.strip().splitlines()
+  assert (code, len(lines)) == (2, 1), text
   return lines[0]
