@@ -14,8 +14,10 @@ import textwrap
 from typing import Any
 
 from longjax import config as schema
-from longjax import errors
+from longjax import errors, typed
 from longjax.errors import InputError
+
+BOOLS = [name for name, key in schema.KEYS.items() if key.kind is bool]
 
 
 def run(main, doc: str | None, switches=(), verbs=(), **flags: str) -> int:
@@ -41,13 +43,13 @@ def run(main, doc: str | None, switches=(), verbs=(), **flags: str) -> int:
     from longjax import checks  # numpy takes a moment
 
     verb, rest = take_verb(arguments, verbs)
-    typed, overrides = read_flags(rest, known, [*map(dashed, switches)])
-    if 'config' not in typed:
+    found, overrides = read_flags(rest, known, [*map(dashed, switches)])
+    if 'config' not in found:
       raise InputError('--config=configs/NAME.py is needed; see --help')
-    config = load(typed['config'], overrides)
+    config = load(found['config'], overrides)
     checks.check(config)
     values = {name: name not in switches and '' for name in flags}
-    values |= {k.replace('-', '_'): v for k, v in typed.items()}
+    values |= {k.replace('-', '_'): v for k, v in found.items()}
     words = [f'--config={values.pop("config")}']
     words += [f'--config.{key}={text}' for key, text in overrides]
     return main(*([verb, words] if verb else []), config, **values)
@@ -143,7 +145,9 @@ def read_flags(arguments, known, switches=()):
     is_key = key != name and 'config' in known
     if not is_key and flag not in known:
       raise InputError(f'unknown flag --{name}{near_flag(name, known)}')
-    switch = flag in switches or (is_key and schema.is_bool(key))
+    switch = flag in switches or (
+      is_key and key in schema.KEYS and schema.KEYS[key].kind is bool
+    )
     if switch and not equals:
       value = 'true'
     elif not equals:
@@ -190,7 +194,7 @@ def load(path: str, overrides=()) -> Any:
   except Exception as error:  # a config is a program: anything may be raised
     raise InputError(f'{path}: {type(error).__name__}: {error}') from error
   for key, text in overrides:
-    schema.override(config, key, text)
+    typed.override(config, key, text)
   return config
 
 
@@ -208,7 +212,7 @@ def help_text(doc, known, file: str) -> str:
   config = load(file) if file else {}
   lines = [(doc or '').strip(), '', 'flags:', *flag_lines(known)]
   lines += ['', f'keys of {file or "a config"}, set by --config.KEY=VALUE:', '']
-  for value, meaning in schema.describe(config):
+  for value, meaning in typed.describe(config):
     first, *rest = textwrap.wrap(meaning, 42) or ['']
     if len(value) > 34:
       lines.append(f'  {value}')

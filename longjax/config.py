@@ -5,9 +5,7 @@ the defaults of configs/common.py, --help, how a typed value is read, what is
 refused, and what may change when a run resumes.
 """
 
-import ast
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +14,6 @@ from ml_collections import ConfigDict
 from longjax.errors import InputError
 
 MOST = 2**63  # every number is below
-UNITS = dict(k=2**10, m=2**20)  # 4K tokens are 4,096
 
 
 class Key(NamedTuple):
@@ -320,109 +317,14 @@ def _must(bounds: str) -> str:
 def takes(key: Key) -> str:
   """What a key takes, in words."""
   if key.kind is tuple:
-    words = f'{MANY[key.each]} with commas between them'
+    words = f'{_MANY[key.each]} with commas between them'
   else:
-    words = ONE[key.kind]
+    words = _ONE[key.kind]
   return words + (' (4K is 4096)' if key.unit == 'tokens' else '')
 
 
-def describe(config) -> Iterable[tuple[str, str]]:
-  """('key=value', meaning) of all keys in order; of the defaults for {}."""
-  values = flat(config)
-  for name, key in KEYS.items():
-    choices = f' ({", ".join(key.choices)})' if key.choices else ''
-    inside = [value for value in values if value.startswith(f'{name}.')]
-    meaning = f'{key.unit} {key.help}{choices}'.strip()
-    value = values.get(name, key.default)
-    is_set = not inside and not isinstance(value, type)
-    yield f'{name}={value!r}' if is_set else name, meaning
-    yield from ((f'{name}={values[name]!r}', '') for name in inside)
-
-
-def override(config, name: str, text: str):
-  """Sets a key of a config to what was typed for it; or InputError."""
-  values = flat(config)
-  if any(value.startswith(f'{name}.') for value in values):
-    raise InputError(f'config.{name} is a section; set a key of it')
-  if name not in values:
-    near = nearest(name, values)
-    raise InputError(f'the config has no key {name!r}; nearest is {near!r}')
-  value = parse(name, text, values[name])
-  *sections, last = name.split('.')
-  for section in sections:
-    config = config[section]
-  with config.ignore_type():
-    config[last] = value
-
-
-def is_bool(name: str) -> bool:
-  return name in KEYS and KEYS[name].kind is bool
-
-
-def parse(name: str, text: str, value: Any = None):
-  """The value that a user typed for a key.
-
-  Args:
-    name: of a key, or of a value inside an open one (data.mix ...).
-    text: 1e3, true, words, 512K (of tokens), 4K,8K, (4096, 8192) ...
-    value: the present one, whose type a value inside an open key keeps.
-
-  Raises:
-    InputError: the key takes another type.
-  """
-  key = KEYS.get(name)
-  if key is None:
-    each = type(next(iter(value), '')) if isinstance(value, tuple) else None
-    key = Key(value, '', unit='tokens', each=each)
-  typed = text.strip()
-  if key.unit == 'tokens' and key.kind is not str:
-    typed = re.sub(r'(?<![\w.])(\d*\.?\d+)([kKmM])\b', _times, typed)
-  try:
-    return (
-      _tuple(typed, key.each) if key.kind is tuple else READ[key.kind](typed)
-    )
-  except (ValueError, SyntaxError, KeyError):
-    wrong = f'config.{name} takes {takes(key)}, not {text!r}'
-    raise InputError(wrong) from None
-
-
-def _times(found: re.Match) -> str:
-  return f'{float(found[1]) * UNITS[found[2].lower()]:.0f}'
-
-
-def _int(text: str) -> int:
-  try:
-    return int(text)
-  except ValueError:
-    if not float(text).is_integer():
-      raise
-    return int(float(text))
-
-
-def _tuple(text: str, each: type | None) -> tuple:
-  try:
-    found = ast.literal_eval(text or '()')
-  except (ValueError, SyntaxError):
-    if each is not str:
-      raise
-    found = [word.strip('()[]\'" ') for word in text.split(',')]
-  if not isinstance(found, tuple | list):
-    found = (found,)
-  return tuple(
-    READ[each](str(x)) if each
-    else tuple(x) if isinstance(x, list) else x for x in found
-  )  # fmt: skip
-
-
-BOOL = dict(true=True, yes=True, false=False, no=False) | {
-  '1': True,
-  '0': False,
-}
-READ = {
-  int: _int, float: float, str: str, bool: lambda text: BOOL[text.lower()],
-}  # fmt: skip
-ONE = {
+_ONE = {
   int: 'a whole number', float: 'a number', bool: 'true or false',
   str: 'text', dict: 'a mapping',
 }  # fmt: skip
-MANY = {int: 'whole numbers', float: 'numbers', str: 'names', None: 'tuples'}
+_MANY = {int: 'whole numbers', float: 'numbers', str: 'names', None: 'tuples'}

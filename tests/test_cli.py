@@ -10,7 +10,7 @@ import sys
 import commands
 import pytest
 
-from longjax import cli
+from longjax import cli, typed
 from longjax import config as schema
 
 TINY = '--config=configs/tiny.py'
@@ -134,11 +134,15 @@ def test_a_config_file_that_departs_from_the_schema_is_refused(
   ('optim.clip=2', 'optim.clip', 2.0),
   ('model.tied=yes', 'model.tied', True),
   ('notes=a = b', 'notes', ('a = b',)),
+  ('data.mix.all.weight=0.5', 'data.mix.all.weight', 0.5),
+  ('data.mix.all.length=4K', 'data.mix.all.length', 4096),
   ('data.sources.longjax.path=docs', 'data.sources.longjax.path', 'docs'),
 ])  # fmt: skip
 def test_values_are_read_as_people_type_them(text, key, value):
   config = cli.load(str(commands.ROOT / 'configs/tiny.py'))
-  schema.override(config, *text.split('=', 1))
+  with config.unlocked():
+    config.data.mix.all = dict(weight=1, length=256)
+  typed.override(config, *text.split('=', 1))
   read = schema.flat(config)[key]
   assert read == value and type(read) is type(value)
 
