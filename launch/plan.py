@@ -17,35 +17,40 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from longjax import cli
+from longjax.errors import InputError
 from longjax.slices import ENVIRONMENT, EXAMPLE, SPARE, parse
 
 
-def main(
-  config, topology='', slices='', documents='', json=False, search=False
-):
+def main(config, topology, slices, documents, json, search, longest):
   """Compiles and prints; returns the exit code."""
   target = parse(topology, cli.number('slices', slices, 1, 1))
-  from longjax.plan import search as searching
-  from longjax.plan.compile import check, plan
+  from longjax.plan import compile as planner
+  from longjax.plan import longest as by_length
+  from longjax.plan import search as by_mesh
 
+  if search and longest:
+    raise InputError('--search and --longest exclude each other')
   log = functools.partial(print, file=sys.stderr)
   if search:
-    reports = searching.search(config, target, documents, log)
+    reports = by_mesh.search(config, target, documents, log)
+  elif longest:
+    reports = by_length.longest(config, target, documents, log)
   else:
-    check(config, target, documents, log)
-    reports = [plan(config, target, documents, log)]
+    planner.check(config, target, documents, log)
+    reports = [planner.plan(config, target, documents, log)]
   if json:
-    print(as_json(reports, search))
+    print(as_json(reports, search, longest))
   else:
-    print('\n\n'.join(map(describe, reports[:1])))
-    if search:
+    print(describe(reports[0]))
+    if search or longest:
       print('\n' + table(reports))
   return 0 if reports[0]['fits'] else 1
 
 
-def as_json(reports, search: bool) -> str:
-  """One object: the report, or {'search': all of them}."""
-  return json.dumps(dict(search=reports) if search else reports[0])
+def as_json(reports, search: bool, longest: bool) -> str:
+  """One object: the report, or {'search': all} or {'longest': all} of them."""
+  several = dict(search=reports) if search else dict(longest=reports)
+  return json.dumps(several if search or longest else reports[0])
 
 
 def time(seconds: float) -> str:
@@ -141,12 +146,14 @@ def ring_lines(r: dict) -> list[str]:
 
 
 def table(reports: list[dict]) -> str:
-  """A line for each mesh that was tried, best first."""
-  lines = ['data   seq  remat      parts   GiB        step    MFU  exposed']
+  """A line for each that was compiled."""
+  lines = [
+    'data   seq  remat      parts      tokens   GiB        step    MFU  exposed'
+  ]
   for r in reports:
     start = (
       f'{r["mesh"]["data"]:4} {r["mesh"]["seq"]:5}  {r["remat"]:10} '
-      f'{r["micro_batches"]:5}'
+      f'{r["micro_batches"]:5} {r["seq_len"]:11,}'
     )
     if not r['fits']:
       lines.append(f'{start} {r["hbm"]["needed_gib"]:5.1f}  does not fit')
@@ -165,12 +172,13 @@ if __name__ == '__main__':
     cli.run(
       main,
       __doc__,
-      switches=('json', 'search'),
+      switches=('json', 'search', 'longest'),
       topology=f'slice to compile for: {EXAMPLE}, v5e:16x16, tpu7x:4x4x4',
       slices='number of such slices, default: 1',
       documents='lengths of documents: 65536, or by share of the rows '
       '524288:0.23,65536:0.77; default: one a row',
       json='print one JSON object',
       search='try meshes, remat policies and micro-batches',
+      longest='find the longest rows that fit, by several compiles',
     )
   )

@@ -12,7 +12,7 @@ import pytest
 from configs import tiny
 from longjax import checks, hbm, slices
 from longjax.errors import InputError
-from longjax.plan import compile, contents, hlo, search, workload
+from longjax.plan import compile, contents, hlo, longest, search, workload
 from longjax.plan.compile import check
 
 TINY = '--config=configs/tiny.py'
@@ -142,6 +142,38 @@ def test_candidates_are_valid_fit_by_the_estimate_and_come_cheapest_first():
     assert trial.mesh.data * trial.mesh.seq == 8
     assert gib < 15.75
   assert {t.model.remat for *_, t in found} > {'attention', 'full'}
+
+
+@pytest.mark.parametrize('limit', [1, 9, 70, 5000])
+def test_the_longest_rows_that_fit_are_found(limit, monkeypatch):
+  """Of a chip that holds `limit` units of 2 * 4 * 64 tokens."""
+  unit, tried = 2 * 4 * 64, []
+
+  def plan(config, *_):
+    tried.append(config.train.seq_len)
+    return dict(fits=tried[-1] <= limit * unit, seq_len=tried[-1])
+
+  monkeypatch.setattr(longest, 'plan', plan)
+  # The estimate is a fifth too small.
+  slope = slices.CHIPS['v5e'].usable / (limit * unit) / 1.2
+  monkeypatch.setattr(
+    longest, 'estimated_bytes', lambda config: slope * config.train.seq_len
+  )
+  best, *others = longest.longest(
+    tiny.get_config(), slices.parse('v5e:2x4'), '', lambda line: None
+  )
+  assert best['fits']
+  assert limit * (1 - 1 / 16) * unit <= best['seq_len'] <= limit * unit
+  assert len(others) < 7
+  assert len({*tried}) == len(tried) == 1 + len(others)
+
+
+def test_rows_of_which_none_fits_are_reported_with_the_shortest(monkeypatch):
+  plan = lambda config, *_: dict(fits=False, seq_len=config.train.seq_len)
+  monkeypatch.setattr(longest, 'plan', plan)
+  target, quiet = slices.parse('v5e:2x4'), lambda line: None
+  best, *_ = longest.longest(tiny.get_config(), target, '', quiet)
+  assert best == dict(fits=False, seq_len=2 * 4 * 64)
 
 
 def test_short_documents_need_less_attention():

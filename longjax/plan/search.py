@@ -22,7 +22,7 @@ def search(config, target: slices.Slice, documents: str, log) -> list[dict]:
     config, target, documents, log: as for `plan`.
 
   Returns:
-    At most TRIES of report.plan, best first; those that do not fit last.
+    At most TRIES reports of `plan`, fastest first; those that do not fit last.
   """
   trials = candidates(config, target, documents)
   if not trials:
@@ -43,13 +43,14 @@ def search(config, target: slices.Slice, documents: str, log) -> list[dict]:
 
 
 def candidates(config, target: slices.Slice, documents: str) -> list:
-  """[(seconds, GiB, config)] of what should fit, fastest first, by `estimate`:
+  """[(seconds, GiB, config)] of what should fit, fastest first, estimated:
   for each mesh and remat policy the fewest micro-batches that fit."""
   found = []
   for seq, remat in itertools.product(ring_sizes(target), llama.REMAT):
     for trial in meshes(config, target, seq, remat):
-      seconds, size = estimate(trial, target, documents)
+      size = estimated_bytes(trial)
       if size < target.chip.usable:
+        seconds = estimated_seconds(trial, target, documents)
         found.append((seconds, size / hbm.GIB, trial))
         break
   return sorted(found, key=lambda x: x[0])
@@ -80,28 +81,42 @@ def meshes(config, target, seq: int, remat: str):
     yield trial
 
 
-def estimate(config, target, documents) -> tuple[float, float]:
-  """(seconds, bytes of HBM) of a step without compiling, within about 20 % of
-  what the compiler then reports: to order the trials."""
+def estimated_seconds(config, target, documents: str) -> float:
+  """Seconds of a step without compiling, within about 20 % of schedule.py."""
   model, work = checks.llama_config(config), workload(config, documents)
-  chip = target.chip
-  step, mesh = config.train, config.mesh
-  devices = mesh.data * mesh.seq
-  # Tokens of a device in a micro-batch.
-  tokens = step.batch * step.seq_len // (devices * step.micro_batches)
-  size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+  chip, tokens = target.chip, local_tokens(config)
   abstract = train_step.abstract_params(config, model)
-  params, learn = size(abstract), size(lora.split(abstract, config.lora)[0])
   # Weights gathered forward and backward in bfloat16, gradients scattered in
   # float32.
-  weights = (2 + 2 + 4) * params / (2 * len(target.dims) * chip.link)
+  weights = (2 + 2 + 4) * count(abstract) / (2 * len(target.dims) * chip.link)
   layer = attention_seconds(model, work, chip, tokens)
   seconds = model.layers * layer + weights + matmul_seconds(model, chip, tokens)
-  return step.micro_batches * seconds, (
-    (4 * params + learn * (12 if step.micro_batches > 1 else 8)) / devices
+  return config.train.micro_batches * seconds
+
+
+def estimated_bytes(config) -> float:
+  """HBM of a device in a step without compiling, within about 20 %."""
+  model, tokens = checks.llama_config(config), local_tokens(config)
+  abstract = train_step.abstract_params(config, model)
+  learning = count(lora.split(abstract, config.lora)[0])
+  moments = 12 if config.train.micro_batches > 1 else 8
+  return (
+    (4 * count(abstract) + learning * moments)
+    / (config.mesh.data * config.mesh.seq)
     + tokens * model.layers * saved(model)
     + working(model, tokens)
   )
+
+
+def local_tokens(config) -> int:
+  """Tokens of a device in a micro-batch."""
+  step, devices = config.train, config.mesh.data * config.mesh.seq
+  return step.batch * step.seq_len // (devices * step.micro_batches)
+
+
+def count(tree) -> int:
+  """Numbers in a tree of arrays."""
+  return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def attention_seconds(model, work, chip, tokens: int) -> float:
