@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, progress
 from longjax.data import downloads, parts
 
 VERIFY_BYTES = 1 << 30
@@ -85,10 +85,17 @@ class Store:
       return np.broadcast_to(np.uint8(1), (columns.stop - columns.start,))
     return mask[columns]
 
-  def verify(self):
+  def verify(self, log=print):
     """Reads everything; InputError names the file that is damaged."""
+    sizes = [shard['bytes'] for shard in self.manifest['shards']]
+    bar = progress.Progress('verifying', sum(sizes), log)
+
+    def check(number):
+      self._shard(number)
+      bar.add(sizes[number])
+
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      list(pool.map(self._shard, range(len(self.shards))))
+      list(pool.map(check, range(len(sizes))))
 
   def _locate(self, document, start, length):
     """(shard, its columns that hold this part of a document)."""

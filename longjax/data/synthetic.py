@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, progress
 from longjax.data import prepare, sources
 
 
@@ -218,9 +218,11 @@ def questions(
     except Failure as error:
       return dict(id=name, failed=str(error))
 
+  bar = progress.Progress('questions', 0, log, lambda n: f'{n:,.1f} documents')
   with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
     while group := list(itertools.islice(fresh, options.parallel)):
       for line in pool.map(ask, group):
+        bar.add(1)
         failed = failed + 1 if 'failed' in line else 0
         if failed:
           log(f'{line["id"]}: {line["failed"]}')
