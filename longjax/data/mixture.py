@@ -174,9 +174,8 @@ def _parse(name: str, given: Any, train) -> ComponentConfig:
   for key, value in given.items():
     kind = type(defaults[key])
     kinds = (int, float) if kind is float else kind
-    if isinstance(value, bool) != (kind is bool) or not isinstance(
-      value, kinds
-    ):
+    fits = isinstance(value, kinds)
+    if not fits or isinstance(value, bool) != (kind is bool):
       raise errors.InputError(
         f'data.mix.{name}.{key} must be a {kind.__name__}, is {value!r}'
       )
