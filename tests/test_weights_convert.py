@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import resource
+import shutil
 
 import commands
 import jax
@@ -65,8 +66,13 @@ def json_or_bytes(path):
   return path.read_bytes()
 
 
-def leftovers(directory):
-  return [path.name for path in directory.iterdir() if 'partial' in path.name]
+@pytest.fixture(scope='module')
+def imported(tmp_path_factory):
+  """A directory with hf/ and the run/ that was imported from it."""
+  root = tmp_path_factory.mktemp('imported')
+  files.write_huggingface(root / 'hf', GQA, LLAMA31)
+  convert.to_checkpoint(root / 'hf', root / 'run', log=quiet)
+  return root
 
 
 # The digest of parts
@@ -92,26 +98,26 @@ def test_digests_of_parts_add_up_to_that_of_the_whole(dtype, order, rng):
 # In
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(
+  'dtype, shape', [('float32', (2, 4)), ('bfloat16', (8, 1))]
+)
 def test_an_import_restores_on_any_mesh_and_verifies(
-  tmp_path, make_mesh, monkeypatch, dtype
+  tmp_path, make_mesh, monkeypatch, dtype, shape
 ):
   monkeypatch.setattr(stored, 'CHUNK_BYTES', 1000)  # many pieces to a layer
   monkeypatch.setattr(stored, 'RUN', 1)
   truth = files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31, shards=2)
   convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', dtype, quiet)
-  assert_same(weights.load(tmp_path / 'run')[0], truth)
-  for shape in ((2, 4), (8, 1)):
-    mesh = make_mesh(*shape)
-    place = lambda c, mesh=mesh: sharding.params(llama.abstract(c), mesh)
-    params, config = weights.load(tmp_path / 'run', place=place)
-    assert config.rope == rope.Rope(**LLAMA31)
-    assert_same(jax.device_get(params), truth)
-    jax.tree.map(
-      lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(),
-      params,
-      place(config),
-    )
+  mesh = make_mesh(*shape)
+  place = lambda c: sharding.params(llama.abstract(c), mesh)
+  params, config = weights.load(tmp_path / 'run', place=place)
+  assert config.rope == rope.Rope(**LLAMA31)
+  assert_same(jax.device_get(params), truth)
+  jax.tree.map(
+    lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or pytest.fail(),
+    params,
+    place(config),
+  )
 
 
 def test_sizes_that_no_chunk_divides_go_in_and_out(tmp_path, monkeypatch):
@@ -186,22 +192,20 @@ def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize('full', ['import', 'export'])
-def test_a_disk_that_becomes_full_is_one_line_and_keeps_nothing(tmp_path, full):
-  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
-  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
-
-  before = sorted(tmp_path.rglob('*'))
+def test_a_disk_that_becomes_full_is_one_line_and_keeps_nothing(
+  tmp_path, imported, full
+):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
   try:
     with pytest.raises(errors.InputError, match='new cannot be made: File too'):
       if full == 'import':
-        convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'new', log=quiet)
+        convert.to_checkpoint(imported / 'hf', tmp_path / 'new', log=quiet)
       else:
-        convert.to_huggingface(tmp_path / 'run', tmp_path / 'new', log=quiet)
+        convert.to_huggingface(imported / 'run', tmp_path / 'new', log=quiet)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert sorted(tmp_path.rglob('*')) == before
+  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, 'posix_fallocate'), reason='a Mac')
@@ -241,14 +245,16 @@ def test_two_imports_into_one_directory_do_not_meet(tmp_path):
       directories.create(tmp_path / 'run', 1),
     ):
       pytest.fail('it is being made')
-  assert (tmp_path / 'run' / 'file').exists() and not leftovers(tmp_path)
+  assert (tmp_path / 'run' / 'file').exists()
+  assert [path.name for path in tmp_path.iterdir()] == ['run']
 
 
 # And out
 
 
-@pytest.mark.parametrize('fields', [GQA, TIED], ids=['untied', 'tied'])
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+@pytest.mark.parametrize(
+  'fields, dtype', [(GQA, 'float32'), (TIED, 'bfloat16'), (GQA, 'float16')]
+)
 def test_huggingface_and_back_is_the_same_file(tmp_path, fields, dtype):
   truth = files.params(fields, dtype=np.dtype(dtype))
   tensors = files.huggingface(truth, np.dtype(dtype))
@@ -256,7 +262,6 @@ def test_huggingface_and_back_is_the_same_file(tmp_path, fields, dtype):
   convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
   convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
   assert_same_files(tmp_path / 'out', tmp_path / 'hf')
-  assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -292,9 +297,7 @@ def test_shards_and_back_are_the_same_files_for_the_same_size(tmp_path):
   assert_same_files(tmp_path / 'two', tmp_path / 'one')
 
 
-@pytest.mark.parametrize(
-  'fields, shards, dim', [(MHA, 2, 1), (EIGHT, 8, 0), (TIED, 1, 0)]
-)
+@pytest.mark.parametrize('fields, shards, dim', [(MHA, 2, 1), (EIGHT, 8, 0)])
 def test_meta_comes_out_in_the_layout_of_huggingface(
   tmp_path, fields, shards, dim
 ):
@@ -354,11 +357,12 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'damage', ['flipped', 'truncated', 'lost', 'table', 'zarr.json']
+  'damage', ['flipped', 'truncated', 'lost', 'zarr.json']
 )
-def test_a_damaged_import_is_neither_loaded_nor_exported(tmp_path, damage):
-  files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
-  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+def test_a_damaged_import_is_neither_loaded_nor_exported(
+  tmp_path, imported, damage
+):
+  shutil.copytree(imported / 'run', tmp_path / 'run')
   state = tmp_path / 'run' / 'checkpoints' / '0' / 'state'
   file = state / 'params.layers.up' / 'c' / '1' / '0' / '0'
   whole = bytearray(file.read_bytes())
@@ -366,14 +370,13 @@ def test_a_damaged_import_is_neither_loaded_nor_exported(tmp_path, damage):
   if damage == 'zarr.json':
     (state / 'params.layers.up' / damage).write_text('{')
   elif damage != 'lost':
-    at = {'flipped': 1000, 'truncated': 0, 'table': -16}[damage]
-    whole[at] ^= 0x10
+    whole[1000] ^= 0x10
     file.write_bytes(whole[: -5000 if damage == 'truncated' else None])
-  with pytest.raises(errors.InputError, match=r'checkpoints/0 cannot be used'):
+  with pytest.raises(errors.InputError, match='checkpoints/0 cannot be used'):
     weights.load(tmp_path / 'run')
-  with pytest.raises(errors.InputError, match=r'layers/up'):
+  with pytest.raises(errors.InputError, match='layers/up'):
     convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
-  assert sorted(path.name for path in tmp_path.iterdir()) == ['hf', 'run']
+  assert [path.name for path in tmp_path.iterdir()] == ['run']
 
 
 def test_numbers_too_large_for_float16_are_refused(tmp_path):
@@ -386,7 +389,7 @@ def test_numbers_too_large_for_float16_are_refused(tmp_path):
     convert.to_huggingface(
       tmp_path / 'run', tmp_path / 'o', 'float16', log=quiet
     )
-  assert not (tmp_path / 'o').exists() and not leftovers(tmp_path)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['hf', 'run']
 
 
 # config.json
@@ -577,19 +580,27 @@ def test_a_bucket_without_its_library_is_one_line(tmp_path):
 # The command
 
 
-def test_the_command_imports_shows_and_exports(tmp_path):
+def run_command(monkeypatch, *arguments):
+  """The exit code of launch/convert.py, run in this process."""
+  monkeypatch.setattr('sys.argv', ['convert.py', *map(str, arguments)])
+  return cli.run_verb(convert_command.__doc__, **convert_command.VERBS)
+
+
+def test_the_command_imports_shows_and_exports(tmp_path, monkeypatch, capsys):
   truth = files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31)
   hf, run, out = (tmp_path / name for name in ('hf', 'run', 'out'))
-  for arguments in (
-    ('import', '--from', hf, '--to', run),
-    ('export', f'--from={run}', f'--to={out}', '--shard-size=1GB'),
-  ):
-    done = commands.run('convert.py', *arguments)
-    assert done.returncode == 0, done.stderr
+  done = commands.run('convert.py', 'import', '--from', hf, '--to', run)
+  assert done.returncode == 0, done.stderr
+  export = ('export', f'--from={run}', f'--to={out}', '--shard-size=1GB')
+  assert run_command(monkeypatch, *export) == 0
   assert_same(weights.load(out)[0], truth)
-  shown = commands.run('convert.py', 'show', '--from', run).stdout
+  assert run_command(monkeypatch, 'show', '--from', run) == 0
+  shown = capsys.readouterr().out
   assert '114,112 parameters' in shown and '3x64x4x16' in shown
   assert checkpoint.metadata(run)['digests']['params/norm'] in shown
+  assert run_command(monkeypatch, 'show', '--from', hf) == 0
+  sums = checkpoint.metadata(run)['source']['sha256']
+  assert sums['model.safetensors'] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -607,7 +618,6 @@ def test_the_command_imports_shows_and_exports(tmp_path):
   ],
 )
 def test_bad_arguments_are_one_line(arguments, words, capsys, monkeypatch):
-  monkeypatch.setattr('sys.argv', ['convert.py', *arguments])
-  assert cli.run_verb(convert_command.__doc__, **convert_command.VERBS) == 2
+  assert run_command(monkeypatch, *arguments) == 2
   error = capsys.readouterr().err
   assert words in error and error.count('\n') == 1
