@@ -25,7 +25,7 @@ def test_one_process_agrees_with_itself_and_links_compute(make_mesh):
 
 def test_a_neighbour_that_is_not_heard_is_found(make_mesh, monkeypatch):
   monkeypatch.setattr(jax.lax, 'ppermute', lambda x, *_: x)
-  with pytest.raises(InputError, match='8 of 8 did not hear'):
+  with pytest.raises(InputError, match='8 of 8 received a wrong number'):
     preflight.links(make_mesh(2, 4))
 
 

@@ -1,5 +1,4 @@
-"""Start-up checks: what would fail later fails here, in seconds, before any
-weight is loaded, and on all processes alike."""
+"""Start-up checks, on all processes alike, before any weight is loaded."""
 
 import contextlib
 import functools
@@ -48,12 +47,12 @@ def same_everywhere(config, log):
 
 
 def same(what: str, mine: str):
-  """InputError on all processes, that shows all, if they do not agree."""
-  said: dict[str, list] = {}
+  """InputError on all processes, with all values, unless they are equal."""
+  processes_of: dict[str, list] = {}
   for process, text in enumerate(processes.allgather_text(mine)):
-    said.setdefault(text, []).append(process)
-  if len(said) > 1:
-    parts = (f'{text} on processes {where}' for text, where in said.items())
+    processes_of.setdefault(text, []).append(process)
+  if len(processes_of) > 1:
+    parts = (f'{text} on processes {i}' for text, i in processes_of.items())
     raise InputError(
       f'the processes of this job differ in {what}: {"; ".join(parts)}; start '
       'all with the same files and flags'
@@ -61,12 +60,12 @@ def same(what: str, mine: str):
 
 
 def digest(text: str) -> str:
-  """Twelve digits, to be compared and read."""
+  """Twelve hex digits of SHA-256, to compare and to print."""
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def code() -> str:
-  """Of the files of longjax, as they are on this disk."""
+  """The digest of the source files of longjax on this machine."""
   root = pathlib.Path(__file__).parents[1]
   files = sorted(root.rglob('*.py'))
   parts = (f'{f.relative_to(root)}\0{f.read_text()}' for f in files)
@@ -74,52 +73,50 @@ def code() -> str:
 
 
 def libtpu_pair():
-  """Refuses a libtpu that this jax was not released with."""
+  """Refuses a libtpu other than the one that this jax was released with."""
   required = metadata.requires('jax') or ()
   wanted = next((r for r in required if r.startswith('libtpu')), '')
   version = re.match(r'libtpu\s*==\s*([\d.]+)', wanted)
   have = provenance.versions().get('libtpu', 'no libtpu')
   if version and not f'{have}.'.startswith(version[1].rstrip('.') + '.'):
     raise InputError(
-      f'jax {jax.__version__} goes with {wanted.split(";")[0].strip()}, but '
+      f'jax {jax.__version__} needs {wanted.split(";")[0].strip()}, but '
       f"libtpu {have} is installed; pip install 'jax[tpu]=={jax.__version__}'"
     )
 
 
 def links(mesh):
-  """Refuses devices whose sum, or round of the ring, comes out wrong."""
-  axes, ring = mesh.axis_names, mesh.shape['seq']
-  size = mesh.size
-  place = NamedSharding(mesh, P(axes))
+  """Refuses devices that compute a wrong sum, or receive a wrong number from
+  their neighbour in the ring."""
+  axes, ring, size = mesh.axis_names, mesh.shape['seq'], mesh.size
   numbers = np.arange(size, dtype=np.int32)
-  x = jax.make_array_from_callback((size,), place, lambda i: numbers[i])
+  x = jax.make_array_from_callback(
+    (size,), NamedSharding(mesh, P(axes)), lambda i: numbers[i]
+  )
 
   @jax.jit
   @functools.partial(
     jax.shard_map, mesh=mesh, in_specs=P(axes), out_specs=(P(), P())
   )
-  def ask(x):
-    total = jax.lax.psum(x, axes)
-    onward = [(i, (i + 1) % ring) for i in range(ring)]
-    came = jax.lax.ppermute(x, 'seq', onward)
-    before = (x // ring) * ring + (x - 1) % ring
-    wrong = jax.lax.psum((came != before).astype(jnp.int32), axes)
-    return total, wrong
+  def sum_and_errors(x):
+    next_in_ring = [(i, (i + 1) % ring) for i in range(ring)]
+    received = jax.lax.ppermute(x, 'seq', next_in_ring)
+    expected = (x // ring) * ring + (x - 1) % ring
+    wrong = (received != expected).astype(jnp.int32)
+    return jax.lax.psum(x, axes), jax.lax.psum(wrong, axes)
 
-  total, wrong = (int(a[0]) for a in jax.device_get(ask(x)))
+  total, wrong = (int(a[0]) for a in jax.device_get(sum_and_errors(x)))
   if total != size * (size - 1) // 2 or wrong:
     raise InputError(
       f'the devices compute wrongly: the sum of 0 to {size - 1} is {total}, '
-      f'and {wrong} of {size} did not hear from their neighbour in the ring; '
-      'start again without that slice'
+      f'and {wrong} of {size} received a wrong number from their neighbour in '
+      'the ring; start again without that slice'
     )
 
 
 def compiled(lowered, device_kind: str):
-  """The compiled step; refuses one that leaves too little of a chip's memory.
-
-  launch/plan.py says the same of it, before there is a chip.
-  """
+  """The compiled step; refuses one that leaves too little of a chip's memory,
+  by the rule of launch/plan.py."""
   chip = slices.chip(device_kind)
   if chip is None:
     return lowered.compile()
@@ -139,12 +136,12 @@ def compiled(lowered, device_kind: str):
 
 
 def storage(directory, state, count: int):
-  """Refuses a directory of checkpoints that cannot be written or is full.
+  """Refuses a directory that cannot take so many checkpoints.
 
   Args:
     directory: of checkpoints, an epath.Path.
-    state: arrays or ShapeDtypeStructs that a checkpoint holds.
-    count: checkpoints for which there must be space.
+    state: arrays or ShapeDtypeStructs of one checkpoint.
+    count: checkpoints that must fit.
   """
   probe = directory / f'.probe-{jax.process_index()}-{os.getpid()}'
   try:

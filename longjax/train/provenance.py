@@ -1,4 +1,4 @@
-"""What ran, with which code: config.json, code.json and tokenizer/ of a run."""
+"""What ran: config.json, code.json and tokenizer/ of a run directory."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ PACKAGES = (
 
 
 def write(workdir, config, tokenizer):
-  """Describes the run in its directory, which is made if it is not there."""
+  """Writes them to the run directory, which is made if it does not exist."""
   workdir.mkdir(parents=True, exist_ok=True)
   tokenizer.save(workdir / 'tokenizer')
   for name, content in (('config', config.to_dict()), ('code', code())):
@@ -23,7 +23,7 @@ def write(workdir, config, tokenizer):
 
 
 def code() -> dict:
-  """The command of this process, and what runs it."""
+  """The command of this process, its commit and the versions of packages."""
   return dict(
     command=shlex.join(['python', *sys.argv]),
     commit=commit(),
@@ -32,7 +32,7 @@ def code() -> dict:
 
 
 def versions() -> dict[str, str]:
-  """{package: version} of what computes and stores, if it is here."""
+  """{package: version} of those of PACKAGES that are installed."""
   found = {}
   for package in PACKAGES:
     with contextlib.suppress(metadata.PackageNotFoundError):
@@ -41,9 +41,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-  """The commit of this checkout, '+' if files differ from it.
+  """The commit of this checkout, with '+' if files differ from it.
 
-  Where launch/pod.py put the files there is no checkout, but a note of it.
+  launch/pod.py pushes files without a checkout; it writes .pushed instead.
   """
   root = pathlib.Path(__file__).parent
   pushed = root.parent / '.pushed'
