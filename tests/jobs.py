@@ -1,6 +1,7 @@
-"""Jobs of one or several processes that train a model small enough to be
-killed often: started, watched, ended, and what they left."""
+"""Jobs of one or several processes that train a small model: started, watched,
+ended, and what they left. `train_here` does the same in this process."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,10 +12,13 @@ import sys
 import time
 
 import commands
+import jax
 import numpy as np
 
+from configs import tiny
 from longjax.data import store, tokenizer
-from longjax.train import metrics
+from longjax.parallel import sharding
+from longjax.train import loop, metrics
 
 SMALL = {
   'model.layers': 1,
@@ -51,18 +55,56 @@ def make_data(directory):
   return directory
 
 
-def arguments(workdir, data, **changes):
-  """Of launch/tpu.py; `a__b=1` changes the key a.b."""
+def changed(data, **changes) -> dict:
+  """{key: value} of the config of a job; `a__b=1` changes the key a.b."""
   keys = SMALL | {'data.directory': data}
-  keys |= {key.replace('__', '.'): value for key, value in changes.items()}
+  return keys | {key.replace('__', '.'): v for key, v in changes.items()}
+
+
+def arguments(workdir, data, **changes):
+  """Of launch/tpu.py; for **changes see `changed`."""
+  keys = changed(data, **changes)
   return [
     '--config=configs/tiny.py', f'--workdir={workdir}',
     *(f'--config.{key}={value}' for key, value in keys.items()),
   ]  # fmt: skip
 
 
+def train_here(monkeypatch, workdir, data, log=print, **changes) -> int:
+  """Trains in this process, on as many devices as the mesh needs."""
+  config = tiny.get_config()
+  config.update_from_flattened_dict(changed(str(data), **changes))
+  make_mesh = sharding.make_mesh
+  monkeypatch.setattr(
+    loop.sharding, 'make_mesh',
+    lambda rows, seq: make_mesh(rows, seq, jax.devices()[: rows * seq]),
+  )  # fmt: skip
+  with compilation_cache(data.parent / 'compiled'):
+    return loop.main(config, workdir, log)
+
+
+@contextlib.contextmanager
+def compilation_cache(directory):
+  """Keeps compiled programs of this process in a directory, unless
+  JAX_COMPILATION_CACHE_DIR names one."""
+  settings = dict(
+    jax_compilation_cache_dir=str(directory),
+    jax_persistent_cache_min_compile_time_secs=0.2,
+  )
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+    settings = {}
+  before = {name: getattr(jax.config, name) for name in settings}
+  try:
+    for name, value in settings.items():
+      jax.config.update(name, value)
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+
+
 class Job:
-  """Processes that train together; their output goes to files."""
+  """Processes that train together; their output is written to files."""
 
   def __init__(self, workdir, data, processes=1, last=(), **changes):
     """Starts them.
@@ -72,7 +114,7 @@ class Job:
       data: as `make_data` made it.
       processes: how many share the devices.
       last: further arguments of the last process.
-      **changes: keys of the config, as `arguments` takes them.
+      **changes: keys of the config, see `changed`.
     """
     self.logs = workdir.parent / f'{workdir.name}-logs-{time.time_ns()}'
     self.logs.mkdir()
@@ -81,7 +123,9 @@ class Job:
     shared = dict(
       # The compiler's time is most of ours.
       XLA_FLAGS='--xla_backend_optimization_level=0',
-      JAX_COMPILATION_CACHE_DIR=str(data.parent / 'compiled'),
+      JAX_COMPILATION_CACHE_DIR=os.environ.get(
+        'JAX_COMPILATION_CACHE_DIR', str(data.parent / 'compiled')
+      ),
       JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.2',
     )
     if processes > 1:
@@ -149,11 +193,11 @@ class Job:
 
 
 def finish(workdir, data, processes=1, expected=0, **changes) -> str:
-  """Runs a job to its end; what the first process said."""
+  """Runs a job to its end; the output of the first process."""
   with Job(workdir, data, processes, **changes) as job:
     codes = job.wait()
-    said = '\n'.join(job.output(i) for i in range(processes))
-    assert codes == [expected] * processes, said
+    outputs = '\n'.join(job.output(i) for i in range(processes))
+    assert codes == [expected] * processes, outputs
     return job.output()
 
 
@@ -175,7 +219,7 @@ def losses(workdir) -> list[float]:
   return [line['loss'] for line in metrics.read(workdir)]
 
 
-def about(workdir, step) -> dict:
-  """What lies beside the arrays of a checkpoint."""
+def metadata(workdir, step) -> dict:
+  """What is saved beside the arrays of a checkpoint."""
   path = workdir / 'checkpoints' / str(step) / '_CHECKPOINT_METADATA'
   return json.loads(path.read_text())['custom_metadata']

@@ -1,61 +1,57 @@
-"""Interrupted and resumed: the same losses, bit for bit."""
+"""Interrupted and resumed: the same losses, bit for bit.
+
+In this process; that the command exits with 75 and resumes after SIGKILL,
+test_survival.py shows.
+"""
 
 import os
 import signal
-import subprocess
-import sys
 
-import commands
+import jobs
+import pytest
 
 from configs import tiny
+from longjax.errors import InputError
 from longjax.train import loop, metrics
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(tmp_path):
+  with jobs.compilation_cache(tmp_path / 'compiled'):
+    yield
+
 
 STEPS = 16
 
 
-def config_of():
-  config = tiny.get_config()
-  config.train.steps = STEPS
-  config.checkpoint.every_steps = 5
-  return config
+def config(**changes):
+  made = tiny.get_config()
+  made.train.steps = STEPS
+  made.checkpoint.every_steps = 5
+  for key, value in changes.items():
+    made.update_from_flattened_dict({key.replace('__', '.'): value})
+  return made
 
 
-def hexes(workdir):
-  return [(x['step'], x['loss_hex']) for x in metrics.read(workdir)]
+def test_a_run_interrupted_and_resumed_has_the_same_losses(tmp_path):
+  whole, parts, lines = tmp_path / 'whole', tmp_path / 'parts', []
+  assert loop.main(config(), whole, lines.append) == 0
 
+  def stop_at_7(line):
+    if line.startswith('step 7/'):
+      os.kill(os.getpid(), signal.SIGTERM)
 
-def interrupted(workdir, at):
-  """Starts training and asks it to end once step `at` is done."""
-  process = subprocess.Popen(
-    [sys.executable, 'launch/tpu.py', '--config=configs/tiny.py',
-     f'--config.train.steps={STEPS}', '--config.checkpoint.every_steps=5',
-     f'--workdir={workdir}'],
-    cwd=commands.ROOT, env=os.environ, stdout=subprocess.PIPE, text=True,
-  )  # fmt: skip
-  for line in process.stdout:
-    if line.startswith(f'step {at}/'):
-      process.send_signal(signal.SIGTERM)
-  return process.wait(timeout=300)
-
-
-def test_a_run_interrupted_and_resumed_has_the_same_losses(tmp_path, capsys):
-  whole, parts = tmp_path / 'whole', tmp_path / 'parts'
-  assert loop.main(config_of(), whole) == 0
-  assert interrupted(parts, 7) == 75
-  assert 7 <= len(metrics.read(parts)) <= 9
-  capsys.readouterr()
-  assert loop.main(config_of(), parts) == 0
-  assert 'resumed from step' in capsys.readouterr().out
-  assert len(hexes(whole)) == STEPS
-  assert hexes(parts) == hexes(whole)
-  losses = [x['loss'] for x in metrics.read(whole)]
+  assert loop.main(config(eval__length=0), parts, stop_at_7) == 75
+  assert len(metrics.read(parts)) == 7
+  assert loop.main(config(eval__length=0), parts, lines.append) == 0
+  assert 'resumed from step 7' in lines
+  assert len(jobs.hexes(whole)) == STEPS
+  assert jobs.hexes(parts) == jobs.hexes(whole)
+  losses = jobs.losses(whole)
   assert losses[-1] < 0.85 * losses[0]
-  report = (whole / 'REPORT.md').read_text()
-  assert f'| position | recipe, untrained | recipe, {STEPS} steps |' in report
+  assert f'recipe, {STEPS} steps' in (whole / 'REPORT.md').read_text()
   assert (whole / 'plots' / 'loss_by_position.png').stat().st_size > 5000
-  for name in ('config.json', 'code.json', 'REPORT.md', 'checkpoints', 'tb'):
+  for name in ('config.json', 'code.json', 'checkpoints', 'tb'):
     assert (whole / name).exists()
-  other = config_of()
-  other.model.rope.base = 1000.0
-  line = commands.refused_here(lambda: loop.main(other, whole), capsys)
-  assert 'config.model.rope.base 500000.0 (now 1000.0)' in line
+  with pytest.raises(InputError, match=r'rope.base 500000.0 \(now 1000.0\)'):
+    loop.main(config(model__rope__base=1000.0), whole, lines.append)

@@ -1,10 +1,11 @@
-"""Runs that are killed, ended, doubled and starved go on as if nothing was.
+"""Runs that are killed, preempted, started twice or out of disk resume.
 
-Each job is the real command, on a model so small that a start costs seconds.
-Whatever ended a run, the finished one must have the losses of a run that
-nobody touched, in every bit.
+Most jobs are the real command, on a model so small that a start costs seconds.
+Whatever ended a run, the finished one must have the losses of an undisturbed
+run, bit for bit.
 """
 
+import os
 import re
 import resource
 import shutil
@@ -27,10 +28,10 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope='session')
-def untouched(data, tmp_path_factory):
-  """The losses of a run that nobody touched; it was traced meanwhile, and
-  could not write for TensorBoard, which the others could."""
-  workdir = tmp_path_factory.mktemp('runs') / 'untouched'
+def undisturbed(data, tmp_path_factory):
+  """The losses of an undisturbed run; it is traced, and cannot write for
+  TensorBoard, which the others can."""
+  workdir = tmp_path_factory.mktemp('runs') / 'undisturbed'
   workdir.mkdir()
   (workdir / 'tb').write_text('in the way of the directory')
   said = jobs.finish(
@@ -55,94 +56,74 @@ def killed(workdir, data, kills, seed):
 
 
 @pytest.mark.parametrize('kills, seed', [
-  (3, 0),
+  (2, 0),
   pytest.param(10, 1, marks=pytest.mark.slow),
   pytest.param(30, 2, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_killed_at_random_moments_it_resumes_and_every_loss_is_the_same(
-  kills, seed, data, untouched, tmp_path
+  kills, seed, data, undisturbed, tmp_path
 ):
   cut_short = killed(tmp_path / 'run', data, kills, seed)
   print(f'{cut_short} of {kills} kills cut a save short')
   said = jobs.finish(tmp_path / 'run', data, train__steps=STEPS)
   assert 'resumed from step' in said
-  assert jobs.hexes(tmp_path / 'run') == untouched
+  assert jobs.hexes(tmp_path / 'run') == undisturbed
   starts = goodput.read(tmp_path / 'run')
   assert len(starts) >= 2 and 0 < goodput.summary(starts)['goodput'] < 1
   assert not any((tmp_path / 'run').glob('checkpoints/*tmp*'))
 
 
-@pytest.mark.parametrize('moment', [
-  'evaluating: recipe, untrained',
-  pytest.param('compiling the train step', marks=pytest.mark.slow),
-])  # fmt: skip
-def test_asked_to_end_while_there_is_nothing_to_save_it_ends_at_once(
-  moment, data, tmp_path
+@pytest.mark.parametrize(
+  'moment', ['evaluating: recipe, untrained', 'compiling the train step']
+)
+def test_sigterm_while_there_is_nothing_to_save_ends_at_once(
+  moment, data, tmp_path, monkeypatch
 ):
-  for attempt in range(5):  # on a busy machine the signal may come too late
-    workdir = tmp_path / f'{attempt}'
-    asks = dict(eval__length=64, train__steps=10_000)
-    with jobs.Job(workdir, data, **asks) as job:
-      job.wait_for(moment)
-      job.send(signal.SIGTERM)
-      assert job.wait() == [75], job.output()
-    if 'step 1/' not in job.output():
-      break
-  assert not any((workdir / 'checkpoints').iterdir())
-  assert not (workdir / 'LOCK').exists()
+  def stop(line):
+    if line.startswith(moment):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(SystemExit) as ended:
+    jobs.train_here(monkeypatch, tmp_path / 'run', data, stop, eval__length=64)
+  assert ended.value.code == 75
+  assert not any((tmp_path / 'run' / 'checkpoints').iterdir())
+  assert not (tmp_path / 'run' / 'LOCK').exists()
 
 
-def test_asked_to_end_it_saves_the_step_it_is_in(data, untouched, tmp_path):
-  with jobs.Job(tmp_path / 'run', data, train__steps=STEPS) as job:
-    job.wait_for_step(10)
+def test_a_long_run_survives_a_full_disk_a_second_job_and_saves_at_sigterm(
+  data, undisturbed, tmp_path
+):
+  """RLIMIT_FSIZE plays the full disk: no file may grow past 64 KiB."""
+  workdir = tmp_path / 'run'
+  changes = dict(checkpoint__every_steps=50, checkpoint__max_failed=12)
+  with jobs.Job(workdir, data, train__steps=100_000, **changes) as job:
+    job.wait_for_step(70)
+    pid = job.processes[0].pid
+    limit = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 16, limit[1]))
+    job.wait_for('training goes on, the next try is after step')
+    saved = {p.name for p in (workdir / 'checkpoints').iterdir()}
+    assert any(name.isdigit() for name in saved), saved  # the one before
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
+
+    refusal = jobs.finish(workdir, data, expected=2)
+    assert f'process {pid} on' in refusal
+    assert 'is training in this directory' in refusal
+
+    job.send(signal.SIGUSR1)
+    job.wait_for('profile written to')
+
     began = time.monotonic()
     job.send(signal.SIGTERM)
     assert job.wait() == [75], job.output()
     assert time.monotonic() - began < 20  # a step, and 10 s of a busy machine
-  lines = jobs.hexes(tmp_path / 'run')
-  last = max(lines)
-  assert 10 <= last < STEPS
-  about = jobs.about(tmp_path / 'run', last)
-  assert about['step'] == last and about['tokens'] == last * 4 * 64
-  assert about['mesh'] == dict(data=1, seq=2) and about['processes'] == 1
-  said = jobs.finish(tmp_path / 'run', data, train__steps=STEPS)
-  assert f'resumed from step {last}\n' in said
-  assert jobs.hexes(tmp_path / 'run') == untouched
-
-
-def test_a_second_job_in_the_same_directory_refuses(data, tmp_path):
-  with jobs.Job(tmp_path / 'run', data, train__steps=100_000) as first:
-    first.wait_for_step(2)
-    said = jobs.finish(tmp_path / 'run', data, expected=2)
-    assert f'process {first.processes[0].pid} on' in said
-    assert 'is training in this directory' in said
-    assert first.processes[0].poll() is None
-    first.send(signal.SIGUSR1)  # it can be profiled meanwhile
-    first.wait_for('profile written to')
-    first.send(signal.SIGTERM)
-    assert first.wait() == [75]
-
-
-def test_a_full_disk_ends_nothing_and_space_mends_it(data, tmp_path):
-  """RLIMIT_FSIZE for the disk: no file may grow past 64 KiB."""
-  workdir = tmp_path / 'run'
-  asks = dict(checkpoint__every_steps=50, checkpoint__max_failed=12)
-  with jobs.Job(workdir, data, train__steps=100_000, **asks) as job:
-    job.wait_for_step(70)
-    limit = resource.prlimit(job.processes[0].pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(
-      job.processes[0].pid, resource.RLIMIT_FSIZE, (1 << 16, limit[1])
-    )
-    job.wait_for('training goes on, the next try is after step')
-    saved = {p.name for p in (workdir / 'checkpoints').iterdir()}
-    assert any(name.isdigit() for name in saved), saved  # the one before
-    resource.prlimit(job.processes[0].pid, resource.RLIMIT_FSIZE, limit)
-    step = int(job.output().rsplit('\nstep ', 1)[1].split('/')[0])
-    job.wait_for_step(step + 60)
-    job.send(signal.SIGTERM)
-    assert job.wait() == [75], job.output()
-  last = max(jobs.hexes(workdir))
-  assert jobs.about(workdir, last)['step'] == last
+  losses = jobs.hexes(workdir)
+  last = max(losses)
+  assert [losses[k] for k in undisturbed] == list(undisturbed.values())
+  metadata = jobs.metadata(workdir, last)
+  assert metadata['step'] == last and metadata['tokens'] == last * 4 * 64
+  assert metadata['mesh'] == dict(data=1, seq=2)
+  assert metadata['processes'] == 1
   assert not any((workdir / 'checkpoints').glob('*tmp*'))
 
 
@@ -173,27 +154,27 @@ def fill(disk):
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while_costs_no_step_and_no_line(
-  small_disk, data, untouched
+  small_disk, data, undisturbed
 ):
-  asks = dict(train__steps=STEPS, checkpoint__max_failed=12)
-  with jobs.Job(small_disk, data, **asks) as job:
+  changes = dict(train__steps=STEPS, checkpoint__max_failed=12)
+  with jobs.Job(small_disk, data, **changes) as job:
     job.wait_for_step(1)
     ballast = fill(small_disk)
     job.wait_for('training goes on, the next try is after')
     job.wait_for('training goes on, lines wait until it can be written')
     ballast.unlink()
     assert job.wait() == [0], job.output()
-  assert jobs.hexes(small_disk) == untouched
-  assert jobs.about(small_disk, STEPS)['step'] == STEPS
+  assert jobs.hexes(small_disk) == undisturbed
+  assert jobs.metadata(small_disk, STEPS)['step'] == STEPS
   assert not any((small_disk / 'checkpoints').glob('*tmp*'))
 
 
 @pytest.mark.slow
 def test_a_disk_that_stays_full_ends_it_and_space_lets_it_go_on(
-  small_disk, data, untouched
+  small_disk, data, undisturbed
 ):
-  asks = dict(train__steps=STEPS, checkpoint__max_failed=3)
-  with jobs.Job(small_disk, data, **asks) as job:
+  changes = dict(train__steps=STEPS, checkpoint__max_failed=3)
+  with jobs.Job(small_disk, data, **changes) as job:
     while not (small_disk / 'checkpoints' / '3').is_dir():
       assert job.processes[0].poll() is None, job.output()
       time.sleep(0.005)
@@ -209,7 +190,7 @@ def test_a_disk_that_stays_full_ends_it_and_space_lets_it_go_on(
   ballast.unlink()
   said = jobs.finish(small_disk, data, train__steps=STEPS)
   assert 'resumed from step' in said
-  assert jobs.hexes(small_disk) == untouched
+  assert jobs.hexes(small_disk) == undisturbed
 
 
 JUMPING = """
@@ -222,7 +203,7 @@ time.time, time.time_ns = jumping(time.time, 1.0), jumping(time.time_ns, 10**9)
 
 @pytest.mark.slow
 def test_neither_clocks_that_jump_nor_a_rotated_log_change_the_training(
-  data, untouched, tmp_path, monkeypatch
+  data, undisturbed, tmp_path, monkeypatch
 ):
   """The clock jumps by hours, on and back, all the time (a save that Orbax
   then takes for too late is tried again); metrics.jsonl is moved away;
@@ -242,7 +223,7 @@ def test_neither_clocks_that_jump_nor_a_rotated_log_change_the_training(
   jobs.finish(workdir, data, train__steps=STEPS)
   (tmp_path / 'moved').mkdir()
   shutil.copy(workdir / 'metrics.jsonl.1', tmp_path / 'moved/metrics.jsonl')
-  assert jobs.hexes(tmp_path / 'moved') | jobs.hexes(workdir) == untouched
+  assert jobs.hexes(tmp_path / 'moved') | jobs.hexes(workdir) == undisturbed
   lines = metrics.read(tmp_path / 'moved') + metrics.read(workdir)
   assert [line['tokens'] for line in lines] == [
     step * 4 * 64 for step in range(1, STEPS + 1)
@@ -255,10 +236,10 @@ def test_neither_clocks_that_jump_nor_a_rotated_log_change_the_training(
   assert min(whole.values()) >= 0 and whole['goodput'] <= 1, whole
 
 
-def test_two_processes_train_as_one_and_one_goes_on_with_what_they_saved(
-  data, untouched, tmp_path
+def test_two_processes_train_as_one_and_one_resumes_what_they_saved(
+  data, undisturbed, tmp_path, monkeypatch
 ):
-  """One is killed: the other must be gone within a heartbeat and 30 s."""
+  """One is killed: the other must end within a heartbeat and 30 s."""
   with jobs.Job(tmp_path / 'run', data, 2, train__steps=STEPS) as job:
     job.wait_for_step(20)
     began = time.monotonic()
@@ -266,14 +247,18 @@ def test_two_processes_train_as_one_and_one_goes_on_with_what_they_saved(
     codes = job.wait()
     assert time.monotonic() - began < 10 + 30
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2)
-  said = jobs.finish(tmp_path / 'run', data, train__steps=STEPS)
-  assert 'resumed from step' in said
-  here = jobs.hexes(tmp_path / 'run')
-  assert list(here) == list(untouched)
+  lines, changes = [], dict(train__steps=STEPS)
+  assert not jobs.train_here(
+    monkeypatch, tmp_path / 'run', data, lines.append, **changes
+  )
+  assert any(line.startswith('resumed from step') for line in lines)
+  losses = jobs.hexes(tmp_path / 'run')
+  assert list(losses) == list(undisturbed)
   values = lambda run: [float.fromhex(x) for x in run.values()]
-  np.testing.assert_allclose(values(here), values(untouched), atol=1e-5)
+  np.testing.assert_allclose(values(losses), values(undisturbed), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_processes_that_differ_all_refuse_and_show_both(data, tmp_path):
   other = ['--config.optim.learning_rate=0.5']
   with jobs.Job(tmp_path / 'run', data, 2, last=other) as job:
@@ -289,11 +274,11 @@ def test_processes_that_differ_all_refuse_and_show_both(data, tmp_path):
 @pytest.mark.slow
 def test_the_next_stage_keeps_moments_and_restarts_the_schedule(data, tmp_path):
   """As ProLong's second stage does (arXiv:2410.02660, section 5)."""
-  asks = dict(train__steps=6, optim__warmup_steps=2)
-  jobs.finish(tmp_path / 'one', data, **asks)
-  asks |= dict(weights=tmp_path / 'one')
-  jobs.finish(tmp_path / 'without', data, **asks)
-  said = jobs.finish(tmp_path / 'two', data, moments=True, **asks)
+  changes = dict(train__steps=6, optim__warmup_steps=2)
+  jobs.finish(tmp_path / 'one', data, **changes)
+  changes |= dict(weights=tmp_path / 'one')
+  jobs.finish(tmp_path / 'without', data, **changes)
+  said = jobs.finish(tmp_path / 'two', data, moments=True, **changes)
   assert f'moments of {tmp_path / "one"}, their schedule restarted' in said
   first, without, two = (
     metrics.read(tmp_path / name) for name in ('one', 'without', 'two')
@@ -307,19 +292,19 @@ def test_the_next_stage_keeps_moments_and_restarts_the_schedule(data, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_two_ends_both_at_the_same_step(
-  data, untouched, tmp_path
+  data, undisturbed, tmp_path
 ):
   with jobs.Job(tmp_path / 'run', data, 2, train__steps=STEPS) as job:
     job.wait_for_step(5)
     job.send(signal.SIGTERM, [1])
     assert job.wait() == [75, 75], job.output()
   last = max(jobs.hexes(tmp_path / 'run'))
-  about = jobs.about(tmp_path / 'run', last)
-  assert about['step'] == last and about['processes'] == 2
+  metadata = jobs.metadata(tmp_path / 'run', last)
+  assert metadata['step'] == last and metadata['processes'] == 2
   said = jobs.finish(tmp_path / 'run', data, 4, mesh__seq=4, train__steps=STEPS)
   assert f'resumed from step {last}\n' in said
   assert 'config.mesh.seq was 2, is now 4' in said
-  assert_close(jobs.hexes(tmp_path / 'run'), untouched)
+  assert_close(jobs.hexes(tmp_path / 'run'), undisturbed)
 
 
 @pytest.mark.slow
@@ -329,8 +314,8 @@ def test_other_meshes_and_processes_go_on_with_the_same_batches(data, tmp_path):
   places += [(1, 2, 2), (1, 2, 1), (1, 4, 4)]
   steps = 20 * len(places)
   for i, (rows, seq, processes) in enumerate(places, 1):
-    asks = dict(mesh__data=rows, mesh__seq=seq, train__steps=20 * i)
-    jobs.finish(tmp_path / 'moved', data, processes, **asks)
+    changes = dict(mesh__data=rows, mesh__seq=seq, train__steps=20 * i)
+    jobs.finish(tmp_path / 'moved', data, processes, **changes)
   jobs.finish(tmp_path / 'stayed', data, train__steps=steps, mesh__seq=1)
   moved, stayed = (jobs.hexes(tmp_path / n) for n in ('moved', 'stayed'))
   assert_close(moved, stayed)
