@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pathlib
 import secrets
 import socket
 import threading
@@ -104,13 +105,10 @@ class Lock:
     return content if isinstance(content, dict) else {}
 
   def _is_dead(self, holder) -> bool:
-    """Whether we know, holding the kernel's lock or by the process id, that
-    the holder is gone; of another host we do not."""
-    if holder and holder.get('host') != _host():
-      return False
-    if self._file is not None:
-      return True
-    return bool(holder) and not _alive(holder.get('pid'))
+    """Whether the kernel's lock, which we hold, shows that the holder ended;
+    it does not for another host."""
+    on_this_host = not holder or holder.get('host') == _host()
+    return self._file is not None and on_this_host
 
   def _wait_until_stale(self, holder, log):
     """InputError if the holder rewrites LOCK; returns if it does not."""
@@ -146,22 +144,10 @@ class Lock:
 
 
 def _host() -> str:
-  """This machine since its last boot, in this container."""
-  with contextlib.suppress(OSError):
-    boot = open('/proc/sys/kernel/random/boot_id').read().strip()  # noqa: SIM115
-    namespace = os.stat('/proc/self/ns/pid').st_ino
-    return f'{socket.gethostname()} {boot[:8]} {namespace}'
-  return socket.gethostname()
-
-
-def _alive(pid) -> bool:
-  try:
-    os.kill(pid, 0)
-  except PermissionError:
-    return True
-  except (OSError, TypeError):
-    return False
-  return True
+  """This machine since its last boot."""
+  boot = pathlib.Path('/proc/sys/kernel/random/boot_id')
+  boot_id = boot.read_text()[:8] if boot.exists() else ''
+  return f'{socket.gethostname()} {boot_id}'
 
 
 def _name(holder) -> str:

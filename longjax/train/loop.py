@@ -5,7 +5,7 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -74,7 +74,7 @@ def main(config, workdir, log=print) -> int:
   workdir, clock = storage.directory(workdir), goodput.Clock()
   with preemption.stop_requests() as request:
     run = Run(config, model, mesh, workdir, log, clock, request)
-    preflight.same_everywhere(config, log)
+    preflight.same_everywhere(config)
     preflight.links(mesh)
     # 2. Inputs: weights, tokenizer, batches, held-out documents.
     inputs = processes.raise_on_all(lambda: find_inputs(run))
@@ -138,13 +138,12 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
   config, state, steps = run.config, start.state, run.config.train.steps
   if start.step == steps:
     return state
-  skipped = int(state['guard']['skipped'])  # in a row
+  skipped, tokens = int(state['guard']['skipped']), start.tokens
   batches = placed_batches(run, data, start.step)
   with (
-    contextlib.closing(open_metrics(run, start)) as writer,
+    open_metrics(run, start.step) as writer,
     contextlib.closing(open_profiler(run)) as trace,
   ):
-    run.clock.add('lost to restarts', writer.dropped_seconds)
     batch, placed = next(batches)
     for step in range(start.step + 1, steps + 1):
       trace.before(step)
@@ -158,15 +157,17 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
         (next_batch, placed), waited = while_computing(batches, scalars)
         line = {k: float(v) for k, v in jax.device_get(scalars).items()}
         seconds = time.monotonic() - began
-        line |= usage(run, batch, seconds, waited)
-        writer.step(step, batch.tokens, seconds, line)
+        tokens += batch.tokens
+        line |= usage(run, batch, seconds, waited) | dict(tokens=tokens)
+        if writer:
+          writer.step(step, batch.tokens, seconds, line)
         batch = next_batch
-        skipped = skipped + 1 if line['skipped'] else 0
+        skipped = skipped + 1 if line['skipped'] else 0  # in a row
         if skipped > config.optim.max_skipped:
           raise InputError(too_many_skipped(step, skipped, saver))
       trace.after(step)
       stop = processes.any_process(run.request.stop, run.mesh)
-      saver.after_step(state, step, writer.tokens, last=stop or step == steps)
+      saver.after_step(state, step, tokens, last=stop or step == steps)
       if stop:
         break
       evaluator.while_training(step, state['params'])
@@ -277,12 +278,17 @@ def check_storage(checkpoints, abstract) -> int:
   return max(saved, default=0)
 
 
-def open_metrics(run: Run, start):
-  """The writer of metrics; on other processes one that only counts."""
+@contextlib.contextmanager
+def open_metrics(run: Run, start: int) -> Iterator[metrics.Metrics | None]:
+  """The writer of the lines after step `start`; None on other processes."""
   if not processes.is_primary():
-    return metrics.Silent(start.tokens)
+    yield None
+    return
   steps = run.config.train.steps
-  return metrics.Metrics(run.local, start.step, steps, run.log, start.tokens)
+  writer = metrics.Metrics(run.local, start, steps, run.log)
+  run.clock.add('lost to restarts', writer.dropped_seconds)
+  with contextlib.closing(writer):
+    yield writer
 
 
 def open_profiler(run: Run) -> profiler.Profiler:

@@ -34,11 +34,10 @@ class Metrics:
   """Writes the metrics of a run; a failure to write never ends training.
 
   Attributes:
-    tokens: trained on so far.
     dropped_seconds: of steps that will be run again.
   """
 
-  def __init__(self, workdir, start: int, steps: int, log=print, tokens=0):
+  def __init__(self, workdir, start: int, steps: int, log=print):
     """Drops the lines of steps after `start`, which will be run again.
 
     Args:
@@ -46,13 +45,11 @@ class Metrics:
       start: the last step that is kept.
       steps: of the whole run.
       log: called with a line a step.
-      tokens: of the steps up to `start`; 0: as their lines have them.
     """
     self.path = pathlib.Path(workdir) / 'metrics.jsonl'
     lines = read(workdir)
     kept = [x for x in lines if x['step'] <= start]
     self.steps, self.log = steps, log
-    self.tokens = tokens or (kept[-1].get('tokens', 0) if kept else 0)
     self.seconds, self.done = 0.0, 0
     self.dropped_seconds = sum(
       x.get('step_seconds', 0.0) for x in lines if x['step'] > start
@@ -66,21 +63,20 @@ class Metrics:
     self._event(start + 1, session_log=SessionLog(status=SessionLog.START))
 
   def step(self, step: int, tokens: int, seconds: float, values: dict):
-    """One line a step; `values` are floats or None.
+    """Writes a line.
 
     Args:
       step: counted from 1.
       tokens: of this step.
-      seconds: this step took.
-      values: loss, grad_norm, lr, ...
+      seconds: of this step.
+      values: floats or None: loss, grad_norm, lr, ...; `tokens` of all steps.
     """
-    self.tokens += tokens
     self.seconds, self.done = self.seconds + seconds, self.done + 1
     line = dict(
       step=step,
       loss=values['loss'],
       loss_hex=values['loss'].hex(),
-      tokens=self.tokens,
+      tokens=values['tokens'],
       step_seconds=seconds,
       tokens_per_second=tokens / seconds,
     )
@@ -172,23 +168,6 @@ def _summary(values: dict) -> Summary:
   return Summary(value=[
     Summary.Value(tag=tag, simple_value=x) for tag, x in values.items()
   ])  # fmt: skip
-
-
-class Silent:
-  """Counts tokens and writes nothing: the primary process writes."""
-
-  dropped_seconds = 0.0
-
-  def __init__(self, tokens=0):
-    """tokens: trained on so far."""
-    self.tokens = tokens
-
-  def step(self, step, tokens, seconds, values):
-    """Counts."""
-    self.tokens += tokens
-
-  def close(self):
-    """Does nothing."""
 
 
 def finite(value):

@@ -9,7 +9,6 @@ import pathlib
 import re
 import shutil
 import sys
-import time
 from importlib import metadata
 
 import jax
@@ -23,10 +22,8 @@ from longjax.errors import InputError
 from longjax.parallel import processes
 from longjax.train import provenance
 
-SKEW_SECONDS = 30
 
-
-def same_everywhere(config, log):
+def same_everywhere(config):
   """Refuses a job whose processes differ in config, code or versions."""
   same('config', digest(json.dumps(config.to_dict(), sort_keys=True)))
   same('code', code())
@@ -36,12 +33,6 @@ def same_everywhere(config, log):
     **{k: os.environ[k] for k in environment if k in os.environ},
   )
   same('versions', ' '.join(f'{k}={v}' for k, v in versions.items()))
-  clocks = [float(x) for x in processes.allgather_text(f'{time.time():.1f}')]
-  if max(clocks) - min(clocks) > SKEW_SECONDS:
-    log(
-      f'WARNING: the clocks of the hosts differ by '
-      f'{max(clocks) - min(clocks):.0f} s; times in logs will, too'
-    )
   if jax.default_backend() == 'tpu':
     libtpu_pair()
 

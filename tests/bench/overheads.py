@@ -164,7 +164,7 @@ def tell(run, writer, step, values):
   line = {k: float(v) for k, v in jax.device_get(values).items()}
   tokens = run.config.train.batch * run.config.train.seq_len
   batch = pipeline.BatchPlan(step, [], [], np.arange(0), tokens)
-  line |= loop.usage(run, batch, 1.0, 0.0)
+  line |= loop.usage(run, batch, 1.0, 0.0) | dict(tokens=tokens)
   writer.step(step, tokens, 1.0, line)
 
 
