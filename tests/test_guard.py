@@ -135,7 +135,7 @@ def looped(workdir, monkeypatch, losses, **changes):
     run, lock.RunDirectory(None, lambda: None), checkpoints, {}
   )
   loop.loop(
-    run, Numbers(), step_fn, train_state.Start(state, 0, None), saver,
+    run, Numbers(), step_fn, train_state.Start(state, 0, 0, None), saver,
     loop.Evaluator(run, None),
   )  # fmt: skip
   return computed, saved

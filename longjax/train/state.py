@@ -15,14 +15,10 @@ from longjax.train import optimizer, resume
 class Start(NamedTuple):
   """Where training starts."""
 
-  state: Any  # {'params', 'opt', 'guard', 'step'}
+  state: Any  # {'params', 'opt', 'guard', 'step'}; donated to the first step
+  step: int  # steps that were done
   tokens: int  # trained on so far
   released_config: llama.Llama | None  # of imported weights
-
-  @property
-  def step(self) -> int:
-    """Steps that were done."""
-    return int(self.state['step'])
 
 
 def initial(run, checkpoints, abstract, source, metadata) -> Start:
@@ -46,7 +42,7 @@ def initial(run, checkpoints, abstract, source, metadata) -> Start:
   #    AdamW moments, the schedule restarted;
   # 3. config.weights 'random': weights from config.seed, zero moments.
   state, released_config = fresh(run, abstract, source)
-  return Start(state, 0, released_config)
+  return Start(state, 0, 0, released_config)
 
 
 def restore(run, checkpoints, abstract, metadata) -> Start | None:
@@ -76,8 +72,8 @@ def restore(run, checkpoints, abstract, metadata) -> Start | None:
   if restored is None:
     return None
   state, saved = restored
-  run.log(f'resumed from step {int(state["step"])}')
-  return Start(state, saved.get('tokens', 0), None)
+  run.log(f'resumed from step {saved["step"]}')
+  return Start(state, saved['step'], saved.get('tokens', 0), None)
 
 
 def fresh(run, abstract, source):
