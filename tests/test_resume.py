@@ -14,14 +14,13 @@ from configs import tiny
 from longjax.errors import InputError
 from longjax.train import loop, metrics
 
+STEPS = 16
+
 
 @pytest.fixture(autouse=True)
 def compiled_once(tmp_path):
   with jobs.compilation_cache(tmp_path / 'compiled'):
     yield
-
-
-STEPS = 16
 
 
 def config(**changes):
