@@ -4,13 +4,13 @@
       [--against DIR] [--tasks a,b] [--lengths 4096,8192] [--out DIR]
 
 A checkpoint is a run directory, or weights in any known format; it is
-evaluated with its own RoPE and tokenizer. The config says on which mesh, on
-which held-out documents (eval.sources, eval.length, eval.documents) and with
-how many prompts (eval.samples). Tasks: position_loss, perplexity,
-context_gain, longppl, passkey, passkey_original, needle, first_sentence, ruler
-or ruler/vt, helmet or helmet/icl, lm_eval/NAME or lm_eval/FILE.yaml. Leaves
-results.json, plots/ and REPORT.md in RUN/evals/STEP, or in runs/WEIGHTS/evals
-for those of others.
+evaluated with its own RoPE and tokenizer. The config sets the mesh, the
+held-out documents (eval.sources, eval.length, eval.documents) and the number
+of prompts (eval.samples). Tasks: position_loss, perplexity, context_gain,
+longppl, passkey, passkey_original, needle, first_sentence, ruler or ruler/vt,
+helmet or helmet/icl, lm_eval/NAME or lm_eval/FILE.yaml. Prints the scores, and
+writes results.json, plots/ and REPORT.md to RUN/evals/STEP, or to
+runs/WEIGHTS/evals for weights that are not a run's.
 """
 
 import pathlib
@@ -28,21 +28,25 @@ class Checkpoint(NamedTuple):
   """Weights to evaluate."""
 
   path: pathlib.Path
-  step: int | None  # None: weights of others
+  step: int | None  # None: not of a run
   tokenizer: Any
 
 
 def main(config, checkpoint, against='', tasks='', lengths='', out=''):
-  """Evaluates and writes; the answer is the exit code."""
+  """Evaluates and writes; returns the exit code."""
   if not checkpoint:
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   set_lengths(config, lengths)
 
   from longjax import evals
   from longjax.data import prepare
+  from longjax.evals import table
   from longjax.parallel import processes, sharding
 
-  asked = read_tasks(tasks) or evals.names(config.eval)
+  asked = [name.strip() for name in tasks.split(',') if name.strip()]
+  for name in asked:
+    table.find(name)
+  asked = asked or evals.names(config.eval)
   if not asked:
     raise InputError(f'{config.name} asks for no evaluation: use --tasks=a,b')
   sharding.start(config.mesh.data * config.mesh.seq)
@@ -52,54 +56,44 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
   store = None
   if evals.need_documents(asked) and config.eval.sources:
     store = prepare.held_out(config, tokenizer)
-  evals.check(config, store, tokenizer, asked)
+  primary = processes.is_primary()
+  log = print if primary else lambda _: None
+  setup = evals.Setup(config, tokenizer, store, mesh, log)
+  evals.check(setup, asked)
 
   directory = pathlib.Path(out) if out else beside(*checkpoints.values())
   make = lambda: directory.mkdir(parents=True, exist_ok=True)
-  processes.raise_on_all(
-    lambda: processes.is_primary() and make()
-  )  # before the first hour
-  measure(config, mesh, checkpoints, asked, store, directory)
+  # Before the first hour of work.
+  processes.raise_on_all(lambda: primary and make())
+  measure(setup, checkpoints, asked, directory)
   return 0
 
 
-def measure(config, mesh, checkpoints, asked, store, directory):
-  """All tasks of all checkpoints; what is done is reported after each."""
+def measure(setup, checkpoints, asked, directory):
+  """All tasks of all checkpoints; the report is written after each task."""
   from longjax import checks, evals
-  from longjax.evals import report
+  from longjax.evals import comparison
   from longjax.parallel import processes
+  from longjax.train import provenance
 
-  log = print if processes.is_primary() else lambda _: None
-  found, about = {}, {}
+  results, about, code = {}, {}, provenance.code()
+  like = checks.llama_config(setup.config)
   for name, (path, step, tokenizer) in checkpoints.items():
-    log(f'evaluating {name}')
-    params, model = evals.load(path, checks.llama_config(config), mesh)
+    setup.log(f'evaluating {name}')
+    params, model = evals.load(path, like, setup.mesh)
     if tokenizer.vocab > model.vocab:
       raise InputError(
         f'the tokenizer has {tokenizer.vocab} ids, but {path} only '
         f'{model.vocab}; set --config.data.tokenizer'
       )
     about[name] = dict(path=str(path), step=step, rope=model.rope)
-    found[name] = {}
-    for task in asked:
-      found[name] |= evals.evaluate(
-        params, model, mesh, config, store, tokenizer, log, [task]
-      )
-      if (
-        processes.is_primary()
-      ):  # after each task: what was measured is never lost
-        report.compare(directory, config, about, found)
-  log(f'wrote {directory / "REPORT.md"}')
-
-
-def read_tasks(tasks: str) -> list[str]:
-  """The names in a list with commas, each that of a task."""
-  from longjax.evals import tasks as known
-
-  asked = [name.strip() for name in tasks.split(',') if name.strip()]
-  for name in asked:
-    known.check(name)
-  return asked
+    results[name] = {}
+    for task, result in evals.evaluate(params, model, setup, asked):
+      results[name][task] = result
+      if processes.is_primary():
+        comparison.write(directory, setup.config, code, about, results)
+  setup.log(comparison.summary(results))
+  setup.log(f'wrote {directory / "REPORT.md"}')
 
 
 def set_lengths(config, lengths: str):

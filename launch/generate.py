@@ -6,12 +6,13 @@
   python launch/generate.py ... --chat smollm2
 
 A file's text comes before the prompt. --chat names the template and reads a
-line for each turn, until an empty one. The config says on which mesh; the KV
-cache is sharded over mesh.seq, so a prompt may be as long as all devices hold.
+line for each turn, until an empty one. The config sets the mesh; the KV cache
+is sharded over mesh.seq, so a prompt may be as long as all devices hold.
 """
 
 import pathlib
 import sys
+from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
@@ -19,87 +20,101 @@ from longjax import cli
 from longjax.errors import InputError
 
 
+class Asked(NamedTuple):
+  """What flags say about the answers."""
+
+  tokens: int
+  temperature: float
+  top_p: float
+  seed: int
+  stop: list[str]
+
+
 def main(
   config, checkpoint, prompt='', file='', chat='', tokens='', temperature='',
   top_p='', seed='', stop='',
 ):  # fmt: skip
-  """Prints what the model says; the answer is the exit code."""
+  """Prints the answers; returns the exit code."""
   check(checkpoint, prompt or file, chat)
-  count = cli.number('tokens', tokens, 128, 1)
-  how = (
+  asked = Asked(
+    cli.number('tokens', tokens, 128, 1),
     cli.number('temperature', temperature, 0.0, 0, 100),
     cli.number('top-p', top_p, 1.0, 0, 1),
     cli.number('seed', seed, 0, 0, 2**31 - 1),
+    [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else [],
   )
   text = read(file) + prompt
-  stops = [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else []
-  tokenizer, say = load(config, checkpoint, chat, count, how, stops)
+  tokenizer, answer = load(config, checkpoint, chat, asked)
   if chat:
-    converse(tokenizer, say, chat, text)
+    converse(tokenizer, answer, chat, text)
   else:
     from longjax.evals import prompts
 
-    print(text + say(prompts.encode(tokenizer, text)))
+    print(text + answer(prompts.encode(tokenizer, text)))
   return 0
 
 
 def check(checkpoint, text, chat):
-  """Refuses what says nothing, before anything is loaded."""
+  """InputError for flags that ask for nothing, before anything is loaded."""
   from longjax.data.chat import TEMPLATES
 
   if not checkpoint:
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   if not (text or chat):
-    raise InputError('say what to continue: --prompt, --file or --chat')
+    raise InputError('give a text to continue: --prompt, --file or --chat')
   if chat and chat not in TEMPLATES:
     raise InputError(
       f'chat template {chat!r} is none of {", ".join(TEMPLATES)}'
     )
 
 
-def load(config, checkpoint, chat, count, how, stops):
+def load(config, checkpoint, chat, asked: Asked):
   """(the tokenizer, a function ids of a prompt -> text of its answer)."""
   from longjax import checks, evals
   from longjax.data import chat as chats
   from longjax.data import downloads, prepare
   from longjax.evals import prompts
-  from longjax.inference import generate
+  from longjax.inference import generate, language_model
   from longjax.parallel import sharding
 
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   config.weights = str(downloads.locate(checkpoint))
   tokenizer = prepare.find_tokenizer(config)
-  ends = []
+  others = []
   if chat:
-    chats.prompt([dict(role='user', content='')], tokenizer, chat)  # it can
-    ends = [tokenizer.ident(chats.ENDS[chat])]
+    # Refuses a tokenizer without the template's tokens, before weights load.
+    chats.prompt([dict(role='user', content='')], tokenizer, chat)
+    others = [tokenizer.ident(chats.ENDS[chat])]
+  ends = language_model.ends_of(tokenizer, *others)
   model = evals.load(config.weights, checks.llama_config(config), mesh)
-  lm = evals.language_model(*model, mesh, config, tokenizer, ends)
-  stopped = generate.stop_at(tokenizer, stops)
-  sampling = generate.Sampling(*how)
+  lm = language_model.from_config(*model, mesh, config, ends)
+  stopped = generate.stop_at(tokenizer, asked.stop)
+  sampling = generate.SamplingOptions(
+    asked.temperature, asked.top_p, asked.seed
+  )
 
-  def say(ids) -> str:
-    (answer,) = lm.generate([ids], count, stopped, sampling=sampling)
-    return prompts.until(tokenizer.decode(answer), stops)
+  def answer(ids) -> str:
+    (found,) = lm.generate([ids], asked.tokens, stopped, sampling=sampling)
+    return prompts.until(tokenizer.decode(found), asked.stop)
 
-  return tokenizer, say
+  return tokenizer, answer
 
 
-def converse(tokenizer, say, template: str, first: str):
-  """Answers what the user says, turn by turn."""
+def converse(tokenizer, answer, template: str, first: str):
+  """Answers the user's lines, turn by turn."""
   from longjax.data import chat
 
   messages: list = []
   for turn in turns(first):
     messages.append(dict(role='user', content=turn))
-    answer = say(chat.prompt(messages, tokenizer, template))
-    messages.append(dict(role='assistant', content=answer))
-    print(answer)
+    text = answer(chat.prompt(messages, tokenizer, template))
+    messages.append(dict(role='assistant', content=text))
+    print(text)
 
 
 def turns(first: str):
-  """What the user says, line by line until an empty one."""
+  """The user's lines, until an empty one."""
   if first:
     yield first
   while True:

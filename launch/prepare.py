@@ -82,13 +82,14 @@ def main(
 def local_model(model: str, template: str):
   """A function prompt -> answer of a chat model in a file or run."""
   from longjax import weights
-  from longjax.inference import generate
+  from longjax.inference import generate, language_model
 
   path = downloads.locate(model)
   tokens = tokenizer.load(path)
   end = tokens.ident(chat.ENDS[template]) if template in chat.ENDS else None
   params, llama = weights.load(path)
-  lm = generate.lm(params, llama, ends=() if end is None else (end,))
+  options = generate.Options(ends=() if end is None else (end,))
+  lm = language_model.with_cache(params, llama, options=options)
 
   def complete(prompt: str) -> str:
     ids = chat.prompt([dict(role='user', content=prompt)], tokens, template)
@@ -100,7 +101,7 @@ def local_model(model: str, template: str):
 def load_nll(model: str, tokens):
   """A function Batch -> losses of a model."""
   from longjax import weights
-  from longjax.inference import generate
+  from longjax.inference import generate, language_model
 
   params, llama = weights.load(downloads.locate(model))
   if tokens.vocab > llama.vocab:
@@ -108,7 +109,8 @@ def load_nll(model: str, tokens):
       f'{model} has {llama.vocab} ids, but the tokenizer {tokens.vocab}; set '
       'data.tokenizer to its own'
     )
-  return generate.lm(params, llama, rows=8).nll
+  options = generate.Options(rows=8)
+  return language_model.with_cache(params, llama, options=options).nll
 
 
 if __name__ == '__main__':

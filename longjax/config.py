@@ -198,7 +198,7 @@ KEYS = {
     (0.1, 0.5, 0.9), 'of the passkey, shares of the prompt', '[0, 1]',
     each=float),
   'eval.tasks': free(
-    (), 'more evaluations: names in longjax/evals/tasks.py', each=str),
+    (), 'more evaluations: names in longjax/evals/table.py', each=str),
   'eval.lengths': free(
     (4096,), 'of their prompts and windows', '[1, inf)', 'tokens', each=int),
   'eval.samples': free(20, 'prompts of each length', '[1, inf)'),

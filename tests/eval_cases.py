@@ -13,7 +13,7 @@ import numpy as np
 from longjax.data import tokenizer
 from longjax.evals.prompts import Source
 from longjax.evals.word_lists import Words
-from longjax.inference import generate
+from longjax.inference.language_model import LM
 
 TOKENS = tokenizer.load('bytes')
 SYLLABLES = [c + v for c in 'bdfgklmnprstvz' for v in 'aeiou']
@@ -43,14 +43,14 @@ def prose(sentences=400):
 SOURCE = Source(prose(), WORDS)
 
 
-def model(answer) -> generate.LM:
+def model(answer) -> LM:
   """A model whose text is answer(prompt text)."""
 
   def run(prompts, count, stopped=None):
     texts = [answer(TOKENS.decode(p)) for p in prompts]
     return [np.asarray(TOKENS.encode(t)[:count]) for t in texts]
 
-  return generate.LM(None, run)
+  return LM(None, run)
 
 
 blind = model(lambda text: ' 3 7777777')

@@ -1,7 +1,5 @@
 """Evaluations and generation against what can be worked out by hand."""
 
-import json
-
 import numpy as np
 import pytest
 from eval_cases import TOKENS, blind, reader
@@ -13,8 +11,8 @@ from configs import tiny
 from longjax import checks, evals
 from longjax.batch import one_document
 from longjax.data import layout, prepare, tokenizer
-from longjax.evals import passkey, position_loss, sections
-from longjax.inference import generate
+from longjax.evals import passkey, position_loss, stages
+from longjax.inference import language_model
 from longjax.parallel import sharding
 from longjax.train import loop
 
@@ -56,20 +54,15 @@ def test_scalars_are_the_points_of_the_curves():
     'position_loss': dict(end=[8, 16], loss=[3.0, None], tokens=[8, 8]),
     'passkey': dict(length=[1024], depths=[0, 1], found=[[True, False]]),
     'ruler/vt': dict(vt=score),
-    'longppl': dict(longppl=2.0),
+    'longppl': dict(longppl=2.0, perplexity=None, tokens=9),
   }
   assert evals.scalars(results) == {
     'position_loss/8': 3.0,
     'passkey/1024': 0.5,
     'ruler/vt/4096': 0.5,
     'ruler/vt/8192': 0.25,
+    'longppl/longppl': 2.0,
   }
-
-
-def test_a_table_is_markdown():
-  assert sections.table(['a', 'b'], [[1, 2]]) == (
-    '| a | b |\n| --- | --- |\n| 1 | 2 |'
-  )
 
 
 @pytest.mark.slow
@@ -83,24 +76,19 @@ def test_evaluations_while_training_are_those_of_its_checkpoints(
   config.train.update(steps=3, seq_len=64)
   config.checkpoint.update(every_steps=2, keep=2)
   config.eval.update(length=128, every_steps=2)
-  programs = generate._nll._cache_size()
+  programs = language_model._nll._cache_size()
   assert loop.main(config, tmp_path / 'run', lambda _: None) == 0
-  stages = ('untrained', '2_steps', '3_steps')
-  untrained, live, _ = (
-    json.loads((tmp_path / f'run/evals/recipe_{x}.json').read_text())['results']
-    for x in stages
-  )
+  untrained, live, _ = stages.load(tmp_path / 'run', config).values()
   mesh = sharding.make_mesh(2, 4)
   params, model = evals.load(
     tmp_path / 'run/checkpoints/2', checks.llama_config(config), mesh
   )
   store = prepare.held_out(config, TOKENS)
-  again = evals.evaluate(
-    params, model, mesh, config, store, TOKENS, lambda _: None
-  )
+  setup = evals.Setup(config, TOKENS, store, mesh, lambda _: None)
+  again = dict(evals.evaluate(params, model, setup))
   assert again == live != untrained
   told = EventAccumulator(str(tmp_path / 'run/tb/eval')).Reload()
   points = told.Scalars('eval/position_loss/128')
   assert [x.step for x in points] == [0, 2, 3]
   assert points[1].value == pytest.approx(live['position_loss']['loss'][-1])
-  assert generate._nll._cache_size() - programs == 1
+  assert language_model._nll._cache_size() - programs == 1

@@ -6,18 +6,20 @@ import json
 import jax
 import numpy as np
 import pytest
-from commands import refused, run
+from commands import run
 from eval_cases import TOKENS, WORDS
 
-from configs import common
+from configs import common, tiny
+from launch import evaluate
+from launch import generate as continue_
 from longjax import checkpoint, evals, llama
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
-from longjax.evals import ruler, sections, tasks, word_lists
-from longjax.inference import generate, memory
+from longjax.evals import comparison, ruler, table, word_lists
+from longjax.inference import generate, language_model, memory
+from longjax.parallel import sharding
 
-CONFIG = '--config=configs/tiny.py'
 MODEL = common.SIZES['tiny']
 
 
@@ -42,46 +44,59 @@ def trained(tmp_path_factory):
   return made
 
 
-SMALL = ('--config.mesh.data=1', '--config.mesh.seq=2',
-         '--config.model.block=128')  # fmt: skip
+@pytest.fixture
+def config(monkeypatch, make_mesh):
+  """Of a small evaluation, on two of the tests' eight devices."""
+  monkeypatch.setattr(sharding, 'start', lambda devices: None)
+  monkeypatch.setattr(sharding, 'make_mesh', make_mesh)
+  config = tiny.get_config()
+  config.mesh.update(data=1, seq=2)
+  config.model.block = 128
+  config.eval.update(samples=2, length=256)
+  return config
 
 
-def evaluated(trained, out, tasks, lengths, *flags, length=256):
-  """results.json and REPORT.md of the command."""
-  before, after = trained
-  done = run(
-    'evaluate.py', CONFIG, f'--checkpoint={before}', f'--against={after}',
-    f'--tasks={tasks}', f'--lengths={lengths}', *flags,
-    '--config.eval.samples=2', f'--config.eval.length={length}', *SMALL,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  content = json.loads((out / 'results.json').read_text())
-  assert list(content['results']) == [before.name, after.name]
-  return content, (out / 'REPORT.md').read_text()
+def reports(directory, names):
+  """results.json and REPORT.md of an evaluation of models of these names."""
+  content = json.loads((directory / 'results.json').read_text())
+  assert list(content['results']) == names
+  return content, (directory / 'REPORT.md').read_text()
 
 
-def test_two_checkpoints_side_by_side(trained):
+def test_two_checkpoints_side_by_side(trained, config, capsys):
   """In a report beside the first, by its step."""
-  content, text = evaluated(
-    trained, trained[0] / 'evals/7', 'position_loss,passkey_original', '300'
-  )
+  before, after = trained
+  tasks = 'position_loss,passkey_original'
+  assert evaluate.main(config, str(before), str(after), tasks, '300') == 0
+  names = [before.name, after.name]
+  content, text = reports(before / 'evals/7', names)
   for found in content['results'].values():
     (score,) = found['passkey_original']['passkey_original']
     assert score['samples'] == 2 and score['tokens'] <= 300
-  assert content['checkpoints'][trained[0].name]['step'] == 7
+  assert content['checkpoints'][before.name]['step'] == 7
   for heading in ('Loss by position', 'The original passkey prompt',
-                  'What was not measured', 'Again'):  # fmt: skip
+                  'What was not measured', 'Reproduce'):  # fmt: skip
     assert f'## {heading}' in text, heading
   assert 'not run: perplexity, context_gain, longppl, passkey, needle' in text
+  printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert ['score', *names] in printed
+  losses = [r['position_loss']['loss'][-1] for r in content['results'].values()]
+  assert ['position_loss/256', *(f'{x:.3f}' for x in losses)] in printed
 
 
 @pytest.mark.slow
 def test_all_evaluations_that_need_no_package(trained, tmp_path):
-  content, text = evaluated(
-    trained, tmp_path, 'position_loss,perplexity,context_gain,longppl,passkey,'
-    'needle,passkey_original,first_sentence', '1024,2048', f'--out={tmp_path}',
-    length=1024,
+  """By the command itself."""
+  before, after = trained
+  done = run(
+    'evaluate.py', '--config=configs/tiny.py', f'--checkpoint={before}',
+    f'--against={after}', '--lengths=1024,2048', '--config.eval.length=1024',
+    '--tasks=position_loss,perplexity,context_gain,longppl,passkey,needle,'
+    'passkey_original,first_sentence', f'--out={tmp_path}',
+    '--config.eval.samples=2', '--config.mesh.data=1', '--config.mesh.seq=2',
   )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  content, text = reports(tmp_path, [before.name, after.name])
   for found in content['results'].values():
     assert found['perplexity']['length'] == [1024]
     assert [len(x) for x in found['passkey']['found']] == [3, 3]
@@ -92,31 +107,25 @@ def test_all_evaluations_that_need_no_package(trained, tmp_path):
     assert (tmp_path / 'plots' / f'{name}.png').stat().st_size > 5000
 
 
-def test_the_command_continues_a_file_and_a_prompt(trained, tmp_path):
+def test_the_command_continues_a_file_and_a_prompt(
+  trained, config, tmp_path, capsys
+):
   file = tmp_path / 'text.txt'
   file.write_text('def main():\n')
-  done = run(
-    'generate.py', CONFIG, f'--checkpoint={trained[0]}', f'--file={file}',
-    '--prompt=  x', '--tokens=5', '--temperature=1', '--top-p=0.9', *SMALL,
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  assert done.stdout.startswith('def main():\n  x')
-  assert len(done.stdout.rstrip('\n')) > len('def main():\n  x')
+  asked = dict(tokens='5', temperature='1', top_p='0.9')
+  continue_.main(config, str(trained[0]), '  x', str(file), **asked)
+  text = capsys.readouterr().out
+  assert text.startswith('def main():\n  x')
+  assert len(text.rstrip('\n')) > len('def main():\n  x')
 
 
-def test_what_cannot_be_evaluated_is_refused_in_one_line():
-  flags = '--checkpoint=nowhere', '--lengths=4K;8K'
-  assert '4096,8192 or 4K,8K' in refused('evaluate.py', CONFIG, *flags)
-  says = refused('generate.py', CONFIG, '--checkpoint=x', '--chat=smol')
-  assert "chat template 'smol' is none of" in says
-
-
-def test_a_chat_whose_tokens_are_missing_is_refused_before_it_is_loaded(
-  trained,
-):
-  flags = f'--checkpoint={trained[0]}', '--chat=llama3', '--prompt=x', *SMALL
-  says = refused('generate.py', CONFIG, *flags)
-  assert 'needs the token <|begin_of_text|>' in says
+def test_what_cannot_be_evaluated_or_continued_is_refused(trained, config):
+  with pytest.raises(InputError, match='4096,8192 or 4K,8K'):
+    evaluate.main(config, 'nowhere', lengths='4K;8K')
+  with pytest.raises(InputError, match="chat template 'smol'"):
+    continue_.main(config, 'x', chat='smol')
+  with pytest.raises(InputError, match=r'the token <\|begin_of_text\|>'):
+    continue_.main(config, str(trained[0]), 'x', chat='llama3')
 
 
 @pytest.mark.parametrize('name, near', [
@@ -125,9 +134,9 @@ def test_a_chat_whose_tokens_are_missing_is_refused_before_it_is_loaded(
 ])  # fmt: skip
 def test_a_task_that_is_none_is_named_with_its_nearest(name, near):
   with pytest.raises(InputError, match=f"nearest is '{near}"):
-    tasks.check(name)
-  tasks.check('helmet/icl')
-  tasks.check('lm_eval/arc_easy')
+    table.find(name)
+  assert table.find('helmet/icl')[1] == 'icl'
+  assert table.find('lm_eval/arc_easy')[1] == 'arc_easy'
 
 
 def by_length(score):
@@ -140,13 +149,17 @@ def test_sections_show_scores_intervals_and_effective_lengths(tmp_path):
     'old': {'ruler': {t: by_length(0.5) for t in ruler.TASKS}},
     'new': {'ruler': {t: by_length(0.9) for t in ruler.TASKS}},
   }
-  (text,) = sections.write(stages, common.base().eval, tmp_path)
+  (text,) = comparison.sections(stages, common.base().eval, tmp_path)
+  assert '| qa_1 (stand-in) | 4,096 |' in text
   assert '| vt | 4,096 | 50.0 (25-100, 20) | 90.0 (45-100, 20) |' in text
   assert '| old | 4,096: 50.0 | 0 | 0 | 50.0 | 50.0 |' in text
   assert '| new | 4,096: 90.0 | 4,096 | 4,096 | 90.0 | 90.0 |' in text
   assert (tmp_path / 'plots' / 'ruler.png').exists()
   part = {'one': {'ruler/vt': {'vt': by_length(0.5)}}}
-  assert 'ruler: not all of its tasks' in sections.not_measured(part)
+  assert 'ruler: not all of its tasks' in comparison.not_measured(part)
+  named = {'one': {'ruler/qa_1': {'qa_1': by_length(0.5)}}}
+  (line,) = comparison.summary(named).splitlines()[1:]
+  assert line.split() == ['ruler/qa_1/4096', '(stand-in)', '0.500']
 
 
 def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
@@ -155,14 +168,16 @@ def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
   config.train.seq_len = 64
   model = llama.Llama(**MODEL, dtype='float32', memory=dict(layers=(1,)))
   params = llama.init(model, jax.random.key(0))
-  lm = evals.language_model(params, model, make_mesh(1, 1), config, tokens)
+  lm = language_model.from_config(
+    params, model, make_mesh(1, 1), config, language_model.ends_of(tokens)
+  )
   batch = one_document(rng.integers(0, 256, 150))
-  wanted = memory.nll(params, model, batch, window=64)
+  wanted = memory.nll(params, model, batch, memory.Options(64))
   np.testing.assert_allclose(lm.nll(batch), wanted, atol=1e-5)
   prompts = [rng.integers(0, 256, 100)]
   assert len(lm.generate(prompts, 5)[0]) <= 5
   with pytest.raises(InputError, match='takes the likeliest token'):
-    lm.generate(prompts, 5, sampling=generate.Sampling(1.0))
+    lm.generate(prompts, 5, sampling=generate.SamplingOptions(1.0))
 
 
 @pytest.mark.parametrize('name, lengths, says', [
@@ -175,9 +190,9 @@ def test_lengths_that_cannot_be_are_refused_before_anything_runs(
   name, lengths, says, monkeypatch
 ):
   monkeypatch.setattr(word_lists, 'load', lambda log: WORDS)
-  monkeypatch.setattr(tasks, 'text', lambda setting: 'x = 1\n' * 90)
-  ask = common.base().eval
-  ask.update(length=1024, lengths=lengths)
-  setting = tasks.Setting(None, TOKENS, 'documents', ask, 0, print)
+  monkeypatch.setattr(evals.Setup, 'prose', lambda setup: 'x = 1\n' * 90)
+  config = common.base()
+  config.eval.update(length=1024, lengths=lengths)
+  evaluation, part = table.find(name)
   with pytest.raises(InputError, match=says):
-    tasks.check_room(setting, name)
+    evaluation.check(evals.Setup(config, TOKENS), part)

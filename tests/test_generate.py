@@ -11,7 +11,9 @@ from longjax import llama
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
-from longjax.inference import generate
+from longjax.inference import generate, language_model
+from longjax.inference.generate import Options
+from longjax.inference.kv_cache import Program
 from longjax.parallel import sharding
 
 CONFIG = small(layers=2)
@@ -31,7 +33,7 @@ def prompts():
 
 @pytest.fixture(scope='module')
 def one_device(params, prompts):
-  return generate.generate(params, CONFIG, prompts, 200, chunk=32)
+  return generate.generate(params, CONFIG, prompts, 70, Options(chunk=32))
 
 
 forward = jax.jit(llama.forward, static_argnums=1)
@@ -42,27 +44,27 @@ def test_each_token_is_that_of_a_whole_forward_pass(
 ):
   """Teacher forcing: one pass over prompt and answer checks every token."""
   for prompt, answer in zip(prompts, one_device):
-    assert len(answer) == 200
-    tokens = np.zeros(280, np.int64)
-    tokens[: len(prompt) + 200] = np.concatenate([prompt, answer])
+    assert len(answer) == 70
+    tokens = np.zeros(150, np.int64)
+    tokens[: len(prompt) + 70] = np.concatenate([prompt, answer])
     logits = forward(params, CONFIG, one_document(tokens))[0]
     likeliest = np.asarray(logits.argmax(-1))[len(prompt) - 1 :]
-    np.testing.assert_array_equal(likeliest[:200], answer)
+    np.testing.assert_array_equal(likeliest[:70], answer)
 
 
 def test_64_bit_jax_generates_the_same(params, prompts, one_device):
   with jax.enable_x64(True):
-    answers = generate.generate(params, CONFIG, prompts, 4, chunk=32)
+    answers = generate.generate(params, CONFIG, prompts, 4, Options(chunk=32))
   np.testing.assert_array_equal(answers, [a[:4] for a in one_device])
 
 
-def test_eight_devices_and_odd_chunks_generate_the_same_200_tokens(
+def test_eight_devices_and_odd_chunks_generate_the_same_tokens(
   params, prompts, one_device, make_mesh
 ):
   mesh = make_mesh(1, 8)
   sharded = generate.placed(params, CONFIG, mesh)
   answers = generate.generate(
-    sharded, CONFIG, prompts, 200, mesh=mesh, chunk=21
+    sharded, CONFIG, prompts, 70, Options(chunk=21), mesh
   )
   np.testing.assert_array_equal(answers, one_device)
 
@@ -70,14 +72,15 @@ def test_eight_devices_and_odd_chunks_generate_the_same_200_tokens(
 def test_samples_are_those_of_the_seed_on_any_mesh_and_in_any_group(
   params, prompts, make_mesh
 ):
-  draw = lambda seed, **how: generate.generate(
-    params if 'mesh' not in how
-    else generate.placed(params, CONFIG, how['mesh']),
-    CONFIG, prompts, 16, chunk=32,
-    sampling=generate.Sampling(1.0, 0.9, seed), **how,
-  )  # fmt: skip
+  def draw(seed, mesh=None, rows=0):
+    sampling = generate.SamplingOptions(1.0, 0.9, seed)
+    options = Options(sampling=sampling, rows=rows, chunk=32)
+    return generate.generate(
+      generate.placed(params, CONFIG, mesh), CONFIG, prompts, 16, options, mesh
+    )
+
   first = draw(7)
-  np.testing.assert_array_equal(first, draw(7, mesh=make_mesh(2, 2), rows=2))
+  np.testing.assert_array_equal(first, draw(7, make_mesh(2, 2), rows=2))
   assert not np.array_equal(first, draw(8))
 
 
@@ -93,7 +96,7 @@ def test_samples_have_the_probabilities_of_the_model():
   """20,000 draws from three tokens: within five standard deviations."""
   p = np.array([0.6, 0.3, 0.1])
   logits = np.tile(np.log(p), (20_000, 1)).astype(np.float32)
-  draw = (np.float32(1), np.float32(1), np.int32(0), np.arange(20_000))
+  draw = generate.Draw(1.0, 1.0, 0, np.arange(20_000))
   counts = np.bincount(generate._drawn(logits, draw, 3), minlength=3)
   deviation = np.sqrt(20_000 * p * (1 - p))
   assert np.all(np.abs(counts - 20_000 * p) < 5 * deviation)
@@ -105,11 +108,15 @@ def test_an_answer_ends_before_an_end_and_at_a_stop_string(
   prompt, answer = prompts[:1], one_device[0]
   end = int(answer[12])
   first = int(np.flatnonzero(answer == end)[0])
-  ended = generate.generate(params, CONFIG, prompt, 200, ends=(end,), chunk=32)
+  ended = generate.generate(
+    params, CONFIG, prompt, 70, Options((end,), chunk=32)
+  )
   np.testing.assert_array_equal(ended[0], answer[:first])
   asked = []
   stopped = lambda ids: asked.append(len(ids)) or len(ids) >= 40
-  cut = generate.generate(params, CONFIG, prompt, 200, stopped, chunk=32)
+  cut = generate.generate(
+    params, CONFIG, prompt, 70, Options(stopped=stopped, chunk=32)
+  )
   assert asked == [32, 64]
   np.testing.assert_array_equal(cut[0], answer[:64])
 
@@ -124,11 +131,11 @@ def test_stop_strings_are_looked_for_in_the_text():
 
 def test_many_lengths_share_a_few_programs(params, rng):
   """Prompts of 1 to 60 tokens: as many programs as powers of two."""
-  before = generate._decode._cache_size()
+  before = generate.decode._cache_size()
   for length in (33, 40, 49, 60):
     prompt = [rng.integers(0, CONFIG.vocab, length)]
-    generate.generate(params, CONFIG, prompt, 3, chunk=32)
-  assert generate._decode._cache_size() - before == 1
+    generate.generate(params, CONFIG, prompt, 3, Options(chunk=32))
+  assert generate.decode._cache_size() - before == 1
 
 
 def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
@@ -136,21 +143,21 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   A single token goes to the weights, which are not gathered either."""
   mesh = make_mesh(2, 4)
   sharded = generate.placed(params, CONFIG, mesh)
-  state = generate.empty(CONFIG, 2, 4096, mesh)
+  program = Program(CONFIG, mesh)
+  state = generate.empty(program, 2, 4096)
   slots = state.cache.k.shape[4]
   assert 1024 <= slots <= 1152
   shard = state.cache.k.addressable_shards[0].data.shape
   assert shard == (CONFIG.layers, 1, 1, CONFIG.kv_heads, slots, CONFIG.head_dim)
   lengths = np.array([4000, 70], np.int32)
   reading = generate.prefill.lower(
-    sharded, state, np.zeros((2, 64), np.int32), lengths, np.int32(0),
-    config=CONFIG, mesh=mesh,
-  )  # fmt: skip
-  draw = (np.float32(0), np.float32(1), np.int32(0), np.arange(2))
-  writing = generate._decode.lower(
-    sharded, state, lengths, np.zeros(2, bool), np.int32(1000), np.int32(9),
-    np.full(4, -1), draw, config=CONFIG, mesh=mesh,
-  )  # fmt: skip
+    sharded, state, np.zeros((2, 64), np.int32), lengths, np.int32(0), program
+  )
+  draw = generate.Draw(0.0, 1.0, 0, np.arange(2))
+  group = generate.Group(lengths, np.int32(1000), np.full(4, -1), draw)
+  writing = generate.decode.lower(
+    sharded, state, group, np.zeros(2, bool), np.int32(9), program
+  )
   # The keys of one layer would be four times as many elements; the smallest
   # matrix that multiplies is that of k.
   keys = slots * CONFIG.kv_heads * CONFIG.head_dim
@@ -166,8 +173,8 @@ def test_losses_come_back_in_the_order_of_the_text(params, rng, make_mesh):
   batch = packed(rng, CONFIG.vocab, (3, 61 + 3))
   wanted = np.asarray(llama.nll(params, CONFIG, batch))
   mesh = make_mesh(2, 4)
-  model = generate.lm(
-    params, CONFIG, mesh=mesh, rows=2, arrangement='zigzag', loss_chunk=16
+  model = language_model.with_cache(
+    params, CONFIG, mesh, Options(rows=2), layout='zigzag', chunk=16
   )
   seen = batch.segments > 0
   np.testing.assert_allclose(model.nll(batch)[seen], wanted[seen], atol=1e-4)

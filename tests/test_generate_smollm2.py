@@ -14,7 +14,7 @@ from test_smollm2 import path  # noqa: F401  (a fixture)
 from longjax import weights
 from longjax.batch import one_document
 from longjax.data import tokenizer
-from longjax.inference import generate
+from longjax.inference import generate, language_model
 
 pytestmark = pytest.mark.slow
 OPENINGS = (
@@ -43,7 +43,10 @@ def theirs(path):  # noqa: F811
 @pytest.fixture(scope='module')
 def ours(path):  # noqa: F811
   params, config = weights.load(path)
-  return generate.lm(params, config, rows=20), tokenizer.load(path)
+  lm = language_model.with_cache(
+    params, config, options=generate.Options(rows=20)
+  )
+  return lm, tokenizer.load(path)
 
 
 def continued(theirs, ids, count):

@@ -1,14 +1,78 @@
-"""The laboratory: its command, its table, and all of it at a tiny size."""
+"""The laboratory: its tasks, its command, its table, and all of it at a tiny
+size."""
 
 import json
+import math
 import sys
 
 import numpy as np
 import pytest
 
 from configs.lab import base, extend
-from launch import lab
+from launch import lab as command
 from longjax.errors import InputError
+from longjax.lab import compare as lab
+from longjax.lab import miniature
+
+PROSE = np.frombuffer(b'Now is the winter of our discontent. ' * 50, np.uint8)
+SIZES = (miniature.LEAST, 64, 251)
+
+
+def taken_apart(tokens, mask):
+  """(text, its entries by key, keys asked, answers)."""
+  first = int(np.argmax(mask)) - 1
+  text, asked = tokens[:first], tokens[first:]
+  entries = text[text >= miniature.ENTRY]
+  by_key = {(e - miniature.ENTRY) // miniature.VALUES: e for e in entries}
+  assert len(by_key) == len(entries)  # keys are distinct
+  return text, by_key, asked[::2] - miniature.QUESTION, asked[1::2]
+
+
+@pytest.mark.parametrize('asked', (0, miniature.ASKED))
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('task', miniature.TASKS)
+def test_the_answer_is_the_entry_of_the_key_that_is_asked(
+  rng, task, size, asked
+):
+  for _ in range(20):
+    tokens, mask = miniature.build(rng, task, PROSE, size, asked)
+    _, entries, keys, answers = taken_apart(tokens, mask)
+    assert len(tokens) == len(mask) == size
+    assert answers.tolist() == [entries[key] for key in keys]
+    assert mask.sum() == len(answers) and (tokens[mask > 0] == answers).all()
+    assert min(keys) >= 0 and max(keys) < miniature.KEYS
+    assert tokens.max() < 384  # ids of the byte tokenizer
+
+
+def test_tasks_have_the_entries_and_questions_that_they_say(rng):
+  counts = {}
+  for task in miniature.TASKS:
+    made = miniature.build(rng, task, PROSE, 200, miniature.ASKED)
+    text, entries, keys, answers = taken_apart(*made)
+    counts[task] = len(entries), len(keys)
+  assert counts == dict(look_up=(32, 4), passkey=(1, 1), first=(32, 1))
+  assert text[0] == answers[0]  # of 'first'
+
+
+@pytest.mark.parametrize('task', miniature.TASKS)
+def test_a_document_to_train_on_has_its_length_and_answers(rng, task):
+  for _ in range(50):
+    tokens, mask = miniature.document(rng, task, PROSE, 64)
+    assert len(tokens) == len(mask) == 64
+    assert mask.any() and (tokens[mask > 0] >= miniature.ENTRY).all()
+
+
+def test_an_answer_is_found_with_more_than_half_of_the_probability():
+  def nll(batch):
+    """Sure of entries with even ids, nearly sure of the others."""
+    answer = batch.targets >= miniature.ENTRY
+    even = answer & (batch.targets % 2 == 0)
+    return np.where(even, math.log(2) - 0.01, math.log(2) + 0.01)
+
+  share = miniature.accuracy(nll, 'look_up', PROSE, 64)
+  assert share == pytest.approx(0.5, abs=0.1)  # of 256 answers
+  assert miniature.accuracy(lambda b: 0 * b.weights, 'passkey', PROSE, 64) == 1
+  assert miniature.accuracy(lambda b: b.weights, 'first', PROSE, 64) == 0
 
 
 def result(share):
@@ -20,16 +84,16 @@ def result(share):
 
 
 def test_the_tables_have_the_mean_of_the_seeds_and_half_of_their_range():
-  tables = lab.report(dict(base=[result(0.9), result(0.5)]))
+  tables = lab.report(dict(base=[result(0.9), result(0.5)]), 64)
   rows = [x for x in tables.splitlines() if x.startswith('| base')]
   cell = ' 0.70 +-0.20 |'
   assert rows == ['| base |' + cell, *['| base |' + cell * 5] * 3]
-  assert '| base | 0.90 |\n' in lab.report(dict(base=[result(0.9)]))
+  assert '| base | 0.90 |\n' in lab.report(dict(base=[result(0.9)]), 64)
 
 
 def test_the_table_says_whether_the_base_retrieves_at_all():
-  assert 'holds (least' in lab.report(dict(base=[result(1.0), result(0.96)]))
-  assert 'DOES NOT HOLD' in lab.report(dict(base=[result(1.0), result(0.9)]))
+  assert ': holds' in lab.premise([result(1.0), result(0.96)], 64)
+  assert ': DOES NOT HOLD' in lab.premise([result(1.0), result(0.9)], 64)
 
 
 def test_every_method_gets_as_many_tokens():
@@ -45,7 +109,7 @@ def test_what_it_cannot_do_is_refused_before_anything_is_made(
 ):
   monkeypatch.setattr(sys, 'argv', ['lab.py', flag])
   with pytest.raises(InputError, match=flag[2:7]):
-    lab.main()
+    command.main()
 
 
 def test_a_run_that_was_trained_otherwise_is_not_taken_for_this_one(tmp_path):
@@ -67,13 +131,14 @@ def test_the_laboratory_runs_whole(tmp_path, monkeypatch, make_mesh):
     return config
 
   monkeypatch.setattr(lab.sharding, 'make_mesh', make_mesh)  # of eight devices
-  of_base, of_method = base.get_config, extend.get_config
-  monkeypatch.setattr(lab.base, 'get_config', lambda: small(of_base()))
-  monkeypatch.setattr(lab.extend, 'get_config', lambda m: small(of_method(m)))
-  monkeypatch.setattr(lab, 'PLAYS', dict(path='longjax', include='run/*.py'))
   monkeypatch.setattr(lab, 'DOCUMENTS', 300)
   seeds, methods = [0, 1], ['joined', 'pose', 'fot']
-  lab.compare(seeds, methods, tmp_path)
+  recipes = {m: lambda m=m: small(extend.get_config(m)) for m in methods}
+  plays = dict(path='longjax', include='train/*.py')
+  here = lab.Laboratory(
+    lambda: small(base.get_config()), recipes, plays, base.WINDOW, extend.TARGET
+  )
+  lab.compare(here, seeds, tmp_path)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert [*results] == ['base', *methods]
   assert all(len(runs) == len(seeds) for runs in results.values())
@@ -88,4 +153,4 @@ def test_the_laboratory_runs_whole(tmp_path, monkeypatch, make_mesh):
     raise AssertionError('trained again')
 
   monkeypatch.setattr('longjax.train.loop.main', never)
-  lab.compare(seeds, methods, tmp_path)
+  lab.compare(here, seeds, tmp_path)

@@ -16,7 +16,9 @@ from longjax import llama
 from longjax.attention import SHARED_SEGMENT
 from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
+from longjax.errors import InputError
 from longjax.inference import memory
+from longjax.inference.kv_cache import Program
 
 LAYERS, WINDOWS = (0, 2), 4
 ALL_BEFORE = tuple(
@@ -55,14 +57,14 @@ def test_a_text_in_windows_is_a_pack_that_sees_all_before(
 ):
   batch, mesh = text(rng), make_mesh(data, seq) if data else None
   params = params_of(READS)
-  got = memory.nll(params, READS, batch, window=SEQ, chunk=7, mesh=mesh)
+  got = memory.nll(params, READS, batch, memory.Options(SEQ, chunk=7), mesh)
   real = batch.segments > 0
   np.testing.assert_allclose(got[real], wanted(batch)[real], rtol=0, atol=2e-5)
 
 
 def test_a_text_within_one_window_is_a_plain_forward(rng):
   batch, params = text(rng, length=13), params_of(READS)
-  got = memory.nll(params, READS, batch, window=SEQ)
+  got = memory.nll(params, READS, batch, memory.Options(SEQ))
   want = llama.nll(params, model(NO_MEMORY), batch)
   real = batch.segments > 0
   np.testing.assert_allclose(got[real], want[real], rtol=0, atol=2e-5)
@@ -75,7 +77,9 @@ def test_memory_changes_what_later_windows_predict(rng):
   other.tokens[:, :SEQ] += 1
   params = params_of(READS)
   losses = [
-    memory.nll(params, READS, x._replace(tokens=x.tokens % 64), window=SEQ)
+    memory.nll(
+      params, READS, x._replace(tokens=x.tokens % 64), memory.Options(SEQ)
+    )
     for x in (batch, other)
   ]
   difference = np.abs(losses[0] - losses[1])[:, SEQ:]
@@ -85,7 +89,7 @@ def test_memory_changes_what_later_windows_predict(rng):
 def test_prompts_within_the_window_continue_as_without_memory(rng):
   params = params_of(READS)
   prompts = [rng.integers(0, 64, n) for n in (3, 9)]
-  got = memory.greedy(params, READS, prompts, 4, window=SEQ, last=2)
+  got = memory.greedy(params, READS, prompts, 4, memory.Options(SEQ, 2))
   for prompt, answer in zip(prompts, got):
     whole = one_document(np.concatenate([prompt, answer]))
     logits = llama.forward(params, model(NO_MEMORY), whole)[0]
@@ -97,7 +101,7 @@ def test_answers_are_the_likeliest_tokens_given_memory(rng):
   """Each answer again as the last row of a pack, logits at once."""
   params, last, count = params_of(READS), 5, 4
   prompts = [rng.integers(0, 64, n) for n in (3 * SEQ + last, 2 * SEQ + 9)]
-  got = memory.greedy(params, READS, prompts, count, window=SEQ, last=last)
+  got = memory.greedy(params, READS, prompts, count, memory.Options(SEQ, last))
   for prompt, answer in zip(prompts, got):
     before, tail = np.split(prompt, [len(prompt) - last])
     rows = [before[i * SEQ : (i + 1) * SEQ] for i in range(3)]
@@ -112,19 +116,19 @@ def test_answers_are_the_likeliest_tokens_given_memory(rng):
     np.testing.assert_array_equal(logits[at].argmax(-1), answer)
 
 
-def test_a_window_sees_each_of_256k_tokens_of_memory(rng):
+def test_a_window_attends_to_each_of_64k_tokens_of_memory(rng):
   """One layer and head; in float64 with all keys in one array."""
   window, tokens = 32, rng.integers(0, 64, (1, 32)).astype(np.int32)
   config = model(Memory((0,)), layers=1, heads=1, kv_heads=1, block=512)
   params = jax.device_get(params_of(config))
-  store = memory.empty(config, 2**18 // window + 1, 1, window)
+  bank = memory.empty(config, 2**16 // window + 1, 1, window)
   draw = lambda x: rng.standard_normal(x.shape, np.float32)
-  full = np.full_like(store.segment, SHARED_SEGMENT)
+  full = np.full_like(bank.segment, SHARED_SEGMENT)
   full[-1] = 0  # where the window itself will go
-  before = memory.Store(draw(store.k), draw(store.v), full)
-  got, after = memory._read(
+  before = memory.MemoryBank(draw(bank.k), draw(bank.v), full)
+  got, after = memory.read(
     params, tokens, np.array([window]), before, np.int32(len(full) - 1),
-    config=config, mesh=None,
+    Program(config),
   )  # fmt: skip
   want = one_layer(params, config, tokens, before.k, before.v)
   np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
@@ -160,28 +164,28 @@ def one_layer(params, config, tokens, k_stored, v_stored):
 
 
 def test_reading_a_window_needs_no_memory_that_grows_with_what_was_read():
-  """Beside the store itself, which is given up to be updated in place."""
+  """Beside the bank itself, which is given up to be updated in place."""
 
   def temporaries(tokens):
-    store = jax.eval_shape(lambda: memory.empty(READS, tokens // 256, 1, 256))
+    bank = jax.eval_shape(lambda: memory.empty(READS, tokens // 256, 1, 256))
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
-    compiled = memory._read.lower(
-      llama.abstract(READS), ints(1, 256), ints(1), store, ints(),
-      config=READS, mesh=None,
+    compiled = memory.read.lower(
+      llama.abstract(READS), ints(1, 256), ints(1), bank, ints(),
+      Program(READS),
     ).compile()  # fmt: skip
     return compiled.memory_analysis().temp_size_in_bytes
 
   layer = lambda tokens: 2 * tokens * READS.kv_heads * READS.head_dim * 4
   more = temporaries(2**18) - temporaries(2**14)
   # One layer's keys and values, put beside those of the window and cut into
-  # blocks, and the list of blocks; not the store, and nothing quadratic. That
+  # blocks, and the list of blocks; not the bank, and nothing quadratic. That
   # is 3.8 of a layer where JAX 0.10 compiles it, and 4.1 with 0.12.
   assert more < 4.5 * layer(2**18)
 
 
 def test_what_cannot_be_read_is_refused(rng):
   params, prompt = params_of(READS), rng.integers(0, 64, 40)
-  with pytest.raises(ValueError, match='smaller `last`'):
-    memory.greedy(params, READS, [prompt], 12, window=SEQ, last=5)
+  with pytest.raises(InputError, match=f'window of {SEQ}'):
+    memory.greedy(params, READS, [prompt], 12, memory.Options(SEQ, 5))
   with pytest.raises(ValueError, match='needs memory layers'):
-    memory.greedy(params, model(), [prompt], 4, window=SEQ, last=5)
+    memory.greedy(params, model(), [prompt], 4, memory.Options(SEQ, 5))

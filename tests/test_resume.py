@@ -48,7 +48,7 @@ def test_a_run_interrupted_and_resumed_has_the_same_losses(tmp_path):
   assert jobs.hexes(parts) == jobs.hexes(whole)
   losses = jobs.losses(whole)
   assert losses[-1] < 0.85 * losses[0]
-  assert f'recipe, {STEPS} steps' in (whole / 'REPORT.md').read_text()
+  assert f'after {STEPS} steps' in (whole / 'REPORT.md').read_text()
   assert (whole / 'plots' / 'loss_by_position.png').stat().st_size > 5000
   for name in ('config.json', 'code.json', 'checkpoints', 'tb'):
     assert (whole / name).exists()

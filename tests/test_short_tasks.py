@@ -9,10 +9,10 @@ from eval_cases import TOKENS
 
 from configs import common
 from longjax.errors import InputError
-from longjax.inference import generate
+from longjax.inference.language_model import LM
 
 pytest.importorskip('lm_eval')
-from longjax.evals import short_tasks, tasks
+from longjax.evals import Setup, lm_harness, table
 
 NEXT = np.frombuffer(b'bcdefghijklmnopqrstuvwxyza', np.uint8)
 
@@ -39,7 +39,7 @@ def continued(prompts, count, stopped=None):
   return answers
 
 
-HARNESS = short_tasks.Harness(generate.LM(nll, continued), TOKENS, window=8)
+HARNESS = lm_harness.Harness(LM(nll, continued), TOKENS, window=8)
 
 
 def request(*arguments):
@@ -98,19 +98,19 @@ def test_a_task_in_a_file_is_run_with_its_own_data(tmp_path):
     '{"text": "efg", "answer": 0}\n' * 3 + '{"text": "defg", "answer": 1}\n'
   )
   task.write_text(LETTERS.replace('FILE', str(data)))
-  name, ask = f'lm_eval/{task}', common.base().eval
-  ask.update(lengths=(8,), samples=20)
-  setting = tasks.Setting(HARNESS.lm, TOKENS, None, ask, 0, print)
-  tasks.check(name)
-  tasks.check_room(setting, name)
-  assert tasks.run(setting, name)['acc,none'] == 0.75
-  ask.samples = 2
-  assert tasks.run(setting, name)['acc,none'] == 1.0
+  config = common.base()
+  config.eval.update(lengths=(8,), samples=20)
+  setup = Setup(config, TOKENS)
+  evaluation, part = table.find(f'lm_eval/{task}')
+  evaluation.check(setup, part)
+  assert evaluation.run(HARNESS.lm, setup, part)['acc,none'] == 0.75
+  config.eval.samples = 2
+  assert evaluation.run(HARNESS.lm, setup, part)['acc,none'] == 1.0
 
 
 def test_tasks_that_are_none_are_refused(tmp_path):
   with pytest.raises(InputError, match='no such file'):
-    short_tasks.find(str(tmp_path / 'none.yaml'))
+    lm_harness.find(str(tmp_path / 'none.yaml'))
   (tmp_path / 'other.yaml').write_text('name: letters')
   with pytest.raises(InputError, match='defines no task'):
-    short_tasks.find(str(tmp_path / 'other.yaml'))
+    lm_harness.find(str(tmp_path / 'other.yaml'))

@@ -74,7 +74,7 @@ def test_killed_at_random_moments_it_resumes_and_every_loss_is_the_same(
 
 
 @pytest.mark.parametrize(
-  'moment', ['evaluating: recipe, untrained', 'compiling the train step']
+  'moment', ['evaluating: before training', 'compiling the train step']
 )
 def test_sigterm_while_there_is_nothing_to_save_ends_at_once(
   moment, data, tmp_path, monkeypatch

@@ -4,12 +4,12 @@
 
 makes the documents, trains this config and its extensions (extend.py) with
 three seeds, and compares them: docs/lab.md. The documents are plays of
-Shakespeare as bytes, all of which is learned, and the tasks of
-longjax/evals/miniature.py, of which the answers are.
+Shakespeare as bytes, and the tasks of longjax/lab/miniature.py, whose loss
+counts the answers only.
 """
 
 from configs import common
-from longjax.evals import miniature
+from longjax.lab import miniature
 
 WINDOW = 64
 SIZE = dict(
@@ -22,7 +22,7 @@ PLAYS = 0.15  # of the rows
 
 
 def of_length(length):
-  """The sources of task documents of so many tokens, in launch/lab.py."""
+  """The sources of task documents of so many tokens (longjax/lab)."""
   return tuple(f'{task}_{length}' for task in miniature.TASKS)
 
 
@@ -44,7 +44,7 @@ def get_config():
   )  # 2,048 tokens a step
   config.optim.update(
     learning_rate=5e-3, schedule='cosine', warmup_steps=50, min_ratio=0.1,
-    spike_sigmas=0.0,  # it learns to look back in a jump
+    spike_sigmas=0.0,  # its loss falls in a jump when it learns to look up
   )  # fmt: skip
   config.checkpoint.update(every_steps=1000, keep=1)
   config.eval.update(batch=8, window=WINDOW)

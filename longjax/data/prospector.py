@@ -50,7 +50,7 @@ def score_document(ids, nll, rng, pairs=PAIRS) -> Score:
 
   Args:
     ids: [tokens].
-    nll: Batch of numpy arrays -> [batch, seq] nats, as inference.generate.LM.
+    nll: Batch of numpy arrays -> [batch, seq] nats, as that of an LM.
     rng: a numpy Generator; it chooses chunks and pairs.
     pairs: how many are sampled. Where there are fewer, all are scored (the
       authors' code then gives 0).

@@ -8,7 +8,7 @@ short examples for models that were not tuned to follow instructions.
 import functools
 
 from longjax.errors import InputError
-from longjax.evals import haystack, score
+from longjax.evals import haystack, prompts, score
 from longjax.evals.prompts import Source, Task
 
 WORDS = range(8, 41)  # of a sentence that is asked for
@@ -38,9 +38,6 @@ def build(rng, source: Source, size, length):
   return shots + PROMPT.format(text=text), [answer]
 
 
-TASK = Task(build, 96, score.rouge_l, ('\n',))
-
-
 @functools.lru_cache(1)
 def _starts(text: str) -> list[int]:
   """The sentences that may be asked for."""
@@ -54,3 +51,9 @@ def _starts(text: str) -> list[int]:
       f'{WORDS[0]} to {WORDS[-1]} words for first_sentence: it needs prose'
     )
   return found
+
+
+TASKS = dict(first_sentence=Task(build, 96, score.rouge_l, ('\n',)))
+EVALUATION = prompts.evaluation(
+  'first_sentence', 'First-sentence retrieval, ROUGE-L', TASKS
+)

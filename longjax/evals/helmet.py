@@ -8,7 +8,7 @@ say what a label means. The questions are made from patterns, not TREC's.
 
 import uuid
 
-from longjax.evals import ruler, score
+from longjax.evals import prompts, ruler, score
 from longjax.evals.prompts import Source, Task
 
 KV = (
@@ -78,11 +78,30 @@ TASKS = dict(
   niah_multikey_2=ruler.TASKS['niah_multikey_2']._replace(count=50),
   niah_multikey_3=ruler.TASKS['niah_multikey_3']._replace(count=100),
   niah_multivalue=ruler.TASKS['niah_multivalue']._replace(count=50),
-  icl=Task(in_context, 20, first_label, ('\n',)),
+  icl=Task(
+    in_context, 20, first_label, ('\n',), 'questions from patterns, not TREC'
+  ),
 )
 RECALL = ('json_kv', 'niah_multikey_2', 'niah_multikey_3', 'niah_multivalue')
+
+
+def recall(results: dict, plots) -> str:
+  """The mean of the recall tasks, of models that did all of them."""
+  lines = []
+  for name, tasks in results.items():
+    if all(task in tasks for task in RECALL):
+      at = prompts.means({task: tasks[task] for task in RECALL})
+      means = (f'{100 * mean:.1f} at {n:,}' for n, (mean, _, _) in at.items())
+      lines.append(f'{name}: {", ".join(means)}')
+  return f'Recall: {"; ".join(lines)}.' if lines else ''
 
 
 def _question(rng, words, kind: int) -> str:
   pattern = KINDS[kind][rng.integers(len(KINDS[kind]))]
   return pattern.format(rng.choice(words.adjectives), rng.choice(words.nouns))
+
+
+EVALUATION = prompts.evaluation(
+  'helmet', 'HELMET, the parts without outside data', TASKS, lists=True,
+  summary=recall,
+)  # fmt: skip

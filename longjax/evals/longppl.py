@@ -9,6 +9,8 @@ import math
 import numpy as np
 
 from longjax.batch import one_document
+from longjax.evals.evaluation import DOCUMENTS, Evaluation, Setup
+from longjax.evals.markdown import number, section, table
 
 SHORT = 4096  # tokens of the short context
 STRIDE = 1024  # tokens scored with one short context
@@ -51,8 +53,8 @@ def longppl(lm, evaluator, documents, short=SHORT, stride=STRIDE) -> dict:
   """LongPPL, the perplexity of all tokens, and how many were key tokens.
 
   Args:
-    lm: the generate.LM that is measured.
-    evaluator: the generate.LM that finds the key tokens, with the same
+    lm: the LM that is measured.
+    evaluator: the LM that finds the key tokens, with the same
       tokenizer; the paper takes a strong one.
     documents: list of [tokens] ids.
     short, stride: tokens.
@@ -74,3 +76,33 @@ def longppl(lm, evaluator, documents, short=SHORT, stride=STRIDE) -> dict:
     short=short,
     stride=stride,
   )
+
+
+def run(lm, setup: Setup, part: str) -> dict:
+  """The model is its own evaluator, which favours no other."""
+  short = min(SHORT, setup.options.length // 4)
+  stride = min(STRIDE, max(short // 4, 1))
+  return longppl(lm, lm, setup.documents(), short, stride)
+
+
+def scores(result: dict) -> dict:
+  return {key: result[key] for key in ('longppl', 'perplexity')}
+
+
+def render(results: dict, ask, plots) -> str:
+  rows = [
+    [name, number(r['longppl']), number(r['perplexity']),
+     f'{r["key_tokens"]:,} of {r["tokens"]:,}']
+    for name, r in results.items()
+  ]  # fmt: skip
+  first = next(iter(results.values()))
+  return section(
+    'LongPPL',
+    'Each model finds its own key tokens (the paper takes a strong one), with '
+    f'a short context of {first["short"]:,} tokens and steps of '
+    f'{first["stride"]:,}.',
+    table(['', 'LongPPL', 'perplexity', 'key tokens'], rows),
+  )
+
+
+EVALUATION = Evaluation('longppl', DOCUMENTS, run, render, scores)

@@ -5,10 +5,14 @@ a question about it. The published score is a judgement of another model; here
 it is the share of KEYWORDS in the answer, which needs none.
 """
 
+import statistics
+
 import numpy as np
 
 from longjax.errors import InputError
-from longjax.evals import prompts
+from longjax.evals import evaluation, figures, prompts
+from longjax.evals.evaluation import PROSE, Evaluation, Setup
+from longjax.evals.markdown import figure, section, side_by_side
 
 NEEDLE = (
   '\nThe best thing to do in San Francisco is eat a sandwich and sit in '
@@ -60,6 +64,60 @@ def heat_map(lm, tokenizer, text: str, lengths, depths) -> dict:
   return result
 
 
+def check(setup: Setup, part: str):
+  for length in setup.options.lengths:
+    prompt(setup.tokenizer, setup.prose(), length, 0.5)
+
+
+def run(lm, setup: Setup, part: str) -> dict:
+  """By length, at 2 to 11 depths: eval.samples of them."""
+  ask = setup.options
+  depths = np.linspace(0, 1, max(2, min(ask.samples, 11))).round(3).tolist()
+  return heat_map(lm, setup.tokenizer, setup.prose(), ask.lengths, depths)
+
+
+def scores(result: dict) -> dict:
+  return {
+    str(length): statistics.fmean(row)
+    for length, row in zip(result['length'], result['score'])
+  }
+
+
+def render(maps: dict, ask, plots) -> str:
+  draw(plots / 'needle.png', maps)
+  first = next(iter(maps.values()))
+  return section(
+    'Needle in a haystack',
+    'Share of the keywords in the answer in percent (not the judge of the '
+    f'original), mean of {len(first["depths"])} depths, one try each; the '
+    f'haystack is {evaluation.sources(ask)}.',
+    side_by_side(
+      ['tokens'],
+      [[f'{length:,}'] for length in first['length']],
+      maps,
+      lambda result, i: f'{100 * np.mean(result["score"][i]):.0f}',
+    ),
+    figure('needle', 'needle.png'),
+  )
+
+
+def draw(path, maps: dict):
+  """Needles found by context length and depth, from 0 (red) to 1 (green)."""
+  with figures.figure(path, len(maps)) as (drawn, axes):
+    axes = np.atleast_1d(axes)
+    for ax, (name, result) in zip(axes, maps.items()):
+      columns = list(zip(*result['score']))  # [depths, lengths]
+      image = ax.imshow(columns, vmin=0, vmax=1, cmap='RdYlGn', aspect='auto')
+      ax.set_title(name)
+      lengths = [f'{n:,}' for n in result['length']]
+      depths = [f'{d:.0%}' for d in result['depths']]
+      ax.set_xticks(range(len(lengths)), lengths)
+      ax.set_yticks(range(len(depths)), depths)
+      ax.set_xlabel('context (tokens)')
+      ax.set_ylabel('depth of the needle')
+    drawn.colorbar(image, ax=axes, label='share of the keywords')
+
+
 def _parts(tokenizer, text):
   intro = prompts.encode(tokenizer, INTRO)
   return intro, *(np.asarray(tokenizer.encode(x)) for x in
@@ -88,3 +146,6 @@ def _after_a_sentence(tokenizer, hay, at: int) -> int:
   ):
     at -= 1
   return at
+
+
+EVALUATION = Evaluation('needle', PROSE, run, render, scores, check)

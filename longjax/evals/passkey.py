@@ -7,11 +7,14 @@ failure tells more than a success.
 """
 
 import re
+import statistics
 
 import numpy as np
 
 from longjax.errors import InputError
 from longjax.evals import prompts
+from longjax.evals.evaluation import NOTHING, Evaluation, Setup
+from longjax.evals.markdown import section, side_by_side
 from longjax.evals.prompts import Source, Task
 
 INTRO = (
@@ -76,14 +79,11 @@ def original(rng, source: Source, size, length):
   return '\n'.join(lines), [str(key)]
 
 
-ORIGINAL = Task(original, 10, first_number)
-
-
 def accuracy(lm, tokenizer, lengths, depths, seed=0) -> dict:
   """Which keys are found.
 
   Args:
-    lm: generate.LM.
+    lm: language_model.LM.
     tokenizer: data.tokenizer.Tokenizer.
     lengths: tokens of prompt and answer.
     depths: shares of the filler before the key, 0 to 1.
@@ -103,3 +103,49 @@ def accuracy(lm, tokenizer, lengths, depths, seed=0) -> dict:
     result['length'].append(int(length))
     result['found'].append([found(a, key) for a, key in zip(answers, keys)])
   return result
+
+
+def lengths(ask) -> tuple[int, ...]:
+  """eval.passkey_lengths, else eval.lengths."""
+  return ask.passkey_lengths or ask.lengths
+
+
+def check(setup: Setup, part: str):
+  for length in lengths(setup.options):
+    prompt(setup.tokenizer, length, 0.5, 12345)
+
+
+def run(lm, setup: Setup, part: str) -> dict:
+  ask = setup.options
+  return accuracy(
+    lm, setup.tokenizer, lengths(ask), ask.passkey_depths, setup.config.seed
+  )
+
+
+def scores(result: dict) -> dict:
+  return {
+    str(length): statistics.fmean(row)
+    for length, row in zip(result['length'], result['found'])
+  }
+
+
+def render(results: dict, ask, plots) -> str:
+  first = next(iter(results.values()))
+  depths = ', '.join(f'{d:.0%}' for d in first['depths'])
+  return section(
+    'Passkey',
+    f'Keys found, one try at each depth ({depths}).',
+    side_by_side(
+      ['tokens'],
+      [[f'{length:,}'] for length in first['length']],
+      results,
+      lambda r, i: f'{sum(r["found"][i])}/{len(r["found"][i])}',
+    ),
+  )
+
+
+EVALUATION = Evaluation('passkey', NOTHING, run, render, scores, check)
+TASKS = dict(passkey_original=Task(original, 10, first_number))
+ORIGINAL = prompts.evaluation(
+  'passkey_original', 'The original passkey prompt', TASKS, needs=NOTHING
+)

@@ -21,6 +21,9 @@ import numpy as np
 
 from longjax.batch import one_document
 from longjax.errors import InputError
+from longjax.evals import evaluation
+from longjax.evals.evaluation import DOCUMENTS, Evaluation, Setup
+from longjax.evals.markdown import number, section, side_by_side
 
 STRIDE = 256  # of the papers
 
@@ -94,7 +97,7 @@ def table(lm, documents, lengths, stride=STRIDE) -> dict:
   """{'length': [...], mode: [perplexity at each length]} and the stride.
 
   Args:
-    lm: generate.LM.
+    lm: language_model.LM.
     documents: list of [tokens] ids, with what stands before a document.
     lengths: tokens of a window, at least 2.
     stride: tokens by which windows advance; shorter ones by all but one of
@@ -120,3 +123,46 @@ def _losses(lm, tokens, found) -> list[np.ndarray]:
     row[w.scored - w.start - 1 : w.end - w.start - 1]
     for row, w in zip(nll, found)
   ]
+
+
+def check(setup: Setup, part: str):
+  shortest, length = min(setup.options.lengths), setup.options.length
+  if not 2 <= shortest <= length:
+    raise InputError(
+      f'perplexity needs eval.lengths from 2 to eval.length {length}, got '
+      f'{tuple(setup.options.lengths)}'
+    )
+
+
+def run(lm, setup: Setup, part: str) -> dict:
+  """Over windows of those eval.lengths that documents have."""
+  lengths = [n for n in setup.options.lengths if n <= setup.options.length]
+  return table(lm, setup.documents(), lengths)
+
+
+def scores(result: dict) -> dict:
+  return {
+    f'{mode}/{length}': value
+    for mode in MODES
+    for length, value in zip(result['length'], result[mode])
+  }
+
+
+def render(results: dict, ask, plots) -> str:
+  first = next(iter(results.values()))
+  keys = [(i, mode) for i in range(len(first['length'])) for mode in MODES]
+  return section(
+    'Perplexity over windows',
+    f'Stride {first["stride"]} tokens, at most all but one of the window; '
+    f'{evaluation.describe_documents(ask)} of {ask.length:,} tokens. The modes '
+    'are those of longjax/evals/perplexity.py: compare within one.',
+    side_by_side(
+      ['window', 'mode'],
+      [[f'{first["length"][i]:,}', mode] for i, mode in keys],
+      results,
+      lambda result, row: number(result[keys[row][1]][keys[row][0]]),
+    ),
+  )
+
+
+EVALUATION = Evaluation('perplexity', DOCUMENTS, run, render, scores, check)

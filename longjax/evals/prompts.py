@@ -3,15 +3,19 @@
 A task builds a text of a given size (sentences, words, pairs: what its
 haystack is counted in) from random numbers; here the size is chosen so that
 prompt and answer fill a context length, counted in the model's own tokens.
+`evaluation` makes an evaluation of such tasks.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from longjax.errors import InputError
-from longjax.evals import score
+from longjax.evals import score, word_lists
+from longjax.evals.evaluation import PROSE, Evaluation, Setup
+from longjax.evals.markdown import section, table
 from longjax.inference import generate
 
 
@@ -37,6 +41,7 @@ class Task(NamedTuple):
   count: int  # tokens of the answer
   score: Callable = score.all_references  # (answer, references) -> 0 to 1
   stop: tuple[str, ...] = ()  # an answer ends before these
+  stand_in: str = ''  # what is invented here in place of the benchmark's data
 
 
 def encode(tokenizer, text: str) -> np.ndarray:
@@ -124,3 +129,123 @@ def scores(lm, tokenizer, task: Task, made: list[Sample]) -> list[float]:
   prompts = [sample.prompt for sample in made]
   found = answers(lm, tokenizer, prompts, task.count, task.stop)
   return [float(task.score(a, s.references)) for a, s in zip(found, made)]
+
+
+def evaluation(
+  name: str, title: str, tasks: dict[str, Task], needs=PROSE, lists=False,
+  summary: Callable = lambda results, plots: '',
+) -> Evaluation:  # fmt: skip
+  """An Evaluation that puts the prompts of tasks at each of eval.lengths.
+
+  Args:
+    name: as eval.tasks has it; with several tasks name/TASK is one of them.
+    title: of the section in the report.
+    tasks: {name: Task}.
+    needs: what evals.evaluation.Evaluation needs.
+    lists: whether prompts are made of words from lists, too.
+    summary: ({model: {task: its scores by length}}, directory of figures) ->
+      Markdown below the table.
+  """
+
+  def source(setup: Setup) -> Source:
+    return Source(setup.prose(), word_lists.load(setup.log) if lists else None)
+
+  def asked(part: str) -> dict[str, Task]:
+    return {part: tasks[part]} if part else tasks
+
+  def check(setup: Setup, part: str):
+    of = source(setup)
+    for task in asked(part).values():
+      for length in setup.options.lengths:
+        least, _ = task.build(np.random.default_rng(0), of, 0, length)
+        tokens = len(encode(setup.tokenizer, least))
+        check_room(tokens, length - task.count)
+
+  def run(lm, setup: Setup, part: str) -> dict:
+    of = source(setup)
+    return {
+      key: [
+        at_length(lm, setup, key, task, of, length)
+        for length in setup.options.lengths
+      ]
+      for key, task in asked(part).items()
+    }
+
+  def render(results: dict, ask, plots) -> str:
+    shown = score_table(results, tasks)
+    return section(title, *shown, summary(results, plots))
+
+  return Evaluation(
+    name, needs, run, render, by_task, check,
+    parts=tuple(tasks) if len(tasks) > 1 else (),
+    stand_ins=tuple(key for key, task in tasks.items() if task.stand_in),
+  )  # fmt: skip
+
+
+def at_length(lm, setup: Setup, name, task: Task, of: Source, length) -> dict:
+  """{'length', 'tokens', 'score', 'low', 'high', 'samples'} of a task.
+
+  `tokens` are those of the shortest prompt and its answer: how near the
+  prompts come to their length.
+  """
+  setup.log(f'  {name} at {length:,} tokens')
+  made = samples(
+    task, setup.tokenizer, of, length, setup.options.samples, setup.config.seed
+  )
+  found = scores(lm, setup.tokenizer, task, made)
+  least = min(len(sample.prompt) for sample in made) + task.count
+  return dict(length=int(length), tokens=least) | score.summary(found)
+
+
+def by_task(results: dict) -> dict:
+  """{'task/length': score} of {task: its scores by length}."""
+  return {
+    f'{name}/{x["length"]}': x['score']
+    for name, scores in results.items()
+    for x in scores
+  }
+
+
+def score_table(results: dict, tasks: dict[str, Task]) -> list[str]:
+  """Paragraphs: tasks by length, with intervals; which tasks are stand-ins."""
+  names = list(dict.fromkeys(t for r in results.values() for t in r))
+  lengths = sorted(
+    {x['length'] for r in results.values() for xs in r.values() for x in xs}
+  )
+  stand_ins = {t: tasks[t].stand_in for t in names if tasks[t].stand_in}
+  rows = [
+    [name + ' (stand-in)' * (name in stand_ins), f'{length:,}',
+     *(_cell(result.get(name, ()), length) for result in results.values())]
+    for name in names for length in lengths
+  ]  # fmt: skip
+  return [
+    'In percent, with the 95 % binomial interval and the number of samples.',
+    table(['task', 'tokens', *results], rows),
+    ' '.join(f'Stand-in {k}: {what}.' for k, what in stand_ins.items()),
+  ]
+
+
+def _cell(scores, length) -> str:
+  for x in scores:
+    if x['length'] == length:
+      low, high = 100 * x['low'], 100 * x['high']
+      return f'{100 * x["score"]:.1f} ({low:.0f}-{high:.0f}, {x["samples"]})'
+  return ''
+
+
+def means(tasks: dict) -> dict:
+  """{length: (mean score, mean low, mean high)} where all tasks have one.
+
+  Args:
+    tasks: {task: its scores by length}.
+  """
+  at: dict = {}
+  for scores in tasks.values():
+    for x in scores:
+      triple = (x['score'], x['low'], x['high'])
+      at.setdefault(x['length'], []).append(triple)
+  return {
+    length: tuple(math.fsum(column) / len(column) for column in zip(*triples))
+    for length, triples in sorted(at.items())
+    if len(triples) == len(tasks)
+  }

@@ -1,176 +1,56 @@
-"""Tasks of lm-eval (EleutherAI's harness) with a model of ours.
+"""Tasks of lm-eval (EleutherAI's harness), an optional package."""
 
-  from longjax.evals import short_tasks
-  harness = short_tasks.Harness(lm, tokenizer, window=8192)
-  lm_eval.simple_evaluate(model=harness, tasks=['lambada_openai'])
-
-Needs `pip install lm-eval`, which nothing else here does. Its tasks fetch
-their own data sets, and say from where; a task in a .yaml file of yours may
-have its data beside it.
-"""
-
-import functools
-import math
-import pathlib
-
-import numpy as np
-from lm_eval import (  # pyright: ignore[reportMissingImports]
-  evaluator,
-  tasks,
-  utils,
-)
-from lm_eval.api.model import (  # pyright: ignore[reportMissingImports]
-  TemplateLM,
-)
-
-from longjax.batch import one_document
-from longjax.errors import InputError, nearest
-from longjax.evals import prompts
-
-BATCH = 16  # rows whose losses are computed at once
+from longjax.errors import InputError
+from longjax.evals.evaluation import NOTHING, Evaluation, Setup
+from longjax.evals.markdown import number, section, table
 
 
-@functools.lru_cache
-def find(task: str):
-  """(the name of a task, lm-eval's manager that has it).
-
-  Args:
-    task: a name that lm-eval knows, or the path of a .yaml file, whose whole
-      directory lm-eval then searches.
+def harness():
+  """longjax.evals.lm_harness, which imports lm-eval.
 
   Raises:
-    InputError: there is none.
+    InputError: lm-eval is not installed.
   """
-  if not task.endswith('.yaml'):
-    manager = tasks.TaskManager()
-    if task not in manager.all_tasks:
-      near = nearest(task, manager.all_tasks)
-      raise InputError(f'lm-eval has no task {task!r}; nearest is {near!r}')
-    return task, manager
-  path = pathlib.Path(task)
-  if not path.is_file():
-    raise InputError(f'{path}: no such file, which should define a task')
-  manager = tasks.TaskManager(
-    include_path=str(path.parent), include_defaults=False
-  )
-  for name, entry in manager.task_index.items():
-    if entry.yaml_path and path.samefile(entry.yaml_path):
-      return name, manager
-  raise InputError(f'{path} defines no task of lm-eval: it needs a key `task`')
+  try:
+    from longjax.evals import lm_harness
+  except ImportError:
+    raise InputError('lm_eval/... needs: pip install lm-eval') from None
+  return lm_harness
 
 
-def run(harness: 'Harness', task: str, samples: int) -> dict:
-  """{metric: value} of a task; see `find`."""
-  name, manager = find(task)
-  found = evaluator.simple_evaluate(
-    model=harness, tasks=[name], limit=samples, task_manager=manager,
-    log_samples=False,
-  )  # fmt: skip
-  results: dict = dict(found or {}).get('results') or {}  # pyright: ignore
-  numbers = results.get(name, {})
-  return {k: v for k, v in numbers.items() if isinstance(v, int | float)}
+def check(setup: Setup, part: str):
+  harness().find(part)
 
 
-class Harness(TemplateLM):
-  """A generate.LM behind lm-eval's model interface."""
+def run(lm, setup: Setup, part: str) -> dict:
+  window = max(setup.options.lengths)
+  model = harness().Harness(lm, setup.tokenizer, window)
+  return harness().run(model, part, setup.options.samples)
 
-  def __init__(self, lm, tokenizer, window: int, answer_tokens=256):
-    """The model reads at most `window` tokens, the last ones of a request."""
-    super().__init__()
-    self.lm, self.ours = lm, tokenizer
-    self.window, self.answer_tokens = window, answer_tokens
 
-  @property
-  def eot_token_id(self) -> int:
-    ends = (self.ours.document_end, self.ours.eos, self.ours.bos, 0)
-    return next(i for i in ends if i is not None)
+def scores(results: dict) -> dict:
+  return {
+    f'{task}/{_metric(metric)}': value
+    for task, metrics in results.items()
+    for metric, value in metrics.items()
+  }
 
-  @property
-  def prefix_token_id(self) -> int:
-    start = self.ours.document_start
-    return self.eot_token_id if start is None else start
 
-  @property
-  def max_length(self) -> int:
-    return self.window
+def render(results: dict, ask, plots) -> str:
+  rows = []
+  for name, tasks in results.items():
+    for task, metrics in tasks.items():
+      shown = (f'{_metric(k)} {number(x)}' for k, x in metrics.items())
+      rows.append([task, name, ', '.join(shown)])
+  return section('lm-eval', table(['task', '', 'metrics'], rows))
 
-  @property
-  def tokenizer_name(self) -> str:
-    return self.ours.digest[:12]
 
-  def tok_encode(self, string, add_special_tokens=None, **_) -> list[int]:
-    """The ids; in front what the tokenizer puts before a document."""
-    if add_special_tokens is False:
-      return self.ours.encode(string).tolist()
-    return prompts.encode(self.ours, string).tolist()
+def _metric(name: str) -> str:
+  """Without the name of lm-eval's filter: 'acc,none' -> 'acc'."""
+  return name.partition(',')[0]
 
-  def _loglikelihood_tokens(self, requests, **_):
-    pairs = [
-      self._within(context, continuation)
-      for _, context, continuation in requests
-    ]
-    losses = self._losses([a + b for a, b in pairs])
-    found = []
-    for (context, continuation), loss in zip(pairs, losses):
-      own = loss[len(context) - 1 :]
-      found.append(
-        (-float(own.sum()), self._greedy(context, continuation, own))
-      )
-    return found
 
-  def loglikelihood_rolling(self, requests, disable_tqdm=False) -> list[float]:
-    """The log-probability of whole texts, each token predicted once."""
-    sums = []
-    for request in requests:
-      ids = self.tok_encode(request.args[0], add_special_tokens=False)
-      pairs = [
-        utils.make_disjoint_window(x)
-        for x in utils.get_rolling_token_windows(
-          ids, self.prefix_token_id, self.window, 1
-        )
-      ]
-      losses = self._losses([a + b for a, b in pairs])
-      sums.append(-math.fsum(
-        loss[len(a) - 1 :].sum() for (a, _), loss in zip(pairs, losses)
-      ))  # fmt: skip
-    return sums
-
-  def generate_until(self, requests, disable_tqdm=False) -> list[str]:
-    """Greedy answers."""
-    texts = []
-    for request in requests:
-      context, how = request.args
-      count = how.get('max_gen_toks', self.answer_tokens)
-      stop = how.get('until') or []
-      stop = [stop] if isinstance(stop, str) else stop
-      ids = np.array(self.tok_encode(context)[count - self.window :])
-      texts += prompts.answers(self.lm, self.ours, [ids], count, stop)
-    return texts
-
-  def _within(self, context, continuation):
-    """Both, without what is too far back for the window."""
-    whole = (context + continuation)[-self.window :]
-    cut = min(len(continuation), len(whole) - 1)
-    return whole[: len(whole) - cut], whole[len(whole) - cut :]
-
-  def _losses(self, rows) -> list[np.ndarray]:
-    """[tokens - 1] nats of the tokens of each row after its first."""
-    found: list = [None] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    for first in range(0, len(order), BATCH):
-      group = order[first : first + BATCH]
-      width = len(rows[group[-1]])
-      tokens = np.zeros((len(group), width), np.int32)
-      for row, i in zip(tokens, group):
-        row[: len(rows[i])] = rows[i]
-      nll = np.asarray(self.lm.nll(one_document(tokens)), np.float64)
-      for row, i in zip(nll, group):
-        found[i] = row[: len(rows[i]) - 1]
-    return found
-
-  def _greedy(self, context, continuation, losses) -> bool:
-    """Whether the likeliest tokens are these; asked only if in doubt."""
-    if len(losses) and losses.max() < math.log(2):
-      return True  # each more likely than all others together
-    ids = self.lm.generate([np.array(context)], len(continuation))[0]
-    return list(ids) == list(continuation)
+EVALUATION = Evaluation(
+  'lm_eval', NOTHING, run, render, scores, check, any_part=True,
+  merge=lambda parts: parts,
+)  # fmt: skip

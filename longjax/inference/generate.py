@@ -1,11 +1,8 @@
 """Generation on any mesh, with a KV cache sharded over the sequence.
 
-Each device of the ring holds a share of the slots and the ids that say what is
-in them: chunks of prompt stay where they were computed, generated tokens are
-dealt out one by one, so memory per chip is O(seq / n) and nothing moves when
-it is written. A prompt goes through the ring chunk by chunk; a generated token
-asks every device about the keys that it holds (`decode`). Shapes are rounded
-up, so that one compiled program serves many lengths.
+A prompt goes through the ring chunk by chunk; a generated
+token attends to the keys where they lie (strategy `decode`). Shapes are
+rounded up, so that one compiled program serves many lengths.
 """
 
 import functools
@@ -15,25 +12,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from longjax import attention, llama
 from longjax.attention import Ids
-from longjax.batch import Batch
-from longjax.data import layout
 from longjax.errors import InputError
+from longjax.inference import kv_cache
+from longjax.inference.kv_cache import Cache, Program, Slots
 from longjax.parallel import sharding
+from longjax.progress import Progress
 
 CHUNK = 512  # tokens of a prompt computed at once
-BURST = 32  # tokens between two looks at the stop strings
+BURST = 32  # tokens between two checks for stop strings
 
 
-class Sampling(NamedTuple):
+class SamplingOptions(NamedTuple):
   """How a token is drawn; the default is the likeliest one.
 
   A prompt has its own random numbers, by its place in the list, so neither
-  the mesh nor what shares the batch changes what is drawn.
+  the mesh nor the other prompts of a batch change what is drawn.
   """
 
   temperature: float = 0.0  # 0 is greedy
@@ -41,69 +37,48 @@ class Sampling(NamedTuple):
   seed: int = 0
 
 
-GREEDY = Sampling()
+GREEDY = SamplingOptions()
 
 
-class LM(NamedTuple):
-  """What evaluations receive: a model as two functions."""
+class Options(NamedTuple):
+  """When an answer ends, how its tokens are drawn, how much is read at once."""
 
-  # Batch of numpy arrays in the order of the text -> [batch, seq] float32 nats.
-  nll: Callable
-  # (prompts, count, stopped=None) -> list of ids, as `generate` without params.
-  generate: Callable
+  ends: tuple[int, ...] = ()  # ids that end an answer, and are no part of it
+  # Ids [tokens] -> whether an answer is complete; asked every BURST tokens.
+  stopped: Callable | None = None
+  sampling: SamplingOptions = GREEDY
+  rows: int = 0  # prompts read at once; 0 is all
+  chunk: int = CHUNK  # tokens of a prompt computed at once
+  log: Callable[[str], object] | None = None  # called with progress lines
 
 
-class Cache(NamedTuple):
-  """Keys and values of what was read, and who they are.
-
-  The slots of device i of the ring of n are [:, :, i]. RoPE is in the keys.
-  Those of a head lie together, as a matrix that a single query multiplies.
-  """
-
-  k: Any  # [layers, batch, n, kv_heads, slots, dim]
-  v: Any  # [layers, batch, n, kv_heads, slots, dim]
-  ids: Ids  # of [batch, n, slots]; segment 0 is an empty slot
+DEFAULT = Options()
 
 
 class State(NamedTuple):
-  """Between two tokens."""
+  """What generation carries from token to token."""
 
   cache: Cache
   last: Any  # [batch, embed] hidden state of the newest token
-  drawn: Any  # tokens generated
+  drawn: Any  # number of tokens generated
 
 
-def lm(
-  params, config: llama.Llama, *, mesh=None, rows=1, chunk=CHUNK, ends=(),
-  arrangement='contiguous', loss_chunk=1024,
-) -> LM:  # fmt: skip
-  """The functions of a model that evaluations call.
+class Draw(NamedTuple):
+  """SamplingOptions as arrays, and the prompts' places in the list."""
 
-  Args:
-    params: numpy, or on the mesh.
-    config: the model.
-    mesh: the devices; None is one.
-    rows: prompts or rows that are read at once.
-    chunk: tokens of a prompt computed at once.
-    ends: ids that end an answer.
-    arrangement: of the rows whose loss is computed, a name in data.layout.
-    loss_chunk: tokens whose logits exist at once, per device.
-  """
-  params = placed(params, config, mesh)
+  temperature: Any
+  top_p: Any
+  seed: Any
+  place: Any  # [batch] int32
 
-  def nll(batch: Batch):
-    size = min(rows, len(batch.tokens))
-    size += -size % (mesh.shape['data'] if mesh else 1)
-    parts = [
-      _losses(params, config, part, mesh, arrangement, loss_chunk)
-      for part in _groups(batch, size)
-    ]
-    return np.concatenate(parts)[: len(batch.tokens)]
 
-  run = functools.partial(
-    generate, params, config, mesh=mesh, rows=rows, chunk=chunk, ends=ends
-  )
-  return LM(nll, run)
+class Group(NamedTuple):
+  """What stays the same while a group of prompts is continued."""
+
+  lengths: Any  # [batch] tokens of each prompt; 0 is a row without one
+  slot: Any  # where generated tokens begin on each device
+  ends: Any  # [any] ids that end an answer, filled up with -1
+  draw: Draw
 
 
 def placed(params, config: llama.Llama, mesh=None):
@@ -124,9 +99,8 @@ def placed(params, config: llama.Llama, mesh=None):
 
 
 def generate(
-  params, config: llama.Llama, prompts, count: int, stopped=None, *, mesh=None,
-  sampling=GREEDY, ends=(), rows=0, chunk=CHUNK,
-) -> list[np.ndarray]:  # fmt: skip
+  params, config: llama.Llama, prompts, count: int, options=DEFAULT, mesh=None
+) -> list[np.ndarray]:
   """Continues each prompt.
 
   Args:
@@ -134,13 +108,8 @@ def generate(
     config: the model.
     prompts: list of [tokens] arrays of ids, of any lengths but 0.
     count: tokens to generate at most.
-    stopped: ids [tokens] -> whether an answer is complete, or None.
-    mesh: shards cache and params over 'seq', rows over the rest; None is one
-      device.
-    sampling: how tokens are drawn.
-    ends: ids that end an answer, and are not part of it.
-    rows: prompts read at once; 0 is all.
-    chunk: tokens of a prompt computed at once.
+    options: see Options.
+    mesh: of axes 'data' and 'seq'; None is one device.
 
   Returns:
     A list of int32 [tokens], at most `count` each; what follows the token
@@ -150,15 +119,21 @@ def generate(
     InputError: an empty prompt, or an id that the model does not have.
   """
   _check(prompts, config)
-  rows = rows or max(len(prompts), 1)
-  answers = []
+  rows = options.rows or max(len(prompts), 1)
+  program, answers = Program(config, mesh), []
+  progress = counted('generating', len(prompts), 'prompts', options.log)
   for first in range(0, len(prompts), rows):
     group = list(prompts[first : first + rows])
-    group += [np.zeros(0, np.int32)] * (rows - len(group))
-    answers += _answers(
-      params, config, group, count, stopped, mesh, sampling, ends, chunk, first
-    )
+    filled = group + [np.zeros(0, np.int32)] * (rows - len(group))
+    answers += _continued(params, program, filled, first, count, options)
+    progress.add(len(group))
   return answers[: len(prompts)]
+
+
+def counted(what: str, total: int, unit: str, log) -> Progress:
+  """Progress through so many of a unit; `log` may be None."""
+  text = lambda n: f'{n:,.0f} {unit}' if n >= 100 else f'{n:.3g} {unit}'
+  return Progress(f'  {what}', total, log or (lambda line: None), text)
 
 
 def stop_at(tokenizer, strings) -> Callable | None:
@@ -168,75 +143,62 @@ def stop_at(tokenizer, strings) -> Callable | None:
   return lambda ids: any(s in tokenizer.decode(ids) for s in strings)
 
 
-def _answers(
-  params, config, prompts, count, stopped, mesh, sampling, ends, chunk, first
-):
-  """`generate` of one group of prompts; `first` is the number of its first."""
-  n = _ring(mesh)
+def until(answer, ends):
+  """The ids before the first that ends the answer."""
+  at = np.flatnonzero(np.isin(answer, ends))
+  return answer[: at[0]] if len(at) else answer
+
+
+def _continued(params, program: Program, prompts, first, count, options):
+  """`generate` of one group of prompts; `first` is the place of its first."""
+  n, ends, sampling = program.ring, options.ends, options.sampling
   lengths = np.array([len(p) for p in prompts], np.int32)
   # A short prompt in the next power of two, and few of these.
-  chunk = min(chunk, max(32, 1 << (int(lengths.max()) - 1).bit_length()))
+  chunk = max(32, 1 << (int(lengths.max()) - 1).bit_length())
+  chunk = min(options.chunk, chunk)
   chunk += -chunk % n
-  chunks = -(-int(lengths.max()) // chunk)
-  state = _prefilled(params, config, prompts, lengths, chunks, count, chunk,
-                     mesh)  # fmt: skip
-  draw = (
+  tokens = np.zeros((len(prompts), -(-int(lengths.max()) // chunk) * chunk),
+                    np.int32)  # fmt: skip
+  for row, prompt in zip(tokens, prompts):
+    row[: len(prompt)] = prompt
+  state = empty(program, len(prompts), tokens.shape[1] + count)
+  for start in range(0, tokens.shape[1], chunk):
+    part = tokens[:, start : start + chunk]
+    state = prefill(params, state, part, lengths, np.int32(start), program)
+  stop = np.full(-(-max(len(ends), 1) // 4) * 4, -1, np.int32)
+  stop[: len(ends)] = ends
+  draw = Draw(
     np.float32(sampling.temperature),
     np.float32(sampling.top_p),
     np.int32(sampling.seed),
     np.arange(first, first + len(prompts), dtype=np.int32),
   )
-  stop = np.full(-(-max(len(ends), 1) // 4) * 4, -1, np.int32)
-  stop[: len(ends)] = ends
+  group = Group(lengths, np.int32(tokens.shape[1] // n), stop, draw)
   done, answers = lengths == 0, np.zeros((len(prompts), 0), np.int32)
   while answers.shape[1] < count and not done.all():
     steps = min(BURST, count - answers.shape[1])
-    state, tokens = _decode(
-      params, state, lengths, done, np.int32(chunks * chunk // n),
-      np.int32(steps), stop, draw, config=config, mesh=mesh,
-    )  # fmt: skip
-    answers = np.concatenate([answers, np.asarray(tokens)[:, :steps]], 1)
+    state, new = decode(params, state, group, done, np.int32(steps), program)
+    answers = np.concatenate([answers, np.asarray(new)[:, :steps]], 1)
     for i in np.flatnonzero(~done):
       ended = np.isin(answers[i], ends).any()
-      done[i] = ended or (stopped is not None and stopped(answers[i]))
+      done[i] = ended or bool(options.stopped and options.stopped(answers[i]))
   return [until(answer, ends) for answer in answers]
 
 
-def _prefilled(params, config, prompts, lengths, chunks, count, chunk, mesh):
-  """The State after the prompts."""
-  tokens = np.zeros((len(prompts), chunks * chunk), np.int32)
-  for row, prompt in zip(tokens, prompts):
-    row[: len(prompt)] = prompt
-  state = empty(config, len(prompts), chunks * chunk + count, mesh)
-  for start in range(0, tokens.shape[1], chunk):
-    state = prefill(
-      params, state, tokens[:, start : start + chunk], lengths,
-      np.int32(start), config=config, mesh=mesh,
-    )  # fmt: skip
-  return state
+def empty(program: Program, rows: int, tokens: int) -> State:
+  """A State before the first token, with room for `tokens` in each row."""
+  return _empty(program, rows, kv_cache.rounded(-(-tokens // program.ring)))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _empty(config, rows, n, slots, mesh):
-  shape = (config.layers, rows, n, config.kv_heads, slots, config.head_dim)
-  dtype = jnp.dtype(config.dtype)
-  slot = jnp.zeros((rows, n, slots), jnp.int32)
-  cache = Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype),
-                Ids(slot, slot))  # fmt: skip
-  last = jnp.zeros((rows, config.embed), dtype)
-  return _held(State(cache, last, jnp.int32(0)), mesh)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(program, rows, slots):
+  last = jnp.zeros((rows, program.config.embed), program.config.dtype)
+  state = State(kv_cache.empty(program, rows, slots), last, jnp.int32(0))
+  return _constrained(state, program.mesh)
 
 
-def empty(config, rows: int, tokens: int, mesh=None) -> State:
-  """Nothing read yet, and room for `tokens` in each row, or a little more."""
-  n = _ring(mesh)
-  return _empty(config, rows, n, _rounded(-(-tokens // n)), mesh)
-
-
-@functools.partial(
-  jax.jit, static_argnames=('config', 'mesh'), donate_argnums=1
-)
-def prefill(params, state: State, tokens, lengths, start, *, config, mesh):
+@functools.partial(jax.jit, static_argnames='program', donate_argnames='state')
+def prefill(params, state: State, tokens, lengths, start, program: Program):
   """Reads a chunk of each prompt.
 
   Args:
@@ -245,125 +207,113 @@ def prefill(params, state: State, tokens, lengths, start, *, config, mesh):
     tokens: [batch, chunk], a multiple of the ring.
     lengths: [batch] tokens of each whole prompt; what is beyond is padding.
     start: tokens that were read before, a multiple of the chunk.
-    config: the model.
-    mesh: the devices, or None.
+    program: model and mesh.
   """
-  n = _ring(mesh)
   index = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
   index = jnp.broadcast_to(index, tokens.shape)
   ids = Ids((index < lengths[:, None]).astype(jnp.int32), index)
-  deal = lambda x: x.reshape(x.shape[0], n, -1, *x.shape[2:])
-  keep = functools.partial(_write, slot=start // n)
-  x, cache = _run(params, config, state.cache, tokens, ids, deal, keep, mesh)
+  slots = Slots(start // program.ring)
+  x, cache = _run(params, program, state.cache, tokens, ids, slots)
   newest = (index == lengths[:, None] - 1)[:, :, None]
   last = state.last + jnp.where(newest, x, 0).sum(1)
-  return _held(State(cache, last, state.drawn), mesh)
+  return _constrained(State(cache, last, state.drawn), program.mesh)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('config', 'mesh'), donate_argnums=1
-)
-def _decode(
-  params, state, lengths, done, slot, steps, ends, draw, *, config, mesh
-):
+@functools.partial(jax.jit, static_argnames='program', donate_argnames='state')
+def decode(params, state: State, group: Group, done, steps, program: Program):
   """Generates up to `steps` tokens, fewer if all answers have ended.
 
-  Device i of n holds the generated tokens i, i + n, ... from `slot` on.
+  Device i of n keeps the generated tokens i, i + n, ...
+
+  Args:
+    params: on the mesh.
+    state: after the prompts; it is used up.
+    group: of the prompts.
+    done: [batch] bool, whose answers have ended.
+    steps: at most BURST.
+    program: model and mesh.
+
+  Returns:
+    The State, and the tokens [batch, BURST], of which the first `steps` count.
   """
-  n, one = _ring(mesh), jnp.ones((len(lengths), 1), jnp.int32)
-  member = jnp.arange(n)[None, :, None]
+  n, mesh = program.ring, program.mesh
+  one = jnp.ones((len(group.lengths), 1), jnp.int32)
 
   def step(carry):
     state, done, out, i = carry
-    logits = llama.logits(params, config, state.last[:, None])[:, 0]
-    token = _drawn(_everywhere(logits, mesh), draw, state.drawn)
-    ids = Ids(one, (lengths + state.drawn)[:, None])
-    mine = member == state.drawn % n
-    deal = lambda x: jnp.where(
-      mine.reshape(1, n, 1, *[1] * (x.ndim - 2)), x[:, None], 0
+    logits = llama.logits(params, program.config, state.last[:, None])[:, 0]
+    token = _drawn(kv_cache.replicated(logits, mesh), group.draw, state.drawn)
+    ids = Ids(one, (group.lengths + state.drawn)[:, None])
+    slots = Slots(
+      group.slot + state.drawn // n, jnp.arange(n) == state.drawn % n
     )
-    keep = functools.partial(_write, slot=slot + state.drawn // n, mine=mine)
-    x, cache = _run(
-      params, config, state.cache, token[:, None], ids, deal, keep, mesh
-    )
-    done |= (token[:, None] == ends).any(1)
+    x, cache = _run(params, program, state.cache, token[:, None], ids, slots)
+    done |= (token[:, None] == group.ends).any(1)
     state = State(cache, x[:, 0], state.drawn + 1)
-    return _held(state, mesh), done, out.at[:, i].set(token), i + 1
+    return _constrained(state, mesh), done, out.at[:, i].set(token), i + 1
 
-  go_on = lambda carry: (carry[3] < steps) & ~carry[1].all()
-  out = jnp.zeros((len(lengths), BURST), jnp.int32)
+  unfinished = lambda carry: (carry[3] < steps) & ~carry[1].all()
+  out = jnp.zeros((len(group.lengths), BURST), jnp.int32)
   state, _, out, _ = jax.lax.while_loop(
-    go_on, step, (state, done, out, jnp.int32(0))
+    unfinished, step, (state, done, out, jnp.int32(0))
   )
-  return state, _everywhere(out, mesh)
+  return state, kv_cache.replicated(out, mesh)
 
 
-def _run(params, config, cache: Cache, tokens, ids: Ids, deal, keep, mesh):
+def _run(params, program: Program, cache: Cache, tokens, ids: Ids, slots):
   """Hidden states [batch, seq, embed] of new tokens, and the cache with them.
 
   Args:
-    deal: [batch, seq, ...] of the new tokens -> [batch, n, slots, ...], where
-      they are kept.
-    keep: (old, dealt, axis of the slots) -> old with the new slots.
+    params, program, cache: the model and what it has read.
+    tokens: [batch, seq].
+    ids: Ids of [batch, seq].
+    slots: where they are kept.
   """
-  kv_ids = Ids(*(keep(old, deal(x), -1) for old, x in zip(cache.ids, ids)))
-  by_head = lambda x: deal(x).swapaxes(2, 3)  # [batch, n, kv_heads, slots, dim]
-  # A chunk is whole on the ring, a single token on each of its devices; there
-  # the weights stay and the token moves, as XLA does by itself.
-  whole = tokens.shape[1] % _ring(mesh) == 0 and tokens.shape[1] > 1
-  strategy = 'decode' if not whole else 'ring' if mesh else 'blockwise'
-  # Also over `data`: rows of single tokens weigh less than a gathered weight.
-  around = (lambda x: x) if whole else lambda x: _everywhere(x, mesh)
+  config, mesh = program
+  shares = functools.partial(kv_cache.shares, slots=slots, n=program.ring)
+  write = functools.partial(kv_cache.write, slots=slots)
+  kv_ids = Ids(*(write(old, shares(x), -1) for old, x in zip(cache.ids, ids)))
+  flat_ids = Ids(*map(kv_cache.flat, kv_ids))
+  # A chunk is sharded over the ring, a single token is on each of its devices;
+  # there the weights stay and the token moves, as XLA does by itself. Also over
+  # `data`: rows of single tokens weigh less than a gathered weight.
+  chunk = slots.owner is None
+  strategy = 'decode' if not chunk else 'ring' if mesh else 'blockwise'
+  spread = lambda x: x if chunk else kv_cache.replicated(x, mesh)
 
-  def attend(x: llama.AttentionInputs, held):
-    q, k, v = map(around, (x.q, x.k, x.v))
-    new = by_head(k), by_head(v)
-    k, v = (_flat(keep(old, x, -2).swapaxes(2, 3)) for old, x in zip(held, new))
+  def attend(x: llama.AttentionInputs, cached):
+    q, k, v = map(spread, (x.q, x.k, x.v))
+    # [batch, n, kv_heads, slots, dim]
+    new = shares(k).swapaxes(2, 3), shares(v).swapaxes(2, 3)
+    k, v = (
+      kv_cache.flat(write(old, x, -2).swapaxes(2, 3))
+      for old, x in zip(cached, new)
+    )
     out = attention.attend(
-      q, k, v, ids, Ids(*map(_flat, kv_ids)), strategy=strategy, mesh=mesh,
-      **x.options,
-    )  # fmt: skip
-    return around(out), new
+      q, k, v, ids, flat_ids, strategy=strategy, mesh=mesh, **x.options
+    )
+    return spread(out), new
 
   x, (new,) = llama.run(
     params, config.without_memory(), tokens, ids.index, attend,
-    [(cache.k, cache.v)], mesh if whole else None,
+    [(cache.k, cache.v)], mesh if chunk else None,
   )  # fmt: skip
-  k, v = (keep(old, x, -2) for old, x in zip((cache.k, cache.v), new))
+  k, v = (write(old, x, -2) for old, x in zip((cache.k, cache.v), new))
   return x, Cache(k, v, kv_ids)
 
 
-def _write(old, new, axis: int, *, slot, mine=None):
-  """`old` with `new` in the slots from one on.
-
-  Args:
-    old, new: ids [..., n, slots], or keys [..., n, kv_heads, slots, dim].
-    axis: of the slots, -1 or -2.
-    slot: the first that is written.
-    mine: [1, n, 1], on which devices; None is all.
-  """
-  at = [jnp.int32(0)] * old.ndim
-  at[axis] = jnp.int32(slot)
-  if mine is not None:
-    there = jax.lax.dynamic_slice(old, at, new.shape)
-    on = mine.reshape(-1, *[1] * (1 if axis == -1 else 3))
-    new = jnp.where(on, new, there)
-  return jax.lax.dynamic_update_slice(old, new, at)
-
-
-def _drawn(logits, draw, number):
+def _drawn(logits, draw: Draw, number):
   """The tokens [batch] for logits [batch, vocab] float32."""
-  temperature, top_p, seed, row = draw
 
   def sample():
-    scaled = logits / jnp.maximum(temperature, 1e-6)
-    kept = jnp.where(_nucleus(scaled, top_p), scaled, -jnp.inf)
-    key = jax.random.fold_in(jax.random.key(seed), number)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(row)
+    scaled = logits / jnp.maximum(draw.temperature, 1e-6)
+    kept = jnp.where(_nucleus(scaled, draw.top_p), scaled, -jnp.inf)
+    key = jax.random.fold_in(jax.random.key(draw.seed), number)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(draw.place)
     return jax.vmap(jax.random.categorical)(keys, kept)
 
   greedy = lambda: logits.argmax(-1)
-  token = jax.lax.cond(temperature > 0, sample, greedy)
+  token = jax.lax.cond(draw.temperature > 0, sample, greedy)
   return token.astype(jnp.int32)
 
 
@@ -374,12 +324,6 @@ def _nucleus(logits, top_p):
   before = jnp.cumsum(p, -1) - p
   keep = (before < top_p).at[:, 0].set(True)
   return jnp.take_along_axis(keep, jnp.argsort(order, -1), -1)
-
-
-def until(answer, ends):
-  """The ids before the first that ends the answer."""
-  at = np.flatnonzero(np.isin(answer, ends))
-  return answer[: at[0]] if len(at) else answer
 
 
 def _check(prompts, config):
@@ -394,79 +338,10 @@ def _check(prompts, config):
       )
 
 
-def _rounded(size: int) -> int:
-  """Up to a multiple of an eighth of a power of two: few shapes are compiled,
-  and less than a seventh is wasted."""
-  grain = 1 << max(size.bit_length() - 3, 0)
-  return size + -size % grain
-
-
-def _ring(mesh) -> int:
-  return mesh.shape['seq'] if mesh else 1
-
-
-def _flat(x):
-  """[batch, n, slots, ...] -> [batch, n * slots, ...]."""
-  return x.reshape(x.shape[0], -1, *x.shape[3:])
-
-
-def _held(state: State, mesh) -> State:
-  """Says where the state lives."""
-  if mesh is None:
-    return state
-  rows = sharding.batch_spec(mesh, len(state.last))[0]
-  place = lambda x, *spec: jax.lax.with_sharding_constraint(
-    x, NamedSharding(mesh, P(*spec))
-  )
-  k, v, ids = state.cache
+def _constrained(state: State, mesh) -> State:
+  """The state, with its shardings told to the compiler."""
   return State(
-    Cache(
-      place(k, None, rows, 'seq'),
-      place(v, None, rows, 'seq'),
-      Ids(*(place(x, rows, 'seq') for x in ids)),
-    ),
-    place(state.last),
-    place(state.drawn),
+    kv_cache.constrained(state.cache, mesh),
+    kv_cache.replicated(state.last, mesh),
+    kv_cache.replicated(state.drawn, mesh),
   )
-
-
-def _everywhere(x, mesh):
-  """On every device, so that every process can read it."""
-  if mesh is None:
-    return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
-
-
-def _groups(batch: Batch, rows: int):
-  """Batches of exactly `rows` rows; the last is filled up with padding."""
-  for i in range(0, len(batch.tokens), rows):
-    part = Batch(*(np.asarray(x)[i : i + rows] for x in batch))
-    missing = rows - len(part.tokens)
-    yield Batch(*(np.pad(x, ((0, missing), (0, 0))) for x in part))
-
-
-def _losses(params, config, batch, mesh, arrangement, chunk):
-  """[batch, seq] of a batch in the order of its text, on the host."""
-  seq, n = batch.tokens.shape[1], _ring(mesh)
-  length = _rounded(seq)
-  length += -length % (2 * n)  # what zigzag needs
-  widths = ((0, 0), (0, length - seq))
-  batch = Batch(*(np.pad(x, widths) for x in batch))
-  place = np.tile(np.arange(batch.tokens.shape[1]), (len(batch.tokens), 1))
-  # The model does not read `weights`: they say where each token came from.
-  dealt = layout.arrange(
-    batch._replace(weights=place), arrangement, n, config.block
-  )
-  inputs = dealt._replace(weights=np.zeros(place.shape, np.float32))
-  if mesh:
-    inputs = sharding.put(inputs, mesh)
-  losses = _nll(params, inputs, config=config, mesh=mesh, chunk=chunk)
-  found = np.empty(place.shape, np.float32)
-  np.put_along_axis(found, dealt.weights, np.asarray(losses), 1)
-  return found[:, :seq]
-
-
-@functools.partial(jax.jit, static_argnames=('config', 'mesh', 'chunk'))
-def _nll(params, batch, *, config, mesh, chunk):
-  nll = llama.nll(params, config, batch, chunk=chunk, mesh=mesh)
-  return _everywhere(nll, mesh)

@@ -1,13 +1,14 @@
 """Inference with memory: Focused Transformer, arXiv:2307.03170, appendix.
 
 A long text goes through the model window by window. Of each window the memory
-layers keep keys, turned as at the first position, and values; all later
-windows see them whole, in those layers, by dense attention. Other layers see
-their own window alone. A window costs the same compute in them however long
-the text is, and no more memory than its own keys.
+layers keep keys, rotated as at the first position, and values; the queries of
+all later windows attend to all of them, in those layers, by dense attention.
+Other layers attend within their window. A window costs the same compute in
+them however long the text is, and no more memory than its own keys.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,26 +19,55 @@ from jax.sharding import PartitionSpec as P
 
 from longjax import attention, llama
 from longjax.attention import SHARED_SEGMENT, Ids
+from longjax.errors import InputError
+from longjax.inference import generate, kv_cache
+from longjax.inference.kv_cache import Program
 from longjax.parallel import sharding
 
 
-class Store(NamedTuple):
-  """What the memory layers keep; windows that were not read hold nobody.
+class Options(NamedTuple):
+  """How much of a text is read at once."""
+
+  window: int  # tokens that the model reads at once, prompt and answer
+  # Tokens of a prompt that stay in the window if it does not fit; those before
+  # become memory (last_context_length, arXiv:2307.03170, appendix).
+  last: int = 1024
+  chunk: int = 1024  # tokens whose logits exist at once, per device
+
+
+class MemoryBank(NamedTuple):
+  """What the memory layers keep; slots of windows not read yet are empty.
 
   On a mesh rows and `window` are sharded, as rows and 'seq' of activations.
   """
 
   k: Any  # [memory layers, windows, batch, window, kv_heads, dim]
   v: Any
-  segment: (
-    Any  # [windows, batch, window] int32: SHARED_SEGMENT, or 0 for nobody
-  )
+  # [windows, batch, window] int32: SHARED_SEGMENT, or 0 for an empty slot.
+  segment: Any
+
+
+class Window(NamedTuple):
+  """The tokens that are run, and their places in the window."""
+
+  tokens: Any  # [batch, seq]
+  slots: Any  # [batch, seq]
+  lengths: Any  # [batch] tokens of the window that are not padding
+
+
+class LocalKeys(NamedTuple):
+  """The keys of the window itself."""
+
+  slots: Any  # [batch, keys], their places in the window
+  # (k, v, cache of a layer) -> keys and values of the window, with the new ones
+  keep: Callable
+  cache: Any = None  # of all layers, or None
 
 
 def empty(
   config: llama.Llama, windows: int, batch: int, window: int, mesh=None
-):
-  """A Store for so many windows of text.
+) -> MemoryBank:
+  """A MemoryBank for so many windows of text.
 
   Raises:
     ValueError: a model without memory layers.
@@ -53,96 +83,93 @@ def empty(
   kinds = (keys, config.dtype), (keys, config.dtype), (shape, jnp.int32)
 
   def zeros():
-    return Store(*(jnp.zeros(*kind) for kind in kinds))
+    return MemoryBank(*(jnp.zeros(*kind) for kind in kinds))
 
   if mesh is None:
     return zeros()
   spec = sharding.batch_spec(mesh, batch)
   specs = P(None, None, *spec), P(None, None, *spec), P(None, *spec)
-  shardings = Store(*(NamedSharding(mesh, s) for s in specs))
+  shardings = MemoryBank(*(NamedSharding(mesh, s) for s in specs))
   return jax.jit(zeros, out_shardings=shardings)()
 
 
-def nll(params, config: llama.Llama, batch, *, window, chunk=1024, mesh=None):
+def nll(
+  params, config: llama.Llama, batch, options: Options, mesh=None, log=None
+):
   """Negative log-likelihood of each target, given all the text before it.
 
   Args:
     params, config: a model with memory layers.
     batch: Batch of numpy arrays [batch, seq] in the order of the text, each row
       one document and perhaps padding at its end.
-    window: tokens of a window.
-    chunk: as for llama.nll.
+    options: how much is read at once.
     mesh: shards rows and each window; None is one device.
+    log: called with a progress line every few seconds, or None.
 
   Returns:
     [batch, seq] float32 numpy, in nats.
   """
-  rows, seq = batch.tokens.shape
-  windows = -(-seq // window)
-  cut = lambda x: np.pad(x, ((0, 0), (0, windows * window - seq))).reshape(
-    rows, windows, window
+  (rows, seq), size = batch.tokens.shape, options.window
+  windows = -(-seq // size)
+  split = lambda x: np.pad(x, ((0, 0), (0, windows * size - seq))).reshape(
+    rows, windows, size
   )
   tokens, targets, segments = map(
-    cut, (batch.tokens, batch.targets, batch.segments)
+    split, (batch.tokens, batch.targets, batch.segments)
   )
-  store = empty(config, windows, rows, window, mesh)
+  program = Program(config, mesh)
+  progress = generate.counted('losses', windows, 'windows', log)
+  bank = empty(config, windows, rows, size, mesh)
   losses = []
   for i in range(windows):
     lengths = (segments[:, i] > 0).sum(1).astype(np.int32)
-    x, store = _read(
-      params, tokens[:, i], lengths, store, np.int32(i), config=config,
-      mesh=mesh,
-    )  # fmt: skip
+    x, bank = read(params, tokens[:, i], lengths, bank, np.int32(i), program)
     losses.append(
-      _losses(params, x, targets[:, i], config=config, chunk=chunk, mesh=mesh)
+      _losses(params, x, targets[:, i], program=program, chunk=options.chunk)
     )
+    progress.add(1)
   return np.concatenate([np.asarray(x) for x in losses], 1)[:, :seq]
 
 
 def greedy(
-  params, config: llama.Llama, prompts, count: int, *, window: int, last: int
+  params, config: llama.Llama, prompts, count: int, options: Options
 ) -> np.ndarray:
-  """As generate.greedy, of prompts of any length.
+  """The likeliest continuations of prompts of any length, on one device.
 
   Args:
     params: on one device, or numpy.
     config: a model with memory layers.
     prompts: list of [tokens] arrays of ids, none of them empty.
     count: tokens to generate.
-    window: tokens that the model sees locally, prompt and answer.
-    last: tokens of a prompt that stay local if it does not fit the window; what
-      is before them becomes memory (`last_context_length`).
+    options: how much is read at once.
 
   Returns:
     [len(prompts), count] int32.
 
   Raises:
-    ValueError: last and count do not fit the window.
+    InputError: options.last and count do not fit the window.
   """
+  window, last, _ = options
   if last < 1 or last + count > window:
-    raise ValueError(
-      f'the last {last} tokens of a prompt and {count} generated ones must fit '
-      f'the window of {window}; use a smaller `last`'
+    raise InputError(
+      f'{count} generated tokens and the last {last} of a prompt must fit the '
+      f'window of {window} tokens (train.seq_len): generate fewer'
     )
+  program = Program(config)
   lengths = np.array([len(prompt) for prompt in prompts])
   before = np.where(lengths + count <= window, 0, np.maximum(lengths - last, 0))
   windows = -(-int(before.max()) // window)
-  store = None
-  if windows:
-    store = empty(config, windows, len(prompts), window)
+  bank = empty(config, windows, len(prompts), window) if windows else None
   for i in range(windows):
     parts = [
       prompt[i * window : min((i + 1) * window, end)]
       for prompt, end in zip(prompts, before)
     ]
-    _, store = _read(
-      params, *_rows(parts, window), store, np.int32(i), config=config,
-      mesh=None,
-    )  # fmt: skip
+    _, bank = read(params, *_rows(parts, window), bank, np.int32(i), program)
   rest = [prompt[start:] for prompt, start in zip(prompts, before)]
   tail, lengths = _rows(rest, int((lengths - before).max()))
   return np.asarray(
-    _answer(params, tail, lengths, store, config=config, count=count)
+    _answer(params, tail, lengths, bank, config=config, count=count)
   )
 
 
@@ -154,131 +181,132 @@ def _rows(parts, width):
   return tokens, np.array([len(part) for part in parts], np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'chunk', 'mesh'))
-def _losses(params, x, targets, *, config, chunk, mesh):
+@functools.partial(jax.jit, static_argnames=('program', 'chunk'))
+def _losses(params, x, targets, *, program, chunk):
   """[batch, window] on every device, so that every process can read it."""
-  found = llama.losses(params, config, x, targets, chunk=chunk, mesh=mesh)
-  if mesh is None:
-    return found
-  return jax.lax.with_sharding_constraint(found, NamedSharding(mesh, P()))
+  config, mesh = program
+  losses = llama.losses(params, config, x, targets, chunk=chunk, mesh=mesh)
+  return kv_cache.replicated(losses, mesh)
 
 
-@functools.partial(
-  jax.jit, static_argnames=('config', 'mesh'), donate_argnames='store'
-)
-def _read(params, tokens, lengths, store, number, *, config, mesh):
-  """Hidden states of a window [batch, window], and the store with it."""
+@functools.partial(jax.jit, static_argnames='program', donate_argnames='bank')
+def read(params, tokens, lengths, bank, number, program: Program):
+  """Reads a window: its hidden states, and the bank with its keys.
+
+  Args:
+    params: of a model with memory layers.
+    tokens: [batch, window].
+    lengths: [batch] tokens that are not padding.
+    bank: MemoryBank of the windows before; it is used up.
+    number: of the window, from 0.
+    program: model and mesh.
+  """
   slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)
   slots = jnp.broadcast_to(slots, tokens.shape)
-  keep = lambda k, v, _: (k, v)
-  x, _, (k, v) = _run(
-    params, config, tokens, slots, lengths, slots, keep, None, store, mesh
-  )
+  local = LocalKeys(slots, lambda k, v, _: (k, v))
+  window = Window(tokens, slots, lengths)
+  x, _, (k, v) = _run(params, program, window, local, bank)
   segment = jnp.where(slots < lengths[:, None], SHARED_SEGMENT, 0)
-  return x, Store(
-    store.k.at[:, number].set(k),
-    store.v.at[:, number].set(v),
-    store.segment.at[number].set(segment),
+  return x, MemoryBank(
+    bank.k.at[:, number].set(k),
+    bank.v.at[:, number].set(v),
+    bank.segment.at[number].set(segment),
   )
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'count'))
-def _answer(params, tail, lengths, store, *, config, count):
+def _answer(params, tail, lengths, bank, *, config, count):
   """[batch, count]: the likeliest tokens after `tail` [batch, seq]."""
   batch, seq = tail.shape
   rows = jnp.arange(batch)[:, None]
   order = jnp.arange(seq + count, dtype=jnp.int32)
   order = jnp.broadcast_to(order, (batch, seq + count))
 
-  def through(tokens, slots, lengths, cache):
+  def through(window, cache):
     def keep(k, v, cache):
-      return tuple(c.at[rows, slots].set(x) for c, x in zip(cache, (k, v)))
+      return tuple(
+        c.at[rows, window.slots].set(x) for c, x in zip(cache, (k, v))
+      )
 
-    x, cache, _ = _run(
-      params, config, tokens, slots, lengths, order, keep, cache, store, None
-    )
+    local = LocalKeys(order, keep, cache)
+    x, cache, _ = _run(params, Program(config), window, local, bank)
     return x, cache
 
   def step(carry, _):
     last, lengths, cache = carry
     token = llama.logits(params, config, last).argmax(-1).astype(jnp.int32)
-    x, cache = through(token, lengths[:, None], lengths + 1, cache)
+    x, cache = through(Window(token, lengths[:, None], lengths + 1), cache)
     return (x, lengths + 1, cache), token[:, 0]
 
   shape = (config.layers, batch, seq + count, config.kv_heads, config.head_dim)
   cache = jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype)
-  x, cache = through(tail, order[:, :seq], lengths, cache)
+  x, cache = through(Window(tail, order[:, :seq], lengths), cache)
   last = jnp.take_along_axis(x, lengths[:, None, None] - 1, 1)
   _, answer = jax.lax.scan(step, (last, lengths, cache), length=count)
   return answer.T
 
 
 def _run(
-  params, config, tokens, slots, lengths, key_slots, keep, cache, store, mesh
+  params, program: Program, window: Window, local: LocalKeys, bank
 ) -> tuple[Any, Any, Any]:
-  """Through the model once.
-
-  Args:
-    tokens, slots: [batch, seq], the tokens and their places in the window.
-    lengths: [batch] tokens of the window that are real.
-    key_slots: [batch, keys], places of the local keys that `keep` returns.
-    keep: (k, v, cache of a layer) -> local keys and values, with the new ones.
-    cache: of all layers, or None.
-    store: None is no memory.
-    mesh: see `nll`.
+  """Runs the model once; without memory if `bank` is None.
 
   Returns:
     Hidden states, the cache, and (keys, values) [memory layers, batch, seq,
     kv_heads, dim] to remember.
   """
-  real = lambda slot: (slot < lengths[:, None]).astype(jnp.int32)
-  ids, local = Ids(real(slots), slots), Ids(real(key_slots), key_slots)
+  config, mesh = program
+  real = lambda slot: (slot < window.lengths[:, None]).astype(jnp.int32)
+  ids = Ids(real(window.slots), window.slots)
+  local_ids = Ids(real(local.slots), local.slots)
   strategy = 'decode' if mesh else 'blockwise'
 
   def attend(x: llama.AttentionInputs, cache):
     cache, stored = cache
-    local_k, local_v = keep(x.k, x.v, cache)
-    k, v, kv_ids, kept = local_k, local_v, local, ()
+    local_k, local_v = local.keep(x.k, x.v, cache)
+    k, v, kv_ids, kept = local_k, local_v, local_ids, ()
     if stored:
-      k, v, kv_ids = _join((k, v, local), (*stored, store.segment), mesh)
+      k, v, kv_ids = _join((k, v, local_ids), (*stored, bank.segment), mesh)
       kept = x.k_at_origin, x.v
     out = attention.attend(
       x.q, k, v, ids, kv_ids, strategy=strategy, mesh=mesh, **x.options
     )
     return out, ((local_k, local_v), kept)
 
-  if store is None:
+  if bank is None:
     config = config.without_memory()
   caches, remembered = [], 0
   for group in config.layer_groups():
     at = slice(group.start, group.stop)
-    here, stored = jax.tree.map(lambda x, at=at: x[at], cache), ()
-    if store and group.memory:
+    here, stored = jax.tree.map(lambda x, at=at: x[at], local.cache), ()
+    if bank and group.memory:
       at = slice(remembered, remembered + group.stop - group.start)
-      stored, remembered = (store.k[at], store.v[at]), at.stop
+      stored, remembered = (bank.k[at], bank.v[at]), at.stop
     caches.append((here, stored))
-  x, caches = llama.run(params, config, tokens, slots, attend, caches, mesh)
+  x, caches = llama.run(
+    params, config, window.tokens, window.slots, attend, caches, mesh
+  )
   together = lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
   cache = together([here for here, _ in caches])
   kept = [kept for _, kept in caches if kept]
   return x, cache, together(kept) if kept else None
 
 
-def _join(local, stored, mesh):
-  """(k, v, Ids) of the local keys and of all that is stored.
+def _join(local, kept, mesh):
+  """(k, v, Ids) of the window's keys and of all that the bank holds.
 
-  Each device puts together what it holds: nothing travels.
+  Each device puts together what it holds: nothing is sent.
   """
 
-  def join(local, stored):
+  def join(local, kept):
     flat = lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:])
-    k, v, segment = map(flat, stored)
+    k, v, segment = map(flat, kept)
     memory = k, v, Ids(segment, jnp.zeros_like(segment) - 1)
     return jax.tree.map(lambda *x: jnp.concatenate(x, 1), local, memory)
 
   if mesh is None:
-    return join(local, stored)
+    return join(local, kept)
   spec = sharding.batch_spec(mesh, local[0].shape[0])
   return jax.shard_map(
     join, mesh=mesh, in_specs=(spec, P(None, *spec)), out_specs=spec
-  )(local, stored)
+  )(local, kept)

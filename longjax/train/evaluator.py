@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from longjax import evals, llama, lora, progress
-from longjax.evals import report
+from longjax.evals import stages
 from longjax.parallel import processes, sharding
 from longjax.train import metrics
 
@@ -21,39 +21,38 @@ class Evaluator(NamedTuple):
   def before_training(self, params, released_config):
     """Of the weights as released if the recipe changes their RoPE, and with
     the model of the recipe."""
-    model = self.run.model
+    model, name = self.run.model, 'before training'
     if released_config and released_config.rope != model.rope:
       as_released = evals.compute_as(released_config, model)
       self.run_evals('as released', None, params, as_released)
-    self.run_evals('recipe, untrained', 0, params, model.for_inference())
+      name = 'RoPE change only'
+    self.run_evals(name, 0, params, model.for_inference())
 
   def while_training(self, step: int, params):
     """Every eval.every_steps, but not after the last step."""
     every, steps = self.run.config.eval.every_steps, self.run.config.train.steps
     if every and step % every == 0 and step < steps:
       model = self.run.model.for_inference()
-      self.run_evals(f'recipe, {step} steps', step, params, model)
+      self.run_evals(f'after {step} steps', step, params, model)
 
   def after_training(self, params, again: bool):
     """Of the finished run; `again` also if the results are there."""
     steps, model = self.run.config.train.steps, self.run.model.for_inference()
-    self.run_evals(f'recipe, {steps} steps', steps, params, model, again)
+    self.run_evals(f'after {steps} steps', steps, params, model, again)
 
   def run_evals(self, name, step, params, model, again=False):
     """Runs all evaluations once per name; `step` is None off the curve."""
     run, inputs = self.run, self.inputs
     if not evals.names(run.config.eval):
       return
-    has = processes.is_primary() and report.has(run.local, name, run.config)
+    has = processes.is_primary() and stages.done(run.local, name, run.config)
     if processes.broadcast_from_primary(has) and not again:
       return
     run.log(f'evaluating: {name}')
     began = time.monotonic()
     with run.clock.spent('evaluating'):
-      results = evals.evaluate(
-        merged_params(run, params), model, run.mesh, run.config,
-        inputs.held_out, inputs.tokenizer, run.log,
-      )  # fmt: skip
+      params = merged_params(run, params)
+      results = dict(evals.evaluate(params, model, inputs.evals))
     if processes.is_primary():
       save_results(run, name, step, results)
     run.log(f'  done in {progress.duration(time.monotonic() - began)}')
@@ -73,7 +72,7 @@ def merged_params(run, params):
 def save_results(run, name: str, step: int | None, results: dict):
   """Stores an evaluation; a full disk must not end training."""
   try:
-    report.keep(run.local, name, run.config, results)
+    stages.save(run.local, name, run.config, results)
     if step is not None:
       metrics.evaluated(run.local, step, evals.scalars(results))
   except OSError as error:

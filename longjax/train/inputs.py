@@ -14,7 +14,7 @@ class Inputs(NamedTuple):
   source: pathlib.Path | None  # of the weights; None is random weights
   tokenizer: Any
   data: pipeline.Pipeline
-  held_out: Any  # store of the documents of evaluations, or None
+  evals: evals.Setup  # of its evaluations
 
 
 def find_inputs(run) -> Inputs:
@@ -30,8 +30,9 @@ def find_inputs(run) -> Inputs:
   data = pipeline.Pipeline(prepare.prepare(config, tokenizer, run.log), config)
   if evals.need_documents(evals.names(config.eval)):
     held_out = prepare.held_out(config, tokenizer, run.log)
-  evals.check(config, held_out, tokenizer)
-  return Inputs(source, tokenizer, data, held_out)
+  setup = evals.Setup(config, tokenizer, held_out, run.mesh, run.log)
+  evals.check(setup)
+  return Inputs(source, tokenizer, data, setup)
 
 
 def find_weights(run) -> pathlib.Path | None:

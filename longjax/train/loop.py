@@ -22,7 +22,6 @@ from longjax import (
   storage,
 )
 from longjax.errors import PREEMPTED, InputError
-from longjax.evals import report
 from longjax.parallel import processes, sharding, topology
 from longjax.train import (
   goodput,
@@ -32,6 +31,7 @@ from longjax.train import (
   preflight,
   profiler,
   provenance,
+  run_report,
 )
 from longjax.train import state as train_state
 from longjax.train import step as train_step
@@ -116,7 +116,7 @@ def train(run: Run, inputs: Inputs, directory: lock.RunDirectory) -> int:
   # 6. The report.
   run.clock.write()
   if processes.is_primary():
-    report.write(run.local, config)
+    run_report.write(run.local, config)
     run.log(f'wrote {run.workdir / "REPORT.md"}')
   return 0
 

@@ -24,7 +24,7 @@ from configs import smollm2_135m_abf_16k
 from longjax import weights
 from longjax.data import downloads, prepare, tokenizer
 from longjax.evals import haystack, needle, prompts, ruler, score, word_lists
-from longjax.inference import generate
+from longjax.inference import generate, language_model
 
 DEPTHS = (0.1, 0.5, 0.9)
 TASKS = 'needle,niah_single_1,vt,qa_1'
@@ -42,7 +42,7 @@ def asked(name, length, samples, tokens, source):
 
 
 def transformers_model(path, ends):
-  """(prompts, count) -> list of ids, as generate.LM has it."""
+  """(prompts, count) -> list of ids, as language_model.LM has it."""
   import torch
   import transformers
 
@@ -63,7 +63,7 @@ def transformers_model(path, ends):
       found.append(generate.until(out[0, len(ids) :].numpy(), ends))
     return found
 
-  return generate.LM(None, run)
+  return language_model.LM(None, run)
 
 
 def compare(models, made, task, tokens) -> str:
@@ -103,9 +103,11 @@ def main():
   store = prepare.held_out(smollm2_135m_abf_16k.get_config(), tokens)
   text = haystack.text(store, tokens, max(lengths))
   source = prompts.Source(text, word_lists.load())
-  ends = tuple(sorted({tokens.eos, tokens.document_end} - {None}))
+  ends = language_model.ends_of(tokens)
   models = (
-    generate.lm(*weights.load(path), ends=ends),
+    language_model.with_cache(
+      *weights.load(path), options=generate.Options(ends, rows=1)
+    ),
     transformers_model(path, ends),
   )
   print(

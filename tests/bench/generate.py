@@ -7,7 +7,7 @@
 The first prints decoded tokens a second of CPU and of wall time, the least of
 three runs of each, in turns; both use float32 and all cores. The second prints
 what a token costs after so many, whose keys are made up. The third
-compiles reading a prompt of so many tokens on eight pretended devices and
+compiles reading a prompt of so many tokens on eight simulated devices and
 prints what a device holds; with --run it also reads one, and prints after each
 chunk the time and the largest memory of the process, in which all eight
 devices live.
@@ -30,7 +30,7 @@ from configs import smollm2_135m_abf_16k
 from longjax import weights
 from longjax.attention import Ids
 from longjax.data import downloads, tokenizer
-from longjax.inference import generate
+from longjax.inference import generate, kv_cache
 from longjax.parallel import sharding
 
 RUNS = 3
@@ -93,20 +93,23 @@ def later(path, lengths):
   """Prints what a token costs after each number of others."""
   params, config = weights.load(path)
   params = generate.placed(params, config)
-  draw = np.float32(0), np.float32(1), np.int32(0), np.arange(1, dtype=np.int32)
+  program = kv_cache.Program(config)
+  draw = generate.Draw(*np.float32([0, 1]), np.int32(0), np.zeros(1, np.int32))
   for length in lengths:
-    state = generate.empty(config, 1, length + BURST * (RUNS + 1))
+    state = generate.empty(program, 1, length + BURST * (RUNS + 1))
     index = np.arange(state.cache.ids.index.shape[2], dtype=np.int32)
     ids = Ids((index < length).astype(np.int32)[None, None], index[None, None])
     state = state._replace(cache=state.cache._replace(ids=ids))
+    group = generate.Group(
+      np.array([length], np.int32), np.int32(length), np.full(4, -1, np.int32),
+      draw,
+    )  # fmt: skip
     spent = []
     for _ in range(RUNS + 1):  # the first compiles
       began = clocks()
-      state, tokens = generate._decode(
-        params, state, np.array([length], np.int32), np.zeros(1, bool),
-        np.int32(length), np.int32(BURST), np.full(4, -1, np.int32), draw,
-        config=config, mesh=None,
-      )  # fmt: skip
+      state, tokens = generate.decode(
+        params, state, group, np.zeros(1, bool), np.int32(BURST), program
+      )
       jax.block_until_ready(tokens)
       spent.append(clocks() - began)
     cpu, wall = 1000 * np.min(spent[1:], axis=0) / BURST
@@ -119,13 +122,14 @@ def reading(path, tokens: int, run: bool):
   config = dataclasses.replace(config, block=512)
   mesh = sharding.make_mesh(1, len(jax.devices()))
   params = generate.placed(params, config, mesh)
-  state = generate.empty(config, 1, tokens, mesh)
+  program = kv_cache.Program(config, mesh)
+  state = generate.empty(program, 1, tokens)
   rng = np.random.default_rng(0)
   prompt = rng.integers(0, config.vocab, (1, tokens)).astype(np.int32)
   lengths = np.array([tokens], np.int32)
   step = lambda state, start: generate.prefill.lower(
     params, state, prompt[:, start : start + CHUNK], lengths, np.int32(start),
-    config=config, mesh=mesh,
+    program,
   )  # fmt: skip
   compiled = step(state, 0).compile()
   memory = compiled.memory_analysis()

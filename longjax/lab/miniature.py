@@ -1,14 +1,14 @@
 """Retrieval that a model of a hundred thousand parameters learns in a minute.
 
-An entry of a dictionary is one token, which says key and value, and so is the
-question for a key; the answer is the entry again. (In Focused Transformer,
+An entry of a dictionary is one token, for a key and its value, and so is the
+question for a key; the answer repeats the entry. (In Focused Transformer,
 arXiv:2307.03170, section 5.1, keys and values are four tokens each: then
-attention has two steps to learn, of which the first alone helps nothing.)
+attention has two steps to learn, and the first alone lowers no loss.)
 Entries stand between bytes of prose, the questions at the end:
 
   look_up   many entries anywhere, and questions for some of them
   passkey   one entry anywhere
-  first     many entries, one of them at the very beginning, which is asked:
+  first     many entries, and a question for the one at the very beginning:
             for first-sentence retrieval (arXiv:2309.16039, section 4.1)
 
 Ids are those of the byte tokenizer, whose prose is ASCII; entries and questions

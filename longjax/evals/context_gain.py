@@ -8,8 +8,12 @@ import numpy as np
 
 from longjax.batch import one_document
 from longjax.errors import InputError
+from longjax.evals import evaluation, figures
+from longjax.evals.evaluation import DOCUMENTS, Evaluation, Setup
+from longjax.evals.markdown import figure, number, section, side_by_side, table
 
 SCORED = 512  # tokens at the end of a document whose loss is measured
+PARAMETERS = ('alpha', 'beta', 'gamma')
 LEAST = 4  # points for a fit of three parameters and its error
 
 
@@ -17,7 +21,7 @@ def gain(lm, documents, contexts, scored=SCORED) -> dict:
   """The loss of the same last tokens, given more and more before them.
 
   Args:
-    lm: generate.LM.
+    lm: language_model.LM.
     documents: list of [tokens] ids, at least max(contexts) + scored long; of
       longer ones the first so many are taken.
     contexts: tokens before the first that is scored, at least 1.
@@ -85,7 +89,78 @@ def fit(context, loss) -> dict:
   low, high = best - reach, best + reach
   triples = np.stack([best, low, high], 1)
   triples[0] = np.exp(np.clip(triples[0], -700, 700))
-  names = ('alpha', 'beta', 'gamma')
-  return dict(zip(names, triples.tolist())) | dict(
+  return dict(zip(PARAMETERS, triples.tolist())) | dict(
     residual=float(np.sqrt(np.mean(residual**2)))
   )
+
+
+def run(lm, setup: Setup, part: str) -> dict:
+  """The gain up to eval.length, and the fit or None."""
+  length = setup.options.length
+  scored = min(SCORED, length // 4)
+  most = length - scored
+  contexts = [2**k for k in range(4, most.bit_length()) if 2**k < most]
+  result = gain(lm, setup.documents(), [*contexts, most], scored)
+  try:
+    result['fit'] = fit(result['context'], result['loss'])
+  except InputError as error:
+    result['fit'] = None
+    setup.log(f'  {error}')
+  return result
+
+
+def scores(result: dict) -> dict:
+  return dict(zip(map(str, result['context']), result['loss']))
+
+
+def render(gains: dict, ask, plots) -> str:
+  draw(plots / 'power_law.png', gains)
+  first = next(iter(gains.values()))
+  fits = [
+    [name, *(_interval(fit[key]) for key in PARAMETERS),
+     f'{fit["residual"]:.4f}']
+    for name, gain in gains.items() if (fit := gain['fit'])
+  ]  # fmt: skip
+  return section(
+    'What more context is worth',
+    f'Loss in nats of the same last {first["scored"]} tokens of '
+    f'{evaluation.describe_documents(ask)}, given so many tokens before them.',
+    side_by_side(
+      ['context'],
+      [[f'{context:,}'] for context in first['context']],
+      gains,
+      lambda gain, i: number(gain['loss'][i]),
+    ),
+    'Fit of L(c) = (alpha / c)^beta + gamma with 95 % intervals:'
+    if fits else 'No power law fits these losses.',
+    table(['', *PARAMETERS, 'residual (nats)'], fits) if fits else '',
+    figure('power law', 'power_law.png'),
+  )  # fmt: skip
+
+
+def draw(path, gains: dict):
+  """Loss over context, and the fitted law through it."""
+  with figures.figure(path) as (_, axes):
+    for name, gain in gains.items():
+      (line,) = axes.plot(
+        gain['context'], gain['loss'], marker='o', linestyle='', label=name
+      )
+      if gain['fit']:
+        law = power_law(
+          gain['context'], *(gain['fit'][key][0] for key in PARAMETERS)
+        )
+        axes.plot(gain['context'], law, color=line.get_color())
+    axes.set_xscale('log', base=2)
+    figures.finish(
+      axes, 'context before the scored tokens (tokens)', 'loss (nats per token)'
+    )
+
+
+def _interval(values) -> str:
+  best, low, high = values
+  if high is None or high > 1e6 or low is None:
+    return f'{best:.3g} (not determined)'
+  return f'{best:.3g} ({low:.3g} to {high:.3g})'
+
+
+EVALUATION = Evaluation('context_gain', DOCUMENTS, run, render, scores)

@@ -1,0 +1,98 @@
+"""What an evaluation is, and what it is given.
+
+An evaluation is one file with an EVALUATION, which evals/table.py lists.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from longjax.data import pack
+from longjax.evals import haystack
+
+# What an evaluation needs beside the model.
+DOCUMENTS = 'held-out documents of eval.length tokens'
+PROSE = 'the text of held-out documents'
+NOTHING = 'nothing'
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What is the same for all models that are compared.
+
+  Attributes:
+    config: the whole config; `eval`, `seed`, `data.layout` and `train` are
+      read.
+    tokenizer: of the models.
+    store: held-out documents (data.prepare.held_out), or None.
+    mesh: of axes 'data' and 'seq'.
+    log: called with a line about what is running.
+  """
+
+  config: Any
+  tokenizer: Any
+  store: Any = None
+  mesh: Any = None
+  log: Callable[[str], object] = print
+
+  @property
+  def options(self):
+    """The section `eval` of the config."""
+    return self.config.eval
+
+  def rows(self) -> list:
+    """The first eval.length tokens of documents, as data.pack has them.
+
+    Raises:
+      InputError: too few documents are as long.
+    """
+    ask = self.options
+    return pack.one_document_rows(self.store, ask.length, ask.documents)
+
+  def documents(self) -> list[np.ndarray]:
+    """The first eval.length tokens of eval.documents held-out documents."""
+    return [self.store.tokens(*row[0]) for row in self.rows()]
+
+  def prose(self) -> str:
+    """The text of held-out documents, enough for the longest prompt."""
+    if self.store is None:
+      return ''
+    most = max(self.options.lengths)
+    return haystack.text(self.store, self.tokenizer, most)
+
+
+def one_result(parts: dict) -> dict:
+  """{part: its results} as one result: the union."""
+  return {key: x for result in parts.values() for key, x in result.items()}
+
+
+class Evaluation(NamedTuple):
+  """An evaluation."""
+
+  name: str  # as eval.tasks and --tasks have it
+  needs: str  # DOCUMENTS, PROSE or NOTHING
+  # (language_model.LM, Setup, part) -> its results, as JSON has them.
+  run: Callable
+  # ({name of a model: its results}, section `eval`, directory of figures) ->
+  # Markdown: a section of the report.
+  render: Callable
+  scores: Callable  # its results -> {'task/length' or the like: number}
+  # (Setup, part): raises InputError for what could not be run.
+  check: Callable = lambda setup, part: None
+  parts: tuple[str, ...] = ()  # what may follow a slash: ruler/vt
+  stand_ins: tuple[str, ...] = ()  # parts whose data are invented here
+  any_part: bool = False  # something has to follow: lm_eval/arc_easy
+  merge: Callable = one_result  # {part: its results} -> results to render
+
+
+def describe_documents(ask) -> str:
+  """The held-out documents of a section `eval`."""
+  plural = 's' if ask.documents > 1 else ''
+  return f'{ask.documents} held-out document{plural} ({sources(ask)})'
+
+
+def sources(ask) -> str:
+  """The names of the sources of a section `eval`."""
+  return ', '.join(sorted(ask.sources))

@@ -1,0 +1,158 @@
+"""A model as two functions: the losses of a batch, and answers to prompts.
+
+Evaluations, chats and data synthesis know a model by these alone.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from longjax import llama
+from longjax.batch import Batch
+from longjax.data import layout as layouts
+from longjax.errors import InputError
+from longjax.inference import generate, kv_cache, memory
+from longjax.parallel import sharding
+
+
+class LM(NamedTuple):
+  """A model as two functions."""
+
+  # Batch of numpy arrays in the order of the text -> [batch, seq] float32 nats.
+  nll: Callable
+  # (prompts, count, stopped=None, sampling=GREEDY) -> list of ids, see
+  # generate.generate.
+  generate: Callable
+
+
+def from_config(params, model: llama.Llama, mesh, config, ends, log=None) -> LM:
+  """The LM of a model, on the mesh of a config.
+
+  One with memory layers reads windows of train.seq_len tokens, as in training.
+
+  Args:
+    params: on the mesh, or numpy.
+    model: how to read them.
+    mesh: of axes 'data' and 'seq'.
+    config: the whole config; `eval.batch`, `data.layout` and `train` are read.
+    ends: ids that end an answer, see `ends_of`.
+    log: called with a progress line every few seconds, or None.
+  """
+  chunk = config.train.loss_chunk
+  if model.memory.layers:
+    options = memory.Options(config.train.seq_len, chunk=chunk)
+    return with_memory(params, model, mesh, options, ends, log)
+  rows = -(-config.eval.batch // mesh.shape['data']) * mesh.shape['data']
+  options = generate.Options(ends=ends, rows=rows, log=log)
+  return with_cache(
+    params, model, mesh, options, layout=config.data.layout, chunk=chunk
+  )
+
+
+def ends_of(tokenizer, *others: int | None) -> tuple[int, ...]:
+  """The ids that end an answer: the end of a document, or one of `others`."""
+  return tuple(
+    sorted({tokenizer.eos, tokenizer.document_end, *others} - {None})
+  )
+
+
+def with_cache(
+  params, config: llama.Llama, mesh=None, options=generate.DEFAULT,
+  layout='contiguous', chunk=1024,
+) -> LM:  # fmt: skip
+  """An LM that generates with a KV cache.
+
+  Args:
+    params: numpy, or on the mesh.
+    config: the model.
+    mesh: of axes 'data' and 'seq'; None is one device.
+    options: of `generate`; losses are computed for as many rows at once.
+    layout: of the rows whose losses are computed, a name in data.layout.
+    chunk: tokens whose logits exist at once, per device.
+  """
+  params = generate.placed(params, config, mesh)
+  program = kv_cache.Program(config, mesh)
+
+  def nll(batch: Batch):
+    total = len(batch.tokens)
+    rows = min(options.rows or total, total)
+    rows += -rows % (mesh.shape['data'] if mesh else 1)
+    progress = generate.counted('losses', total, 'rows', options.log)
+    losses = []
+    for first in range(0, total, rows):
+      part = Batch(*(np.asarray(x)[first : first + rows] for x in batch))
+      losses.append(_losses(params, program, part, rows, layout, chunk))
+      progress.add(len(part.tokens))
+    return np.concatenate(losses)
+
+  def answers(prompts, count, stopped=None, sampling=generate.GREEDY):
+    asked = options._replace(stopped=stopped, sampling=sampling)
+    return generate.generate(params, config, prompts, count, asked, mesh)
+
+  return LM(nll, answers)
+
+
+def with_memory(
+  params, config: llama.Llama, mesh, options: memory.Options, ends, log=None
+) -> LM:
+  """An LM of a model with memory layers: losses on the mesh, greedy answers on
+  one device.
+
+  Args:
+    params: on the mesh.
+    config: the model.
+    mesh: of axes 'data' and 'seq'.
+    options: how much is read at once.
+    ends: ids that end an answer.
+    log: called with a progress line every few seconds, or None.
+  """
+  local = jax.device_put(params, jax.local_devices()[0])
+
+  def nll(batch: Batch):
+    return memory.nll(params, config, batch, options, mesh, log)
+
+  def answers(prompts, count, stopped=None, sampling=generate.GREEDY):
+    if sampling.temperature:
+      raise InputError(
+        'a model with memory layers takes the likeliest token: --temperature 0'
+      )
+    last = max(1, min(options.last, options.window - count))
+    asked = options._replace(last=last)
+    found = memory.greedy(local, config, prompts, count, asked)
+    return [generate.until(ids, ends) for ids in found]
+
+  return LM(nll, answers)
+
+
+def _losses(params, program: kv_cache.Program, batch, rows, layout, chunk):
+  """[batch, seq] of at most `rows` rows in the order of the text, on the host.
+
+  Rows and tokens are filled up with padding.
+  """
+  (count, seq), n = batch.tokens.shape, program.ring
+  length = kv_cache.rounded(seq)
+  length += -length % (2 * n)  # what zigzag needs
+  widths = ((0, rows - count), (0, length - seq))
+  batch = Batch(*(np.pad(x, widths) for x in batch))
+  place = np.tile(np.arange(batch.tokens.shape[1]), (rows, 1))
+  # The model does not read `weights`: here they say where each token was.
+  arranged = layouts.arrange(
+    batch._replace(weights=place), layout, n, program.config.block
+  )
+  inputs = arranged._replace(weights=np.zeros(place.shape, np.float32))
+  if program.mesh:
+    inputs = sharding.put(inputs, program.mesh)
+  losses = _nll(params, inputs, program=program, chunk=chunk)
+  found = np.empty(place.shape, np.float32)
+  np.put_along_axis(found, arranged.weights, np.asarray(losses), 1)
+  return found[:count, :seq]
+
+
+@functools.partial(jax.jit, static_argnames=('program', 'chunk'))
+def _nll(params, batch, *, program, chunk):
+  config, mesh = program
+  nll = llama.nll(params, config, batch, chunk=chunk, mesh=mesh)
+  return kv_cache.replicated(nll, mesh)

@@ -1,0 +1,1 @@
+"""The laboratory: a tiny Llama from scratch, extended by each method."""
