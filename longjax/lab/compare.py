@@ -135,7 +135,11 @@ def measured(run, lab: Laboratory, held_out) -> dict:
   if not file.exists():
     params, model = weights.load(run)
     lm = language_model.from_config(
-      params, model.for_inference(), sharding.make_mesh(1, 1), lab.base(), ends=()
+      params,
+      model.for_inference(),
+      sharding.make_mesh(1, 1),
+      lab.base(),
+      ends=(),
     )
     temporary = file.with_suffix('.tmp')
     temporary.write_text(json.dumps(measure(lm.nll, held_out)))
