@@ -7,6 +7,13 @@ and 10 bytes/s over a link.
 import pytest
 
 from longjax.plan import hlo, schedule
+from longjax.plan.calibration import (
+  CALIBRATION,
+  EFFICIENCY,
+  STATIC,
+  Calibration,
+  kernel_seconds,
+)
 from longjax.plan.network import Network
 from longjax.slices import CHIPS, Chip
 
@@ -259,23 +266,21 @@ def test_kernels_by_hand():
   """459e12 FLOP/s at 77 % and 99 %, the backward pass 2.5 times as many."""
   chip = Chip('v5p', 459e12, 1, 1, 1, 1)
   flops = [459e12, 0]
-  forward, backward = schedule.kernel_seconds(chip, flops, schedule.STATIC)
+  forward, backward = kernel_seconds(chip, flops, STATIC)
   assert forward == pytest.approx([1 / 0.77, 0])
   assert backward == pytest.approx([2.5 / 0.99, 0])
-  half = schedule.Calibration(0.5, 0.25, '')
-  forward, backward = schedule.kernel_seconds(chip, flops, half)
+  half = Calibration(0.5, 0.25, '')
+  forward, backward = kernel_seconds(chip, flops, half)
   assert forward == pytest.approx([2 / 0.77, 0])
   assert backward == pytest.approx([10 / 0.99, 0])
 
 
 def test_each_generation_has_calibrations_with_their_source():
-  assert schedule.CALIBRATION.keys() == schedule.EFFICIENCY.keys() == {*CHIPS}
-  for forward, backward, source in schedule.CALIBRATION.values():
+  assert CALIBRATION.keys() == EFFICIENCY.keys() == {*CHIPS}
+  for forward, backward, source in CALIBRATION.values():
     assert 0.5 < backward <= forward <= 1  # none is faster than its schedule
     assert 'tokamax' in source or 'assumed' in source
   # Measured over static share of the peak, as the sources have them.
-  assert schedule.CALIBRATION['v6e'].forward == pytest.approx(0.36 / 0.40)
-  assert schedule.CALIBRATION['tpu7x'].forward == pytest.approx(
-    0.348 / 0.39, abs=0.005
-  )
-  assert 0.37 / 0.48 < schedule.CALIBRATION['tpu7x'].backward < 0.39 / 0.48
+  assert CALIBRATION['v6e'].forward == pytest.approx(0.36 / 0.40)
+  assert CALIBRATION['tpu7x'].forward == pytest.approx(0.348 / 0.39, abs=0.005)
+  assert 0.37 / 0.48 < CALIBRATION['tpu7x'].backward < 0.39 / 0.48

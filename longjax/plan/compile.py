@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from longjax import checks, flops, hbm, llama, lora, slices
 from longjax.errors import InputError
 from longjax.parallel import sharding, topology
-from longjax.plan import contents, hlo, schedule
+from longjax.plan import calibration, contents, hlo, schedule
 from longjax.plan.network import Network
 from longjax.plan.workload import Workload, workload
 from longjax.train import step as train_step
@@ -175,25 +175,27 @@ def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
   names = contents.known_shapes(
     job.config, job.model, job.mesh, state['params']
   )
-  calibration = schedule.CALIBRATION[job.slice.generation]
-  real = static = timed(job, parsed, calibration)
+  known = calibration.CALIBRATION[job.slice.generation]
+  real = static = timed(job, parsed, known)
   if real.calls[schedule.FORWARD]:
-    static = timed(job, parsed, schedule.STATIC)
+    static = timed(job, parsed, calibration.STATIC)
   return dict(
     fits=fits,
     hbm=size | lacks | dict(holds=contents.holds(parsed, state, batch, names)),
-    step=speed(job, real, static) | dict(calibration=calibration._asdict()),
+    step=speed(job, real, static) | dict(calibration=known._asdict()),
     attention=attention(job),
     communication=communication(job, real),
   )
 
 
-def timed(job: Job, parsed: hlo.Program, calibration) -> schedule.Schedule:
+def timed(
+  job: Job, parsed: hlo.Program, pace: calibration.Calibration
+) -> schedule.Schedule:
   """The modelled schedule, with the attention of the documents."""
   model, work = job.model, job.work
   each = 4 * work.block**2 * model.head_dim * model.heads
-  forward, backward = schedule.kernel_seconds(
-    job.slice.chip, [each * blocks for blocks in work.hops], calibration
+  forward, backward = calibration.kernel_seconds(
+    job.slice.chip, [each * blocks for blocks in work.hops], pace
   )
   network = Network(job.mesh.devices.flatten().tolist())
   live = [blocks / work.pairs for blocks in work.hops]

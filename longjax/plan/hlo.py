@@ -1,8 +1,8 @@
 """Parses a compiled program: scheduled HLO text to lists of instructions.
 
-Only what schedule.py reads: names, shapes, operands, called
-computations, groups of devices. Format: `jax.stages.Compiled.as_text()` of a
-TPU executable, in which instructions stand in the order of execution.
+Only what schedule.py reads: names, shapes, operands, called computations,
+groups of devices. The instructions of a scheduled TPU program are in the order
+of execution.
 """
 
 import functools
@@ -20,7 +20,6 @@ _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\](?:\{[^}]*?(?:S\((\d+)\))?\})?')
 _CALLED = re.compile(r'\b(body|condition|calls|to_apply)=%?([\w.\-]+)')
-_BRANCHES = re.compile(r'\bbranch_computations=\{([^}]*)\}')
 
 
 class Array(NamedTuple):
@@ -52,25 +51,28 @@ class Instruction(NamedTuple):
     """{'body': name, 'condition': name, 'calls': name}, those there are."""
     return dict(_CALLED.findall(self.text))
 
+  def find(self, pattern: str) -> str:
+    """The group of a regular expression in the text, or ''."""
+    found = re.search(pattern, self.text)
+    return found[1] if found else ''
+
   def branches(self) -> list[str]:
-    found = _BRANCHES.search(self.text)
-    names = found[1].split(',') if found else []
-    return [n.strip().lstrip('%') for n in names]
+    """Names of the computations of a conditional."""
+    names = self.find(r'\bbranch_computations=\{([^}]*)\}').split(',')
+    return [n.strip().lstrip('%') for n in names if n]
 
   def number(self, key: str) -> float | None:
     """The value of "key":"123" in the backend's config."""
-    found = re.search(rf'"{key}":"(\d+)"', self.text)
-    return float(found[1]) if found else None
+    found = self.find(rf'"{key}":"(\d+)"')
+    return float(found) if found else None
 
-  def channel(self) -> str | None:
-    """Of a collective: the same wherever it is started or ended."""
-    found = re.search(r'channel_id=(\d+)', self.text)
-    return found[1] if found else None
+  def channel(self) -> str:
+    """Of a collective: the same in its start and its done."""
+    return self.find(r'channel_id=(\d+)')
 
   def op_name(self) -> str:
     """Where in the traced program it comes from."""
-    found = re.search(r'op_name="([^"]*)"', self.text)
-    return found[1] if found else ''
+    return self.find(r'op_name="([^"]*)"')
 
 
 class Program(NamedTuple):

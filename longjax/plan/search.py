@@ -7,7 +7,7 @@ import jax
 
 from longjax import checks, flops, hbm, llama, lora, slices
 from longjax.errors import InputError
-from longjax.plan import schedule
+from longjax.plan import calibration
 from longjax.plan.compile import plan
 from longjax.plan.workload import workload
 from longjax.train import step as train_step
@@ -122,10 +122,10 @@ def count(tree) -> int:
 def attention_seconds(model, work, chip, tokens: int) -> float:
   """Seconds of a layer; a hop takes as long as its kernel or its messages."""
   each = 4 * work.block**2 * model.head_dim * model.heads
-  forward, backward = schedule.kernel_seconds(
+  forward, backward = calibration.kernel_seconds(
     chip,
     [each * blocks for blocks in work.hops],
-    schedule.CALIBRATION[chip.name],
+    calibration.CALIBRATION[chip.name],
   )
   if len(work.hops) > 1:
     numbers = 2 * tokens * model.kv_heads * model.head_dim / chip.link
