@@ -1,4 +1,4 @@
-"""An attention to compute, and what it comes to: shared by test_attention_*.
+"""An attention to compute and its result: shared by test_attention_*.
 
 What costs is compiling. So a `Case` holds all that may differ between cases of
 one shape, and `compiled` is one program for all of them.
@@ -64,9 +64,9 @@ def rearranged(tree, order):
 def expected(case: Case, window=0) -> dict:
   """`out`, `dq`, `dk` and `dv` by the float64 oracle."""
   q, k, v, dout = (np.asarray(x, np.float64) for x in case[:4])
-  how = (*case.q_ids, case.kv_ids, window)
-  values = reference.attention(q, k, v, *how)
-  grads = reference.attention_grads(q, k, v, dout, *how)
+  ids = (*case.q_ids, case.kv_ids, window)
+  values = reference.attention(q, k, v, *ids)
+  grads = reference.attention_grads(q, k, v, dout, *ids)
   return dict(zip(NAMES, (values, *grads)))
 
 
@@ -77,11 +77,11 @@ FAST_COMPILE = dict(
 
 
 @functools.cache
-def compiled(**how):
+def compiled(**options):
   """attention.attend as a jitted function of a Case -> as `expected`."""
 
   def run(case: Case):
-    attend = lambda *qkv: attention.attend(*qkv, *case[4:], **how)
+    attend = lambda *qkv: attention.attend(*qkv, *case[4:], **options)
     out, vjp = jax.vjp(attend, *case[:3])
     return dict(zip(NAMES, (out, *vjp(case.dout))))
 
@@ -89,11 +89,11 @@ def compiled(**how):
 
 
 def check(got, want, name=''):
-  """Equal as far as float32 goes; exactly 0 where nobody sees anybody."""
+  """Equal as far as float32 goes; exactly 0 where all is masked."""
   for key, tolerance in ATOL.items():
     found = np.asarray(got[key])
     np.testing.assert_allclose(
       found, want[key], rtol=0, atol=tolerance, err_msg=f'{name}: {key}'
     )
-    seen = want['out' if key in ('out', 'dq') else 'dv'].any((2, 3))
-    assert not found[~seen].any(), f'{name}: {key}'
+    used = want['out' if key in ('out', 'dq') else 'dv'].any((2, 3))
+    assert not found[~used].any(), f'{name}: {key}'

@@ -87,13 +87,13 @@ def xpos_scale(positions, head_dim, base):
   return np.concatenate([scale, scale], -1)
 
 
-def visible(segments, index, keys=None, window=0):
-  """[B, T, S] bool: keys of my own document that are not after me.
+def attention_mask(segments, index, keys=None, window=0):
+  """[B, T, S] bool: keys of the same document that are not later.
 
   Args:
     segments, index: [B, T] of the queries; segment 0 is padding.
     keys: (segments, index) [B, S] of the keys where they are not the queries.
-      Segment -1 is everybody's; index -1 is before all, however long ago.
+      Segment -1 is shared by all documents; index -1 is before all others.
     window: the last so many tokens, mine included; 0 is all.
   """
   key_segments, key_index = (segments, index) if keys is None else keys
@@ -109,12 +109,12 @@ def attention(q, k, v, segments, index, keys=None, window=0):
 
   Args:
     q: [B, T, N, H]; k, v: [B, S, K, H] with N a multiple of K.
-    segments, index, keys, window: as for `visible`.
+    segments, index, keys, window: as for `attention_mask`.
 
   Returns:
-    [B, T, N, H]; a query that sees nothing gets 0.
+    [B, T, N, H]; a query without keys gets 0.
   """
-  weights = _softmax(q, k, visible(segments, index, keys, window))
+  weights = _softmax(q, k, attention_mask(segments, index, keys, window))
   return np.einsum('bnts,bsnh->btnh', weights, _repeated(v, q))
 
 
@@ -132,7 +132,7 @@ def attention_grads(q, k, v, dout, segments, index, keys=None, window=0):
   Returns:
     dq [B, T, N, H], dk, dv [B, S, K, H].
   """
-  p = _softmax(q, k, visible(segments, index, keys, window))
+  p = _softmax(q, k, attention_mask(segments, index, keys, window))
   dp = np.einsum('btnh,bsnh->bnts', dout, _repeated(v, q))
   ds = p * (dp - (dp * p).sum(-1, keepdims=True)) / np.sqrt(q.shape[-1])
   dq = np.einsum('bnts,bsnh->btnh', ds, _repeated(k, q))
@@ -143,12 +143,12 @@ def attention_grads(q, k, v, dout, segments, index, keys=None, window=0):
   return dq, dk.reshape(shared).sum(3), dv.reshape(shared).sum(3)
 
 
-def _softmax(q, k, sees):
-  """Attention weights [B, N, T, S]; 0 for a query that sees nothing."""
+def _softmax(q, k, mask):
+  """Attention weights [B, N, T, S]; 0 for a query without keys."""
   scores = np.einsum('btnh,bsnh->bnts', q, _repeated(k, q))
-  scores, sees = scores / np.sqrt(q.shape[-1]), sees[:, None]
-  peak = np.max(scores, axis=-1, keepdims=True, where=sees, initial=-1e300)
-  weights = np.where(sees, np.exp(np.where(sees, scores - peak, 0)), 0)
+  scores, mask = scores / np.sqrt(q.shape[-1]), mask[:, None]
+  peak = np.max(scores, axis=-1, keepdims=True, where=mask, initial=-1e300)
+  weights = np.where(mask, np.exp(np.where(mask, scores - peak, 0)), 0)
   return weights / np.maximum(weights.sum(-1, keepdims=True), 1e-300)
 
 

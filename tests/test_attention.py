@@ -1,4 +1,4 @@
-"""Attention: what is visible, what travels, what is refused."""
+"""Attention: the mask rule, what travels, what is refused."""
 
 import functools
 import math
@@ -36,14 +36,14 @@ def test_64_bit_jax_computes_the_same():
   cases.check(got, cases.expected(case))
 
 
-def test_what_a_query_sees_by_hand():
+def test_the_mask_by_hand():
   ids = Ids(np.array([[1, 1, 2, 0]]), np.array([[0, 1, 2, 3]]))
   want = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
   np.testing.assert_array_equal(mask.attention_mask(ids, ids)[0], want)
 
 
 def test_few_queries_over_many_keys_equal_the_oracle(make_mesh):
-  """One is padding, and one sees keys of a single device."""
+  """One is padding, and one attends to keys of a single device."""
   kv_ids = cases.ids_of(np.stack([cases.packed(40, 56), cases.packed(1, 95)]))
   q_ids = Ids(
     np.array([[1, 2, 0], [2, 2, 1]], np.int32),
@@ -56,8 +56,8 @@ def test_few_queries_over_many_keys_equal_the_oracle(make_mesh):
 
 
 @pytest.mark.parametrize('window', [0, 6])
-def test_blocks_that_do_not_meet_have_nothing_visible(window, rng):
-  """`meet` may say yes for nothing, but never no for something."""
+def test_the_rules_for_blocks_bound_the_rule_for_tokens(window, rng):
+  """A pair may be computed in vain, but never left out or unmasked wrongly."""
   pairs = 20_000
 
   def near(low, high, most):
@@ -73,12 +73,12 @@ def test_blocks_that_do_not_meet_have_nothing_visible(window, rng):
     )
 
   q, kv = blocks(0), blocks(attention.SHARED_SEGMENT)
-  sees = np.asarray(mask.attention_mask(q, kv, window))
-  spans = mask.block_bounds(q), mask.block_bounds(kv)
-  meet = np.asarray(mask.block_may_attend(*spans, window))
-  whole = np.asarray(mask.block_fully_attends(*spans, window))
-  assert not sees[~meet].any() and sees[whole].all()
-  assert (~meet).sum() > pairs / 5 and whole.sum() > pairs / 1000
+  pairwise = np.asarray(mask.attention_mask(q, kv, window))
+  bounds = mask.block_bounds(q), mask.block_bounds(kv)
+  some = np.asarray(mask.block_may_attend(*bounds, window))
+  full = np.asarray(mask.block_fully_attends(*bounds, window))
+  assert not pairwise[~some].any() and pairwise[full].all()
+  assert (~some).sum() > pairs / 5 and full.sum() > pairs / 1000
 
 
 @pytest.mark.parametrize('n', [2, 8])
@@ -93,7 +93,8 @@ def test_the_ring_sends_keys_values_and_ids_n_minus_1_times(n, make_mesh):
   }  # fmt: skip
   grad = jax.grad(lambda q, k, v, i: attend(q, k, v, i, i).sum(), (0, 1, 2))
   both = jaxprs.collectives(jax.make_jaxpr(grad)(*args, ids).jaxpr)
-  # Backward: keys n - 1 times again; their gradients n times, which is home.
+  # Backward: keys n - 1 times again; their gradients n times, back to where
+  # the keys came from.
   assert both['ppermute'] == 2 * 3 * (n - 1) + 2 * n
 
 
@@ -140,7 +141,7 @@ def test_the_ring_makes_no_array_of_every_query_and_key(make_mesh):
   (dict(block=0), 'block >= 1'),
   (dict(window=-1), 'window >= 0'),
 ])  # fmt: skip
-def test_a_call_that_cannot_be_meant_is_refused(change, says, make_mesh):
+def test_an_invalid_call_is_refused(change, says, make_mesh):
   ids = cases.ids_of(np.ones((2, 96)))
   q, k, v, *_ = cases.draw(ids, 6, 2, 16)
   with pytest.raises(ValueError, match=says):

@@ -63,7 +63,7 @@ def case_of(kind, kv_heads=K) -> Case:
   """Rows of a kind in the order of their text."""
   ids = cases.ids_of(rows('padding' if kind == 'memory' else kind))
   kv_ids = ids
-  if kind == 'memory':  # FoT: keys that every document sees, at any place
+  if kind == 'memory':  # FoT: keys shared by all documents, at any place
     some = (np.arange(T) % 7 == 3) & np.ones((B, 1), bool)
     kv_ids = Ids(
       *(np.where(some, x, y) for x, y in zip((SHARED_SEGMENT, -1), ids))

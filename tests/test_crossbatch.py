@@ -60,8 +60,8 @@ def batch_of(rng, rows=BATCH, padding=3):
   return Batch(*(x[:, order] for x in batch))
 
 
-def rows_seen(memory, row, batch):
-  """Numbers of the rows that a row sees, by the words of Memory's docstring."""
+def rows_attended(memory, row, batch):
+  """Numbers of the rows that a row attends to, by Memory's docstring."""
   away = memory.rows[row % len(memory.rows)]
   found = [row + offset for offset in away]
   if memory.wrap:
@@ -100,7 +100,7 @@ def oracle(params, config, batch):
     outs = [
       remembering_attention(
         here(q), here(k), far, v, batch, row,
-        rows_seen(config.memory, row, len(x)) if remembers else (),
+        rows_attended(config.memory, row, len(x)) if remembers else (),
       )
       for row in range(len(x))
     ]  # fmt: skip
@@ -201,7 +201,7 @@ def test_memory_layers_alone_leave_the_program_as_it_is():
   assert model(MEMORIES['code']).for_inference() == model(Memory((1, 2)))
 
 
-def test_parameters_do_not_know_of_memories():
+def test_a_memory_changes_no_parameter():
   shapes = lambda config: jax.tree.map(
     lambda x: x.shape, llama.abstract(config)
   )
@@ -250,15 +250,15 @@ def test_the_rows_of_a_pack_are_the_text_in_order(tmp_path, monkeypatch):
 def test_rows_by_hand():
   """LongLLaMA 3B, 0, 2, 3 and 3 other rows, and the first pack cut short."""
   assert LONGLLAMA_3B == ((), (-1, -2), (-1, -2, -3), (-1, -2, -3))
-  seen = [len(rows_seen(MEMORIES['code'], row, 8)) for row in range(8)]
-  assert seen == [0, 1, 2, 3, 0, 2, 3, 3]
+  counts = [len(rows_attended(MEMORIES['code'], row, 8)) for row in range(8)]
+  assert counts == [0, 1, 2, 3, 0, 2, 3, 3]
   paper = MEMORIES['paper']
-  assert [rows_seen(paper, row, 8) for row in (0, 1, 7)] == [
+  assert [rows_attended(paper, row, 8) for row in (0, 1, 7)] == [
     [], [0, 2, 4], [6, 0, 2],
   ]  # fmt: skip
 
 
-def test_longllama_7b_sees_the_counts_of_its_paper():
+def test_longllama_7b_has_the_counts_of_its_paper():
   rows = common.fot_rows((0, 0), (1, 2), (2, 5), (3, 4))
   assert rows[2] == (-1, -2, -3, -4, -5, -6, -7)
   positives = [sum(-o <= i for o in row) for i, row in enumerate(rows)]
@@ -274,7 +274,7 @@ def test_longllama_7b_sees_the_counts_of_its_paper():
   (dict(layers=(1,), rows=((1,), ())), 'that comes later'),
   (dict(layers=(1,), rows=((0,),)), 'that comes later'),
 ])  # fmt: skip
-def test_a_memory_that_cannot_be_meant_is_refused(fields, says):
+def test_an_invalid_memory_is_refused(fields, says):
   with pytest.raises(ValueError, match=says):
     Memory(**fields)
 

@@ -306,7 +306,7 @@ def test_groups_are_shifted_by_half_in_half_of_the_heads(
   np.testing.assert_allclose(nll[real], want[real], rtol=0, atol=1e-4)
 
 
-def test_groups_let_nobody_see_the_future(rng):
+def test_groups_are_causal(rng):
   config = small(group=16)
   params, batch = params_of(config), one_document(rng.integers(0, 96, (1, 64)))
   late = batch._replace(tokens=batch.tokens.copy())
@@ -405,7 +405,7 @@ def test_published_models_have_their_published_parameters(size, count):
   assert sum(x.size for x in shapes) == count
 
 
-def test_a_config_that_cannot_be_meant_is_refused():
+def test_an_invalid_config_is_refused():
   with pytest.raises(ValueError, match='multiple of kv_heads'):
     small(dict(heads=9, kv_heads=2, head_dim=16))
   with pytest.raises(ValueError, match="'rings' is none of"):

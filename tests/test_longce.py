@@ -44,7 +44,7 @@ def test_a_target_sees_as_much_of_its_window_as_the_paper_s_code(name):
   np.testing.assert_array_equal(got[7:], want)
 
 
-def test_no_window_sees_into_another_document():
+def test_no_window_reaches_into_another_document():
   batch = one_document(np.zeros((1, 48), np.int32))
   batch = batch._replace(segments=1 + (batch.index >= 21))
   got = np.asarray(longce.short_losses(context, batch, SHORT, STRIDE))[0]
@@ -121,7 +121,7 @@ def test_the_step_learns_the_losses_as_the_float64_model_weighs_them(
   (dict(gamma=-1.0), 'at least 0'),
   (dict(short=48), 'no target'),
 ])  # fmt: skip
-def test_what_cannot_be_meant_is_refused(changes, says):
+def test_an_invalid_section_is_refused(changes, says):
   config = config_of()
   config.train.longce.update(changes)
   with pytest.raises(InputError, match=says):

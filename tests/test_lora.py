@@ -131,7 +131,7 @@ def test_only_factors_norms_and_embedding_move(trained):
   }  # fmt: skip
 
 
-def test_moments_exist_for_what_learns_alone(trained):
+def test_only_trained_parameters_have_moments(trained):
   config, states, _, _ = trained
   learning, _ = lora.split(states[0]['params'], config.lora)
   count = lambda tree: sum(np.size(x) for x in jax.tree.leaves(tree))
@@ -140,7 +140,7 @@ def test_moments_exist_for_what_learns_alone(trained):
   assert count(learning) < 0.6 * count(states[0]['params'])
 
 
-def test_a_restored_run_goes_on_to_the_bit(trained):
+def test_a_restored_run_continues_to_the_bit(trained):
   _, states, again, _ = trained
   jax.tree.map(np.testing.assert_array_equal, again, states[2])
 
@@ -212,7 +212,7 @@ def test_parts_of_the_sum_are_the_sum(rng):
   ('whole', ('norms',), "'norms'"),
   ('rank', -1, 'at least 0'),
 ])  # fmt: skip
-def test_what_cannot_be_meant_is_refused(key, value, says):
+def test_an_invalid_section_is_refused(key, value, says):
   config = config_of(**{f'lora__{key}': value})
   with pytest.raises(InputError, match=says):
     checks.check(config)

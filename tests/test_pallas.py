@@ -1,6 +1,6 @@
 """The Pallas kernel, interpreted on the CPU: values, gradients, what it skips.
 
-Skipping is held for the kernel in plain JAX too.
+Skipping is tested for the kernel in plain JAX too.
 """
 
 import attention_cases as cases
@@ -92,7 +92,7 @@ def rows_of(*rows) -> Ids:
 
 
 # Queries and keys of one row. The second of the Pallas kernel's rows begins
-# with blocks that nobody computes; in plain JAX rows are computed together.
+# with fully masked blocks; in plain JAX rows are computed together.
 ROW = (
   blocks_of((1, 64), (5, 0), PADDING),
   blocks_of(SEEN, OTHER, PADDING, FUTURE),
@@ -106,7 +106,7 @@ MIXED = (
 @pytest.mark.parametrize('kernel, rows', [
   ('blockwise', (ROW, ROW)), ('interpret', (ROW, MIXED)),
 ])  # fmt: skip
-def test_what_nobody_sees_is_not_computed(kernel, rows, small):
+def test_fully_masked_blocks_are_not_computed(kernel, rows, small):
   """Blocks of NaN: of other documents, padding, the future."""
   q_ids, kv_ids = (rows_of(*x) for x in zip(*rows))
   case = cases.draw(q_ids, 4, 2, 64, kv_ids)
@@ -137,10 +137,10 @@ def test_pairs_are_computed_and_masked_where_they_must_be(name, window, small):
     AttentionOptions('interpret', BLOCK),
   )
   live, full = blocks.block_mask(queries, keys, window)
-  sees = reference.visible(*ids, window=window)
-  sees = sees.reshape(2, 16, BLOCK, 16, BLOCK)
-  np.testing.assert_array_equal(live, sees.any((2, 4)))
-  np.testing.assert_array_equal(full, sees.all((2, 4)))
+  mask = reference.attention_mask(*ids, window=window)
+  mask = mask.reshape(2, 16, BLOCK, 16, BLOCK)
+  np.testing.assert_array_equal(live, mask.any((2, 4)))
+  np.testing.assert_array_equal(full, mask.all((2, 4)))
   (*_, flags), count = pallas._steps(live, full)
   flags = np.asarray(flags)[:count]
   assert (flags & pallas.FULL != 0).sum() == full.sum()

@@ -291,6 +291,6 @@ def test_other_names_mean_the_same():
     (dict(scaling='yarn_paper', factor=2.0), 'original_length'),
   ],
 )
-def test_a_rope_that_cannot_be_meant_is_refused(fields, says):
+def test_an_invalid_rope_is_refused(fields, says):
   with pytest.raises(ValueError, match=says):
     Rope(**fields)

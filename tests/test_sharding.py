@@ -24,14 +24,14 @@ def start(monkeypatch, **variables):
   (dict(COORDINATOR='localhost'), "got 'localhost', 2 and 1"),
   (dict(HEARTBEAT_SECONDS='1.5'), "LONGJAX_HEARTBEAT_SECONDS='1.5' must be"),
 ])  # fmt: skip
-def test_a_job_that_cannot_be_is_refused_before_a_device_is_asked(
+def test_an_invalid_job_is_refused_before_a_device_is_used(
   wrong, says, monkeypatch
 ):
   with pytest.raises(InputError, match=says):
     start(monkeypatch, **JOB | wrong)
 
 
-def test_a_process_that_is_not_told_which_it_is_is_refused(monkeypatch):
+def test_a_process_without_a_number_is_refused(monkeypatch):
   with pytest.raises(InputError, match='2 and none'):
     start(monkeypatch, **{k: v for k, v in JOB.items() if k != 'PROCESS'})
 

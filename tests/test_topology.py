@@ -12,7 +12,7 @@ from longjax.parallel import sharding, topology
 
 
 class Device(NamedTuple):
-  """What a jax device of a TPU says of its place."""
+  """The attributes of a TPU's jax device."""
 
   coords: tuple
   core_on_chip: int
@@ -143,7 +143,7 @@ def test_devices_without_coordinates_keep_their_order(make_mesh):
     ('v5e', (2, 2), 4, 1, ''),
   ],
 )
-def test_a_mesh_says_how_far_its_hops_go(kind, sizes, data, seq, said):
+def test_the_hops_of_a_mesh_are_described(kind, sizes, data, seq, said):
   rings = topology.ring_order(devices(kind, sizes), data, seq)
   mesh = types.SimpleNamespace(devices=rings)  # jax's wants real devices
   assert topology.describe(mesh) == said

@@ -10,7 +10,7 @@ RUNS = 3
 
 
 class Cost(NamedTuple):
-  """The least of RUNS; the process's CPU depends least on other processes."""
+  """The least of RUNS; CPU time depends least on other processes."""
 
   cpu: float  # seconds, all threads
   wall: float  # seconds
