@@ -35,6 +35,16 @@ def collectives(jaxpr) -> dict:
   return dict(count)
 
 
+def gathered(jaxpr) -> set:
+  """{(shape, dtype)} of what the all-gathers of a program make."""
+  return {
+    (v.aval.shape, str(v.aval.dtype))
+    for eqn, _ in equations(jaxpr)
+    for v in eqn.outvars
+    if eqn.primitive.name.startswith('all_gather')
+  }
+
+
 def shapes(jaxpr) -> set:
   """The shapes of all arrays that the program computes."""
   return {

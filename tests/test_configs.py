@@ -65,9 +65,23 @@ def test_the_train_step_of_a_config_keeps_its_state_and_shards_it(name):
   assert whole <= held * mesh.size <= 1.2 * whole
   sent = jaxprs.collectives(trace.jaxpr.jaxpr)
   assert sent['all_gather'] and sent['reduce_scatter']
-  assert ('ppermute' in sent) == (mesh.shape['seq'] > 1 or bool(
-    model.memory.rows
-  ))  # fmt: skip
+  # Three arrays of keys go round forward, again backward, their two gradients
+  # one hop further, in each layer; rows of a memory travel besides.
+  n, times = config.mesh.seq, model.layers * config.train.micro_batches
+  passes = 3 if model.remat == 'full' else 2
+  hops = times * (passes * 3 * (n - 1) + 2 * n) if n > 1 else 0
+  assert (sent.get('ppermute', 0) > hops) == bool(model.memory.rows)
+  assert model.memory.rows or sent.get('ppermute', 0) == hops
+  # Only weights are gathered, in the dtype of the matmuls.
+  weights = [x.shape for x in jax.tree.leaves(state['params'])]
+  weights += [shape[1:] for shape in weights]
+  fits = lambda shape, weight: (
+    len(shape) == len(weight)
+    and all(size % part == 0 for part, size in zip(shape, weight))
+  )
+  for shape, dtype in jaxprs.gathered(trace.jaxpr.jaxpr):
+    assert dtype == model.dtype
+    assert any(fits(shape, weight) for weight in weights), shape
 
 
 def plans():
