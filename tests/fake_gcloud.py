@@ -1,16 +1,16 @@
-"""A cloud in a directory: the test puts this on PATH as `gcloud`.
+"""A fake cloud in a directory; tests put it on PATH as `gcloud` and `xpk`.
 
-$FAKE_CLOUD/script.json plays it:
+$FAKE_CLOUD/script.json:
   now      states of the queued resource; each `describe` takes the first, the
            last stays; [] is NOT_FOUND; OFFLINE is no answer
-  lives    what `create` makes of `now`, one by one
+  lives    the values of `now` that successive `create`s set
   trains   a line of shell that trains, for each life
-  refuse   what `create` answers instead
-  away     workers that ssh does not reach, and how often
-  drop     how often ssh dies after it did its work
-  cluster  labels of a cluster of GKE; `xpk` makes and deletes it
-  ended    what `xpk workload list --wait-for-job-completion` ends with
-Workers are directories, homes of their own; what ssh is given runs there.
+  refuse   the error of `create`
+  away     {host: how many times ssh fails to reach it}
+  drop     how many times ssh dies after the command has run
+  cluster  labels of a GKE cluster; `xpk` creates and deletes it
+  ended    exit code of `xpk workload list --wait-for-job-completion`
+Hosts are directories with homes of their own; what ssh is given runs there.
 """
 
 import json
