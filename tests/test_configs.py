@@ -1,5 +1,6 @@
 """Configs: every variant could run; a train step of each kind is traced."""
 
+import dataclasses
 import importlib
 import math
 import pathlib
@@ -11,7 +12,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from configs import common
-from longjax import checks
+from longjax import checks, crossbatch, llama, rope
 from longjax import config as schema
 from longjax.errors import InputError
 from longjax.parallel import sharding
@@ -137,3 +138,18 @@ def test_rows_of_focused_transformer_come_before_the_row(counts, rows):
   assert common.fot_rows(*counts) == rows
   with pytest.raises(InputError, match='row 0 of a pack has no 1 rows'):
     common.fot_rows((1, 0))
+
+
+def test_the_model_has_the_defaults_of_the_schema():
+  """A key of the model without a default has none in the library either."""
+  fields = {
+    f'model.{prefix}{field.name}': field.default
+    for prefix, kind in (('', llama.Llama), ('rope.', rope.Rope),
+                         ('memory.', crossbatch.Memory))
+    for field in dataclasses.fields(kind)
+    if field.name not in ('rope', 'memory')
+  }  # fmt: skip
+  assert fields.keys() == {k for k in schema.KEYS if k.startswith('model.')}
+  for name, default in fields.items():
+    ours = schema.KEYS[name].default
+    assert default == ours or isinstance(ours, type), name
