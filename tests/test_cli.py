@@ -173,7 +173,7 @@ def test_every_command_refuses_alike_at_once_and_without_jax(script, tmp_path):
   assert after.ru_utime - before.ru_utime < 1.5
 
 
-@pytest.mark.parametrize('script', [*SCRIPTS, 'convert'])
+@pytest.mark.parametrize('script', [*SCRIPTS, 'convert', 'lab'])
 def test_help_is_enough_to_use_a_command_and_needs_no_jax(script, tmp_path):
   (tmp_path / 'jax.py').write_text('raise AssertionError("jax was imported")')
   done = commands.run(f'{script}.py', '--help', PYTHONPATH=str(tmp_path))
