@@ -1,17 +1,16 @@
-"""What surviving costs, at 135M parameters (SmolLM2's shape, random weights).
+"""What fault tolerance costs, at 135M parameters (SmolLM2's shape, random).
 
   python tests/bench/overheads.py [--seq-len 2048] [--layers 30]
       [--part starts | steps]
 
-starts: the time to the first step, a short one, of a resumed run beside a
-fresh one; compiled programs are kept from one start to the next.
+starts: the time to the first step, a short one, of a resumed run and of a fresh
+one; compiled programs are kept from one start to the next.
 steps: beside a plain step of the same process (no guard, no metrics, no save),
-the step with guard, its line of metrics, how long an asynchronous save keeps
-the loop from going on, and the step that computes while the disk is written.
+the step with guard, its line of metrics, how long an asynchronous save blocks
+the loop, and the step that computes while the save is written.
 
-The guard costs less than two runs of a step differ by. So its update is also
-timed beside the plain one, without the gradients, and given as a share of the
-step.
+The guard costs less than the difference of two runs of a step. So its update is
+also timed beside the plain one, without gradients, as a share of the step.
 """
 
 import argparse
@@ -132,9 +131,9 @@ def compare_steps(config, mesh, directory):
   for number in range(1, RUNS + 1):
     step('plain step', 'plain')
     values = step('with guard', 'guarded')
-    _, *told = timed(lambda: tell(run, writer, number, values))  # noqa: B023
+    _, *written = timed(lambda: write_line(run, writer, number, values))  # noqa: B023
     _, *saved = timed(lambda: checkpoints.save(state, {}))
-    spent['its line of metrics'].append(told)
+    spent['its line of metrics'].append(written)
     spent['a save blocks the loop'].append(saved)
     step('with guard, disk written', 'guarded')
     checkpoints._wait()  # so that the next step has the machine to itself
@@ -159,8 +158,8 @@ def compare_updates(programs, state):
   return guarded - plain
 
 
-def tell(run, writer, step, values):
-  """What the loop does with the values of a step."""
+def write_line(run, writer, step, values):
+  """Writes the metrics of a step, as the loop does."""
   line = {k: float(v) for k, v in jax.device_get(values).items()}
   tokens = run.config.train.batch * run.config.train.seq_len
   batch = pipeline.BatchPlan(step, [], [], np.arange(0), tokens)
