@@ -4,11 +4,12 @@
   python launch/convert.py export --from DIR --to DIR
   python launch/convert.py show --from PATH
 
-import makes a run directory with a checkpoint, the tokenizer and the model's
-configuration from a directory of Hugging Face (safetensors, also sharded), of
-Meta (consolidated.*.pth, all shards) or a GGUF file; the format is detected.
-export writes a checkpoint as transformers loads it. show says what is there.
-import and export need little memory, whatever the size of the model.
+import makes a run directory, with a checkpoint, the tokenizer and the model's
+configuration, from a GGUF file or from a directory in the form of Hugging Face
+(safetensors, one file or shards) or Meta (consolidated.*.pth, all shards); the
+format is detected. PyTorch's files (.pth, .bin) need torch. export writes a
+checkpoint in the form that transformers loads. show prints format, model,
+tensors and digests. import and export need little memory for any size of model.
 """
 
 import pathlib
@@ -23,7 +24,7 @@ SUFFIXES = dict(KB=10**3, MB=10**6, GB=10**9)
 
 
 def import_(from_, to_, dtype_='float32'):
-  """A run directory of the weights of others."""
+  """Makes a run directory from weights in another format."""
   _known(dtype_, 'float32', 'bfloat16')
   convert = _convert()
   convert.to_checkpoint(from_, to_, dtype_)
@@ -31,7 +32,7 @@ def import_(from_, to_, dtype_='float32'):
 
 
 def export(from_, to_, dtype_='', shard_size_='5GB'):
-  """A directory that transformers loads, of a checkpoint."""
+  """Makes a directory that transformers loads from a checkpoint."""
   _known(dtype_, '', 'float32', 'bfloat16', 'float16')
   size, suffix = shard_size_[:-2], shard_size_[-2:].upper()
   if suffix not in SUFFIXES or not size.isdigit() or int(size) < 1:
@@ -42,7 +43,7 @@ def export(from_, to_, dtype_='', shard_size_='5GB'):
 
 
 def show(from_, digests_='yes'):
-  """Prints what is there."""
+  """Prints what a path holds."""
   _known(digests_, 'yes', 'no')
   _convert()
   from longjax.weights import show as showing

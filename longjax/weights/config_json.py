@@ -193,15 +193,15 @@ def _longrope(config, settings) -> dict:
     divisors=tuple(divisors),
   )
   if 'attention_factor' in settings:
-    told = positive(settings, 'attention_factor')
-    if not 1 <= told < MOST_TEMPERATURE:
+    given = positive(settings, 'attention_factor')
+    if not 1 <= given < MOST_TEMPERATURE:
       raise errors.InputError(
-        f'attention_factor = {told} is not from 1 to below {MOST_TEMPERATURE}: '
-        'longjax has no such rope'
+        f'attention_factor = {given}; longjax has ropes from 1 to below '
+        f'{MOST_TEMPERATURE}'
       )
     wanted = rope.temperature(rope.Rope(**found))
-    if not math.isclose(told, wanted, rel_tol=1e-6):
-      found['factor'] = length ** (told**2 - 1)
+    if not math.isclose(given, wanted, rel_tol=1e-6):
+      found['factor'] = length ** (given**2 - 1)
   return found
 
 
@@ -209,8 +209,8 @@ def _harmless(settings, recipe: rope.Rope) -> set[str]:
   """Keys whose values hold anyway."""
   found = {'finetuned', 'max_position_embeddings'}
   wanted = rope.temperature(recipe)
-  told = positive(settings, 'attention_factor', wanted)
-  if math.isclose(told, wanted, rel_tol=1e-6):
+  given = positive(settings, 'attention_factor', wanted)
+  if math.isclose(given, wanted, rel_tol=1e-6):
     found.add('attention_factor')
   if settings.get('truncate') is True:
     found.add('truncate')

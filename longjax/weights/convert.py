@@ -258,13 +258,13 @@ class _Export:
 
 def _window(root, metadata) -> int:
   """Tokens that a model is for: the largest number that anything says."""
-  told = [metadata.get('window', 0), metadata.get('seq_len', 0)]
+  lengths = [metadata.get('window', 0), metadata.get('seq_len', 0)]
   config = root.parent / 'config.json'
   if config.is_file():  # of a run
-    told += list(json.loads(config.read_text()).get('eval', {}).values())
+    lengths += list(json.loads(config.read_text()).get('eval', {}).values())
   rope = metadata['model']['rope']
-  told.append(round(rope.get('original_length', 0) * rope.get('factor', 1)))
-  return max(n for n in told if type(n) is int) or 2048
+  lengths.append(round(rope.get('original_length', 0) * rope.get('factor', 1)))
+  return max(n for n in lengths if type(n) is int) or 2048
 
 
 # The tokenizer, and the files of its directory

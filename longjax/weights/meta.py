@@ -116,9 +116,9 @@ def _fields(params, loaded) -> dict:
   eps = params.get('norm_eps')
   if type(eps) is not float or not 0 < eps < 1:
     raise errors.InputError(f'{PARAMS}: needs norm_eps, got {eps!r}')
-  told = params.get('vocab_size', -1)
+  given = params.get('vocab_size', -1)
   return dict(
-    vocab=(_vocab(loaded, dim) if told == -1 else number('vocab_size')),
+    vocab=(_vocab(loaded, dim) if given == -1 else number('vocab_size')),
     layers=layers,
     embed=dim,
     mlp=_rows(loaded, 'layers.0.feed_forward.w1.weight'),
@@ -154,14 +154,14 @@ def _rope(params, dim, layers) -> dict:
   if params.get('rope_theta') is None and scaled:
     raise errors.InputError(f'{PARAMS}: use_scaled_rope without rope_theta')
   base = positive(params, 'rope_theta', 10_000.0, f'{PARAMS}: ')
-  told = params.get('rope_scaling_factor')
+  given = params.get('rope_scaling_factor')
   if not scaled:
-    if told is not None:
+    if given is not None:
       raise errors.InputError(
-        f'{PARAMS}: rope_scaling_factor {told} without use_scaled_rope'
+        f'{PARAMS}: rope_scaling_factor {given} without use_scaled_rope'
       )
     return dict(base=base)
-  if told is None and (dim, layers) not in ROPE_FACTORS:
+  if given is None and (dim, layers) not in ROPE_FACTORS:
     raise errors.InputError(
       f'{PARAMS}: use_scaled_rope does not say the factor, and no Llama 3.1 or '
       f'3.2 has dim {dim} and {layers} layers; add "rope_scaling_factor": 8 '
