@@ -45,7 +45,7 @@ KEYS = {
   'notes': free((), 'what a reader of the report must know', each=str),
   'seed': Key(0, 'of weights, batches and evaluations', '[0, inf)'),
   'weights': Key(
-    '', "a path, 'hf://ORG/NAME', 'package:NAME==VERSION/FILE' or 'random'"),
+    '', "a path, 'package:NAME==VERSION/FILE' or 'random'"),
   'moments': Key(False, "also AdamW's moments, if weights is a longjax run"),
   # Sizes of the models are in configs/common.py.
   'model.vocab': Key(int, 'tokens of the vocabulary', '[1, inf)'),
