@@ -6,12 +6,13 @@ from eval_cases import TOKENS, blind, reader
 from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
+from test_data_pack import Memory
 
 from configs import tiny
 from longjax import checks, evals
 from longjax.batch import one_document
 from longjax.data import layout, prepare, tokenizer
-from longjax.evals import passkey, position_loss, stages
+from longjax.evals import evaluation, passkey, position_loss, stages
 from longjax.inference import language_model
 from longjax.parallel import sharding
 from longjax.train import loop
@@ -27,6 +28,14 @@ def test_loss_by_position_by_hand():
   assert curve['loss'][-1] == 30  # position 31 has no target
   assert curve['tokens'] == [4.0] * 15 + [2.0]
   assert position_loss.mean(curve, 0, 8) == 3.5
+
+
+def test_documents_are_the_starts_of_those_that_are_long_enough():
+  config = tiny.get_config()
+  config.eval.update(length=3, documents=2)
+  store = Memory([1, 2], [11, 12, 13, 14], [21, 22, 23])
+  documents = evaluation.Setup(config, TOKENS, store).documents()
+  assert [d.tolist() for d in documents] == [[11, 12, 13], [21, 22, 23]]
 
 
 def test_a_passkey_prompt_has_its_exact_length_and_the_key_at_its_depth():

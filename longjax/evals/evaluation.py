@@ -53,7 +53,9 @@ class Setup:
 
   def documents(self) -> list[np.ndarray]:
     """The first eval.length tokens of eval.documents held-out documents."""
-    return [self.store.tokens(*row[0]) for row in self.rows()]
+    length = self.options.length
+    first = (int(row.document[0]) for row in self.rows())
+    return [self.store.tokens(number, 0, length) for number in first]
 
   def prose(self) -> str:
     """The text of held-out documents, enough for the longest prompt."""
