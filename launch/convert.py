@@ -1,7 +1,7 @@
 """Weights in and out.
 
   python launch/convert.py import --from PATH --to DIR [--dtype float32]
-  python launch/convert.py export --from DIR --to DIR
+  python launch/convert.py export --from DIR --to DIR [--max-length N]
   python launch/convert.py show --from PATH
 
 import makes a run directory, with a checkpoint, the tokenizer and the model's
@@ -13,6 +13,7 @@ tensors and digests. import and export need little memory for any size of model.
 """
 
 import pathlib
+import re
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
@@ -31,14 +32,23 @@ def import_(from_, to_, dtype_='float32'):
   print(f'imported {from_} into {to_}: use it as --config.weights={to_}')
 
 
-def export(from_, to_, dtype_='', shard_size_='5GB'):
+def export(from_, to_, dtype_='', shard_size_='5GB', max_length_=''):
   """Makes a directory that transformers loads from a checkpoint."""
   _known(dtype_, '', 'float32', 'bfloat16', 'float16')
   size, suffix = shard_size_[:-2], shard_size_[-2:].upper()
   if suffix not in SUFFIXES or not size.isdigit() or int(size) < 1:
     raise InputError(f'--shard-size is a size like 5GB, got {shard_size_!r}')
+  if max_length_ and not re.fullmatch(r'[1-9]\d*[kK]?', max_length_):
+    raise InputError(
+      f'--max-length is a number of tokens like 32768 or 32K, got '
+      f'{max_length_!r}'
+    )
+  thousands = 1024 if max_length_[-1:] in ('k', 'K') else 1
+  window = int(max_length_.rstrip('kK') or 0) * thousands
   convert = _convert()
-  convert.to_huggingface(from_, to_, dtype_, int(size) * SUFFIXES[suffix])
+  convert.to_huggingface(
+    from_, to_, dtype_, int(size) * SUFFIXES[suffix], max_length=window
+  )
   print(f'exported {from_} into {to_}')
 
 
@@ -87,6 +97,8 @@ VERBS = {
       'dtype': f'{DTYPE}, float16; default: as it was imported, float32 if '
       'it was trained',
       'shard-size': 'of the files, default 5GB',
+      'max-length': 'tokens that config.json gives as the window; default: the '
+      'longest that the model was released or trained for',
     },
   ),
   'show': (show, dict(**FROM, digests='no: do not read all for their sha256')),

@@ -17,6 +17,7 @@ from longjax import config as schema
 from longjax.errors import InputError
 from longjax.parallel import sharding
 from longjax.train import step as train_step
+from longjax.weights import released
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NAMES = sorted(
@@ -83,6 +84,34 @@ def test_the_train_step_of_a_config_keeps_its_state_and_shards_it(name):
   for shape, dtype in jaxprs.gathered(trace.jaxpr.jaxpr):
     assert dtype == model.dtype
     assert any(fits(shape, weight) for weight in weights), shape
+
+
+# Tokens of the window that each config trains, from its paper; FoT's rows and
+# those of the jobs for a laptop are shorter than what its weights bring.
+WINDOWS = {
+  'lab.base': 64, 'lab.extend': 256, 'llama2_7b_32k': 32_768,
+  'llama2_e2llm': 81_920, 'llama2_long_ablations': 32_768,
+  'llama2_longalign': 65_536, 'llama2_longce': 32_768,
+  'llama2_longlora': 65_536, 'llama2_longskywork': 204_800,
+  'llama2_prospector': 32_768, 'llama2_yarn': 65_536,
+  'llama2_yarn:7b_128k': 131_072, 'llama31_8b_128k': 131_072,
+  'llama3_70b_128k': 131_072, 'llama3_8b_512k': 524_288,
+  'llama3_8b_512k_sft': 65_536, 'llama3_8b_64k': 65_536,
+  'llama3_8b_skipalign': 65_536, 'llama_ntk': 32_768, 'llama_pi': 32_768,
+  'llama_pi:llama1_7b_8k': 8192, 'llama_pose': 16_384,
+  'llama_pose:yarn_128k': 131_072, 'llama_superhot_8k': 8192,
+  'nope_107m': 1024, 'openllama_3b_fot': 2048, 'smollm2_135m_abf_16k': 1024,
+  'smollm2_135m_pi_16k': 1024, 'smollm2_135m_prolong_mini': 4096, 'tiny': 256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', sorted({*NAMES, *WINDOWS}))
+def test_a_run_is_exported_with_the_window_that_it_trained(name):
+  config = config_of(name).to_dict()
+  metadata = dict(config=config, model=config['model'])
+  assert released.window(metadata) == WINDOWS[name]
+  # A window that was released is never made smaller.
+  assert released.window(dict(metadata, window=2**20)) == 2**20
 
 
 def plans():

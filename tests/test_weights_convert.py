@@ -35,6 +35,7 @@ from longjax.weights import (
   convert,
   directories,
   names,
+  released,
   tensor_files,
   tensors,
 )
@@ -325,7 +326,7 @@ def trained(directory, fields, settings, mesh=None, **about):
     placed = jax.tree.map(jax.numpy.asarray, params)
   state = dict(params=placed, opt=jax.numpy.zeros(3), step=np.array(7))
   saved = checkpoint.Checkpoints(directory / 'checkpoints', keep=1)
-  about = dict(model=dataclasses.asdict(config), seq_len=512, **about)
+  about = dict(model=dataclasses.asdict(config), **about)
   saved.save(state, about)
   saved.close()
   return params
@@ -350,7 +351,7 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path, monkeypatch):
   trained(tmp_path / 'run', GQA, LLAMA31)
   whole = checkpoint.metadata(tmp_path / 'run')
   whole['digests']['params/layers/up'] = '0' * 16
-  monkeypatch.setattr(checkpoint, 'about', lambda path: whole)
+  monkeypatch.setattr(checkpoint, 'metadata', lambda path: whole)
   with pytest.raises(errors.InputError, match='layers/up differs'):
     convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
   assert [path.name for path in tmp_path.iterdir()] == ['run']
@@ -446,10 +447,6 @@ def test_longrope_without_its_temperature_has_that_of_its_windows():
   assert rope.temperature(found) == pytest.approx((1 + 3 / 11) ** 0.5)
 
 
-def test_the_window_of_yarn_is_what_transformers_4_divides():
-  assert told(YARN)['max_position_embeddings'] == 4 * 4096
-
-
 def test_ntk_is_exported_as_the_base_that_it_is():
   whole = told(dict(base=1e4, scaling='ntk', factor=4.0))
   found = rope.Rope(**config_json.fields(whole)['rope'])
@@ -468,15 +465,46 @@ def test_what_has_no_equivalent_is_refused(tmp_path, settings):
   assert not (tmp_path / 'out').exists()
 
 
-def test_the_window_is_the_largest_that_the_run_knows(tmp_path):
-  trained(tmp_path / 'run', GQA, dict(base=5e5))
-  files.write_json(
-    tmp_path / 'run' / 'config.json', dict(eval=dict(length=4096, window=2048))
-  )
-  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
-  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
-  assert config['max_position_embeddings'] == 4096
-  assert config['dtype'] == config['torch_dtype'] == 'float32'
+def exported(root, name='config.json', **options):
+  """A file of the export of the run in `root`, as JSON."""
+  convert.to_huggingface(root / 'run', root / 'out', log=quiet, **options)
+  return json.loads((root / 'out' / name).read_text())
+
+
+def test_the_window_is_what_was_trained_never_what_was_evaluated(tmp_path):
+  config = dict(
+    train=dict(seq_len=256), eval=dict(samples=4096, length=8192),
+    data=dict(positions=dict(kind='plain', target=999)),
+  )  # fmt: skip
+  trained(tmp_path / 'run', GQA, dict(base=5e5), config=config)
+  made = exported(tmp_path)
+  assert made['max_position_embeddings'] == 256
+  assert made['dtype'] == made['torch_dtype'] == 'float32'
+  shutil.rmtree(tmp_path / 'out')
+  made = exported(tmp_path, max_length=640)
+  assert made['max_position_embeddings'] == 640
+
+
+def test_the_window_of_yarn_is_what_transformers_4_divides(tmp_path):
+  config = dict(train=dict(seq_len=512))
+  trained(tmp_path / 'run', GQA, YARN, config=config)
+  with pytest.raises(errors.InputError, match=r'is 512.*= 16384'):
+    exported(tmp_path, max_length=512)
+  assert exported(tmp_path)['max_position_embeddings'] == 4 * 4096
+
+
+@pytest.mark.parametrize('config, rope, window', [
+  (dict(train=dict(seq_len=64)), dict(base=1e4), 16_384),  # as released
+  (dict(train=dict(seq_len=32_768)), dict(base=1e4), 32_768),
+  (dict(train=dict(seq_len=64), data=dict(
+    positions=dict(kind='pose', target=65_536))), LINEAR, 65_536),
+  (dict(train=dict(seq_len=65_536), data=dict(
+    curriculum=[[0.5, 1024], [0.5, 32_768]])), dict(base=1e4), 32_768),
+  (dict(train=dict(seq_len=64)), LLAMA31, 8 * 8192),
+])  # fmt: skip
+def test_the_window_is_the_longest_trained_or_released(config, rope, window):
+  metadata = dict(window=16_384, config=config, model=dict(rope=rope))
+  assert released.window(metadata) == window
 
 
 # The tokenizer
@@ -614,6 +642,7 @@ def test_the_command_imports_shows_and_exports(tmp_path, monkeypatch, capsys):
     (['import', '--from=nowhere', '--to=x'], 'nowhere does not exist'),
     (['import', '--from=x', '--to=x', '--dtype=int8'], "'int8' is none of"),
     (['export', '--from=x', '--to=x', '--shard-size=5'], 'a size like 5GB'),
+    (['export', '--from=x', '--to=x', '--max-length=5.5'], "got '5.5'"),
     (['export', '--from=nowhere', '--to=x'], 'nowhere'),
   ],
 )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from longjax import evals, llama, weights
 from longjax.data import downloads, pipeline, prepare
 from longjax.errors import InputError
+from longjax.weights import released
 
 
 class Inputs(NamedTuple):
@@ -15,6 +16,7 @@ class Inputs(NamedTuple):
   tokenizer: Any
   data: pipeline.Pipeline
   evals: evals.Setup  # of its evaluations
+  released: dict  # what the weights say beside their tensors
 
 
 def find_inputs(run) -> Inputs:
@@ -32,7 +34,8 @@ def find_inputs(run) -> Inputs:
     held_out = prepare.held_out(config, tokenizer, run.log)
   setup = evals.Setup(config, tokenizer, held_out, run.mesh, run.log)
   evals.check(setup)
-  return Inputs(source, tokenizer, data, setup)
+  known = released.read(source) if source else {}
+  return Inputs(source, tokenizer, data, setup, known)
 
 
 def find_weights(run) -> pathlib.Path | None:
@@ -50,11 +53,11 @@ def find_weights(run) -> pathlib.Path | None:
 
 def refuse_other_model(model: llama.Llama, source):
   """InputError if the weights are of another architecture than the config."""
-  released = weights.config(source)
+  there = weights.config(source)
   different = [
-    f'{field} {getattr(model, field)} (there {getattr(released, field)})'
+    f'{field} {getattr(model, field)} (there {getattr(there, field)})'
     for field in llama.ARCHITECTURE
-    if getattr(model, field) != getattr(released, field)
+    if getattr(model, field) != getattr(there, field)
   ]
   if different:
     raise InputError(

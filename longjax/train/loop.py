@@ -326,6 +326,7 @@ def run_metadata(run: Run, inputs: Inputs) -> dict:
     commit=provenance.commit(),
     mesh=dict(run.mesh.shape),
     processes=jax.process_count(),
+    **inputs.released,
   )
 
 

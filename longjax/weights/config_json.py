@@ -238,8 +238,6 @@ def content(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
   """
   settings = rope_parameters(config)
   scaling = {k: v for k, v in settings.items() if k != 'rope_theta'}
-  if config.rope.scaling == 'yarn':  # transformers 4 takes factor from these
-    window = round(config.rope.original_length * config.rope.factor)
   return dict(
     architectures=['LlamaForCausalLM'],
     attention_bias=False,

@@ -9,7 +9,6 @@ pass through the local disk; checkpoints there are read directly.
 import concurrent.futures
 import hashlib
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -26,6 +25,7 @@ from longjax.weights import (
   config_json,
   directories,
   names,
+  released,
   tensor_files,
   tensors,
 )
@@ -37,7 +37,6 @@ TOKENIZER_FILES = (
   'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
   'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja',
 )  # fmt: skip
-GENERATION = 'generation_config.json'
 
 
 # Import
@@ -71,7 +70,6 @@ def _to_checkpoint(path, directory, dtype, log):
   needed = _bytes(shapes, dict.fromkeys(shapes, dtype))
   with directories.create(directory, needed) as made:
     digest = _import_tokenizer(path, made, vocab, log)
-    generation = os.path.join(path, GENERATION)
     writer = arrays.Writer(made / 'checkpoints', source.fields, dtype)
     origin = dict(
       format=source.format,
@@ -81,14 +79,9 @@ def _to_checkpoint(path, directory, dtype, log):
     writer.close(
       dict(
         model=source.fields,
-        window=source.window,
         tokenizer=digest,
-        generation=(
-          tensor_files.load_json(generation)
-          if os.path.isfile(generation)
-          else None
-        ),
         source=origin,
+        **released.read(path),
       )
     )
 
@@ -151,7 +144,9 @@ def _bytes(shapes, dtypes) -> int:
 # Export
 
 
-def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
+def to_huggingface(
+  path, directory, dtype='', shard_bytes=5 * 10**9, log=print, max_length=0
+):
   """Writes a checkpoint in the form that transformers loads.
 
   Args:
@@ -161,9 +156,12 @@ def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
       float32 if they were trained since.
     shard_bytes: of tensors in a file.
     log: called with progress lines.
+    max_length: tokens to write as the model's window; 0 is the longest that it
+      was released or trained for.
 
   Raises:
-    InputError: the checkpoint is damaged, or transformers has no such rope.
+    InputError: the checkpoint is damaged, transformers has no such rope, or
+      would take another from max_length.
   """
   root, step = checkpoint.find(path)
   metadata = checkpoint.metadata(path)
@@ -177,9 +175,9 @@ def to_huggingface(path, directory, dtype='', shard_bytes=5 * 10**9, log=print):
   tokens = _load_tokenizer(kept, metadata.get('tokenizer'), log)
   configs = {
     config_json.NAME: config_json.content(
-      config, _window(root, metadata), dtypes['embedding'], tokens
+      config, _window(metadata, max_length), dtypes['embedding'], tokens
     ),
-    GENERATION: (
+    released.GENERATION: (
       metadata.get('generation') or config_json.generation_content(tokens)
     ),
   }
@@ -256,15 +254,18 @@ class _Export:
       self.progress.add(part.nbytes)
 
 
-def _window(root, metadata) -> int:
-  """Tokens that a model is for: the largest number that anything says."""
-  lengths = [metadata.get('window', 0), metadata.get('seq_len', 0)]
-  config = root.parent / 'config.json'
-  if config.is_file():  # of a run
-    lengths += list(json.loads(config.read_text()).get('eval', {}).values())
-  rope = metadata['model']['rope']
-  lengths.append(round(rope.get('original_length', 0) * rope.get('factor', 1)))
-  return max(n for n in lengths if type(n) is int) or 2048
+def _window(metadata, max_length) -> int:
+  """Tokens that config.json gives as the window."""
+  recipe = metadata['model']['rope']
+  if recipe.get('scaling') == 'yarn':  # transformers 4 takes factor from these
+    window = round(recipe['original_length'] * recipe['factor'])
+    if max_length not in (0, window):
+      raise errors.InputError(
+        f'--max-length is {max_length}; with yarn it must be original_length * '
+        f'factor = {window}, from which transformers computes the rope'
+      )
+    return window
+  return max_length or released.window(metadata) or released.DEFAULT_WINDOW
 
 
 # The tokenizer, and the files of its directory

@@ -1,0 +1,60 @@
+"""What a model is beside its tensors: its window, its settings of generation.
+
+Files of released weights say it; checkpoints carry it on, with what training
+added, and an export writes it.
+"""
+
+import os
+
+from longjax import checkpoint, weights
+from longjax.weights import tensor_files
+
+GENERATION = 'generation_config.json'
+DEFAULT_WINDOW = 2048  # transformers' own, where nothing is known
+
+
+def read(path) -> dict:
+  """What weights say of themselves, as the metadata of a checkpoint keeps it.
+
+  Args:
+    path: see weights.FORMATS.
+
+  Returns:
+    window: tokens that the model was trained for, 0 if that is not known;
+    generation: the content of generation_config.json, or None.
+  """
+  if (source := weights.find(path)) is None:
+    metadata = checkpoint.metadata(path)
+    generation = metadata.get('generation')
+    return dict(window=window(metadata), generation=generation)
+  beside = path if os.path.isdir(path) else os.path.dirname(path)
+  file, generation = os.path.join(beside, GENERATION), None
+  if os.path.isfile(file):
+    generation = tensor_files.load_json(
+      tensor_files.inside(os.fspath(beside), GENERATION)
+    )
+  return dict(window=source.window, generation=generation)
+
+
+def window(metadata) -> int:
+  """Tokens that the model of a checkpoint is for; 0 if that is not known.
+
+  The longest of what the weights were released for, what they were trained on
+  and what their rope is scaled for. Lengths of evaluations say nothing.
+  """
+  config = metadata.get('config', {})
+  data, rope = config.get('data', {}), metadata['model']['rope']
+  lengths = [metadata.get('window') or 0]
+  stages = data.get('curriculum') or [
+    (1, config.get('train', {}).get('seq_len', 0))
+  ]
+  lengths += [int(length) for _, length in stages]
+  positions = data.get('positions', {})
+  if positions.get('kind', 'plain') != 'plain':
+    lengths.append(positions.get('target', 0))
+  scaled = rope.get('scaling', 'none') != 'none'
+  # The factor of a longrope that was read is made from its temperature.
+  if scaled and not (rope['scaling'] == 'longrope' and max(lengths)):
+    length = rope.get('original_length', 0) * rope.get('factor', 1)
+    lengths.append(round(length))
+  return max(lengths)
