@@ -20,8 +20,8 @@ from longjax import cli
 from longjax.errors import InputError
 
 
-class Asked(NamedTuple):
-  """What flags say about the answers."""
+class AnswerFlags(NamedTuple):
+  """The flags that shape the answers."""
 
   tokens: int
   temperature: float
@@ -36,7 +36,7 @@ def main(
 ):  # fmt: skip
   """Prints the answers; returns the exit code."""
   check(checkpoint, prompt or file, chat)
-  asked = Asked(
+  flags = AnswerFlags(
     cli.number('tokens', tokens, 128, 1),
     cli.number('temperature', temperature, 0.0, 0, 100),
     cli.number('top-p', top_p, 1.0, 0, 1),
@@ -44,7 +44,7 @@ def main(
     [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else [],
   )
   text = read(file) + prompt
-  tokenizer, answer = load(config, checkpoint, chat, asked)
+  tokenizer, answer = load(config, checkpoint, chat, flags)
   if chat:
     converse(tokenizer, answer, chat, text)
   else:
@@ -68,7 +68,7 @@ def check(checkpoint, text, chat):
     )
 
 
-def load(config, checkpoint, chat, asked: Asked):
+def load(config, checkpoint, chat, flags: AnswerFlags):
   """(the tokenizer, a function ids of a prompt -> text of its answer)."""
   from longjax import checks, evals
   from longjax.data import chat as chats
@@ -89,14 +89,14 @@ def load(config, checkpoint, chat, asked: Asked):
   ends = language_model.ends_of(tokenizer, *others)
   model = evals.load(config.weights, checks.llama_config(config), mesh)
   lm = language_model.from_config(*model, mesh, config, ends)
-  stopped = generate.stop_at(tokenizer, asked.stop)
+  stopped = generate.stop_at(tokenizer, flags.stop)
   sampling = generate.SamplingOptions(
-    asked.temperature, asked.top_p, asked.seed
+    flags.temperature, flags.top_p, flags.seed
   )
 
   def answer(ids) -> str:
-    (found,) = lm.generate([ids], asked.tokens, stopped, sampling=sampling)
-    return prompts.until(tokenizer.decode(found), asked.stop)
+    (found,) = lm.generate([ids], flags.tokens, stopped, sampling=sampling)
+    return prompts.until(tokenizer.decode(found), flags.stop)
 
   return tokenizer, answer
 

@@ -32,16 +32,16 @@ def main():
   default = dict(seeds='0,1,2', methods=','.join(extend.ROPES))
   for name, values in (default | dict(workdir='runs/lab')).items():
     parser.add_argument(f'--{name}', default=values, help=f'default: {values}')
-  asked = parser.parse_args()
+  flags = parser.parse_args()
   seeds, methods = (
     list(dict.fromkeys(names.split(',')))
-    for names in (asked.seeds, asked.methods)
+    for names in (flags.seeds, flags.methods)
   )
   for method in methods:
     if method not in extend.ROPES:
       raise InputError(f'--methods {method!r} is none of {[*extend.ROPES]}')
   if not all(seed.isdecimal() for seed in seeds):
-    raise InputError(f'--seeds are numbers like 0,1,2, got {asked.seeds!r}')
+    raise InputError(f'--seeds are numbers like 0,1,2, got {flags.seeds!r}')
 
   from longjax.lab import compare
   from longjax.parallel import sharding
@@ -51,7 +51,7 @@ def main():
   lab = compare.Laboratory(
     base.get_config, recipes, PLAYS, base.WINDOW, extend.TARGET
   )
-  print(compare.compare(lab, [*map(int, seeds)], pathlib.Path(asked.workdir)))
+  print(compare.compare(lab, [*map(int, seeds)], pathlib.Path(flags.workdir)))
 
 
 if __name__ == '__main__':

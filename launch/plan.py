@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from longjax import cli
 from longjax.errors import InputError
-from longjax.slices import ENVIRONMENT, EXAMPLE, SPARE, parse
+from longjax.slices import ENVIRONMENT, EXAMPLE, HBM_MARGIN, parse
 
 
 def main(config, topology, slices, documents, json, search, longest):
@@ -71,7 +71,7 @@ def describe(r: dict) -> str:
     hbm = r['hbm']
     lines += [
       f'fits: no. needs {hbm["needed_gib"]:.1f} GiB of HBM, a device has '
-      f'{hbm["limit_gib"]:.2f}, of which {SPARE:.0%} must stay free; try '
+      f'{hbm["limit_gib"]:.2f}, of which {HBM_MARGIN:.0%} must stay free; try '
       '--search'
     ]
   if 'step' in r:

@@ -128,10 +128,10 @@ class Checkpoints:
       time.sleep(2 ** (self.failed - 1))
       self.save(state, metadata)
 
-  def look(self):
-    """Notices a background save that has failed or finished meanwhile."""
+  def poll(self):
+    """Records the result of a background save that has ended."""
     if jax.process_count() > 1:
-      return  # all must notice at once: they do at the next save
+      return  # all processes must record it at once: at the next save
     if self._saving is not None and not self.orbax.is_saving_in_progress():
       self._wait()
 

@@ -26,7 +26,7 @@ class Key(NamedTuple):
   choices: tuple[str, ...] = ()
   each: type | None = None  # elements of a tuple; None: tuples in turn
   may_change: bool = False  # when a run resumes
-  also: tuple[str, ...] = ()  # names of the same thing elsewhere
+  aliases: tuple[str, ...] = ()  # its names in other programs
 
   @property
   def kind(self) -> type:
@@ -59,7 +59,7 @@ KEYS = {
   'model.tied': Key(bool, 'the output head is the embedding'),
   'model.rope.base': Key(
     1e4, 'of the frequencies; raised in RoPE ABF', '(1, inf)',
-    also=('theta', 'rope_theta')),
+    aliases=('theta', 'rope_theta')),
   'model.rope.scaling': Key(
     'none', 'none, linear (PI), ntk, yarn, llama3, longrope, nope, ...: '
     'longjax/rope.py'),
@@ -140,14 +140,14 @@ KEYS = {
     (), 'steps whose batches are skipped', '[0, inf)', each=int),
   'train.steps': free(
     100, 'optimizer steps of the run', '[1, inf)',
-    also=('max_steps', 'num_steps')),
+    aliases=('max_steps', 'num_steps')),
   'train.batch': Key(8, 'of a step', '[1, inf)', 'rows'),
   'train.micro_batches': free(
     1, 'parts that a step is computed in', '[1, inf)',
-    also=('gradient_accumulation_steps',)),
+    aliases=('gradient_accumulation_steps',)),
   'train.seq_len': Key(
     2048, 'of a row', '[1, inf)', 'tokens',
-    also=('context_length', 'max_length')),
+    aliases=('context_length', 'max_length')),
   'train.loss_chunk': free(
     1024, 'whose logits exist at once, per device', '[1, inf)', 'tokens'),
   'train.longce.gamma': Key(
@@ -160,7 +160,7 @@ KEYS = {
   'train.profile_steps': free(
     (), 'steps to trace into profile/; or send SIGUSR1', each=int),
   'optim.learning_rate': free(
-    2e-5, 'the peak', '[0, inf)', also=('lr', 'max_lr', 'peak_lr')),
+    2e-5, 'the peak', '[0, inf)', aliases=('lr', 'max_lr', 'peak_lr')),
   'optim.schedule': free(
     'cosine', 'after the warm-up', choices=('cosine', 'linear', 'constant')),
   'optim.warmup_steps': free(0, 'of linear warm-up', '[0, inf)', 'steps'),
@@ -171,7 +171,7 @@ KEYS = {
   'optim.b2': free(0.95, 'AdamW: decay of the mean of squares', '[0, 1)'),
   'optim.eps': free(1e-8, "AdamW: added to the squares' root", '[0, inf)'),
   'optim.weight_decay': free(
-    0.1, 'of matrices, never of norms', '[0, inf)', also=('wd',)),
+    0.1, 'of matrices, never of norms', '[0, inf)', aliases=('wd',)),
   'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
   'optim.spike_sigmas': free(
     6.0, 'a step so many deviations above the mean is skipped; 0: never',
@@ -252,7 +252,8 @@ def nearest(name: str, more: Iterable[str] = ()) -> str:
   ratio = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
 
   def likeness(other):
-    words = [other.split('.')[-1], *(KEYS[other].also if other in KEYS else ())]
+    aliases = KEYS[other].aliases if other in KEYS else ()
+    words = [other.split('.')[-1], *aliases]
     whole = ratio(name, other) if '.' in name else 0
     return max(ratio(last, word) for word in words), whole
 

@@ -48,5 +48,5 @@ def memory(stats, chip: Chip) -> dict:
 
 
 def fits(peak_gib: float, chip: Chip) -> bool:
-  """Whether a step leaves enough of the memory free, see `slices.SPARE`."""
+  """Whether a step leaves the share slices.HBM_MARGIN of HBM free."""
   return peak_gib * GIB <= chip.usable

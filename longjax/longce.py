@@ -17,41 +17,41 @@ from longjax.errors import InputError
 from longjax.mask import Ids, split_in_groups
 
 
-def check(ask, seq_len: int):
+def check(options, seq_len: int):
   """InputError where the section `train.longce` of a config is invalid.
 
   Args:
-    ask: the section.
+    options: the section.
     seq_len: tokens of a row.
   """
-  if ask.short % ask.stride:
+  if options.short % options.stride:
     raise InputError(
-      f'config.train.longce.short {ask.short} is not a multiple of '
-      f'longce.stride {ask.stride}: the windows would not tile a row'
+      f'config.train.longce.short {options.short} is not a multiple of '
+      f'longce.stride {options.stride}: the windows would not tile a row'
     )
-  if ask.gamma and ask.short >= seq_len:
+  if options.gamma and options.short >= seq_len:
     raise InputError(
-      f'config.train.longce.short {ask.short} leaves no target of a row of '
+      f'config.train.longce.short {options.short} leaves no target of a row of '
       f'train.seq_len {seq_len} with a longer context; use a shorter one'
     )
 
 
-def weights(losses, batch, nll, ask):
+def weights(losses, batch, nll, options):
   """The weight of each target, at least 0 and at most gamma.
 
   Args:
     losses: Batch -> [batch, seq] nats, without gradients.
     batch: Batch of jax arrays.
     nll: [batch, seq], losses(batch).
-    ask: the section `train.longce` of a config.
+    options: the section `train.longce` of a config.
 
   Returns:
     [batch, seq] float32; 1 for the first targets of a row, whose context is no
     longer than the short one.
   """
-  gain = short_losses(losses, batch, ask.short, ask.stride) - nll
-  weight = jnp.minimum(jnp.exp(gain), ask.gamma)
-  first = batch.index + 1 < ask.short
+  gain = short_losses(losses, batch, options.short, options.stride) - nll
+  weight = jnp.minimum(jnp.exp(gain), options.gamma)
+  first = batch.index + 1 < options.short
   return jax.lax.stop_gradient(jnp.where(first, 1.0, weight))
 
 

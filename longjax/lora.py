@@ -26,26 +26,26 @@ from longjax.errors import InputError
 INPUTS = dict(q=1, k=1, v=1, o=2, gate=1, up=1, down=1)
 
 
-def check(ask, params):
+def check(options, params):
   """InputError where the section `lora` of a config is invalid.
 
   Args:
-    ask: the section.
+    options: the section.
     params: tree of the model, for its names.
   """
-  if not ask.rank:
+  if not options.rank:
     return
-  if unknown := [name for name in ask.weights if name not in INPUTS]:
+  if unknown := [name for name in options.weights if name not in INPUTS]:
     raise InputError(
       f'config.lora.weights {tuple(unknown)} are none of {", ".join(INPUTS)}'
     )
-  if not ask.weights or len(set(ask.weights)) < len(ask.weights):
+  if not options.weights or len(set(options.weights)) < len(options.weights):
     raise InputError(
       'config.lora.weights are names of weights, one or more, each once, got '
-      f'{tuple(ask.weights)}'
+      f'{tuple(options.weights)}'
     )
   named = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
-  for part in ask.whole:
+  for part in options.whole:
     if not any(part in name for name in named):
       raise InputError(
         f'config.lora.whole has {part!r}, which is in none of the names '
@@ -53,7 +53,7 @@ def check(ask, params):
       )
 
 
-def init(params, ask, key) -> dict:
+def init(params, options, key) -> dict:
   """{'lora': factors} to add to `params`; {} if rank is 0.
 
   A is uniform within 1 / sqrt(its inputs), as in PEFT, and B is 0: at first
@@ -61,33 +61,33 @@ def init(params, ask, key) -> dict:
 
   Args:
     params: of the model, arrays or their shapes.
-    ask: the section `lora` of a config.
+    options: the section `lora` of a config.
     key: jax.random key.
   """
   factors = {}
-  for i, name in enumerate(ask.weights if ask.rank else ()):
+  for i, name in enumerate(options.weights if options.rank else ()):
     layers, *dims = params['layers'][name].shape
     inputs, outputs = dims[: INPUTS[name]], dims[INPUTS[name] :]
     most = 1 / math.sqrt(math.prod(inputs))
-    shape = (layers, *inputs, ask.rank)
+    shape = (layers, *inputs, options.rank)
     a = jax.random.uniform(
       jax.random.fold_in(key, i), shape, jnp.float32, -most, most
     )
-    b = jnp.zeros((layers, ask.rank, *outputs), jnp.float32)
+    b = jnp.zeros((layers, options.rank, *outputs), jnp.float32)
     factors[name] = dict(a=a, b=b)
   return dict(lora=factors) if factors else {}
 
 
-def split(params, ask):
+def split(params, options):
   """(trained, frozen): params, each with None in place of the other's.
 
   Without a rank all of them are trained; else the factors, and the parameters
-  whose names contain a word of ask.whole.
+  whose names contain a word of options.whole.
   """
 
   def trained(path):
-    whole = any(part in path[-1].key for part in ask.whole)
-    return not ask.rank or path[0].key == 'lora' or whole
+    whole = any(part in path[-1].key for part in options.whole)
+    return not options.rank or path[0].key == 'lora' or whole
 
   pick = lambda wanted: jax.tree.map_with_path(
     lambda path, x: x if trained(path) == wanted else None, params
@@ -144,9 +144,9 @@ def part(factors, alpha: float, where) -> np.ndarray:
   return scale * np.stack([np.tensordot(*pair, 1) for pair in zip(a, b)])
 
 
-def frozen_matmuls(params, ask) -> int:
+def frozen_matmuls(params, options) -> int:
   """Frozen parameters of matmuls, see flops.train_step."""
-  _, frozen = split(params, ask)
+  _, frozen = split(params, options)
   return sum(
     x.size for path, x in jax.tree.leaves_with_path(frozen)
     if path[-1].key != 'embedding' and 'norm' not in path[-1].key

@@ -26,7 +26,7 @@ ENVIRONMENT = dict(
 # The share of HBM that a train step must leave free: the next batch, programs
 # of evaluations and digests, pieces of a checkpoint on their way to the host,
 # and fragmentation. A margin, not measured on a TPU.
-SPARE = 0.08
+HBM_MARGIN = 0.08
 
 
 class Chip(NamedTuple):
@@ -43,8 +43,8 @@ class Chip(NamedTuple):
 
   @property
   def usable(self) -> float:
-    """Bytes of HBM that a train step may need: all but SPARE."""
-    return (1 - SPARE) * self.hbm
+    """Bytes of HBM that a train step may need: all but HBM_MARGIN."""
+    return (1 - HBM_MARGIN) * self.hbm
 
 
 # Peaks, bandwidths: public specifications; HBM: the limit in the compiler's

@@ -100,8 +100,8 @@ def test_another_field_may_hold_the_text(tmp_path):
 def bad(content, name='a.jsonl'):
   found = list(formats.read(name, io.BytesIO(content)))
   return (
-    [x for x in found if not isinstance(x, formats.Bad)],
-    [x for x in found if isinstance(x, formats.Bad)],
+    [x for x in found if not isinstance(x, formats.Unreadable)],
+    [x for x in found if isinstance(x, formats.Unreadable)],
   )
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_was_cut_says_so(name, tmp_path):
     path.write_bytes(whole[:length])
     with open(path, 'rb') as handle:
       found = list(formats.read(name, handle))
-    assert isinstance(found[-1], formats.Bad), (length, found)
+    assert isinstance(found[-1], formats.Unreadable), (length, found)
     assert path.name in found[-1].name
 
 

@@ -117,7 +117,7 @@ ENTRY %main (x: {small}) -> {small} {{
 }}
 """
   names = {(32, 2, 4096, 1024): 'layer_in of all layers, saved'}
-  saved, other = contents.carried(hlo.parse(text), names)
+  saved, other = contents.loop_buffers(hlo.parse(text), names)
   assert saved['what'] == 'layer_in of all layers, saved'
   assert saved['gib'] == 2 * 0.5
   assert (other['what'], other['gib']) == ('temporary', 2**21 / 2**30)

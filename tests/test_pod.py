@@ -704,7 +704,7 @@ def test_a_broken_connection_neither_stops_nor_doubles_training(
 
 
 def test_hosts_out_of_reach_for_long_are_given_up(cloud, checkout, monkeypatch):
-  monkeypatch.setattr(supervising, 'PATIENCE', 3)
+  monkeypatch.setattr(supervising, 'MAX_STALLED_POLLS', 3)
   there = cloud(away=dict(w1=3), trains=['exit 0', 'exit 0'])
   verbs.up(Quiet(), pod())
   assert supervised(checkout) == 0
@@ -714,7 +714,7 @@ def test_hosts_out_of_reach_for_long_are_given_up(cloud, checkout, monkeypatch):
 def test_a_run_out_of_reach_that_makes_steps_is_left_alone(
   cloud, checkout, monkeypatch
 ):
-  monkeypatch.setattr(supervising, 'PATIENCE', 3)
+  monkeypatch.setattr(supervising, 'MAX_STALLED_POLLS', 3)
   steps = iter(range(1, 99))
   there = cloud(trains=['exit 0'])
   started(there, checkout)

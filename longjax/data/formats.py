@@ -25,7 +25,7 @@ EMPTY = object()  # a line without a record
 ROWS = 64  # of a table that are made Python objects at once
 
 
-class Bad(NamedTuple):
+class Unreadable(NamedTuple):
   """A record or file that cannot be read, and why."""
 
   name: str
@@ -33,17 +33,20 @@ class Bad(NamedTuple):
 
 
 class Format(NamedTuple):
-  """How records are read: (file, opened to read bytes) -> records or Bads.
+  """How records are read: (file, opened to read bytes) -> records.
 
-  A reader yields Bad with an empty name, and raises OSError, EOFError or
-  ValueError at a damage that hides where the records after it begin.
+  For a record that it cannot read, a reader yields Unreadable with an empty
+  name. It raises OSError, EOFError or ValueError where the records that follow
+  cannot be found either.
   """
 
   read: Callable[[Any], Iterator[Any]]
   package: str | None = None  # that must be installed
 
 
-def read(name: str, file, whole=False) -> Iterator[tuple[str, Any] | Bad]:
+def read(
+  name: str, file, whole=False
+) -> Iterator[tuple[str, Any] | Unreadable]:
   """The records of a file, or the bytes of one that holds no records.
 
   Args:
@@ -53,7 +56,8 @@ def read(name: str, file, whole=False) -> Iterator[tuple[str, Any] | Bad]:
 
   Yields:
     (name, mapping or str) for a record, (name, bytes) for a whole file, or
-    Bad. What follows a damage that hides where records begin is one Bad.
+    Unreadable. Where damage hides the records that follow, all of them
+    together are one Unreadable.
   """
   form, compression = _format(name)
   try:
@@ -63,13 +67,15 @@ def read(name: str, file, whole=False) -> Iterator[tuple[str, Any] | Bad]:
         return
       for number, record in enumerate(form.read(opened)):
         here = f'{name}:{number}'
-        if isinstance(record, Bad):
+        if isinstance(record, Unreadable):
           yield record._replace(name=here)
         elif record is not EMPTY:
           yield here, record
   except (OSError, EOFError, ValueError, zlib.error) as error:
     # pyarrow's errors are ValueErrors and OSErrors.
-    yield Bad(name, f'{type(error).__name__}: {" ".join(str(error).split())}')
+    yield Unreadable(
+      name, f'{type(error).__name__}: {" ".join(str(error).split())}'
+    )
   except ModuleNotFoundError as error:  # in an archive: check did not know
     raise _missing(name, str(error.name)) from None
 
@@ -124,9 +130,9 @@ def _jsonl(file) -> Iterator:
     try:
       yield json.loads(line) if line.strip() else EMPTY
     except UnicodeDecodeError as error:
-      yield Bad('', f'not utf-8 (byte {error.start} of {len(line)})')
+      yield Unreadable('', f'not utf-8 (byte {error.start} of {len(line)})')
     except (ValueError, RecursionError) as error:
-      yield Bad('', f'not JSON ({error})')
+      yield Unreadable('', f'not JSON ({error})')
 
 
 def _parquet(file) -> Iterator:
@@ -173,7 +179,7 @@ def _array_record(file) -> Iterator:
       try:
         yield _json_or_text(reader.read())
       except UnicodeDecodeError as error:
-        yield Bad('', f'not utf-8 (byte {error.start})')
+        yield Unreadable('', f'not utf-8 (byte {error.start})')
     reader.close()  # of a file that was cut, this alone complains
   except (RuntimeError, IndexError) as error:
     raise ValueError(f'not a whole ArrayRecord file ({error})') from error

@@ -343,7 +343,7 @@ def _chats(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
       )
     except errors.InputError as error:
       tally.read -= 1
-      bad = formats.Bad(document.name, f'not a conversation ({error})')
+      bad = formats.Unreadable(document.name, f'not a conversation ({error})')
       tally.add(bad, settings['max_bad'])
       continue
     contents = [message['content'] for message in document.messages]
@@ -364,7 +364,7 @@ def _check_source(jobs, log):
     for tally in part['left_out']:
       total.read += tally['read']
       total.bad += tally['bad']
-      total.named = [*total.named, *tally['named']][: sources.NAMED]
+      total.named = [*total.named, *tally['named']][: sources.MAX_NAMED]
   sources.finish(unit.settings, total, count)
   if total.bad:
     log(

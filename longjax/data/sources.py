@@ -73,8 +73,8 @@ KEYS = {
   ),
   'max_bad': Key(0.001, 'share of unreadable ones', '[0, 1]'),
 }
-JUDGED = 100  # files or records after which a share of bad ones means something
-NAMED = 20  # bad ones that are named
+MIN_READ = 100  # files or records, before max_bad can end the reading
+MAX_NAMED = 20  # unreadable files or records that the manifest names
 UNIT_BYTES = 1 << 26  # of files that are read and tokenized as one
 LANGUAGE_CHARS = 20_000  # of a document, by which its language is recognized
 
@@ -110,14 +110,14 @@ class Tally:
   short: int = 0
   language: int = 0
 
-  def add(self, bad: formats.Bad, max_bad: float):
+  def add(self, bad: formats.Unreadable, max_bad: float):
     """Counts an unreadable one; InputError if there are too many so far."""
     self.read += 1
     self.bad += 1
     line = f'{bad.name} is {bad.reason}'  # a file may have any bytes as name
     line = line.encode('utf-8', 'replace').decode()
-    self.named = [*self.named, line][:NAMED]
-    if self.read >= JUDGED:
+    self.named = [*self.named, line][:MAX_NAMED]
+    if self.read >= MIN_READ:
       self.check(max_bad)
 
   def check(self, max_bad: float):
@@ -262,9 +262,9 @@ def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   for name, opener in _opened(unit.settings, files):
     with opener() as file:
       for item in formats.read(name, file, whole):
-        if not isinstance(item, formats.Bad):
+        if not isinstance(item, formats.Unreadable):
           item = _document(unit, *item)
-        if isinstance(item, formats.Bad):
+        if isinstance(item, formats.Unreadable):
           tally.add(item, unit.settings['max_bad'])
         else:
           tally.read += 1
@@ -283,7 +283,7 @@ def _opened(settings, files) -> Iterator:
         yield name, lambda raw=raw: io.BytesIO(raw)
 
 
-def _document(unit: Unit, name: str, value) -> Document | formats.Bad:
+def _document(unit: Unit, name: str, value) -> Document | formats.Unreadable:
   """The document that a file's bytes or a record are."""
   settings = unit.settings
   if isinstance(value, bytes):
@@ -291,7 +291,7 @@ def _document(unit: Unit, name: str, value) -> Document | formats.Bad:
       value = value.decode(settings['encoding']).removeprefix('\ufeff')
     except UnicodeDecodeError as error:
       where = f'byte {error.start} of {len(value)}'
-      return formats.Bad(name, f'not {settings["encoding"]} ({where})')
+      return formats.Unreadable(name, f'not {settings["encoding"]} ({where})')
     except LookupError as error:
       raise errors.InputError(f'source {unit.source!r}: {error}') from error
   elif isinstance(value, Mapping):
@@ -300,7 +300,7 @@ def _document(unit: Unit, name: str, value) -> Document | formats.Bad:
       return Document(name, '', messages=value)
   if not isinstance(value, str) or settings['kind'] == 'chat':
     reason = f'without a field {settings["text"]!r} of its kind'
-    return formats.Bad(name, reason)
+    return formats.Unreadable(name, reason)
   return Document(name, value.replace('\r\n', '\n').replace('\r', '\n'))
 
 

@@ -42,26 +42,26 @@ def evaluate(
     yield name, finite(evaluation.run(lm, setup, part))
 
 
-def names(ask) -> list[str]:
+def names(options) -> list[str]:
   """The evaluations of a section `eval`, in order, each once."""
   asked = []
-  if ask.length and ask.documents:
+  if options.length and options.documents:
     asked.append('position_loss')
-  if ask.passkey_lengths:
+  if options.passkey_lengths:
     asked.append('passkey')
-  return list(dict.fromkeys([*asked, *ask.tasks]))
+  return list(dict.fromkeys([*asked, *options.tasks]))
 
 
 def check(setup: Setup, asked=()):
   """InputError, before any training, for what could not be evaluated."""
-  ask = setup.options
-  found = [(n, *table.find(n)) for n in asked or names(ask)]
-  if not ask.lengths or min(ask.lengths) < 1:
+  options = setup.options
+  found = [(n, *table.find(n)) for n in asked or names(options)]
+  if not options.lengths or min(options.lengths) < 1:
     raise InputError(
-      f'config.eval.lengths are numbers of tokens, got {tuple(ask.lengths)}'
+      f'config.eval.lengths are numbers of tokens, got {tuple(options.lengths)}'
     )
   for name, evaluation, part in found:
-    if evaluation.needs == DOCUMENTS and not ask.length:
+    if evaluation.needs == DOCUMENTS and not options.length:
       raise InputError(f'task {name} needs config.eval.length, which is 0')
     if evaluation.needs != NOTHING and setup.store is None:
       raise InputError(f'task {name} needs documents in config.eval.sources')

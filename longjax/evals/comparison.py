@@ -49,12 +49,12 @@ def write_report(directory, *parts: str):
   (pathlib.Path(directory) / 'REPORT.md').write_text(text)
 
 
-def sections(results: dict, ask, directory) -> list[str]:
+def sections(results: dict, options, directory) -> list[str]:
   """A section for each evaluation; figures go to `directory`/plots.
 
   Args:
     results: {name of a model or a stage of training: results}.
-    ask: the section `eval` of the config.
+    options: the section `eval` of the config.
     directory: of the report.
   """
   by_name = {
@@ -65,7 +65,7 @@ def sections(results: dict, ask, directory) -> list[str]:
     have = {name: found[key] for name, found in by_name.items() if key in found}
     if have:
       plots = pathlib.Path(directory) / 'plots'
-      written.append(evaluation.render(have, ask, plots))
+      written.append(evaluation.render(have, options, plots))
   return written
 
 

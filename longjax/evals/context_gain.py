@@ -113,7 +113,7 @@ def scores(result: dict) -> dict:
   return dict(zip(map(str, result['context']), result['loss']))
 
 
-def render(gains: dict, ask, plots) -> str:
+def render(gains: dict, options, plots) -> str:
   draw(plots / 'power_law.png', gains)
   first = next(iter(gains.values()))
   fits = [
@@ -124,7 +124,8 @@ def render(gains: dict, ask, plots) -> str:
   return section(
     'What more context is worth',
     f'Loss in nats of the same last {first["scored"]} tokens of '
-    f'{evaluation.describe_documents(ask)}, given so many tokens before them.',
+    f'{evaluation.describe_documents(options)}, given so many tokens before '
+    'them.',
     side_by_side(
       ['context'],
       [[f'{context:,}'] for context in first['context']],

@@ -48,8 +48,8 @@ class Setup:
     Raises:
       InputError: too few documents are as long.
     """
-    ask = self.options
-    return pack.one_document_rows(self.store, ask.length, ask.documents)
+    options = self.options
+    return pack.one_document_rows(self.store, options.length, options.documents)
 
   def documents(self) -> list[np.ndarray]:
     """The first eval.length tokens of eval.documents held-out documents."""
@@ -89,12 +89,12 @@ class Evaluation(NamedTuple):
   merge: Callable = one_result  # {part: its results} -> results to render
 
 
-def describe_documents(ask) -> str:
+def describe_documents(options) -> str:
   """The held-out documents of a section `eval`."""
-  plural = 's' if ask.documents > 1 else ''
-  return f'{ask.documents} held-out document{plural} ({sources(ask)})'
+  plural = 's' if options.documents > 1 else ''
+  return f'{options.documents} held-out document{plural} ({sources(options)})'
 
 
-def sources(ask) -> str:
+def sources(options) -> str:
   """The names of the sources of a section `eval`."""
-  return ', '.join(sorted(ask.sources))
+  return ', '.join(sorted(options.sources))

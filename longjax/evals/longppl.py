@@ -89,7 +89,7 @@ def scores(result: dict) -> dict:
   return {key: result[key] for key in ('longppl', 'perplexity')}
 
 
-def render(results: dict, ask, plots) -> str:
+def render(results: dict, options, plots) -> str:
   rows = [
     [name, number(r['longppl']), number(r['perplexity']),
      f'{r["key_tokens"]:,} of {r["tokens"]:,}']

@@ -71,9 +71,9 @@ def check(setup: Setup, part: str):
 
 def run(lm, setup: Setup, part: str) -> dict:
   """By length, at 2 to 11 depths: eval.samples of them."""
-  ask = setup.options
-  depths = np.linspace(0, 1, max(2, min(ask.samples, 11))).round(3).tolist()
-  return heat_map(lm, setup.tokenizer, setup.prose(), ask.lengths, depths)
+  options = setup.options
+  depths = np.linspace(0, 1, max(2, min(options.samples, 11))).round(3).tolist()
+  return heat_map(lm, setup.tokenizer, setup.prose(), options.lengths, depths)
 
 
 def scores(result: dict) -> dict:
@@ -83,14 +83,14 @@ def scores(result: dict) -> dict:
   }
 
 
-def render(maps: dict, ask, plots) -> str:
+def render(maps: dict, options, plots) -> str:
   draw(plots / 'needle.png', maps)
   first = next(iter(maps.values()))
   return section(
     'Needle in a haystack',
     'Share of the keywords in the answer in percent (not the judge of the '
     f'original), mean of {len(first["depths"])} depths, one try each; the '
-    f'haystack is {evaluation.sources(ask)}.',
+    f'haystack is {evaluation.sources(options)}.',
     side_by_side(
       ['tokens'],
       [[f'{length:,}'] for length in first['length']],

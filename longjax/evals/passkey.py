@@ -105,9 +105,9 @@ def accuracy(lm, tokenizer, lengths, depths, seed=0) -> dict:
   return result
 
 
-def lengths(ask) -> tuple[int, ...]:
+def lengths(options) -> tuple[int, ...]:
   """eval.passkey_lengths, else eval.lengths."""
-  return ask.passkey_lengths or ask.lengths
+  return options.passkey_lengths or options.lengths
 
 
 def check(setup: Setup, part: str):
@@ -116,9 +116,13 @@ def check(setup: Setup, part: str):
 
 
 def run(lm, setup: Setup, part: str) -> dict:
-  ask = setup.options
+  options = setup.options
   return accuracy(
-    lm, setup.tokenizer, lengths(ask), ask.passkey_depths, setup.config.seed
+    lm,
+    setup.tokenizer,
+    lengths(options),
+    options.passkey_depths,
+    setup.config.seed,
   )
 
 
@@ -129,7 +133,7 @@ def scores(result: dict) -> dict:
   }
 
 
-def render(results: dict, ask, plots) -> str:
+def render(results: dict, options, plots) -> str:
   first = next(iter(results.values()))
   depths = ', '.join(f'{d:.0%}' for d in first['depths'])
   return section(

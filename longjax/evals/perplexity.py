@@ -148,14 +148,14 @@ def scores(result: dict) -> dict:
   }
 
 
-def render(results: dict, ask, plots) -> str:
+def render(results: dict, options, plots) -> str:
   first = next(iter(results.values()))
   keys = [(i, mode) for i in range(len(first['length'])) for mode in MODES]
   return section(
     'Perplexity over windows',
     f'Stride {first["stride"]} tokens, at most all but one of the window; '
-    f'{evaluation.describe_documents(ask)} of {ask.length:,} tokens. The modes '
-    'are those of longjax/evals/perplexity.py: compare within one.',
+    f'{evaluation.describe_documents(options)} of {options.length:,} tokens. '
+    'The modes are those of longjax/evals/perplexity.py: compare within one.',
     side_by_side(
       ['window', 'mode'],
       [[f'{first["length"][i]:,}', mode] for i, mode in keys],

@@ -64,9 +64,9 @@ def scores(result: dict) -> dict:
   return dict(zip(map(str, result['end']), result['loss']))
 
 
-def render(curves: dict, ask, plots) -> str:
+def render(curves: dict, options, plots) -> str:
   ends = next(iter(curves.values()))['end']
-  window = ask.window if ask.window < ends[-1] else 0
+  window = options.window if options.window < ends[-1] else 0
   draw(plots / 'loss_by_position.png', curves, window)
   keys = [
     [f'{start:,} - {end:,}' + (' *' if window and start >= window else '')]
@@ -75,13 +75,13 @@ def render(curves: dict, ask, plots) -> str:
   return section(
     'Loss by position',
     'Mean negative log-likelihood in nats on '
-    f'{evaluation.describe_documents(ask)} of {ends[-1]:,} tokens.',
+    f'{evaluation.describe_documents(options)} of {ends[-1]:,} tokens.',
     side_by_side(
       ['position'], keys, curves, lambda curve, i: number(curve['loss'][i])
     ),
     f'\\* past the trained window of {window:,} tokens.' if window else '',
     figure('loss by position', 'loss_by_position.png'),
-    changes(curves, ask.window) if len(curves) > 1 else '',
+    changes(curves, options.window) if len(curves) > 1 else '',
   )
 
 

@@ -171,7 +171,7 @@ def evaluation(
       for key, task in asked(part).items()
     }
 
-  def render(results: dict, ask, plots) -> str:
+  def render(results: dict, options, plots) -> str:
     shown = score_table(results, tasks)
     return section(title, *shown, summary(results, plots))
 

@@ -36,7 +36,7 @@ def scores(results: dict) -> dict:
   }
 
 
-def render(results: dict, ask, plots) -> str:
+def render(results: dict, options, plots) -> str:
   rows = []
   for name, tasks in results.items():
     for task, metrics in tasks.items():

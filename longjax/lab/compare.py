@@ -55,13 +55,13 @@ def compare(lab: Laboratory, seeds, workdir: pathlib.Path) -> str:
   results: dict = {}
   for seed in seeds:
     place = workdir / f'seed_{seed}'
-    start = trained(lab.base(), seed, workdir, place / 'base')
-    results.setdefault('base', []).append(measured(start, lab, held_out))
+    start = train_unless_done(lab.base(), seed, workdir, place / 'base')
+    results.setdefault('base', []).append(measurements(start, lab, held_out))
     for name, method in lab.methods.items():
       config = method()
       config.weights = str(start)
-      run = trained(config, seed, workdir, place / name)
-      results.setdefault(name, []).append(measured(run, lab, held_out))
+      run = train_unless_done(config, seed, workdir, place / name)
+      results.setdefault(name, []).append(measurements(run, lab, held_out))
     (workdir / 'results.json').write_text(json.dumps(results, indent=1))
     (workdir / 'table.md').write_text(report(results, lab.window))
     plot(results, lab.window, workdir / 'lab.png')
@@ -101,8 +101,8 @@ def documents(plays, lengths):
         yield store.Entry('', f'{task}_{length}', tokens, length, mask)
 
 
-def trained(config, seed: int, workdir, place) -> pathlib.Path:
-  """The run directory, trained unless it is."""
+def train_unless_done(config, seed: int, workdir, place) -> pathlib.Path:
+  """Trains a config in `place` unless that is done; returns the directory."""
   config.seed = seed
   config.data.directory = str(workdir / 'documents')
   if (place / 'REPORT.md').exists():
@@ -129,8 +129,9 @@ def refuse_other(config, place):
     )
 
 
-def measured(run, lab: Laboratory, held_out) -> dict:
-  """{'loss': {positions: nats}, task: {length: share found}} of a run."""
+def measurements(run, lab: Laboratory, held_out) -> dict:
+  """{'loss': {positions: nats}, task: {length: share found}} of a run, from
+  its directory or, the first time, by `measure`."""
   file = run / 'measured.json'
   if not file.exists():
     params, model = weights.load(run)
@@ -148,7 +149,7 @@ def measured(run, lab: Laboratory, held_out) -> dict:
 
 
 def measure(nll, held_out) -> dict:
-  """As `measured`, of the losses of a model."""
+  """The measurements of a model, by its losses."""
   length, spans = EDGES[-1], itertools.pairwise(EDGES)
   batch = miniature.passages(held_out, length)
   curve = position_loss.curve(nll, [batch], length)

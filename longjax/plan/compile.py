@@ -76,7 +76,7 @@ def plan(config, target: slices.Slice, documents: str, log) -> dict:
 
   Returns:
     The report of docs/plan.md, json-like. `fits` is False if the step leaves
-    less than slices.SPARE of the HBM free; if the compiler ran out of HBM,
+    less than slices.HBM_MARGIN of the HBM free; if the compiler ran out of HBM,
     there is no schedule.
 
   Raises:
@@ -95,7 +95,7 @@ def plan(config, target: slices.Slice, documents: str, log) -> dict:
     compiled, text = compile_step(step.lower(state, batch))
   except jax.errors.JaxRuntimeError as error:
     compiled, lacking = None, hbm.out_of_memory(error, target.chip)
-  report = about(job) | dict(
+  result = description(job) | dict(
     compile=dict(
       cpu_seconds=round(time.process_time() - cpu, 1),
       wall_seconds=round(time.monotonic() - began, 1),
@@ -103,9 +103,9 @@ def plan(config, target: slices.Slice, documents: str, log) -> dict:
     )
   )
   if compiled is None:
-    return report | dict(fits=False, hbm=lacking)
+    return result | dict(fits=False, hbm=lacking)
   memory, parsed = compiled.memory_analysis(), hlo.parse(text)
-  return report | measured(job, memory, parsed, state, batch)
+  return result | report(job, memory, parsed, state, batch)
 
 
 def devices_of(target: slices.Slice) -> list:
@@ -147,7 +147,7 @@ def rss() -> float:
   return kib / 2**20
 
 
-def about(job: Job) -> dict:
+def description(job: Job) -> dict:
   """What was compiled."""
   step, target = job.config.train, job.slice
   return dict(
@@ -167,7 +167,7 @@ def about(job: Job) -> dict:
   )
 
 
-def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
+def report(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
   """The report on a compiled program."""
   size = hbm.memory(memory, job.slice.chip)
   fits = hbm.fits(size['peak_gib'], job.slice.chip)
@@ -176,19 +176,19 @@ def measured(job: Job, memory, parsed: hlo.Program, state, batch) -> dict:
     job.config, job.model, job.mesh, state['params']
   )
   known = calibration.CALIBRATION[job.slice.generation]
-  real = static = timed(job, parsed, known)
+  real = static = modelled(job, parsed, known)
   if real.calls[schedule.FORWARD]:
-    static = timed(job, parsed, calibration.STATIC)
+    static = modelled(job, parsed, calibration.STATIC)
   return dict(
     fits=fits,
-    hbm=size | lacks | dict(holds=contents.holds(parsed, state, batch, names)),
+    hbm=size | lacks | dict(holds=contents.report(parsed, state, batch, names)),
     step=speed(job, real, static) | dict(calibration=known._asdict()),
     attention=attention(job),
     communication=communication(job, real),
   )
 
 
-def timed(
+def modelled(
   job: Job, parsed: hlo.Program, pace: calibration.Calibration
 ) -> schedule.Schedule:
   """The modelled schedule, with the attention of the documents."""

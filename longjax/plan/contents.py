@@ -1,4 +1,4 @@
-"""What the HBM of a device holds while a compiled step runs."""
+"""The contents of the HBM of a device while a compiled step runs."""
 
 import collections
 import math
@@ -9,7 +9,7 @@ from longjax.hbm import GIB
 from longjax.plan import hlo
 
 
-def holds(program: hlo.Program, state, batch, names) -> list[dict]:
+def report(program: hlo.Program, state, batch, names) -> list[dict]:
   """Sizes of the arguments and of the large temporaries.
 
   Args:
@@ -21,14 +21,14 @@ def holds(program: hlo.Program, state, batch, names) -> list[dict]:
     [{what, gib}], of temporaries also shape and count.
   """
   return [
-    dict(what='params', gib=held(state['params'])),
-    dict(what='optimizer moments', gib=held(state['opt'])),
-    dict(what='batch', gib=held(batch)),
-    *carried(program, names),
+    dict(what='params', gib=gib_per_device(state['params'])),
+    dict(what='optimizer moments', gib=gib_per_device(state['opt'])),
+    dict(what='batch', gib=gib_per_device(batch)),
+    *loop_buffers(program, names),
   ]
 
 
-def held(tree) -> float:
+def gib_per_device(tree) -> float:
   """GiB of a tree of ShapeDtypeStructs on one device."""
   shapes = (
     (x.sharding.shard_shape(x.shape), x.dtype.itemsize)
@@ -37,7 +37,7 @@ def held(tree) -> float:
   return sum(math.prod(shape) * size for shape, size in shapes) / GIB
 
 
-def carried(program: hlo.Program, names) -> list[dict]:
+def loop_buffers(program: hlo.Program, names) -> list[dict]:
   """The large buffers that live through the loop with the largest ones:
   what is saved for the backward pass, gradients, and copies of weights."""
   loops = [

@@ -15,10 +15,11 @@ from longjax.pod.commands import CommandFailed
 
 REFUSED = 2  # exit code of launch/tpu.py, as PREEMPTED is
 POLL_SECONDS = 60
-PATIENCE = 10  # looks in a row without a new step
-ENDS = dict(done=0, refused=REFUSED)
-PATIENT = {'out of reach': 'lost', 'ending': 'crashed'}  # what it becomes then
-TROUBLE = ('lost', 'preempted', 'crashed', 'unknown', *PATIENT)
+MAX_STALLED_POLLS = 10  # in a row without a new step
+EXIT_CODES = dict(done=0, refused=REFUSED)
+# States that may pass; after MAX_STALLED_POLLS each counts as the other.
+TOLERATED = {'out of reach': 'lost', 'ending': 'crashed'}
+FAILURES = ('lost', 'preempted', 'crashed', 'unknown', *TOLERATED)
 LONGEST_WAIT_SECONDS = 900
 
 
@@ -40,16 +41,16 @@ def supervise(
     if (state, detail) != before:
       terminal.log(f'{pod.name}: {state}{detail and f": {detail}"}')
     before = state, detail
-    if state in ENDS:
-      return ENDS[state]
-    now = last_step().get('step', 0) if state in TROUBLE else step
+    if state in EXIT_CODES:
+      return EXIT_CODES[state]
+    now = last_step().get('step', 0) if state in FAILURES else step
     new, step = now > step, max(now, step)
     waits = 1 if new else waits + 1
-    if state in PATIENT and waits < PATIENCE:
+    if state in TOLERATED and waits < MAX_STALLED_POLLS:
       terminal.sleep(POLL_SECONDS)
       continue
-    state, waits = PATIENT.get(state, state), 0
-    failed = f'{state}: {detail}' if state in TROUBLE else ''
+    state, waits = TOLERATED.get(state, state), 0
+    failed = f'{state}: {detail}' if state in FAILURES else ''
     try:
       act(terminal, pod, code, state)
     except CommandFailed as error:

@@ -244,7 +244,7 @@ class Saver(NamedTuple):
       tokens: trained on so far.
       last: wait until it is saved.
     """
-    self.checkpoints.look()
+    self.checkpoints.poll()
     due = step % self.run.config.checkpoint.every_steps == 0
     if not (last or due or step == self.checkpoints.retry_step):
       return

@@ -119,7 +119,7 @@ def compiled(lowered, device_kind: str):
   if step is None or not hbm.fits(need, chip):
     raise InputError(
       f'the train step needs {need:.2f} GiB of the {chip.hbm / hbm.GIB:.2f} '
-      f'GiB of a {chip.name}, of which {slices.SPARE:.0%} must stay free; '
+      f'GiB of a {chip.name}, of which {slices.HBM_MARGIN:.0%} must stay free; '
       'raise mesh.seq or train.micro_batches, lower train.loss_chunk, or '
       'choose another model.remat'
     )

@@ -95,10 +95,10 @@ def main():
   parser.add_argument('--lengths', default='1024,4096')
   parser.add_argument('--samples', type=int, default=2)
   parser.add_argument('--tasks', default=TASKS)
-  ask = parser.parse_args()
+  flags = parser.parse_args()
   jax.config.update('jax_platforms', 'cpu')
-  lengths = [int(n) for n in ask.lengths.split(',')]
-  path = str(downloads.locate(ask.gguf or smollm2_135m_abf_16k.WEIGHTS))
+  lengths = [int(n) for n in flags.lengths.split(',')]
+  path = str(downloads.locate(flags.gguf or smollm2_135m_abf_16k.WEIGHTS))
   tokens = tokenizer.load(path)
   store = prepare.held_out(smollm2_135m_abf_16k.get_config(), tokens)
   text = haystack.text(store, tokens, max(lengths))
@@ -115,8 +115,8 @@ def main():
     f'{"same":>12}{"seconds":>9}{"":9}'
   )
   for length in lengths:
-    for name in ask.tasks.split(','):
-      made, task = asked(name, length, ask.samples, tokens, source)
+    for name in flags.tasks.split(','):
+      made, task = asked(name, length, flags.samples, tokens, source)
       line = compare(models, made, task, tokens)
       print(f'{name:16}{length:7,} {line}', flush=True)
 

@@ -163,16 +163,16 @@ def main():
   parser.add_argument('--after', default='')
   parser.add_argument('--prefill', type=int, default=0)
   parser.add_argument('--run', action='store_true')
-  ask = parser.parse_args()
-  path = str(downloads.locate(ask.gguf or smollm2_135m_abf_16k.WEIGHTS))
+  flags = parser.parse_args()
+  path = str(downloads.locate(flags.gguf or smollm2_135m_abf_16k.WEIGHTS))
   jax.config.update('jax_platforms', 'cpu')
-  jax.config.update('jax_num_cpu_devices', 8 if ask.prefill else 1)
-  if ask.prefill:
-    reading(path, ask.prefill, ask.run)
-  elif ask.after:
-    later(path, [int(n) for n in ask.after.split(',')])
+  jax.config.update('jax_num_cpu_devices', 8 if flags.prefill else 1)
+  if flags.prefill:
+    reading(path, flags.prefill, flags.run)
+  elif flags.after:
+    later(path, [int(n) for n in flags.after.split(',')])
   else:
-    decoding(path, ask.prompt, ask.tokens)
+    decoding(path, flags.prompt, flags.tokens)
 
 
 if __name__ == '__main__':

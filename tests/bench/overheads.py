@@ -212,14 +212,14 @@ def main():
   parser.add_argument('--seq-len', type=int, default=2048)
   parser.add_argument('--layers', type=int, default=30)
   parser.add_argument('--part', choices=('starts', 'steps'))
-  asked = parser.parse_args()
+  flags = parser.parse_args()
   with tempfile.TemporaryDirectory() as directory:
-    if asked.part != 'steps':
-      compare_starts(asked.layers, pathlib.Path(directory))
-    if asked.part != 'starts':
+    if flags.part != 'steps':
+      compare_starts(flags.layers, pathlib.Path(directory))
+    if flags.part != 'starts':
       sharding.start(1)
       mesh = sharding.make_mesh(1, 1)
-      config = config_of(asked.seq_len, asked.layers)
+      config = config_of(flags.seq_len, flags.layers)
       compare_steps(config, mesh, pathlib.Path(directory))
 
 
