@@ -7,7 +7,7 @@ import pytest
 
 from configs import common
 from longjax import errors
-from longjax.data import pipeline, store
+from longjax.data import pack, pipeline, store
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +25,9 @@ def data(tmp_path_factory):
   return store.open_store(directory)
 
 
-def pipe_of(data, seq_len, batch, seed, ring=1, layout='contiguous', **changes):
+def pipe_of(
+  data, seq_len, batch, seed, /, ring=1, layout='contiguous', **changes
+):
   """A Pipeline; changes are sections of the config by name."""
   config = common.base('tiny')
   config.seed = seed
@@ -79,6 +81,16 @@ def test_the_batch_size_does_not_change_the_rows(data):
   small, large = (pipe_of(data, 16, b, 7) for b in (2, 4))
   rows = np.concatenate([small.batch(s).tokens for s in (0, 1)])
   assert (rows == large.batch(0).tokens).all()
+
+
+@pytest.mark.parametrize('rule', pack.RULES)
+def test_tokens_are_counted_without_padding(data, rule):
+  rule = dict(all=dict(sources=('*',), pack=rule, length=24))
+  curriculum = ((0.5, 12), (0.5, 48))
+  pipe = pipe_of(data, 48, 4, 0, data=dict(mix=rule, curriculum=curriculum))
+  for step in (0, 5, 19):
+    batch = pipe.batch(step)
+    assert pipe.plan(step).tokens == (batch.segments > 0).sum()
 
 
 def test_a_layout_only_permutes(data):

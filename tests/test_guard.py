@@ -14,7 +14,7 @@ from longjax.batch import Batch
 from longjax.data import pipeline
 from longjax.errors import InputError
 from longjax.parallel import sharding
-from longjax.train import lock, loop, metrics, optimizer
+from longjax.train import lock, loop, metrics, optimizer, run_report
 from longjax.train import state as train_state
 
 
@@ -25,7 +25,7 @@ def section(**changes):
 
 
 def taken(config, steps):
-  """[(skipped, changed)] of steps [(loss, gradient)] in a row."""
+  """[(skipped, changed)] of steps [(loss, gradient[, weight])] in a row."""
   params = dict(w=jnp.ones(8))
   state = dict(
     params=params,
@@ -33,11 +33,11 @@ def taken(config, steps):
     guard=optimizer.guard_init(config),
     step=jnp.int32(0),
   )
-  update = jax.jit(lambda s, g, l: optimizer.update(config, 100, s, g, l))
+  update = jax.jit(lambda *args: optimizer.update(config, 100, *args))
   found = []
-  for loss, gradient in steps:
+  for loss, gradient, weight in ((*x, 1.0)[:3] for x in steps):
     grads = dict(w=jnp.full(8, gradient, jnp.float32))
-    after, values = update(state, grads, jnp.float32(loss))
+    after, values = update(state, grads, jnp.float32(loss), jnp.float32(weight))
     same = jax.tree.map(
       lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(),
       (after['params'], after['opt']), (state['params'], state['opt']),
@@ -67,6 +67,18 @@ def test_bad_steps_in_a_row_are_counted_and_not_one_is_taken():
   found, state = taken(section(), [*CALM, *[(np.nan, np.nan)] * 7])
   assert found[4:] == [SKIPPED] * 7
   assert int(state['guard']['skipped']) == 7
+
+
+def test_a_step_without_loss_weights_is_not_taken_and_not_remembered():
+  empty, bad = (0.0, 0.0, 0.0), (np.nan, 1.0)
+  found, state = taken(section(), [*CALM[:2], *[empty] * 9, *CALM[2:]])
+  assert found == [TAKEN] * 2 + [SKIPPED] * 9 + [TAKEN] * 2
+  _, without = taken(section(), CALM)
+  assert int(state.pop('step')) == 13 and int(without.pop('step')) == 4
+  jax.tree.map(np.testing.assert_array_equal, state, without)
+  # Nor does it end, or lengthen, a row of bad steps.
+  _, state = taken(section(), [*CALM, bad, empty, bad])
+  assert int(state['guard']['skipped']) == 2
 
 
 def test_the_bound_by_hand():
@@ -103,7 +115,9 @@ class Numbers:
 
 
 def looped(workdir, monkeypatch, losses, **changes):
-  """Runs the loop with a step that only says these losses, NaN is skipped.
+  """Runs the loop with a step that only returns these losses.
+
+  NaN is skipped; None is a step whose loss weights sum to 0.
 
   Returns:
     (steps whose batches were computed, steps that were saved)
@@ -120,8 +134,10 @@ def looped(workdir, monkeypatch, losses, **changes):
 
   def step_fn(state, batch):
     computed.append(int(batch.tokens[0, 0]))
-    loss = jnp.float32(losses[int(state['step'])])
-    values = dict(loss=loss, grad_norm=loss, lr=0.1, skipped=jnp.isnan(loss))
+    loss = losses[int(state['step'])]
+    empty, loss = loss is None, jnp.float32(np.nan if loss is None else loss)
+    values = dict(loss=loss, grad_norm=loss, lr=0.1, skipped=jnp.isnan(loss),
+                  empty=empty)  # fmt: skip
     return dict(state, step=state['step'] + 1), values
 
   checkpoints = checkpoint.Checkpoints(workdir / 'checkpoints', 2)
@@ -151,6 +167,21 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_are_named(
   lines = metrics.read(tmp_path)
   assert [x['skipped'] for x in lines] == [0, 1, 1, 0, 1, 1, 1, 1]
   assert lines[1]['loss'] is None and lines[1]['loss_hex'] == 'nan'
+
+
+def test_steps_without_loss_weights_end_no_run_and_are_counted(
+  tmp_path, monkeypatch
+):
+  nan = np.nan
+  bad = [3.0, None, None, None, nan, None, nan, 2.0]
+  looped(tmp_path, monkeypatch, bad, optim__max_skipped=2)
+  lines = metrics.read(tmp_path)
+  assert [x['empty'] for x in lines] == [0, 1, 1, 1, 0, 1, 0, 0]
+  assert '| 6 | 4 |' in run_report.training(tmp_path)
+  with pytest.raises(InputError, match=r'steps 5 to 8: .*\(5, 7, 8\)'):
+    again = tmp_path / 'again'
+    again.mkdir()
+    looped(again, monkeypatch, [*bad[:7], nan], optim__max_skipped=2)
 
 
 def test_batches_of_skip_steps_are_passed_over(tmp_path, monkeypatch):

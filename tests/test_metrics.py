@@ -116,9 +116,12 @@ def test_a_loss_that_is_not_finite_is_null_in_json(tmp_path):
   writer = metrics.Metrics(tmp_path, 0, 2, lines.append)
   writer.step(1, 10, 0.5, values(float('nan')) | dict(skipped=1.0))
   writer.step(2, 10, 0.5, values(9.0) | dict(skipped=1.0))
+  empty = values(float('nan')) | dict(skipped=1.0, empty=1.0)
+  writer.step(2, 10, 0.5, empty)
   writer.close()
   assert 'NaN' not in (tmp_path / 'metrics.jsonl').read_text()
   first = metrics.read(tmp_path)[0]
   assert first['loss'] is None and first['loss_hex'] == 'nan'
   assert 'SKIPPED: loss or gradient not finite' in lines[0]
   assert 'SKIPPED: a spike' in lines[1]
+  assert 'SKIPPED: its loss weights sum to 0' in lines[2]

@@ -135,7 +135,7 @@ def test_no_array_of_the_program_has_two_dims_of_the_sequence(make_mesh):
     assert not (along and vocab in shape), shape
 
 
-def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
+def test_the_guard_keeps_every_bit_of_a_step_that_is_not_taken(make_mesh):
   config = tiny_config(2, 4)
   mesh = make_mesh(2, 4)
   model = checks.llama_config(config)
@@ -145,11 +145,19 @@ def test_the_guard_keeps_every_bit_of_a_step_that_is_not_finite(make_mesh):
   state, values = step(state, sharding.put(batch, mesh))
   assert float(values['skipped']) == 0
   before = jax.device_get(state)
+  assert before.pop('step') == 1
+  empty = batch._replace(weights=np.zeros_like(batch.weights))
+  state, values = step(state, sharding.put(empty, mesh))
+  assert float(values['skipped']) == float(values['empty']) == 1
+  assert np.isnan(values['loss'])
+  after = jax.device_get(state)
+  assert after.pop('step') == 2
+  jax.tree.map(np.testing.assert_array_equal, after, before)
   batch.weights[0, 0] = np.nan
   state, values = step(state, sharding.put(batch, mesh))
-  assert float(values['skipped']) == 1
+  assert float(values['skipped']) == 1 and float(values['empty']) == 0
   after = jax.device_get(state)
-  assert after.pop('step') == before.pop('step') + 1
+  assert after.pop('step') == 3
   assert after['guard'].pop('skipped') == before['guard'].pop('skipped') + 1
   jax.tree.map(np.testing.assert_array_equal, after, before)
 

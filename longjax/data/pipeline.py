@@ -28,7 +28,7 @@ class BatchPlan(NamedTuple):
   rows: list[pack.RowPlan]  # in the order of the mixture
   components: list[int]  # of the mixture, for each of `rows`
   row_order: np.ndarray  # int64 [batch]; row r of the batch: rows[row_order[r]]
-  tokens: int  # of all rows, padding included
+  tokens: int  # of all rows, without padding
 
   def squares(self) -> float:
     """The sum of length^2 over the segments of all rows."""
@@ -111,7 +111,7 @@ class Pipeline:
       row_order = layout.balance_rows(
         costs, config.mesh.data, config.train.micro_batches
       )
-    tokens = self._batch * self._seq_len
+    tokens = sum(int(row.length.sum()) for row in rows)
     return BatchPlan(step, rows, components, row_order, tokens)
 
   def read(self, plan: BatchPlan, rows=ALL, columns=(ALL,)) -> list[Batch]:

@@ -138,7 +138,8 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
   config, state, steps = run.config, start.state, run.config.train.steps
   if start.step == steps:
     return state
-  skipped, tokens = int(state['guard']['skipped']), start.tokens
+  tokens, skipped = start.tokens, int(state['guard']['skipped'])
+  bad = list(range(start.step + 1 - skipped, start.step + 1))  # in a row
   batches = placed_batches(run, data, start.step)
   with (
     open_metrics(run, start.step) as writer,
@@ -162,9 +163,10 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
         if writer:
           writer.step(step, batch.tokens, seconds, line)
         batch = next_batch
-        skipped = skipped + 1 if line['skipped'] else 0  # in a row
-        if skipped > config.optim.max_skipped:
-          raise InputError(too_many_skipped(step, skipped, saver))
+        if not line['empty']:
+          bad = [*bad, step] if line['skipped'] else []
+        if len(bad) > config.optim.max_skipped:
+          raise InputError(too_many_skipped(bad, saver))
       trace.after(step)
       stop = processes.any_process(run.request.stop, run.mesh)
       saver.after_step(state, step, tokens, last=stop or step == steps)
@@ -215,14 +217,13 @@ def utilization(run: Run, batch, seconds) -> float | None:
   return done / (seconds * chip.peak * run.mesh.devices.size)
 
 
-def too_many_skipped(step, skipped, saver) -> str:
+def too_many_skipped(bad: list[int], saver) -> str:
   """Names the steps in a row that were not taken, and the cure."""
-  bad = tuple(range(step - skipped + 1, step + 1))
   newest = next(iter(checkpoint.steps(saver.checkpoints.directory)), 0)
   return (
-    f'steps {bad[0]} to {step}: loss or gradient not finite, or a spike; none '
-    f'of them changed the weights. Step {newest} is saved; resume from it '
-    f"without their batches, --config.data.skip_steps='{bad}', or lower "
+    f'steps {bad[0]} to {bad[-1]}: loss or gradient not finite, or a spike; '
+    f'none of them changed the weights. Step {newest} is saved; resume from it '
+    f"without their batches, --config.data.skip_steps='{tuple(bad)}', or lower "
     '--config.optim.learning_rate'
   )
 

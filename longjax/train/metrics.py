@@ -22,6 +22,7 @@ TAGS = dict(
   grad_norm='train/grad_norm',
   lr='train/lr',
   skipped='train/skipped',
+  empty='train/empty',
   step_seconds='perf/step_seconds',
   tokens_per_second='perf/tokens_per_second',
   mfu='perf/mfu',
@@ -102,6 +103,8 @@ class Metrics:
     if line.get('skipped'):
       known = math.isfinite(line['loss']) and math.isfinite(line['grad_norm'])
       why = 'a spike' if known else 'loss or gradient not finite'
+      if line.get('empty'):
+        why = 'its loss weights sum to 0'
       parts.append(f'SKIPPED: {why}')
     left = each * (self.steps - line['step'])
     parts.append(f'eta {duration(left)}')

@@ -116,11 +116,12 @@ def admit(config, guard, loss, norm):
   return ok, after
 
 
-def update(config, steps, state, grads, loss):
+def update(config, steps, state, grads, loss, weight):
   """One step of {'params', 'opt', 'guard', 'step'}, guarded by `admit`.
 
   A step that is not admitted leaves params and moments bitwise unchanged;
-  `step` counts it.
+  `step` counts it. A step whose loss weights sum to 0 has no loss to follow: it
+  leaves the guard unchanged too, and is no step of the schedule.
 
   Args:
     config: the section `optim` of a config.
@@ -128,14 +129,21 @@ def update(config, steps, state, grads, loss):
     state: before the step.
     grads: as params.
     loss: scalar.
+    weight: scalar, the sum of the loss weights of the batch.
 
   Returns:
-    (state, dict of float32 scalars: loss, grad_norm before clipping, lr, and
-    skipped, 0 or 1)
+    (state, dict of float32 scalars: loss, NaN without weights; grad_norm before
+    clipping; lr; skipped, 1 if params were not changed; empty, 1 if the weights
+    sum to 0)
   """
   tx = transformation(config, steps)
   norm = optax.tree.norm(grads)
   ok, guard = admit(config, state['guard'], loss, norm)
+  empty = weight == 0
+  ok &= ~empty
+  guard = jax.tree.map(
+    lambda new, old: jnp.where(empty, old, new), guard, state['guard']
+  )
   # The schedule counts the steps that were taken, not those skipped.
   count = optax.tree_utils.tree_get(state['opt'], 'ScaleByScheduleState').count
   lr = jnp.asarray(schedule(config, steps)(count), jnp.float32)
@@ -149,8 +157,13 @@ def update(config, steps, state, grads, loss):
     ok, take, lambda *old: old, state['params'], state['opt']
   )
   state = dict(params=params, opt=opt, guard=guard, step=state['step'] + 1)
-  skipped = 1.0 - ok.astype(jnp.float32)
-  return state, dict(loss=loss, grad_norm=norm, lr=lr, skipped=skipped)
+  return state, dict(
+    loss=jnp.where(empty, jnp.nan, loss),
+    grad_norm=norm,
+    lr=lr,
+    skipped=1.0 - ok.astype(jnp.float32),
+    empty=empty.astype(jnp.float32),
+  )
 
 
 def restart_schedule(opt):

@@ -59,11 +59,12 @@ def training(workdir) -> str:
   seconds = sum(x['step_seconds'] for x in lines)
   rate = lines[-1]['tokens'] / seconds
   head = ['steps', 'tokens', 'first loss', 'last loss', 'time', 'tokens/s',
-          'skipped']  # fmt: skip
+          'skipped', 'of them without loss weights']  # fmt: skip
   row = [
     len(lines), f'{lines[-1]["tokens"]:,}', f'{losses[0]:.3f}',
     f'{losses[-1]:.3f}', duration(seconds), f'{rate:,.0f}',
     sum(int(x['skipped']) for x in lines),
+    sum(int(x.get('empty', 0)) for x in lines),
   ]  # fmt: skip
   return section('Training', table(head, [row]))
 

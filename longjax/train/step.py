@@ -50,7 +50,7 @@ def build(config, model, mesh):
     learning, frozen = lora.split(state['params'], config.lora)
     state, values = optimizer.update(
       config.optim, config.train.steps, dict(state, params=learning), grads,
-      loss,
+      loss, batch.weights.sum(),
     )  # fmt: skip
     return dict(state, params=lora.join(state['params'], frozen)), values
 

@@ -71,9 +71,8 @@ def compiled(config, mesh):
 
   def update(state, grads):
     steps = config.train.steps
-    return optimizer.update(config.optim, steps, state, grads, jnp.float32(3))[
-      0
-    ]
+    loss, weight = jnp.float32(3), jnp.float32(1)
+    return optimizer.update(config.optim, steps, state, grads, loss, weight)[0]
 
   batch, grads = train_step.abstract_batch(config, mesh), abstract['params']
   programs = {
