@@ -57,7 +57,8 @@ def llama3():
   encoder = tokenizer.encoders.Hub(
     tokenizer.vocabularies.from_tiktoken(ranks.encode())
   )
-  return tokenizer.Tokenizer(encoder, '<|begin_of_text|>', '<|end_of_text|>')
+  ends = tokenizer.encoders.Settings('<|begin_of_text|>', '<|end_of_text|>')
+  return tokenizer.Tokenizer(encoder, ends)
 
 
 @pytest.fixture(scope='module')

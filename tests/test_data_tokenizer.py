@@ -1,10 +1,14 @@
 """Tokenizers: exact ids, no injection by text, damaged files."""
 
+import io
 import itertools
 import json
 
+import gguf
 import numpy as np
 import pytest
+import sentencepiece
+import tokenizers
 
 from longjax import cache, errors
 from longjax.data import downloads, tokenizer, vocabularies
@@ -183,3 +187,128 @@ def test_a_truncated_gguf_is_named(gguf_path, tmp_path):
     errors.InputError, match=r'cut\.gguf: not a GGUF file.*not whole'
   ):
     tokenizer.load(path)
+
+
+# Special tokens, as the files beside a vocabulary have them
+
+
+def small_sentencepiece(tmp_path, **config):
+  """A directory with a model whose id 1 is <s>, 2 is </s>, 3 <|im_end|>."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['some words of text'] * 9), model_writer=model,
+    vocab_size=300, model_type='bpe', byte_fallback=True, minloglevel=2,
+    control_symbols='<|im_end|>', hard_vocab_limit=False,
+    normalization_rule_name='identity', remove_extra_whitespaces=False,
+  )  # fmt: skip
+  (tmp_path / 'tokenizer.model').write_bytes(model.getvalue())
+  text = json.dumps(config)
+  (tmp_path / 'tokenizer_config.json').write_text(text)
+  return tmp_path
+
+
+def small_json(tmp_path, add_bos=False, **config):
+  """Bytes, with <|im_end|> at 258; the file itself adds <bos>, or does not."""
+  made = tokenizers.Tokenizer.from_str(vocabularies.from_bytes())
+  if add_bos:
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+      single='<bos> $A', special_tokens=[('<bos>', 256)]
+    )
+  text = made.to_str().replace('<unused_258>', '<|im_end|>')
+  (tmp_path / 'tokenizer.json').write_text(text)
+  ends = dict(bos_token='<bos>', eos_token='<eos>')
+  text = json.dumps(ends | config)
+  (tmp_path / 'tokenizer_config.json').write_text(text)
+  return tmp_path
+
+
+def small_gguf(tmp_path, **config):
+  """The metadata of a model as in `small_sentencepiece`, without weights."""
+  names = ['<unk>', '<s>', '</s>', '<|im_end|>', 'a']
+  names += [f'<0x{i:02X}>' for i in range(256)]
+  writer = gguf.GGUFWriter(str(tmp_path / 'model.gguf'), 'llama')
+  writer.add_tokenizer_model('llama')
+  writer.add_token_list(names)
+  writer.add_token_scores([0.0] * len(names))
+  writer.add_token_types([2, 3, 3, 3, 1] + [6] * 256)
+  writer.add_bos_token_id(1)
+  writer.add_eos_token_id(2)
+  for name, value in config.items():
+    getattr(writer, f'add_{name}')(value)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  return tmp_path
+
+
+@pytest.mark.parametrize('make, config, start', [
+  (small_sentencepiece, {}, 1),
+  (small_sentencepiece, dict(add_bos_token=True), 1),
+  (small_sentencepiece, dict(add_bos_token=False), None),
+  (small_json, {}, None),
+  (small_json, dict(add_bos_token=True), 256),
+  (small_json, dict(add_bos=True), 256),
+  (small_json, dict(add_bos=True, add_bos_token=False), None),
+  (small_gguf, {}, 1),
+  (small_gguf, dict(add_bos_token=True), 1),
+  (small_gguf, dict(add_bos_token=False), None),
+])  # fmt: skip
+def test_a_document_starts_with_bos_where_the_files_say_so(
+  make, config, start, tmp_path
+):
+  tokens = tokenizer.load(make(tmp_path, **config))
+  assert tokens.document_start == start
+  tokens.save(tmp_path / 'saved')
+  again = tokenizer.load(tmp_path / 'saved')
+  assert (again.document_start, again.digest) == (start, tokens.digest)
+  if 'add_bos_token' not in config or make is not small_json:
+    theirs = pytest.importorskip('transformers').AutoTokenizer.from_pretrained(
+      tmp_path / 'saved'
+    )
+    assert theirs('a').input_ids[:1] == [start or tokens.encode('a')[0]]
+
+
+@pytest.mark.parametrize('make, config, end', [
+  (small_sentencepiece, dict(eos_token='</s>'), 2),
+  (small_sentencepiece, dict(eos_token='<|im_end|>'), 2),
+  (small_json, {}, 257),
+  (small_json, dict(eos_token='<|im_end|>'), None),
+  (small_gguf, dict(eos_token_id=3), 2),
+  (small_gguf, dict(add_eos_token=True), 2),
+])  # fmt: skip
+def test_a_document_never_ends_with_the_end_of_a_turn(
+  make, config, end, tmp_path
+):
+  assert tokenizer.load(make(tmp_path, **config)).document_end == end
+
+
+def test_add_eos_goes_before_an_end_that_was_added_later(tmp_path):
+  small_json(tmp_path)
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(path.read_text().replace('<unused_259>', '<|endoftext|>'))
+  assert tokenizer.load(tmp_path).document_end == 259
+  settings = tmp_path / 'tokenizer_config.json'
+  settings.write_text('{"eos_token": "<eos>", "add_eos_token": true}')
+  assert tokenizer.load(tmp_path).document_end == 257
+  settings.write_text('{"add_bos_token": "no"}')
+  with pytest.raises(errors.InputError, match=r"add_bos_token .* 'no'"):
+    tokenizer.load(tmp_path)
+
+
+def test_a_saved_tokenizer_keeps_its_pad_token_template_and_files(tmp_path):
+  small_json(tmp_path, pad_token='<unused_300>', model_max_length=4096)
+  (tmp_path / 'chat_template.jinja').write_text('{{ messages }}')
+  (tmp_path / 'special_tokens_map.json').write_text(
+    '{"pad_token": "<unused_300>"}'
+  )
+  tokens = tokenizer.load(tmp_path)
+  assert tokens.pad == 300
+  tokens.save(tmp_path / 'saved')
+  for name in tokenizer.FILES:
+    if (tmp_path / name).exists():
+      saved = (tmp_path / 'saved' / name).read_bytes()
+      assert saved == (tmp_path / name).read_bytes(), name
+  theirs = pytest.importorskip('transformers').AutoTokenizer.from_pretrained(
+    tmp_path / 'saved'
+  )
+  assert theirs.pad_token_id == 300 and theirs.model_max_length == 4096

@@ -4,19 +4,20 @@
 each is exact for the models that its own authors wrote. An encoder has
 
   vocab            number of ids
-  bos, eos         names of the tokens that the model itself names so, or ''
-  chat_template    that the model itself has, or ''
-  starts_document  whether its authors put `bos` before a text
+  settings         what the model itself says of its special tokens
+  starts_document  whether a text begins with `bos` where no setting says so
   ident            name of a token -> id or None
   encode           texts -> lists of ids, on all cores; special names are text
   decode           ids -> text, with the names of special tokens
   definition       everything that decides ids, as JSON
-  files            file name -> content, which transformers reads too
+  files            file name -> content, which transformers reads too; add_bos:
+                   whether what is made for it puts `bos` before a text
 """
 
 import base64
 import itertools
 import json
+from typing import NamedTuple
 
 import sentencepiece
 import tokenizers
@@ -25,17 +26,36 @@ from sentencepiece import sentencepiece_model_pb2
 from longjax.data import vocabularies
 
 
+class Settings(NamedTuple):
+  """Names and habits of special tokens; '' and None: nothing is said."""
+
+  bos: str = ''
+  eos: str = ''
+  pad: str = ''
+  chat_template: str = ''
+  add_bos: bool | None = None  # whether a text begins with bos
+  add_eos: bool | None = None  # whether a text ends with eos
+
+  def over(self, other):
+    """These, and `other` where they say nothing."""
+    both = zip(self, other)
+    return Settings(*(b if a in ('', None) else a for a, b in both))
+
+
+UNSAID = Settings()
+
+
 class Hub:
   """A tokenizer.json."""
 
-  def __init__(self, definition: str, bos='', eos='', chat_template=''):
+  def __init__(self, definition: str, settings=UNSAID):
     self._inner = tokenizers.Tokenizer.from_str(definition)
     self._inner.encode_special_tokens = True  # special names are plain text
     self._inner.no_truncation()
     self._inner.no_padding()
     # Not their number: somebody may have left ids out.
     self.vocab = 1 + max(self._inner.get_vocab().values(), default=-1)
-    self.bos, self.eos, self.chat_template = bos, eos, chat_template
+    self.settings = settings
     self._around = self._inner.encode('').ids  # from its post-processor
     self.ident = self._inner.token_to_id
 
@@ -64,14 +84,14 @@ class Hub:
       parts['model'] = model
     return parts
 
-  def files(self) -> dict[str, bytes]:
+  def files(self, add_bos=True) -> dict[str, bytes]:
     return {'tokenizer.json': self._inner.to_str(pretty=True).encode()}
 
 
 class SentencePiece:
   """A tokenizer.model of SentencePiece (Llama 2, OpenLLaMA)."""
 
-  def __init__(self, model: bytes, bos='', eos='', chat_template=''):
+  def __init__(self, model: bytes, settings=UNSAID):
     form = sentencepiece_model_pb2.ModelProto  # pyright: ignore
     self._model, self._proto = model, form.FromString(model)
     for part in ('trainer_spec', 'normalizer_spec'):  # they end the file
@@ -87,8 +107,7 @@ class SentencePiece:
     }
     ends = (self._inner.bos_id(), self._inner.eos_id())
     own_bos, own_eos = (names[i] if i >= 0 else '' for i in ends)
-    self.bos, self.eos = bos or own_bos, eos or own_eos
-    self.chat_template = chat_template
+    self.settings = settings.over(Settings(own_bos, own_eos))
     self.ident = {name: i for i, name in enumerate(names)}.get
 
   def starts_document(self, bos: int | None) -> bool:
@@ -117,11 +136,13 @@ class SentencePiece:
       escape=normal.escape_whitespaces,
     )
 
-  def files(self) -> dict[str, bytes]:
+  def files(self, add_bos=True) -> dict[str, bytes]:
     files = {'tokenizer.model': self._model}
     by_user = any(p.type == p.USER_DEFINED for p in self._proto.pieces)
     if self._proto.trainer_spec.model_type == vocabularies.BPE and not by_user:
-      files |= Hub(vocabularies.sentencepiece_json(self._proto)).files()
+      files |= Hub(
+        vocabularies.sentencepiece_json(self._proto, add_bos)
+      ).files()
     return files
 
 
@@ -129,7 +150,12 @@ def from_gguf(path) -> Hub | SentencePiece:
   """The tokenizer in the metadata of a GGUF file."""
   meta = vocabularies.gguf_metadata(path)
   made = vocabularies.from_gguf(meta)
-  ends = (meta.get('bos_token_id'), meta.get('eos_token_id'))
-  bos, eos = ('' if i is None else meta['tokens'][i] for i in ends)
+  special = (meta.get(f'{x}_token_id') for x in ('bos', 'eos', 'padding'))
+  settings = Settings(
+    *('' if i is None else meta['tokens'][i] for i in special),
+    chat_template=meta.get('chat_template', ''),
+    add_bos=meta.get('add_bos_token'),
+    add_eos=meta.get('add_eos_token'),
+  )
   encoder = Hub if isinstance(made, str) else SentencePiece
-  return encoder(made, bos, eos, meta.get('chat_template', ''))  # pyright: ignore
+  return encoder(made, settings)  # pyright: ignore

@@ -30,6 +30,16 @@ from longjax.data import encoders, vocabularies
 # What ends a document of a pretraining corpus. An instruction-tuned model has
 # another `eos` (the end of a turn), which must not stand for this.
 DOCUMENT_ENDS = ('<|endoftext|>', '<|end_of_text|>')
+TURN_END = re.compile(
+  r'im_end|\beot(_id)?\b|\beom(_id)?\b|\bend_?of_?(turn|utterance)'
+  r'|<\|end\|>|\bturn_end\b',
+  re.IGNORECASE,
+)
+# Written again as they were found: a tokenizer is more than the ids it gives.
+FILES = (
+  'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
+  'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja',
+)  # fmt: skip
 HEAD_BYTES = 1 << 12  # of a file, to tell what it is
 NEEDED = (
   'a tokenizer is a tokenizer.json, a tokenizer.model of SentencePiece or '
@@ -43,27 +53,47 @@ class Tokenizer:
 
   Attributes:
     vocab: number of ids.
-    bos, eos: ids or None, as the model's authors named them.
+    bos, eos, pad: ids or None, as the model's authors named them.
     document_start: id to put before a document, or None.
-    document_end: id to put after a document, or None.
+    document_end: id to put after a document, or None; never the end of a turn.
     chat_template: of its authors, in Jinja, or ''; only kept and saved.
     digest: sha256 of the definition, hex.
   """
 
-  def __init__(self, encoder, bos='', eos='', chat_template=''):
-    """Takes an encoder, and what it does not know or has otherwise."""
-    self._encoder = encoder
-    self._names = (bos or encoder.bos, eos or encoder.eos)
-    self.chat_template = chat_template or encoder.chat_template
-    self.vocab = encoder.vocab
-    self.bos, self.eos = (self.ident(name) for name in self._names)
-    for name, number in zip(self._names, (self.bos, self.eos)):
-      if name and number is None:
-        raise errors.InputError(f'{name!r} is not in the vocabulary')
-    starts = self.bos is not None and encoder.starts_document(self.bos)
-    self.document_start = self.bos if starts else None
-    ends = [self.ident(name) for name in DOCUMENT_ENDS]
-    self.document_end = next((i for i in ends if i is not None), self.eos)
+  def __init__(self, encoder, settings=encoders.UNSAID, files=None):
+    """Takes an encoder, and what it does not know or has otherwise.
+
+    Args:
+      encoder: of data/encoders.
+      settings: these go before the encoder's own.
+      files: {name: content} of those of FILES that it was read from.
+    """
+    self._encoder, self._files = encoder, files or {}
+    self.settings = settings = settings.over(encoder.settings)
+    self.chat_template, self.vocab = settings.chat_template, encoder.vocab
+    self.bos, self.eos = (self._known(x) for x in (settings.bos, settings.eos))
+    self.pad = self.ident(settings.pad)
+    adds = settings.add_bos
+    if adds is None:
+      adds = encoder.starts_document(self.bos)
+    self.document_start = self.bos if adds else None
+    self.document_end = self._document_end()
+
+  def _known(self, name) -> int | None:
+    """The id of a special token; InputError if its name is no token's."""
+    if name and self.ident(name) is None:
+      raise errors.InputError(f'{name!r} is not in the vocabulary')
+    return self.ident(name)
+
+  def _document_end(self) -> int | None:
+    """The id that ended documents when the model was pretrained."""
+    eos = self.settings.eos
+    if not eos or (self.settings.add_eos and not TURN_END.search(eos)):
+      return self.eos
+    others = (eos, self._encoder.settings.eos, '</s>')
+    names = [*DOCUMENT_ENDS, *(n for n in others if not TURN_END.search(n))]
+    found = (self.ident(name) for name in names)
+    return next((i for i in found if i is not None), None)
 
   def encode(self, text: str, special=()) -> np.ndarray:
     """The ids of a text, int32 [tokens]; nothing is added at its ends.
@@ -103,20 +133,25 @@ class Tokenizer:
     """Writes the files that `load` and transformers' AutoTokenizer read."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    bos, eos = self._names
-    files = self._encoder.files()
+    files = self._encoder.files(self.document_start is not None)
     whole = 'tokenizer.json' in files
     config = dict(
       tokenizer_class='PreTrainedTokenizerFast' if whole else 'LlamaTokenizer',
-      bos_token=bos or None,
-      eos_token=eos or None,
+      bos_token=self.settings.bos or None,
+      eos_token=self.settings.eos or None,
       clean_up_tokenization_spaces=False,
     )
+    if self.settings.pad:
+      config['pad_token'] = self.settings.pad
+    for name in ('add_bos', 'add_eos'):
+      if (value := getattr(self.settings, name)) is not None:
+        config[f'{name}_token'] = value
     if self.chat_template:
       config['chat_template'] = self.chat_template
     text = json.dumps(config, indent=2) + '\n'
     files['tokenizer_config.json'] = text.encode()
-    for stale in {'tokenizer.model', 'tokenizer.json'} - set(files):
+    files |= self._files
+    for stale in set(FILES) - set(files):
       (directory / stale).unlink(missing_ok=True)
     for name, content in files.items():
       (directory / name).write_bytes(content)
@@ -149,7 +184,7 @@ FORMATS = (
     rb'[A-Za-z0-9+/]+=* \d+\r?\n',
     lambda path: encoders.Hub(
       vocabularies.from_tiktoken(path.read_bytes()),
-      *vocabularies.LLAMA3_SPECIAL[:2],
+      encoders.Settings(*vocabularies.LLAMA3_SPECIAL[:2]),
     ),
   ),
   Format('a GGUF file with a known tokenizer', rb'GGUF', encoders.from_gguf),
@@ -170,7 +205,8 @@ def load(spec) -> Tokenizer:
       in such a directory.
   """
   if str(spec) == 'bytes':
-    return Tokenizer(encoders.Hub(vocabularies.from_bytes(), '<bos>', '<eos>'))
+    settings = encoders.Settings('<bos>', '<eos>')
+    return Tokenizer(encoders.Hub(vocabularies.from_bytes(), settings))
   path = pathlib.Path(spec).expanduser()
   if not path.exists():
     raise errors.InputError(f'{path}: no such file or directory; {NEEDED}')
@@ -182,8 +218,9 @@ def load(spec) -> Tokenizer:
     where = file if file.is_file() else path
     raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
   try:
-    settings = {} if form.sign == b'GGUF' else _settings_beside(file)
-    return Tokenizer(form.read(file), **settings)
+    if form.sign == b'GGUF':
+      return Tokenizer(form.read(file))
+    return Tokenizer(form.read(file), _settings_beside(file), _files(file))
   except OSError as error:
     raise errors.InputError(f'{file}: {error.strerror or error}') from error
   except errors.InputError as error:
@@ -232,8 +269,16 @@ def _find(path) -> pathlib.Path:
   return root / 'tokenizer.json'
 
 
-def _settings_beside(path) -> dict[str, str]:
-  """bos, eos and chat_template from the files of transformers, or ''."""
+def _files(path) -> dict[str, bytes]:
+  """{name: content} of a tokenizer's file and of those beside it."""
+  if path.name not in FILES:
+    return {}
+  found = ((name, path.with_name(name)) for name in FILES)
+  return {name: file.read_bytes() for name, file in found if file.is_file()}
+
+
+def _settings_beside(path) -> encoders.Settings:
+  """What the files of transformers beside a tokenizer say."""
   settings, file = {}, path
   try:
     # Of what both say, the second is right; some models have the first alone.
@@ -241,8 +286,12 @@ def _settings_beside(path) -> dict[str, str]:
       file = path.with_name(name)
       if file.is_file():
         settings |= json.loads(file.read_text('utf-8'))
-    names = (settings.get('bos_token') or '', settings.get('eos_token') or '')
-    bos, eos = (n if isinstance(n, str) else n['content'] for n in names)
+    names = (settings.get(f'{x}_token') or '' for x in ('bos', 'eos', 'pad'))
+    special = [n if isinstance(n, str) else n['content'] for n in names]
+    adds = [settings.get(f'add_{x}_token') for x in ('bos', 'eos')]
+    for value in adds:
+      if value not in (None, True, False):
+        raise ValueError(f'add_bos_token or add_eos_token is {value!r}')
     template = settings.get('chat_template') or ''
     if isinstance(template, list):  # several by name
       template = {t['name']: t['template'] for t in template}.get('default', '')
@@ -251,7 +300,7 @@ def _settings_beside(path) -> dict[str, str]:
       template = file.read_text('utf-8')
   except (ValueError, TypeError, KeyError) as error:
     raise errors.InputError(f'{file}: not a {file.name} ({error})') from error
-  return dict(bos=bos, eos=eos, chat_template=template)
+  return encoders.Settings(*special, template, *adds)
 
 
 def _without_surrogates(text: str) -> str:

@@ -121,12 +121,13 @@ def from_gguf(meta: dict) -> str | bytes:
   return rebuild(meta)
 
 
-def sentencepiece_json(proto) -> str:
+def sentencepiece_json(proto, add_bos=True) -> str:
   """The tokenizer.json of a SentencePiece BPE model, for transformers.
 
   Args:
     proto: a ModelProto without pieces that its user defined: around these the
       libraries disagree.
+    add_bos: whether a text begins with bos.
 
   Returns:
     JSON that gives SentencePiece's own ids. Only a model that maps characters
@@ -162,7 +163,7 @@ def sentencepiece_json(proto) -> str:
     steps.append(decoders.Strip(' ', 1, 0))
   inner.decoder = decoders.Sequence(steps)
   special = [p.piece for p in pieces if p.type in (p.CONTROL, p.UNKNOWN)]
-  bos = proto.trainer_spec.bos_id
+  bos = proto.trainer_spec.bos_id if add_bos else -1
   bos = pieces[bos].piece if 0 <= bos < len(pieces) else ''
   return _finished(inner, special, bos)
 
@@ -221,14 +222,10 @@ def _gguf_llama3(meta) -> str:
   ids = {n: i for i, n in enumerate(meta['tokens']) if n not in special}
   if special and min(special.values()) < len(ids):
     raise ValueError('its special tokens do not follow the others')
-  adds_bos = meta.get('add_bos_token', True)
-  bos = meta['tokens'][meta['bos_token_id']] if adds_bos else ''
-  return _llama3(ids, _pairs(meta), special, bos)
+  return _llama3(ids, _pairs(meta), special, _added_bos(meta, True))
 
 
 def _gguf_smollm(meta) -> str:
-  if meta.get('add_bos_token'):
-    raise ValueError('a smollm tokenizer that adds bos is unknown here')
   ids = {name: i for i, name in enumerate(meta['tokens'])}
   splitter = pre_tokenizers.Sequence(
     [
@@ -236,7 +233,14 @@ def _gguf_smollm(meta) -> str:
       pre_tokenizers.ByteLevel(add_prefix_space=False),
     ]
   )
-  return _byte_level(ids, _pairs(meta), splitter, _control(meta))
+  control, bos = _control(meta), _added_bos(meta, False)
+  return _byte_level(ids, _pairs(meta), splitter, control, bos)
+
+
+def _added_bos(meta, default) -> str:
+  """The token that texts begin with, or ''."""
+  adds = meta.get('add_bos_token', default)
+  return meta['tokens'][meta['bos_token_id']] if adds else ''
 
 
 def _control(meta) -> dict[str, int]:

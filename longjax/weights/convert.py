@@ -32,11 +32,6 @@ from longjax.weights import (
 
 WORKERS = min(2 * (os.cpu_count() or 1), 16)  # half of them wait for the disk
 PIECES_BYTES = 1 << 30  # of what all workers of an export hold, about
-# Copied as they are: a tokenizer is more than the ids it gives.
-TOKENIZER_FILES = (
-  'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
-  'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja',
-)  # fmt: skip
 
 
 # Import
@@ -186,7 +181,7 @@ def to_huggingface(
       tensor_files.write_json(made / name, value)
     if tokens:
       tokens.save(made)
-      directories.copy_files(kept, made, TOKENIZER_FILES)
+      directories.copy_files(kept, made, tokenizer.FILES)
     writer = tensor_files.Writer(made, metadata['model'], dtypes, shard_bytes)
     _Export(root / str(step), metadata, writer, log).run()
 
@@ -288,10 +283,10 @@ def _import_tokenizer(path, made, vocab, log) -> str | None:
     )
   found.save(made / 'tokenizer')
   if directory:
-    for name in TOKENIZER_FILES:
+    for name in tokenizer.FILES:
       if (root / name).is_file():
         tensor_files.inside(root, name)
-    directories.copy_files(root, made / 'tokenizer', TOKENIZER_FILES)
+    directories.copy_files(root, made / 'tokenizer', tokenizer.FILES)
   return found.digest
 
 
@@ -304,7 +299,7 @@ def _load_tokenizer(directory, digest, log):
     log: called with a line if that is gone, or another.
   """
   with tempfile.TemporaryDirectory() as local:
-    directories.copy_files(directory, local, TOKENIZER_FILES)
+    directories.copy_files(directory, local, tokenizer.FILES)
     if not os.listdir(local):
       if digest:
         log(f'without a tokenizer: {directory} holds none')
