@@ -48,7 +48,10 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
     table.find(name)
   asked = asked or evals.names(config.eval)
   if not asked:
-    raise InputError(f'{config.name} asks for no evaluation: use --tasks=a,b')
+    raise InputError(
+      f'{config.name} has no evaluation to run; set config.eval.tasks or use '
+      '--tasks=a,b'
+    )
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   checkpoints = find(config, [x for x in (checkpoint, against) if x])
@@ -102,7 +105,7 @@ def set_lengths(config, lengths: str):
   for number in numbers:
     if not re.fullmatch(r'[1-9]\d*[kK]?', number):
       raise InputError(
-        f'--lengths {number!r} is no number of tokens, like 4096,8192 or 4K,8K'
+        f'--lengths {number!r} is not a token count; use 4096,8192 or 4K,8K'
       )
   if numbers:
     thousands = lambda n: 1024 if n[-1] in 'kK' else 1
@@ -121,15 +124,15 @@ def find(config, given) -> dict[str, Checkpoint]:
     path = downloads.locate(spec)
     ours = weights.find(path) is None
     step = checkpoint.find(path)[1] if ours else None
-    config.weights = str(path)  # for whose tokenizer we ask
+    config.weights = str(path)  # where find_tokenizer looks
     name = path.name if path.name not in found else str(path)
     found[name] = Checkpoint(path, step, prepare.find_tokenizer(config))
   if len({one.path.resolve() for one in found.values()}) < len(given):
-    raise InputError(f'--against is {given[0]} too: nothing to compare')
+    raise InputError(f'--checkpoint and --against are both {given[0]}')
   if len({one.tokenizer.digest for one in found.values()}) > 1:
     raise InputError(
-      f'{" and ".join(found)} have different tokenizers: the loss of a token '
-      'is not the same thing for both'
+      f'{" and ".join(found)} have different tokenizers, so their losses '
+      'cannot be compared'
     )
   return found
 

@@ -123,10 +123,10 @@ def confirm(question: str, sure: bool):
   if sure:
     return
   if not sys.stdin.isatty():
-    raise InputError(f'{question} This is not a terminal to ask at; give --yes')
+    raise InputError(f'{question} There is no terminal to answer on; add --yes')
   print(f'{question} [y/N] ', end='', flush=True)
   if sys.stdin.readline().strip().lower() not in ('y', 'yes'):
-    raise InputError('nothing was done')
+    raise InputError('not confirmed; nothing was changed')
 
 
 if __name__ == '__main__':

@@ -52,9 +52,9 @@ def main(
 ):  # fmt: skip
   """Prepares and prints the table."""
   if (keep or pairs) and not score:
-    raise InputError('--keep and --pairs need --score=MODEL, which ranks')
+    raise InputError('--keep and --pairs have no effect without --score=MODEL')
   if synthesis and not synthesize:
-    raise InputError('--synthesis needs --synthesize=FILE, which it is for')
+    raise InputError('--synthesis has no effect without --synthesize=FILE')
   if synthesize:
     options = synthetic.parse_options(synthesis)
     print(synthetic.synthesize(config, synthesize, options, local_model))

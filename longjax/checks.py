@@ -68,13 +68,14 @@ def check_moments(config):
   """Where the moments of AdamW come from."""
   if config.moments and config.weights == 'random':
     raise InputError(
-      'config.moments takes the moments of the run that config.weights names, '
-      "but that is 'random'"
+      'config.moments loads the moments of the run that config.weights names, '
+      "but config.weights is 'random'"
     )
   if config.moments and config.lora.rank:
     raise InputError(
-      f'config.moments is of all weights, but with config.lora.rank '
-      f'{config.lora.rank} only those of the factors exist, and start at 0'
+      f'config.moments must be False with config.lora.rank '
+      f'{config.lora.rank}: it loads the moments of all weights, but LoRA has '
+      'moments of its factors alone, which start at 0'
     )
 
 

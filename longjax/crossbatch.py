@@ -44,7 +44,7 @@ class Memory:
     object.__setattr__(self, 'rows', rows)
     if list(layers) != sorted({x for x in layers if x >= 0}):
       raise ValueError(
-        f'memory layers must rise from 0 on without repeating, got {layers}'
+        f'memory layers must be distinct, ascending, at least 0; got {layers}'
       )
     if rows and not layers:
       raise ValueError('memory rows need memory layers, which attend to them')
@@ -72,8 +72,8 @@ class Memory:
     reach = max((0, *self.offsets)) - min((0, *self.offsets))
     if self.wrap and reach >= batch:
       raise ValueError(
-        f'offsets {self.offsets} come round to the same of {batch} rows; '
-        f'more than {reach} are needed'
+        f'with wrap, two of the offsets {self.offsets} reach the same row of a '
+        f'batch of {batch}; the batch needs more than {reach} rows'
       )
 
 

@@ -267,9 +267,9 @@ def test_longllama_7b_has_the_counts_of_its_paper():
 
 
 @pytest.mark.parametrize('fields, says', [
-  (dict(layers=(1, 1)), 'without repeating'),
+  (dict(layers=(1, 1)), 'distinct'),
   (dict(layers=(1,), rows=5), 'a tuple of offsets for each row'),
-  (dict(layers=(-1,)), 'from 0'),
+  (dict(layers=(-1,)), 'at least 0'),
   (dict(rows=((), (-1,))), 'memory layers'),
   (dict(layers=(1,), rows=((1,), ())), 'that comes later'),
   (dict(layers=(1,), rows=((0,),)), 'that comes later'),
@@ -282,7 +282,7 @@ def test_an_invalid_memory_is_refused(fields, says):
 def test_a_batch_that_is_not_packs_is_refused(rng):
   with pytest.raises(ValueError, match=r'6 rows .* 4'):
     MEMORIES['code'].check(6)
-  with pytest.raises(ValueError, match='come round'):
+  with pytest.raises(ValueError, match=r'a batch of 6; .* rows'):
     MEMORIES['far'].check(6)
   with pytest.raises(ValueError, match='not all among the 3 layers'):
     model(Memory((3,)))

@@ -199,7 +199,7 @@ CASES = {
   'header no JSON': (text(b'x'), (ONE, 'JSON')),
   'header nested': (text(b'{"a":' + b'[' * 200_000), (ONE, 'recursion')),
   'name twice': (
-    text(b'{' + ENTRY + b',' + ENTRY + b'}', b'1234'), (ONE, 'twice')
+    text(b'{' + ENTRY + b',' + ENTRY + b'}', b'1234'), (ONE, 'duplicate')
   ),
   'wrong size': (head(lambda h: h[UP].update(shape=[112, 65])), (ONE, 'shape')),
   'wrong shape': (head(lambda h: h[UP].update(shape=[896, 8])), (UP, '896, 8')),

@@ -254,7 +254,7 @@ def _in_processes(jobs, tokens, workers) -> Iterator[tuple[int, int]]:
       yield futures[future], future.result()
   except concurrent.futures.process.BrokenProcessPool as error:
     raise errors.InputError(
-      'a process that tokenizes was killed, perhaps for want of memory; the '
+      'a tokenizer process was killed, perhaps because memory ran out; the '
       'complete parts are kept: run the same command to resume'
     ) from error
   finally:

@@ -67,7 +67,8 @@ def ring_order(devices, data: int, seq: int) -> np.ndarray:
     if len(each) % seq:
       raise InputError(
         f'mesh seq {seq} does not divide the {len(each)} devices of a slice, '
-        'and a ring stays in one; set --config.mesh.data and --config.mesh.seq'
+        'but a ring must lie within one; set --config.mesh.data and '
+        '--config.mesh.seq'
       )
   order = np.empty((data, seq), object)
   rings = (_rings(each, seq) for each in slices)

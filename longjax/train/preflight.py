@@ -99,9 +99,9 @@ def links(mesh):
   total, wrong = (int(a[0]) for a in jax.device_get(sum_and_errors(x)))
   if total != size * (size - 1) // 2 or wrong:
     raise InputError(
-      f'the devices compute wrongly: the sum of 0 to {size - 1} is {total}, '
+      f'the devices gave wrong results: {total} as the sum of 0 to {size - 1}, '
       f'and {wrong} of {size} received a wrong number from their neighbour in '
-      'the ring; start again without that slice'
+      'the ring; restart on another slice'
     )
 
 

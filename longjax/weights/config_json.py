@@ -97,7 +97,7 @@ def _refuse_other_models(config):
     not names and kind not in ('llama', 'longllama')
   ):
     raise errors.InputError(
-      f'architectures {names}, model_type {kind!r}: read are '
+      f'architectures {names}, model_type {kind!r}; supported: '
       f'{", ".join(ARCHITECTURES)}'
     )
   for key, neutral in NEUTRAL.items():
@@ -136,7 +136,7 @@ def _dialect(config, settings, where) -> dict:
   kind = ' and '.join(sorted(names)) or 'default'
   if kind not in (*ROPES, 'longrope'):
     raise errors.InputError(
-      f'{where} has the type {kind!r}; read are {", ".join(ROPES)}, longrope'
+      f'{where} has the type {kind!r}; supported: {", ".join(ROPES)}, longrope'
     )
   base = positive(settings, 'rope_theta', config.get('rope_theta', 10_000.0))
   settings.pop('rope_theta', None)

@@ -120,8 +120,7 @@ def _open(path):
     raise errors.InputError(f'damaged GGUF header: {error}') from error
   if reader.endianess != gguf.GGUFEndian.LITTLE:
     raise errors.InputError(
-      "its numbers are big endian; the gguf package's gguf-convert-endian "
-      'makes them little'
+      "is big endian; convert it with the gguf package's gguf-convert-endian"
     )
   return reader
 
@@ -138,8 +137,8 @@ def _metadata(reader):
   parts = split and split.contents()
   if isinstance(parts, int) and parts > 1:
     raise errors.InputError(
-      f"is one of {parts} parts of a model; llama.cpp's llama-gguf-split "
-      '--merge joins them'
+      f"is one of {parts} parts of a model; merge them with llama.cpp's "
+      'llama-gguf-split --merge'
     )
   found = {
     key.removeprefix('llama.'): _short(field.contents())

@@ -56,7 +56,7 @@ def inside(directory, name) -> str:
 
 
 def load_json(path) -> dict:
-  """The object of a JSON file; no key may stand twice."""
+  """The object of a JSON file; duplicate keys are refused."""
   try:
     data = pathlib.Path(path).read_text('utf-8')
     found = json.loads(data, object_pairs_hook=_once)
@@ -71,7 +71,7 @@ def _once(pairs):
   """The pairs of a JSON object as a dict."""
   found = dict(pairs)
   if len(found) < len(pairs):
-    raise ValueError('a name stands twice')
+    raise ValueError('duplicate key')
   return found
 
 
@@ -105,7 +105,7 @@ def safetensors(path) -> dict[str, Tensor]:
   for name, entry in header.items():
     if entry['dtype'] not in DTYPES:
       raise errors.InputError(
-        f'{path}: {name} has dtype {entry["dtype"]!r}; read are '
+        f'{path}: {name} has dtype {entry["dtype"]!r}; supported: '
         f'{", ".join(DTYPES)}'
       )
   return {
@@ -175,7 +175,7 @@ def _tensor(path, name, value) -> Tensor:
   if not isinstance(value, torch.Tensor) or value.dtype not in kinds:
     kind = getattr(value, 'dtype', type(value).__name__)
     raise errors.InputError(
-      f'{path}: {name} is {kind}; read are tensors of {", ".join(DTYPES)}'
+      f'{path}: {name} is {kind}; supported: tensors of {", ".join(DTYPES)}'
     )
   dtype, value = DTYPES[kinds[value.dtype]], value.detach()
   bits = torch.int16 if dtype.itemsize == 2 else value.dtype
