@@ -10,12 +10,14 @@ import shutil
 
 import commands
 import jax
+import jobs
 import numpy as np
 import pytest
 import weight_files as files
 from etils import epath
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
+from configs import tiny
 from launch import convert as convert_command
 from longjax import (
   checkpoint,
@@ -29,6 +31,7 @@ from longjax import (
 )
 from longjax.data import tokenizer
 from longjax.parallel import sharding
+from longjax.train import loop
 from longjax.weights import checkpoint_arrays as stored
 from longjax.weights import (
   config_json,
@@ -536,6 +539,84 @@ def test_tokenizer_and_generation_settings_go_in_and_out(tmp_path):
   assert kept == dict(temperature=0.6, top_p=0.9)
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert (config['bos_token_id'], config['eos_token_id']) == (256, 257)
+
+
+CHATML = {'<unused_258>': '<|im_start|>', '<unused_259>': '<|im_end|>'}
+
+
+def released_chat_model(directory):
+  """Weights whose tokenizer has ChatML's marks, a pad token and a template."""
+  files.write_huggingface(directory, GQA | dict(vocab=384), dict(base=1e4))
+  tokenizer.load('bytes').save(directory)
+  text = (directory / 'tokenizer.json').read_text()
+  for name, mark in CHATML.items():
+    text = text.replace(name, mark)
+  (directory / 'tokenizer.json').write_text(text)
+  config = json.loads((directory / 'tokenizer_config.json').read_text())
+  config |= dict(pad_token='<unused_300>', chat_template='{{ messages }}')
+  files.write_json(directory / 'tokenizer_config.json', config)
+  files.write_json(
+    directory / 'generation_config.json',
+    dict(eos_token_id=[257, 301], temperature=0.6, do_sample=True),
+  )
+
+
+def test_what_was_released_survives_import_training_and_export(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
+  released_chat_model(tmp_path / 'hf')
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'imported', log=quiet)
+  turns = [dict(role=role, content='a' * 99) for role in ('user', 'assistant')]
+  chats = json.dumps(dict(messages=turns)) + '\n'
+  (tmp_path / 'chats.jsonl').write_text(chats * 20)
+  config = tiny.get_config()
+  config.update_from_flattened_dict(
+    jobs.SMALL
+    | {f'model.{key}': value for key, value in GQA.items()}
+    | {'model.vocab': 384, 'model.rope.base': 1e4, 'mesh.seq': 1}
+    | {'train.steps': 1, 'weights': str(tmp_path / 'imported')}
+  )
+  config.data.sources = dict(
+    chats=dict(
+      path=str(tmp_path / 'chats.jsonl'), kind='chat', template='chatml'
+    )
+  )
+  mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
+  monkeypatch.setattr(loop.sharding, 'make_mesh', lambda *_: mesh)
+  assert loop.main(config, tmp_path / 'run', quiet) == 0
+  config_json = exported(tmp_path)
+  assert config_json['max_position_embeddings'] == 16_384  # seq_len was 64
+  assert config_json['pad_token_id'] == 300
+  kept = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
+  assert kept == dict(
+    eos_token_id=[257, 301, 259], temperature=0.6, do_sample=True
+  )
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    one, other = (tmp_path / d / name for d in ('hf', 'out'))
+    assert one.read_bytes() == other.read_bytes(), name
+  transformers = pytest.importorskip('transformers')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  assert theirs.pad_token_id == 300 and theirs.chat_template
+
+
+def test_a_model_stops_where_its_documents_and_answers_ended(tmp_path):
+  tokenizer.load('bytes').save(tmp_path)
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(path.read_text().replace('<unused_259>', '<|im_end|>'))
+  tokens = tokenizer.load(tmp_path)
+  chat, text = dict(kind='chat', template='chatml'), dict(path='x')
+  for sources, found, ends in (
+    (dict(a=text), None, 257),
+    (dict(a=text, b=chat), None, [257, 259]),
+    (dict(a=chat), dict(eos_token_id=300), [300, 259]),
+    (dict(a=text), dict(eos_token_id=259, top_p=0.9), [259, 257]),
+    ({}, dict(eos_token_id=300), 300),
+  ):
+    metadata = dict(config=dict(data=dict(sources=sources)), generation=found)
+    made = released.generation(metadata, tokens)
+    assert made['eos_token_id'] == ends
+    assert made.get('top_p') == (found or {}).get('top_p')
 
 
 def test_a_damaged_tokenizer_is_not_left_out_of_an_export(tmp_path):

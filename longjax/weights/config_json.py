@@ -255,6 +255,7 @@ def content(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
     num_attention_heads=config.heads,
     num_hidden_layers=config.layers,
     num_key_value_heads=config.kv_heads,
+    pad_token_id=tokens and tokens.pad,
     rms_norm_eps=config.norm_eps,
     rope_parameters=settings,
     rope_scaling=scaling if scaling['rope_type'] != 'default' else None,
@@ -296,11 +297,3 @@ def rope_parameters(config: llama.Llama) -> dict:
     'long_factor': divisors,
     'attention_factor': temperature,
   }
-
-
-def generation_content(tokens) -> dict:
-  """What generation_config.json holds, for a Tokenizer or None."""
-  ends = (
-    dict(bos_token_id=tokens.bos, eos_token_id=tokens.eos) if tokens else {}
-  )
-  return dict({'_from_model_config': True}, **ends)

@@ -172,9 +172,7 @@ def to_huggingface(
     config_json.NAME: config_json.content(
       config, _window(metadata, max_length), dtypes['embedding'], tokens
     ),
-    released.GENERATION: (
-      metadata.get('generation') or config_json.generation_content(tokens)
-    ),
+    released.GENERATION: released.generation(metadata, tokens),
   }
   with directories.create(directory, _bytes(shapes, dtypes)) as made:
     for name, value in configs.items():

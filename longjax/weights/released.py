@@ -7,6 +7,7 @@ added, and an export writes it.
 import os
 
 from longjax import checkpoint, weights
+from longjax.data import chat
 from longjax.weights import tensor_files
 
 GENERATION = 'generation_config.json'
@@ -58,3 +59,51 @@ def window(metadata) -> int:
     length = rope.get('original_length', 0) * rope.get('factor', 1)
     lengths.append(round(length))
   return max(lengths)
+
+
+def generation(metadata, tokens) -> dict:
+  """What generation_config.json holds.
+
+  Args:
+    metadata: of the checkpoint.
+    tokens: its data.tokenizer.Tokenizer, or None.
+
+  Returns:
+    What the weights were released with. A model that was trained since also
+    stops where its own documents and answers ended.
+  """
+  found = metadata.get('generation')
+  if found is None:
+    found = {'_from_model_config': True}
+    if tokens:
+      special = dict(bos=tokens.bos, eos=tokens.eos, pad=tokens.pad)
+      found |= {f'{k}_token_id': i for k, i in special.items() if i is not None}
+  sources = metadata.get('config', {}).get('data', {}).get('sources', {})
+  if not tokens or not sources:
+    return found
+  released = found.get('eos_token_id', tokens.eos)
+  ends = list(released) if isinstance(released, list) else [released]
+  for settings in sources.values():
+    ends += trained_ends(settings, tokens)
+  ends = [i for i in dict.fromkeys(ends) if i is not None]
+  if ends:
+    found = found | dict(eos_token_id=ends[0] if len(ends) == 1 else ends)
+  return found
+
+
+def trained_ends(settings, tokens) -> list[int | None]:
+  """The ids with which a source's documents, or its answers, end.
+
+  Args:
+    settings: of a source, in data.sources.
+    tokens: a data.tokenizer.Tokenizer.
+  """
+  template = settings.get('template', '')
+  if settings.get('kind') != 'chat' and not template:
+    return [tokens.document_end]
+  if template in chat.ENDS:
+    return [tokens.ident(chat.ENDS[template])]
+  # The tokenizer's own template: ends that it names.
+  known = {*chat.ENDS.values(), '<|eot|>', '<end_of_turn>', '<|end|>'}
+  named = sorted(name for name in known if name in tokens.chat_template)
+  return [tokens.eos, *map(tokens.ident, named)]
