@@ -1,4 +1,4 @@
-"""The schema of a config: every key, once.
+"""The schema of a config: every key, its default, bounds and help.
 
 A new key is an entry of KEYS and the line that reads its value. From KEYS come
 the defaults of configs/common.py, --help, how a typed value is read, what is

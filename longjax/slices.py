@@ -1,4 +1,4 @@
-"""TPU slices and chips by name, in one table.
+"""The TPU slices that exist, and the table of chips.
 
 A slice is named by its generation and the chips along each axis of its torus:
 v5p:4x4x8 is 128 chips of v5p. No import of jax: training, planning and pod.py

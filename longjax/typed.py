@@ -1,4 +1,4 @@
-"""Values of a config as people type and read them: 1e3, 512K, 4K,8K."""
+"""Config values on the command line: 1e3, 512K, 4K,8K."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Queries and keys in blocks, as the kernels read them.
+"""Queries and keys in blocks, and which pairs of blocks a kernel computes.
 
 The query heads that share a kv head are rows of one matrix, so K and V are
 never repeated: a block of queries is [R, H] with R = G * t rows, a block of

@@ -1,11 +1,11 @@
-"""The seam behind which kernels live. A kernel has
+"""The table of attention kernels, and what each of them must have:
 
   block_sizes(queries, keys, group, block)       -> (t, s) of its blocks
   attend_block(state, queries, keys, options)    -> the next SoftmaxState
   attend_block_grad(dq, queries, keys, options)  -> dq with these keys, dk, dv
 
-A strategy decides which keys meet which queries and when; a kernel computes
-it. All kernels give the same up to rounding.
+A strategy decides on which device and when queries attend to a block of keys;
+a kernel computes it. Results of all kernels agree up to rounding.
 """
 
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The kernel for TPUs, behind the same seam as blockwise.py.
+"""The kernel for TPUs, with the interface of kernels.py.
 
 The pairs of blocks to compute are listed at run time from the ids, and the
 list is the grid: blocks wholly in the future, in other documents or in padding

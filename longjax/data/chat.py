@@ -1,4 +1,4 @@
-"""Chat: messages to tokens and to the tokens that are learned.
+"""Chat templates: messages to tokens, and which of them are trained on.
 
 A message is {'role': 'system' | 'user' | 'assistant', 'content': text}. The
 templates write a conversation as their authors did:

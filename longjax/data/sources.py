@@ -1,4 +1,4 @@
-"""Documents: what a config calls a source, read as text.
+"""Sources: the keys of a source in a config, and its documents as text.
 
 A source is a mapping with these keys, and no other:
 

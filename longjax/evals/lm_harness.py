@@ -1,4 +1,4 @@
-"""Tasks of lm-eval (EleutherAI's harness) with a model of ours.
+"""Runs a task of lm-eval (EleutherAI's harness) on a longjax model.
 
   from longjax.evals import lm_harness
   harness = lm_harness.Harness(lm, tokenizer, window=8192)

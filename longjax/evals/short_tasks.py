@@ -1,4 +1,4 @@
-"""Tasks of lm-eval (EleutherAI's harness), an optional package."""
+"""The evaluation lm_eval/NAME: tasks of lm-eval, an optional package."""
 
 from longjax.errors import InputError
 from longjax.evals.evaluation import NOTHING, Evaluation, Setup

@@ -1,4 +1,4 @@
-"""What is asked of Google Cloud: a slice, under a name, in a tier.
+"""The request to Google Cloud: a slice, its name and its tier.
 
 A slice has its name of launch/plan.py, v5p:4x4x4. Google counts chips in the
 names of v5e and v6e, but TensorCores, two a chip, in those of v4 and v5p.

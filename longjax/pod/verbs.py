@@ -1,4 +1,4 @@
-"""What launch/pod.py can do; each verb may be repeated without harm."""
+"""The verbs of launch/pod.py; each may be repeated without harm."""
 
 import functools
 import json

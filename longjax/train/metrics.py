@@ -1,7 +1,7 @@
-"""Per-step metrics: metrics.jsonl, and from it TensorBoard and a log line.
+"""Writes metrics.jsonl, and from it TensorBoard and a log line.
 
-A new column is computed in loop.usage or the train step; TAGS puts it on
-TensorBoard.
+The columns are computed in loop.usage and optimizer.update; TAGS names those
+that TensorBoard shows.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""What signals ask of a running job.
+"""Requests by signal to a running job: stop, or trace some steps.
 
 kill -TERM PID   save and end with exit code 75: run the same command again
 kill -USR1 PID   profile the next steps
@@ -12,7 +12,7 @@ from longjax.errors import PREEMPTED
 
 
 class StopRequest:
-  """What signals have asked for so far.
+  """The requests that signals have made so far.
 
   Attributes:
     stop: to save and end; set only inside `deferred`.

@@ -1,14 +1,14 @@
-"""Traces of some steps, to look at with xprof: `xprof --logdir RUN/profile`."""
+"""Traces of some steps; `xprof --logdir RUN/profile` shows them."""
 
 import functools
 
 import jax
 
-REQUESTED_STEPS = 3  # that SIGUSR1 asks for
+REQUESTED_STEPS = 3  # traced after a SIGUSR1
 
 
 class Profiler:
-  """Traces the steps that a config names, and those that a signal asks for."""
+  """Traces the steps that a config names, and those that a signal requests."""
 
   def __init__(self, directory, steps, request, log):
     """Traces nothing yet.

@@ -1,4 +1,4 @@
-"""Whether a run may resume with a changed config, key by key.
+"""Refuses to resume a run with a config that would make it another run.
 
 Each key of longjax/config.py has `may_change`: those that say how training
 proceeds may, those that say which model learns what in which order may not.
