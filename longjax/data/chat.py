@@ -1,7 +1,8 @@
 """Chat templates: messages to tokens, and which of them are trained on.
 
-A message is {'role': 'system' | 'user' | 'assistant', 'content': text}. The
-templates write a conversation as their authors did:
+A message is {'role': ROLE, 'content': text} with one of ROLES; `plain` makes
+such of ShareGPT's {'from': 'human' or 'gpt', 'value': text}. The templates
+write a conversation as their authors did:
 
   llama2    Meta's llama (chat_completion): <s>[INST] ... [/INST] ... </s>
   llama3    Meta's llama3 (ChatFormat): header, message, <|eot_id|>; like it
@@ -24,7 +25,10 @@ import numpy as np
 
 from longjax import errors
 
-ROLES = ('system', 'user', 'assistant')
+ROLES = ('system', 'user', 'assistant', 'tool')
+SHAREGPT = dict(  # its names of roles
+  human='user', gpt='assistant', function_response='tool', observation='tool'
+)
 LOSSES = ('answers', 'all')
 SMOLLM2_SYSTEM = (
   'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
@@ -44,6 +48,34 @@ class Piece(NamedTuple):
   text: str
   learned: bool = False
   special: bool = False
+
+
+def plain(messages: list) -> list:
+  """Messages with role and content as text, of any form that is known.
+
+  Args:
+    messages: with role or from, content or value; a content may be a list of
+      parts of type text. What is none of this stays, for `encode` to refuse.
+  """
+  return [_plain(message) for message in messages]
+
+
+def _plain(message):
+  if not isinstance(message, dict):
+    return message
+  given = 'from' in message and 'role' not in message
+  role, content = ('from', 'value') if given else ('role', 'content')
+  role, content = message.get(role), message.get(content)
+  if isinstance(content, list) and all(
+    isinstance(part, dict)
+    and part.get('type') == 'text'
+    and isinstance(part.get('text'), str)
+    for part in content
+  ):
+    content = ''.join(part['text'] for part in content)
+  if given and isinstance(role, str):
+    role = SHAREGPT.get(role, role)
+  return message | dict(role=role, content=content)
 
 
 def encode(messages, tokenizer, template: str, loss='answers') -> Chat:
@@ -117,7 +149,8 @@ def _llama3(messages, opened=False) -> Iterator[Piece]:
   yield Piece('<|begin_of_text|>', special=True)
   for message in messages:
     learned = message['role'] == 'assistant'
-    yield from header(message['role'])
+    # Llama 3.1's name of a tool's role.
+    yield from header(message['role'].replace('tool', 'ipython'))
     yield Piece(message['content'].strip(), learned)
     yield Piece('<|eot_id|>', learned, special=True)
   if opened:

@@ -1,26 +1,55 @@
 """File formats: what a file of a source holds, as records or as its bytes.
 
-The ending of a name decides; `.gz` or `.zst` may follow. A file of any other
-name is text; but a compressed `.json` is jsonl, as C4 and Dolma name theirs.
-Directories that `datasets.save_to_disk` wrote hold .arrow files. A record is a
-mapping, of which `sources` reads a field; in ArrayRecord it is a JSON object,
+The ending of a name decides, and the content must agree; `.gz`, `.bz2`, `.xz`
+or `.zst` may follow. A file of any other name is text, unless its content is a
+known format or no text: then it is read as that, or refused. A `.json` holds
+records, a list of them or one a line, as C4 and Dolma name theirs. A record is
+a mapping, of which `sources` reads a field; in ArrayRecord it is a JSON object,
 or the text itself. To add a format, write its reader and add it to FORMATS.
 """
 
+import bz2
+import codecs
 import contextlib
+import csv
 import gzip
 import importlib.util
 import io
 import json
+import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from longjax import errors
+import numpy as np
 
-COMPRESSIONS = {'.gz': None, '.zst': 'pyarrow'}  # ending: package
-# Beside the .arrow files of a saved data set; not documents.
-ARROW_METADATA = ('state.json', 'dataset_info.json', 'dataset_dict.json')
+from longjax import errors
+from longjax.data import mds
+
+COMPRESSIONS = {  # ending: package
+  '.gz': None, '.bz2': None, '.xz': None, '.zst': 'pyarrow',
+  '.zstd': 'pyarrow',
+}  # fmt: skip
+OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+# Never documents: by the ending of a name, or by how a file begins.
+REFUSED = {
+  'an archive, which is not unpacked': (
+    '.tar', '.tgz', '.tbz2', '.txz', '.zip', '.7z', '.rar', '.whl', '.jar'),
+  'pickled, and unpickling runs code': ('.pkl', '.pickle', '.pt', '.pth'),
+  'of weights': ('.safetensors', '.gguf', '.ckpt', '.onnx'),
+  'of a format that is not read': (
+    '.npz', '.h5', '.hdf5', '.tfrecord', '.idx', '.orc', '.avro', '.xlsx',
+    '.sqlite', '.db', '.pdf', '.docx', '.epub'),
+}  # fmt: skip
+SIGNS = {
+  b'PK\x03\x04': 'a zip archive, which is not unpacked',
+  b'\x1f\x8b': 'compressed by gzip',
+  b'\x28\xb5\x2f\xfd': 'compressed by zstd', b'\xfd7zXZ\0': 'compressed by xz',
+  b'BZh91AY': 'compressed by bzip2', b'%PDF-': 'a PDF',
+}  # fmt: skip
+HEAD_BYTES = 1 << 9
+BLANK = codecs.BOM_UTF8 + b' \t\r\n'
 EMPTY = object()  # a line without a record
 ROWS = 64  # of a table that are made Python objects at once
 
@@ -32,6 +61,18 @@ class Unreadable(NamedTuple):
   reason: str
 
 
+class Options(NamedTuple):
+  """What a source says about its files."""
+
+  whole: bool = False  # each is one text, whatever its format
+  tokens: bool = False  # they hold token ids
+  encoding: str = 'utf-8'  # of text
+  dtype: str = ''  # of ids in a .bin
+
+
+DEFAULT = Options()
+
+
 class Format(NamedTuple):
   """How records are read: (file, opened to read bytes) -> records.
 
@@ -40,38 +81,47 @@ class Format(NamedTuple):
   cannot be found either.
   """
 
-  read: Callable[[Any], Iterator[Any]]
+  read: Callable[[Any, Options], Iterator[Any]]
   package: str | None = None  # that must be installed
+  sign: bytes = b''  # how a file of any name begins that has this format
+  tokens: bool = False  # it holds token ids and nothing else
 
 
 def read(
-  name: str, file, whole=False
+  name: str, file, options: Options = DEFAULT
 ) -> Iterator[tuple[str, Any] | Unreadable]:
   """The records of a file, or the bytes of one that holds no records.
 
   Args:
-    name: of the file; its ending decides.
+    name: of the file.
     file: opened to read bytes.
-    whole: whether it is one document, whatever its format.
+    options: see Options.
 
   Yields:
     (name, mapping or str) for a record, (name, bytes) for a whole file, or
     Unreadable. Where damage hides the records that follow, all of them
     together are one Unreadable.
   """
-  form, compression = _format(name)
+  stem, compression = _stem(name)
   try:
     with _decompressed(file, compression) as opened:
-      if whole or not form:
+      form = _format(stem, opened, options)
+      if form is None:
         yield name, opened.read()
-        return
-      for number, record in enumerate(form.read(opened)):
-        here = f'{name}:{number}'
-        if isinstance(record, Unreadable):
-          yield record._replace(name=here)
-        elif record is not EMPTY:
-          yield here, record
-  except (OSError, EOFError, ValueError, zlib.error) as error:
+      elif isinstance(form, str):
+        yield Unreadable(name, form)
+      elif form.tokens and not options.tokens:
+        yield Unreadable(name, "of token ids, which kind='tokens' reads")
+      else:
+        for number, record in enumerate(form.read(opened, options)):
+          here = f'{name}:{number}'
+          if isinstance(record, Unreadable):
+            yield record._replace(name=here)
+          elif record is not EMPTY:
+            yield here, record
+  except (
+    OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, csv.Error,
+  ) as error:  # fmt: skip
     # pyarrow's errors are ValueErrors and OSErrors.
     yield Unreadable(
       name, f'{type(error).__name__}: {" ".join(str(error).split())}'
@@ -83,10 +133,16 @@ def read(
 def check(names):
   """InputError if a package is missing that files of these names need."""
   for name in names:
-    form, compression = _format(name)
+    stem, compression = _stem(name)
+    form = _by_name(stem)
     for package in (form and form.package, COMPRESSIONS.get(compression)):
       if package and not importlib.util.find_spec(package):
         raise _missing(name, package)
+
+
+def has_records(name: str) -> bool:
+  """Whether a file of this name holds records."""
+  return _by_name(_stem(name)[0]) is not None
 
 
 def _missing(name: str, package: str) -> errors.InputError:
@@ -96,26 +152,80 @@ def _missing(name: str, package: str) -> errors.InputError:
   )
 
 
-def _format(name: str) -> tuple[Format | None, str]:
-  """(the format or None, the ending of its compression or '')."""
-  stem, compression = name.lower(), ''
+def _stem(name: str) -> tuple[str, str]:
+  """(the name in small letters without it, the ending of its compression)."""
+  stem = name.lower()
   for ending in COMPRESSIONS:
     if stem.endswith(ending):
-      stem, compression = stem.removesuffix(ending), ending
-  if compression and stem.endswith('.json'):
-    stem += 'l'
-  form = next(
-    (f for ending, f in FORMATS.items() if stem.endswith(ending)), None
-  )
-  return form, compression
+      return stem.removesuffix(ending), ending
+  return stem, ''
+
+
+def _by_name(stem: str) -> Format | None:
+  return next((f for end, f in FORMATS.items() if stem.endswith(end)), None)
+
+
+def _format(stem: str, file, options: Options) -> Format | str | None:
+  """A format, what is wrong, or None of text: by name and content together."""
+  refused = [why for why, ends in REFUSED.items() if stem.endswith(ends)]
+  form, head = _by_name(stem), _head(file)
+  signed = [f for f in FORMATS.values() if f.sign and head.startswith(f.sign)]
+  if (form or signed) and not refused and not options.whole:
+    return form or signed[0]
+  refused += [what for sign, what in SIGNS.items() if head.startswith(sign)]
+  if head[257:262] == b'ustar':
+    refused.append('a tar archive, which is not unpacked')
+  if refused or signed:
+    return [*refused, 'binary'][0]
+  is_text = options.whole or not _begins_json(file, head)
+  return None if is_text else FORMATS['.json']
+
+
+def _head(file) -> bytes:
+  """The first bytes, which stay unread."""
+  if not file.seekable():
+    return file.peek(HEAD_BYTES)[:HEAD_BYTES]
+  head = file.read(HEAD_BYTES)
+  file.seek(0)
+  return head
+
+
+def _begins_json(file, head: bytes) -> bool:
+  """Whether what is called text begins with records in JSON."""
+  start = head.lstrip(BLANK)
+  if not start.startswith((b'{"', b'[{', b'[\n', b'[ ', b'[\r')):
+    return False
+  if not file.seekable():
+    return True
+  try:
+    line = b''
+    while not line.strip(BLANK) and (line := file.readline()):
+      pass
+    if isinstance(_parse(line), dict):
+      return True
+  except (ValueError, RecursionError):
+    pass
+  finally:
+    file.seek(0)
+  try:
+    found = _parse(file.read())
+  except (ValueError, RecursionError):
+    return False
+  finally:
+    file.seek(0)
+  return isinstance(found, list) and any(isinstance(x, dict) for x in found)
+
+
+def _parse(raw: bytes):
+  return json.loads(raw.removeprefix(codecs.BOM_UTF8))
 
 
 @contextlib.contextmanager
 def _decompressed(file, compression: str):
-  if compression == '.gz':
-    with gzip.open(file) as opened:
+  if compression in OPENERS:
+    with OPENERS[compression](file) as opened:
       yield opened
-  elif compression == '.zst':
+  elif compression:
     import pyarrow  # pyright: ignore
 
     with io.BufferedReader(pyarrow.input_stream(file, 'zstd')) as opened:
@@ -124,18 +234,102 @@ def _decompressed(file, compression: str):
     yield file
 
 
-def _jsonl(file) -> Iterator:
-  """Yields what each line holds, or EMPTY."""
-  for line in file:
+def _json(file, options) -> Iterator:
+  """Records one a line, in a list, or one alone; EMPTY of an empty line."""
+  first = b''
+  while not first.strip(BLANK) and (line := file.readline()):
+    first += line
+  if first.lstrip(BLANK)[:1] not in (b'[', b'{'):
+    yield from map(_line, first.splitlines(keepends=True))
+    yield from map(_line, file)
+    return
+  try:
+    alone = _parse(first)
+  except (ValueError, RecursionError):
+    alone = None
+  if isinstance(alone, dict):  # the first of several lines
+    yield from map(_line, first.splitlines(keepends=True))
+    yield from map(_line, file)
+    return
+  rest = file.read()
+  try:
+    found = _parse(first + rest)
+  except (ValueError, RecursionError) as error:
+    if first.lstrip(BLANK)[:1] == b'{' and rest.lstrip()[:2] == b'{"':
+      lines = (first + rest).splitlines(keepends=True)
+      yield from map(_line, lines)  # the first line of several is damaged
+      return
+    yield Unreadable('', f'not JSON ({error})')
+    return
+  yield from found if isinstance(found, list) else [found]
+
+
+def _line(line: bytes):
+  """What a line holds, or EMPTY."""
+  try:
+    return _parse(line) if line.strip(BLANK) else EMPTY
+  except UnicodeDecodeError as error:
+    return Unreadable('', f'not utf-8 (byte {error.start} of {len(line)})')
+  except (ValueError, RecursionError) as error:
+    return Unreadable('', f'not JSON ({error})')
+
+
+def _csv(delimiter: str) -> Callable[[Any, Options], Iterator]:
+  """A reader of tables whose first line names the columns."""
+
+  def rows(file, options: Options) -> Iterator:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    lines = io.TextIOWrapper(file, options.encoding, newline='')
     try:
-      yield json.loads(line) if line.strip() else EMPTY
-    except UnicodeDecodeError as error:
-      yield Unreadable('', f'not utf-8 (byte {error.start} of {len(line)})')
-    except (ValueError, RecursionError) as error:
-      yield Unreadable('', f'not JSON ({error})')
+      table = csv.reader(_without_nul(lines), delimiter=delimiter, strict=True)
+      columns = [c.removeprefix('\ufeff') for c in next(table, [])]
+      if len(set(columns)) < len(columns):
+        raise ValueError(f'two columns of one name in {", ".join(columns)}')
+      for row in table:
+        if not row:
+          yield EMPTY
+        elif len(row) != len(columns):
+          yield Unreadable('', f'{len(row)} fields for {len(columns)} columns')
+        else:
+          yield dict(zip(columns, row))
+    finally:
+      lines.detach()
+
+  return rows
 
 
-def _parquet(file) -> Iterator:
+def _without_nul(lines) -> Iterator[str]:
+  for line in lines:
+    if '\0' in line:
+      raise ValueError('binary, a NUL byte is no text')
+    yield line
+
+
+def _npy(file, options) -> Iterator[dict]:
+  """Each row of a matrix of ids, or all of a vector."""
+  try:
+    ids = np.load(_seekable(file), allow_pickle=False)
+  except ValueError as error:
+    raise ValueError(f'not a whole .npy array ({error})') from error
+  if not isinstance(ids, np.ndarray):
+    raise ValueError('not a .npy array')
+  if ids.dtype.kind not in 'iu' or ids.ndim not in (1, 2):
+    raise ValueError(f'{ids.dtype} of {ids.ndim} dimensions, not ids in 1 or 2')
+  for row in np.atleast_2d(ids):
+    yield dict(input_ids=row)
+
+
+def _bin(file, options: Options) -> Iterator[dict]:
+  """All of a file of ids, little-endian."""
+  if not options.dtype:
+    raise ValueError("ids of unknown width: set dtype='uint16' or another")
+  raw, dtype = file.read(), np.dtype(options.dtype).newbyteorder('<')
+  if len(raw) % dtype.itemsize:
+    raise ValueError(f'{len(raw)} bytes, no multiple of {dtype.itemsize}')
+  yield dict(input_ids=np.frombuffer(raw, dtype))
+
+
+def _parquet(file, options) -> Iterator:
   import pyarrow.parquet  # pyright: ignore
 
   yield from _rows(
@@ -143,7 +337,7 @@ def _parquet(file) -> Iterator:
   )
 
 
-def _arrow(file) -> Iterator:
+def _arrow(file, options) -> Iterator:
   """Both forms: a stream, and a file that ends with a table of contents."""
   import pyarrow  # pyright: ignore
 
@@ -164,11 +358,12 @@ def _rows(batches) -> Iterator[dict]:
 
 
 def _seekable(file):
-  slow = isinstance(file, gzip.GzipFile) or not file.seekable()
+  compressed = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
+  slow = isinstance(file, compressed) or not file.seekable()
   return io.BytesIO(file.read()) if slow else file
 
 
-def _array_record(file) -> Iterator:
+def _array_record(file, options) -> Iterator:
   from array_record.python import array_record_module  # pyright: ignore
 
   if not hasattr(file, 'name'):
@@ -195,10 +390,17 @@ def _json_or_text(raw: bytes):
 
 
 FORMATS = {
-  '.jsonl': Format(_jsonl),
-  '.ndjson': Format(_jsonl),
-  '.parquet': Format(_parquet, 'pyarrow'),
-  '.arrow': Format(_arrow, 'pyarrow'),
+  '.json': Format(_json),
+  '.jsonl': Format(_json),
+  '.ndjson': Format(_json),
+  '.csv': Format(_csv(',')),
+  '.tsv': Format(_csv('\t')),
+  '.parquet': Format(_parquet, 'pyarrow', b'PAR1'),
+  '.arrow': Format(_arrow, 'pyarrow', b'ARROW1'),
+  '.feather': Format(_arrow, 'pyarrow'),
   '.arrayrecord': Format(_array_record, 'array_record'),
   '.array_record': Format(_array_record, 'array_record'),
+  '.mds': Format(lambda file, options: mds.read(file)),
+  '.npy': Format(_npy, sign=b'\x93NUMPY', tokens=True),
+  '.bin': Format(_bin, tokens=True),
 }

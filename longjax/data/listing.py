@@ -1,11 +1,15 @@
 """Which files a source has, and which of them make up a document.
 
-Files and directories whose name starts with a dot are left out, symbolic links,
-and what `datasets` writes beside its arrow files.
+Files and directories whose name starts with a dot are no part of it. What else
+holds no document is left out and named: links that leave the source (but those
+from snapshots/ into blobs/, as the cache of the hub has them), and beside files
+of records what describes them (README.md, dataset_infos.json, ...).
 """
 
 import hashlib
+import json
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,19 +30,43 @@ class File(NamedTuple):
   size: int
 
 
-def groups(name, settings, log) -> list[tuple[str, list[File]]]:
-  """Files by the document that they become."""
+METADATA = re.compile(
+  r'readme(\.\w+)?|licen[cs]e(\.\w+)?|dataset_infos?\.json|dataset_dict\.json'
+  r'|state\.json|croissant\.json',
+  re.IGNORECASE,
+)
+SPLITS = {  # the names that the hub knows
+  word: split
+  for split, words in dict(
+    train=('train', 'training'),
+    validation=('validation', 'valid', 'val', 'dev'),
+    test=('test', 'testing', 'eval', 'evaluation'),
+  ).items()
+  for word in words
+}
+SPLIT = re.compile(rf'(?<![a-z])({"|".join(SPLITS)})(?![a-z])')
+
+
+class Listing(NamedTuple):
+  """The files of a source in order of name, and what was left out."""
+
+  files: list[File]
+  left_out: list[str]  # 'NAME: why'
+
+
+def groups(name, settings, log) -> tuple[list[tuple[str, list[File]]], list]:
+  """(files by the document that they become, what was left out)."""
   if not settings['path']:
     pins = settings['packages'] or ((settings['package'], settings['sha256']),)
     archives = [(pin, downloads.fetch(pin, sha, log)) for pin, sha in pins]
     return [
       (title, [File(path.name, str(path), path.stat().st_size)])
       for title, path in archives
-    ]
-  files, kind = list_files(name, settings), settings['kind']
+    ], []
+  (files, left_out), kind = list_files(name, settings), settings['kind']
   if kind not in JOINED:
     formats.check(file.name for file in files)
-    return [(file.name, [file]) for file in files]
+    return [(file.name, [file]) for file in files], left_out
   grouped: dict[str, list[File]] = {}
   for file in files:
     inside = pathlib.PurePosixPath(file.name)
@@ -52,7 +80,7 @@ def groups(name, settings, log) -> list[tuple[str, list[File]]]:
     grouped = {
       title: _shuffled(title, files) for title, files in grouped.items()
     }
-  return list(grouped.items())
+  return list(grouped.items()), left_out
 
 
 def _shuffled(title: str, files) -> list[File]:
@@ -71,32 +99,201 @@ def locate(location: str):
   return epath.Path(location)
 
 
-def list_files(name, settings) -> list[File]:
-  """The files of a path source that may hold documents, in order of name."""
-  root = locate(settings['path'])
-  if root.is_file():
-    return [File(root.name, str(root), _size(root))]
-  if not root.is_dir():
+def list_files(name, settings) -> Listing:
+  """The files of a path source that may hold documents."""
+  title = f'source {name!r}'
+  try:
+    root = locate(settings['path'])
+    if root.is_file():
+      return Listing([File(root.name, str(root), _size(root))], [])
+    if not root.is_dir():
+      raise errors.InputError(f'{title}: {root}: no such file or directory')
+    files, left_out = _walk(root, settings)
+  except errors.InputError:
+    raise
+  except Exception as error:  # of clients of buckets, any
+    if '://' not in settings['path']:
+      raise
+    reason = ' '.join(str(error).split())
     raise errors.InputError(
-      f'source {name!r}: {root}: no such file or directory'
-    )
-  files = []
+      f'{title}: cannot read {settings["path"]}: {reason} '
+      f'({type(error).__name__})'
+    ) from error
+  files = _of_one_revision(title, files)
+  if settings['kind'] not in JOINED and any(
+    formats.has_records(file.name) for file in files
+  ):
+    saved = [_parent(f.name) for f in files if _is_dictionary(f.name)]
+    files, described = _without_metadata(title, files)
+    left_out += described
+    files = _of_one_split(title, files, saved, settings)
+  return Listing(sorted(files), sorted(left_out))
+
+
+def _walk(root, settings) -> tuple[list[File], list[str]]:
+  """(files that match the globs, links that are left out)."""
+  files, links, left_out = [], [], []
   for path in root.rglob('*'):
     inside = path.relative_to(root)
-    hidden = any(part.startswith('.') for part in inside.parts)
-    link = isinstance(path, pathlib.Path) and path.is_symlink()
-    wanted = downloads.matches(
-      inside.as_posix(), settings['include'], settings['exclude']
+    if any(part.startswith('.') for part in inside.parts):
+      continue
+    name = inside.as_posix()
+    if not downloads.matches(name, settings['include'], settings['exclude']):
+      continue
+    if isinstance(path, pathlib.Path) and path.is_symlink():
+      links.append((name, path))
+    elif path.is_file():
+      files.append(File(name, str(path), _size(path)))
+  known = {str(pathlib.Path(f.location).resolve()) for f in files if links}
+  known = {name for name in known if '/blobs/' not in name}
+  blobs = _blobs(root) if links else []
+  for name, path in links:
+    target = path.resolve()
+    if not any(target.is_relative_to(place) for place in blobs):
+      left_out.append(f'{name}: a link that leaves {root}')
+    elif not target.exists():
+      left_out.append(f'{name}: a link to nothing')
+    elif target.is_dir() or (str(target) in known):
+      left_out.append(f'{name}: another name of what is in {root} itself')
+    else:
+      files.append(File(name, str(path), _size(path)))
+  return files, left_out
+
+
+def _blobs(root) -> list[pathlib.Path]:
+  """Where links may lead: into the source, or the blobs of its cache."""
+  whole = root.resolve()
+  caches = [p.parent for p in (whole, *whole.parents) if p.name == 'snapshots']
+  return [whole, *(cache / 'blobs' for cache in caches)]
+
+
+def _of_one_revision(title: str, files) -> list[File]:
+  """Of a cache of the hub, the files by their names; InputError if two."""
+  revisions: dict[tuple, set] = {}
+  for file in files:
+    parts = pathlib.PurePosixPath(file.name).parts
+    if 'snapshots' in parts[:-2]:
+      at = parts.index('snapshots')
+      revisions.setdefault(parts[:at], set()).add(parts[at + 1])
+  for cache, names in revisions.items():
+    if len(names) > 1:
+      place = '/'.join([*cache, 'snapshots'])
+      raise errors.InputError(
+        f'{title}: {place} has {len(names)} revisions, '
+        f'{", ".join(sorted(names))}: choose one, '
+        f"include='{place}/{min(names)}/*'"
+      )
+
+  def content(file):  # blobs/DIGEST, refs/BRANCH
+    parts = pathlib.PurePosixPath(file.name).parts
+    return any(
+      parts[: len(c)] == c and parts[len(c)] in ('blobs', 'refs')
+      for c in revisions
     )
-    if wanted and not hidden and not link and path.is_file():
-      files.append(File(inside.as_posix(), str(path), _size(path)))
-  inside = {file: pathlib.PurePosixPath(file.name) for file in files}
-  arrow = {path.parent for path in inside.values() if path.suffix == '.arrow'}
-  return sorted(
-    file
-    for file, path in inside.items()
-    if path.name not in formats.ARROW_METADATA or path.parent not in arrow
-  )
+
+  return [file for file in files if not content(file)]
+
+
+def _without_metadata(title: str, files) -> tuple[list[File], list[str]]:
+  """(files of a data set that may hold records, the others)."""
+  kept, left_out = [], []
+  names = {file.name: file for file in files}
+  saved: dict[str, set] = {}  # directory: the arrow files of its state.json
+  for name, file in names.items():
+    inside = pathlib.PurePosixPath(name)
+    if inside.name == 'state.json' and (
+      about := _read_json(file, '_data_files')
+    ):
+      saved[str(inside.parent)] = {f.get('filename') for f in about}
+  for name, file in names.items():
+    inside = pathlib.PurePosixPath(name)
+    where = saved.get(str(inside.parent))
+    if METADATA.fullmatch(inside.name):
+      left_out.append(f'{name}: about the data')
+    elif where and inside.suffix == '.arrow' and inside.name not in where:
+      left_out.append(f'{name}: not of the saved data set')
+    elif inside.name == 'index.json' and (about := _read_json(file, 'shards')):
+      _check_shards(title, inside, about, names)
+      left_out.append(f'{name}: about the data')
+    else:
+      kept.append(file)
+  return kept, left_out
+
+
+def _parent(name: str):
+  return pathlib.PurePosixPath(name).parent
+
+
+def _read_json(file: File, key: str) -> list:
+  """The mappings in a list of a JSON file; [] of any other."""
+  try:
+    value = json.loads(locate(file.location).read_bytes())[key]
+    return [x for x in value if isinstance(x, dict)]
+  except (OSError, ValueError, TypeError, KeyError):
+    return []
+
+
+def _check_shards(title: str, index, about, names):
+  """InputError for a shard of an index.json that is missing or was cut."""
+  for shard in about:
+    wanted = [shard.get(k) for k in ('raw_data', 'zip_data')]
+    found = [w for w in wanted if isinstance(w, dict) and 'basename' in w]
+    places = [(index.parent / str(w['basename'])).as_posix() for w in found]
+    sizes = [
+      (names[p].size, w.get('bytes'))
+      for p, w in zip(places, found)
+      if p in names
+    ]
+    if found and not any(size == wanted for size, wanted in sizes):
+      wrong = (
+        f'has {sizes[0][0]} bytes, not {sizes[0][1]}'
+        if sizes
+        else ('is missing')
+      )
+      raise errors.InputError(
+        f'{title}: {places[0]}, which {index} lists, {wrong}; fetch it again, '
+        f'or exclude {str(index)!r}'
+      )
+
+
+def _is_dictionary(name: str) -> bool:
+  """Of the file that datasets.DatasetDict writes beside its splits."""
+  return pathlib.PurePosixPath(name).name == 'dataset_dict.json'
+
+
+def _split(name: str, saved) -> str:
+  """Which split a file is of by its name, or ''; `saved` are DatasetDicts."""
+  path = pathlib.PurePosixPath(name)
+  for place in saved:
+    if path.is_relative_to(place) and path.parent != place:
+      return path.relative_to(place).parts[0]
+  for part in reversed(path.parts):
+    if match := SPLIT.search(part.lower()):
+      return SPLITS[match[1]]
+  return ''
+
+
+def _of_one_split(title: str, files, saved, settings) -> list[File]:
+  """The files of settings['split']; InputError if that leaves a choice."""
+  wanted, found = settings['split'], {f: _split(f.name, saved) for f in files}
+  splits = sorted(set(found.values()) - {''})
+  there = f'{title}: {settings["path"]} has '
+  if not wanted and len(splits) > 1:
+    likely = 'train' if 'train' in splits else splits[0]
+    raise errors.InputError(
+      f'{there}the splits {", ".join(splits)}: set split={likely!r}, or '
+      "split='*' for all"
+    )
+  if wanted in ('', '*'):
+    return files
+  if wanted not in splits:
+    wanted = SPLITS.get(wanted, wanted)
+  if wanted not in splits:
+    raise errors.InputError(
+      f'{there}no split {settings["split"]!r}, but '
+      f'{", ".join(splits) or "no named ones"}'
+    )
+  return [file for file, split in found.items() if split == wanted]
 
 
 def _size(path) -> int:

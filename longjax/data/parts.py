@@ -19,7 +19,7 @@ from longjax.data import downloads
 FORMAT = 2
 MANIFEST = 'manifest.json'
 PART = 'part.json'
-PART_FORMAT = 2  # of the parts that a killed preparation leaves
+PART_FORMAT = 3  # of the parts that a killed preparation leaves
 SHARD_TOKENS = 1 << 24
 TABLES = ('documents.npy', 'names.txt')
 
@@ -81,7 +81,9 @@ def write(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
   (place / PART).write_text(json.dumps(part))
 
 
-def assemble(partial, parts, directory, metadata: dict, drop=None):
+def assemble(
+  partial, parts, directory, metadata: dict, drop=None, made_by=None
+):
   """Makes one store of parts and renames it into place.
 
   The parts stay whole, so that a killed process can start again.
@@ -92,6 +94,7 @@ def assemble(partial, parts, directory, metadata: dict, drop=None):
     directory: where the store shall be.
     metadata: vocab, tokenizer and spec, for the manifest.
     drop: bool [documents of all parts], those to leave out, or None.
+    made_by: tokenizers of the sources that were given as ids, by name.
   """
   made = partial / 'store'
   clear(made)
@@ -114,6 +117,9 @@ def assemble(partial, parts, directory, metadata: dict, drop=None):
       left_out += part['left_out'] or []
   table = np.concatenate(tables)
   sources = _count(table, text_bytes, drop)
+  for source in sources:
+    if made_by and source['name'] in made_by:
+      source['tokenizer'] = made_by[source['name']]
   if drop is not None:
     table = _without(table, drop, made / 'names.txt')
   _save(made / 'documents.npy', table)

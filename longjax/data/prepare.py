@@ -33,8 +33,15 @@ from longjax.data import (
 
 BATCH_CHARS = 1 << 21  # of text tokenized at once
 LOG_SECONDS = 10
+DIGEST_DIGITS = 12  # of a tokenizer, as launch/prepare.py prints them
+READING = 2  # counts up when the same files give other documents
 SMALL_BYTES = 1 << 25  # of files: below, one process is quicker
-LEFT_OUT = ('bad', 'short', 'language')  # counts of a sources.Tally
+LEFT_OUT = (
+  'bad',
+  'short',
+  'language',
+  'no_documents',
+)  # counts of a sources.Tally
 
 
 class Job(NamedTuple):
@@ -102,12 +109,13 @@ def report(made: store.Store) -> str:
     tallies = [
       t for t in made.manifest['left_out'] if t['source'] == source['name']
     ]
-    counts = {key: sum(t[key] for t in tallies) for key in LEFT_OUT}
+    counts = {key: sum(t.get(key, 0) for t in tallies) for key in LEFT_OUT}
     counts['duplicates'] = source.get('duplicates', 0)
     if any(counts.values()):
       text = ', '.join(f'{n} {key}' for key, n in counts.items() if n)
       lines.append(f'{source["name"]}: left out {text}')
-      lines += [f'  {line}' for t in tallies for line in t['named']]
+      for named in ('named', 'also_named'):
+        lines += [f'  {line}' for t in tallies for line in t.get(named, [])]
   return '\n'.join(lines)
 
 
@@ -155,7 +163,9 @@ def _spec(wanted) -> list:
 
 
 def _cached(spec, tokens) -> pathlib.Path:
-  whole = json.dumps([spec, tokens.digest, parts.FORMAT], sort_keys=True)
+  whole = json.dumps(
+    [spec, tokens.digest, parts.FORMAT, READING], sort_keys=True
+  )
   name = hashlib.sha256(whole.encode()).hexdigest()[:12]
   return cache.directory() / 'prepared' / name
 
@@ -183,7 +193,12 @@ def _make(place, wanted, tokens, spec, log):
       [(job.place, job.unit.settings['duplicates']) for job in jobs]
     )
     names = [job.place.name for job in jobs]
-    parts.assemble(partial, names, place, metadata, drop)
+    made_by = {
+      unit.source: unit.settings['tokenizer'] or 'unknown'
+      for unit in units
+      if unit.settings['kind'] == 'tokens'
+    }
+    parts.assemble(partial, names, place, metadata, drop, made_by)
     parts.clear(partial)
 
 
@@ -293,7 +308,7 @@ def _entries(unit: sources.Unit, tokens, place) -> Iterator[store.Entry]:
   """Yields the documents of a unit, tokenized; returns what was left out."""
   tally, signatures = sources.Tally(unit.source), []
   near = unit.settings['duplicates'] == 'near'
-  encode = _chats if unit.settings['kind'] == 'chat' else _texts
+  encode = dict(chat=_chats, tokens=_given).get(unit.settings['kind'], _texts)
   for batch in _batches(sources.read(unit, tally)):
     for text, entry in encode(batch, unit, tokens, tally):
       if near:
@@ -301,7 +316,7 @@ def _entries(unit: sources.Unit, tokens, place) -> Iterator[store.Entry]:
       yield entry
   if near:
     np.save(place / duplicates.SIGNATURES, np.array(signatures))
-  return [vars(tally)]
+  return [tally.as_json()]
 
 
 def _batches(documents) -> Iterator[list]:
@@ -309,7 +324,10 @@ def _batches(documents) -> Iterator[list]:
   batch, chars = [], 0
   for document in documents:
     batch.append(document)
-    chars += len(document.text) or len(str(document.messages))
+    if document.ids is not None:
+      chars += len(document.ids)
+    else:
+      chars += len(document.text) or len(str(document.messages))
     if chars >= BATCH_CHARS:
       yield batch
       batch, chars = [], 0
@@ -338,20 +356,43 @@ def _chats(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
   settings = unit.settings
   for document in batch:
     try:
+      messages = chat.plain(document.messages)
       ids, mask = chat.encode(
-        document.messages, tokens, settings['template'], settings['loss']
+        messages, tokens, settings['template'], settings['loss']
       )
     except errors.InputError as error:
       tally.read -= 1
       bad = formats.Unreadable(document.name, f'not a conversation ({error})')
       tally.add(bad, settings['max_bad'])
       continue
-    contents = [message['content'] for message in document.messages]
+    contents = [message['content'] for message in messages]
     size = sum(len(text.encode('utf-8', 'replace')) for text in contents)
     yield (
       '\n'.join(contents),
       store.Entry(document.name, unit.source, ids, size, mask),
     )
+
+
+def _given(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
+  """Yields ('', entry) of ids as they are; InputError for one too large."""
+  made_by = unit.settings['tokenizer']
+  if made_by and (
+    len(made_by) < DIGEST_DIGITS or not tokens.digest.startswith(made_by)
+  ):
+    raise errors.InputError(
+      f'source {unit.source!r}: its ids were made with a tokenizer of digest '
+      f'{made_by!r}, but data.tokenizer has {tokens.digest[:DIGEST_DIGITS]}'
+    )
+  for document in batch:
+    ids = document.ids
+    wrong = np.flatnonzero((ids < 0) | (ids >= tokens.vocab))
+    if len(wrong):
+      raise errors.InputError(
+        f'source {unit.source!r}: {document.name} has the id {ids[wrong[0]]} '
+        f'at token {wrong[0]}, but data.tokenizer has the ids 0 to '
+        f'{tokens.vocab - 1}; name the tokenizer that made them'
+      )
+    yield '', store.Entry(document.name, unit.source, ids, 0, document.mask)
 
 
 def _check_source(jobs, log):
@@ -365,9 +406,16 @@ def _check_source(jobs, log):
       total.read += tally['read']
       total.bad += tally['bad']
       total.named = [*total.named, *tally['named']][: sources.MAX_NAMED]
+      total.no_documents += tally.get('no_documents', 0)
+      total.also_named += tally.get('also_named', [])
   sources.finish(unit.settings, total, count)
   if total.bad:
     log(
       f'{unit.source}: left out {total.bad} of {total.read} files or records '
       f'that cannot be read: {"; ".join(total.named)}'
+    )
+  if total.no_documents:
+    log(
+      f'{unit.source}: {total.no_documents} files hold no documents: '
+      f'{"; ".join(total.also_named)}'
     )

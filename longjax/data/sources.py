@@ -22,9 +22,16 @@ A source is a mapping with these keys, and no other:
                     'directories': the files of each directory, one after
                     another in random order (Focused Transformer,
                     arXiv:2307.03170, appendix);
-                    'chat': records with conversations (data/chat.py)
-  text              the field of a record that is its text, or its list of
-                    messages; default 'text', for chat 'messages'
+                    'chat': records with conversations (data/chat.py);
+                    'tokens': records with token ids (data/given.py), to which
+                    nothing is added
+  text              the field of a record that is its text, its list of
+                    messages or its ids; default 'text', for chat 'messages' or
+                    'conversations', for tokens 'input_ids'
+  split             of a data set with several, as 'train'; '*' is all
+  dtype             tokens: of the ids in a .bin, as 'uint16'
+  tokenizer         tokens: the digest of the tokenizer that made them, or its
+                    first 12 digits at least; unknown unless given
   template, loss    chat: as in data/chat.py
   min_chars         shorter documents are left out; empty ones always are
   limit             at most so many documents; 0 is all
@@ -48,7 +55,7 @@ from typing import Any, NamedTuple
 
 from longjax import errors
 from longjax.config import Key, check_value
-from longjax.data import chat, downloads, formats, listing
+from longjax.data import chat, downloads, formats, given, listing
 
 FILE_SEPARATOR = '<file_sep>'
 KEYS = {
@@ -60,9 +67,14 @@ KEYS = {
   'exclude': Key((), 'a glob or a tuple of globs', each=str),
   'encoding': Key('utf-8', 'of text'),
   'kind': Key(
-    'files', 'what is a document', choices=('files', *listing.JOINED, 'chat')
+    'files',
+    'what is a document',
+    choices=('files', *listing.JOINED, 'chat', 'tokens'),
   ),
   'text': Key('', 'field of a record'),
+  'split': Key('', 'of a data set'),
+  'dtype': Key('', 'of ids in a .bin', choices=('', *given.DTYPES)),
+  'tokenizer': Key('', 'digest of what made the ids'),
   'template': Key('', 'of chats'),
   'loss': Key('answers', 'of chats', choices=chat.LOSSES),
   'min_chars': Key(0, 'of a document', '[0, inf)'),
@@ -73,6 +85,10 @@ KEYS = {
   ),
   'max_bad': Key(0.001, 'share of unreadable ones', '[0, 1]'),
 }
+FIELDS = dict(chat='messages', tokens='input_ids')  # default of `text`
+# Not in the fingerprint of a source that does not set them, which so stays that
+# of the stores which are older than these keys.
+ADDED = ('split', 'dtype', 'tokenizer')
 MIN_READ = 100  # files or records, before max_bad can end the reading
 MAX_NAMED = 20  # unreadable files or records that the manifest names
 UNIT_BYTES = 1 << 26  # of files that are read and tokenized as one
@@ -86,6 +102,8 @@ class Document(NamedTuple):
   text: str
   special: tuple[str, ...] = ()
   messages: Any = None  # of a conversation, which then has no text
+  ids: Any = None  # int64 [tokens] of a document given as tokens
+  mask: Any = None  # uint8 [tokens], or None: all are to be predicted
 
 
 class Unit(NamedTuple):
@@ -97,6 +115,7 @@ class Unit(NamedTuple):
   source: str
   settings: dict
   groups: list[tuple[str, list[listing.File]]]
+  left_out: tuple[str, ...] = ()  # of the source, in its first unit alone
 
 
 @dataclasses.dataclass
@@ -109,25 +128,37 @@ class Tally:
   named: list[str] = dataclasses.field(default_factory=list)
   short: int = 0
   language: int = 0
+  no_documents: int = 0  # files that cannot hold one; not among `read`
+  also_named: list[str] = dataclasses.field(default_factory=list)
 
   def add(self, bad: formats.Unreadable, max_bad: float):
     """Counts an unreadable one; InputError if there are too many so far."""
     self.read += 1
     self.bad += 1
-    line = f'{bad.name} is {bad.reason}'  # a file may have any bytes as name
-    line = line.encode('utf-8', 'replace').decode()
-    self.named = [*self.named, line][:MAX_NAMED]
+    line = f'{bad.name} is {bad.reason}'
+    self.named = [*self.named, _printable(line)][:MAX_NAMED]
     if self.read >= MIN_READ:
       self.check(max_bad)
+
+  def leave_out(self, lines):
+    """Counts files that are no documents, each 'NAME: why'."""
+    self.no_documents += len(lines)
+    self.also_named = [*self.also_named, *map(_printable, lines)][:MAX_NAMED]
 
   def check(self, max_bad: float):
     """InputError if the share of unreadable ones is larger."""
     if self.bad > max_bad * self.read:
+      cure = 'set encoding, ' if ' is not utf-8' in self.named[0] else ''
       raise errors.InputError(
         f'source {self.source!r}: {self.bad} of {self.read} files or records '
-        f'cannot be read, the first: {self.named[0]}; set encoding, exclude '
-        f'files, or allow a larger share (max_bad is {max_bad})'
+        f'cannot be read, the first: {self.named[0]}; {cure}exclude files, or '
+        f'allow a larger share (max_bad is {max_bad:g})'
       )
+
+  def as_json(self) -> dict:
+    """For the manifest, without what older stores do not have."""
+    new = ('no_documents', 'also_named')
+    return {k: v for k, v in vars(self).items() if v or k not in new}
 
 
 def check(name: str, source: Mapping) -> dict:
@@ -159,7 +190,23 @@ def check(name: str, source: Mapping) -> dict:
     raise errors.InputError(
       f"{title}: kind 'chat' needs a template, and nothing else has one"
     )
-  settings['text'] = settings['text'] or ('messages' if is_chat else 'text')
+  if settings['kind'] == 'tokens':
+    for key in ('min_chars', 'languages'):
+      if settings[key]:
+        raise errors.InputError(
+          f"{title}: kind 'tokens' has no text, which {key} needs"
+        )
+    if settings['duplicates'] == 'near':
+      raise errors.InputError(
+        f"{title}: kind 'tokens' has no text, which duplicates='near' needs; "
+        "set duplicates='exact'"
+      )
+  elif settings['dtype'] or settings['tokenizer']:
+    raise errors.InputError(
+      f"{title}: dtype and tokenizer are of kind 'tokens', not of "
+      f'{settings["kind"]!r}'
+    )
+  settings['text'] = settings['text'] or FIELDS.get(settings['kind'], 'text')
   for package, key, needed in (
     ('py3langid', 'languages', settings['languages']),
     ('datasketch', 'duplicates', settings['duplicates'] == 'near'),
@@ -196,11 +243,19 @@ def finish(settings: dict, tally: Tally, count: int):
     tally: of all its units.
     count: documents that it gave.
   """
-  tally.check(settings['max_bad'] if count else 0)
+  tally.check(settings['max_bad'])
   if not count:
     place = settings['path'] or settings['package'] or settings['packages']
+    if tally.bad:
+      raise errors.InputError(
+        f'source {tally.source!r} has no documents: {tally.bad} of '
+        f'{tally.read} files or records in {place} cannot be read, the first: '
+        f'{tally.named[0]} (max_bad is {settings["max_bad"]:g})'
+      )
+    others = '; '.join(tally.also_named)
     raise errors.InputError(
-      f'source {tally.source!r} has no documents: nothing in {place} matches '
+      f'source {tally.source!r} has no documents: nothing in {place} '
+      f'{"(left out: " + others + ") " if others else ""}matches '
       f'include={settings["include"]!r}, exclude={settings["exclude"]!r}, '
       f'min_chars={settings["min_chars"]}, languages={settings["languages"]}'
     )
@@ -209,8 +264,9 @@ def finish(settings: dict, tally: Tally, count: int):
 def units(name: str, source: Mapping, log=print) -> list[Unit]:
   """The parts in which a source is read, the same in every process."""
   settings = check(name, source)
-  made, size = [Unit(name, settings, [])], 0
-  for title, files in listing.groups(name, settings, log):
+  groups, left_out = listing.groups(name, settings, log)
+  made, size = [Unit(name, settings, [], tuple(left_out))], 0
+  for title, files in groups:
     if size >= UNIT_BYTES and not settings['limit']:
       made.append(Unit(name, settings, []))
       size = 0
@@ -222,8 +278,13 @@ def units(name: str, source: Mapping, log=print) -> list[Unit]:
 def read(unit: Unit, tally: Tally) -> Iterator[Document]:
   """Yields the documents of a unit; counts what it leaves out."""
   settings, count = unit.settings, 0
+  tally.leave_out(unit.left_out)
   for document in _documents(unit, tally):
-    if not document.messages:
+    if document.ids is not None:
+      if len(document.ids) < given.SHORTEST:
+        tally.short += 1
+        continue
+    elif not document.messages:
       if len(document.text) < max(1, settings['min_chars']):
         tally.short += 1
         continue
@@ -241,8 +302,11 @@ def read(unit: Unit, tally: Tally) -> Iterator[Document]:
 def fingerprint(name: str, source: Mapping) -> list:
   """What a source reads, as JSON: its keys and digests of its files."""
   settings = check(name, source)
-  files = listing.list_files(name, settings) if settings['path'] else []
+  files = listing.list_files(name, settings).files if settings['path'] else []
   del settings['max_bad']  # of what was read, none changes with it
+  for key in ADDED:
+    if not settings[key]:
+      del settings[key]
   return [name, settings, [[f.name, listing.digest(f)] for f in files]]
 
 
@@ -258,17 +322,22 @@ def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
 
 def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   """Yields a document for each file or record that can be read."""
-  whole = unit.settings['kind'] in listing.JOINED
-  for name, opener in _opened(unit.settings, files):
+  settings = unit.settings
+  options = formats.Options(
+    settings['kind'] in listing.JOINED, settings['kind'] == 'tokens',
+    settings['encoding'], settings['dtype'],
+  )  # fmt: skip
+  for name, opener in _opened(settings, files):
     with opener() as file:
-      for item in formats.read(name, file, whole):
-        if not isinstance(item, formats.Unreadable):
-          item = _document(unit, *item)
-        if isinstance(item, formats.Unreadable):
-          tally.add(item, unit.settings['max_bad'])
+      for item in formats.read(name, file, options):
+        bad = isinstance(item, formats.Unreadable)
+        for one in [item] if bad else _from_record(unit, *item):
+          if isinstance(one, formats.Unreadable):
+            tally.add(one, settings['max_bad'])
+            break
+          yield one
         else:
           tally.read += 1
-          yield item
 
 
 def _opened(settings, files) -> Iterator:
@@ -283,25 +352,64 @@ def _opened(settings, files) -> Iterator:
         yield name, lambda raw=raw: io.BytesIO(raw)
 
 
+def _from_record(
+  unit: Unit, name: str, value
+) -> list[Document | formats.Unreadable]:
+  """The document, or documents, that a file's bytes or a record are."""
+  if unit.settings['kind'] != 'tokens':
+    return [_document(unit, name, value)]
+  made = given.documents(value, unit.settings)
+  if isinstance(made, str):
+    return [formats.Unreadable(name, made)]
+  names = (
+    [name] if len(made) == 1 else [f'{name}:{i}' for i in range(len(made))]
+  )
+  return [
+    Document(title, '', ids=ids, mask=mask)
+    for title, (ids, mask) in zip(names, made)
+  ]
+
+
 def _document(unit: Unit, name: str, value) -> Document | formats.Unreadable:
   """The document that a file's bytes or a record are."""
-  settings = unit.settings
+  settings, is_chat = unit.settings, unit.settings['kind'] == 'chat'
   if isinstance(value, bytes):
-    try:
-      value = value.decode(settings['encoding']).removeprefix('\ufeff')
-    except UnicodeDecodeError as error:
-      where = f'byte {error.start} of {len(value)}'
-      return formats.Unreadable(name, f'not {settings["encoding"]} ({where})')
-    except LookupError as error:
-      raise errors.InputError(f'source {unit.source!r}: {error}') from error
-  elif isinstance(value, Mapping):
-    value = value.get(settings['text'])
-    if settings['kind'] == 'chat' and isinstance(value, list):
-      return Document(name, '', messages=value)
-  if not isinstance(value, str) or settings['kind'] == 'chat':
-    reason = f'without a field {settings["text"]!r} of its kind'
-    return formats.Unreadable(name, reason)
+    value = _decoded(unit, name, value)
+  if isinstance(value, Mapping):
+    field = settings['text']
+    if is_chat and field not in value and field == FIELDS['chat']:
+      field = 'conversations'
+    kind = list if is_chat else str
+    if not isinstance(value.get(field), kind):
+      return formats.Unreadable(
+        name, given.lacks(value, settings['text'], kind)
+      )
+    value = value[field]
+  if isinstance(value, formats.Unreadable):
+    return value
+  if not isinstance(value, list if is_chat else str):
+    what = 'a list of messages' if is_chat else 'text or a record'
+    return formats.Unreadable(name, f'a {type(value).__name__}, not {what}')
+  if is_chat or not isinstance(value, str):
+    return Document(name, '', messages=value)
   return Document(name, value.replace('\r\n', '\n').replace('\r', '\n'))
+
+
+def _decoded(unit: Unit, name: str, raw: bytes) -> str | formats.Unreadable:
+  """The text of a file."""
+  encoding = unit.settings['encoding']
+  try:
+    text = raw.decode(encoding).removeprefix('\ufeff')
+  except UnicodeDecodeError as error:
+    where = f'byte {error.start} of {len(raw)}'
+    return formats.Unreadable(name, f'not {encoding} ({where})')
+  except LookupError as error:
+    raise errors.InputError(f'source {unit.source!r}: {error}') from error
+  if '\0' in text:
+    return formats.Unreadable(
+      name, f'binary (character {text.index(chr(0))} is NUL)'
+    )
+  return text
 
 
 def _join(title, documents, marked: bool) -> Document:
@@ -318,3 +426,8 @@ def _in_languages(text: str, languages) -> bool:
   import py3langid  # pyright: ignore
 
   return py3langid.classify(text[:LANGUAGE_CHARS])[0] in languages
+
+
+def _printable(line: str) -> str:
+  """A line that UTF-8 can encode: a file may have any bytes as its name."""
+  return line.encode('utf-8', 'replace').decode()

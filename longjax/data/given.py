@@ -1,0 +1,153 @@
+"""Documents given as token ids, and what a record that fits no kind has.
+
+A record has the ids in the field that a source's `text` names and may have
+
+  indices           pairs [begin, end): the documents in it, as in ProLong's
+                    packs; what lies in none is left out
+  mask, loss_mask   1 for each token that is to be predicted, aligned with the
+                    ids, unshifted (ProLong, arXiv:2410.02660)
+  labels            the ids again, -100 where no prediction is asked
+  attention_mask    0 for padding, which is left out
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+DTYPES = ('uint8', 'uint16', 'uint32', 'uint64', 'int16', 'int32', 'int64')
+MASKS = ('mask', 'loss_mask', 'labels')
+IGNORED = -100  # in labels
+SHORTEST = 2  # tokens: one alone predicts nothing
+SHOWN = 8  # fields that are named
+
+
+def documents(record, settings) -> str | list[tuple]:
+  """(ids, mask or None) of each document of a record, or what is wrong.
+
+  Args:
+    record: a mapping, or what else a file held.
+    settings: of the source, with `text` and `dtype`.
+  """
+  if not isinstance(record, Mapping):
+    return 'text, not a record with token ids'
+  raw = record.get(settings['text'])
+  if isinstance(raw, bytes) and settings['dtype']:
+    raw = np.frombuffer(raw, np.dtype(settings['dtype']).newbyteorder('<'))
+  ids = _integers(raw)
+  if ids is None:
+    return lacks(record, settings['text'], list, int)
+  try:
+    keep, mask = _kept(record, ids), _mask(record, ids)
+    spans = _spans(record, len(ids))
+  except ValueError as error:
+    return f'wrong: {error}'
+  made = []
+  for begin, end in spans:
+    here = slice(begin, end)
+    inside = keep[here]
+    part = None if mask is None else mask[here][inside]
+    made.append((ids[here][inside], part))
+  return made
+
+
+def lacks(record: Mapping, field: str, kind: type, each: type | None = None):
+  """Why a record has not the field, and which key would name it."""
+  found = ', '.join(repr(str(k)[:40]) for k in list(record)[:SHOWN]) or 'none'
+  if len(record) > SHOWN:
+    found += f' and {len(record) - SHOWN} more'
+  if field in record:
+    needed = {str: 'text', list: 'a list of messages'}[kind]
+    needed = 'a list of token ids' if each else needed
+    value = type(record[field]).__name__
+    return f'a record whose field {field!r} is {value}, not {needed}'
+  fit = [k for k, v in record.items() if _fits(v, kind, each)]
+  fit.sort(key=lambda key: -len(record[key]))
+  cure = f': set text={fit[0]!r}' if fit else ''
+  return f'without a field {field!r}, but has {found}{cure}'
+
+
+def _fits(value, kind: type, each) -> bool:
+  if each is int:
+    return _integers(value) is not None
+  if kind is list:
+    return (
+      isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    )
+  return isinstance(value, kind)
+
+
+def _integers(value) -> np.ndarray | None:
+  """int64 [n] of a list or array of whole numbers, else None."""
+  if isinstance(value, list):
+    if not all(type(x) is int and abs(x) < 2**63 for x in value):
+      return None
+    value = np.array(value, np.int64)
+  if not isinstance(value, np.ndarray) or value.ndim != 1:
+    return None
+  return value.astype(np.int64) if value.dtype.kind in 'iu' else None
+
+
+def _aligned(record, key: str, ids) -> np.ndarray | None:
+  """The numbers of a field, one for each id; None if it has none."""
+  if record.get(key) is None:
+    return None
+  value = record[key]
+  if isinstance(value, list) and all(type(x) is bool for x in value):
+    value = [int(x) for x in value]
+  numbers = _integers(value)
+  if numbers is None or len(numbers) != len(ids):
+    size = 'no' if numbers is None else len(numbers)
+    raise ValueError(f'{key} has {size} whole numbers for {len(ids)} ids')
+  return numbers
+
+
+def _mask(record, ids) -> np.ndarray | None:
+  """uint8 [tokens], 1: to be predicted; None is all."""
+  given = [(key, _aligned(record, key, ids)) for key in MASKS]
+  given = [(key, value) for key, value in given if value is not None]
+  if len(given) > 1:
+    raise ValueError(f'it has {" and ".join(key for key, _ in given)}')
+  if not given:
+    return None
+  key, value = given[0]
+  if key == 'labels':
+    learned = value != IGNORED
+    if (value[learned] != ids[learned]).any():
+      at = int(np.flatnonzero(learned & (value != ids))[0])
+      raise ValueError(
+        f'label {value[at]} of token {at} is neither its id {ids[at]} nor '
+        f'{IGNORED}; labels are not shifted'
+      )
+    return learned.astype(np.uint8)
+  if not np.isin(value, (0, 1)).all():
+    raise ValueError(f'{key} has values other than 0 and 1')
+  return value.astype(np.uint8)
+
+
+def _kept(record, ids) -> np.ndarray:
+  """bool [tokens]: those that are no padding."""
+  mask = _aligned(record, 'attention_mask', ids)
+  return np.ones(len(ids), bool) if mask is None else mask != 0
+
+
+def _spans(record, length: int) -> list[tuple[int, int]]:
+  """Begin and end of each document."""
+  spans = record.get('indices')
+  if spans is None:
+    return [(0, length)]
+  try:
+    spans = np.asarray(spans)
+    fit = spans.ndim == 2 and spans.shape[1] == 2 and spans.dtype.kind in 'iu'
+  except ValueError:
+    fit = False
+  if not fit:
+    raise ValueError('indices are not pairs of whole numbers')
+  spans = spans.astype(np.int64)
+  begin, end = spans.T
+  order = np.argsort(begin, kind='stable')
+  apart = (begin[order][1:] >= end[order][:-1]).all()
+  if not ((begin >= 0) & (begin <= end) & (end <= length)).all() or not apart:
+    raise ValueError(
+      f'indices {spans[:4].tolist()} overlap or leave the {length} ids'
+    )
+  return [(int(a), int(b)) for a, b in spans]
