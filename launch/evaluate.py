@@ -118,6 +118,7 @@ def find(config, given) -> dict[str, Checkpoint]:
   """{name: Checkpoint}; refuses what cannot be compared."""
   from longjax import checkpoint, weights
   from longjax.data import downloads, prepare
+  from longjax.weights import released
 
   found: dict[str, Checkpoint] = {}
   for spec in given:
@@ -126,7 +127,9 @@ def find(config, given) -> dict[str, Checkpoint]:
     step = checkpoint.find(path)[1] if ours else None
     config.weights = str(path)  # where find_tokenizer looks
     name = path.name if path.name not in found else str(path)
-    found[name] = Checkpoint(path, step, prepare.find_tokenizer(config))
+    tokenizer = prepare.find_tokenizer(config)
+    released.check_tokenizer(path, tokenizer, config)
+    found[name] = Checkpoint(path, step, tokenizer)
   if len({one.path.resolve() for one in found.values()}) < len(given):
     raise InputError(f'--checkpoint and --against are both {given[0]}')
   if len({one.tokenizer.digest for one in found.values()}) > 1:

@@ -76,11 +76,13 @@ def load(config, checkpoint, chat, flags: AnswerFlags):
   from longjax.evals import prompts
   from longjax.inference import generate, language_model
   from longjax.parallel import sharding
+  from longjax.weights import released
 
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   config.weights = str(downloads.locate(checkpoint))
   tokenizer = prepare.find_tokenizer(config)
+  released.check_tokenizer(config.weights, tokenizer, config)
   others = []
   if chat:
     # Refuses a tokenizer without the template's tokens, before weights load.

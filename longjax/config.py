@@ -115,6 +115,8 @@ KEYS = {
     each=str),
   'data.sources': Key({}, 'what to train on, by name: longjax/data/sources.py'),
   'data.tokenizer': Key('', "a path or 'bytes'; '': that of the weights"),
+  'data.tokenizer_may_differ': free(
+    False, 'from that of the weights, for which another is refused'),
   'data.directory': free('', "prepared shards; '': a place in the cache"),
   'data.mix': Key(
     {}, 'shares of the rows: longjax/data/mixture.py; {}: all documents'),

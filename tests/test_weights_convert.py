@@ -584,6 +584,10 @@ def test_what_was_released_survives_import_training_and_export(
   )
   mesh = sharding.make_mesh(1, 1, jax.devices()[:1])
   monkeypatch.setattr(loop.sharding, 'make_mesh', lambda *_: mesh)
+  config.data.tokenizer = 'bytes'
+  with pytest.raises(errors.InputError, match='tokenizer_may_differ'):
+    loop.main(config, tmp_path / 'run', quiet)
+  config.data.tokenizer = ''
   assert loop.main(config, tmp_path / 'run', quiet) == 0
   config_json = exported(tmp_path)
   assert config_json['max_position_embeddings'] == 16_384  # seq_len was 64
@@ -598,6 +602,33 @@ def test_what_was_released_survives_import_training_and_export(
   transformers = pytest.importorskip('transformers')
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
   assert theirs.pad_token_id == 300 and theirs.chat_template
+
+
+@pytest.mark.parametrize('recorded', [False, True])
+def test_another_tokenizer_than_that_of_the_weights_is_refused(
+  tmp_path, recorded
+):
+  """Of the same size, so that the number of ids does not tell them apart."""
+  path = tmp_path / 'hf'
+  released_chat_model(path)
+  theirs, other = tokenizer.load(path), tokenizer.load('bytes')
+  assert theirs.vocab == other.vocab
+  if recorded:  # by the run, whatever lies beside it now
+    convert.to_checkpoint(path, tmp_path / 'run', log=quiet)
+    path = tmp_path / 'run'
+    other.save(path / 'tokenizer')
+  config = tiny.get_config()
+  released.check_tokenizer(path, theirs, config)
+  words = rf'{other.digest[:12]}.*{theirs.digest[:12]}.*tokenizer_may_differ'
+  with pytest.raises(errors.InputError, match=words):
+    released.check_tokenizer(path, other, config)
+  config.data.tokenizer_may_differ = True
+  released.check_tokenizer(path, other, config)
+  for file in tokenizer.FILES:
+    (tmp_path / 'hf' / file).unlink(missing_ok=True)
+  config.data.tokenizer_may_differ = False
+  if not recorded:  # nothing is known
+    released.check_tokenizer(path, other, config)
 
 
 def test_a_model_stops_where_its_documents_and_answers_ended(tmp_path):

@@ -24,6 +24,8 @@ def find_inputs(run) -> Inputs:
   config, held_out = run.config, None
   source = find_weights(run)
   tokenizer = prepare.find_tokenizer(config, run.log)
+  if source:
+    released.check_tokenizer(source, tokenizer, config)
   if tokenizer.vocab > run.model.vocab:
     raise InputError(
       f'the tokenizer has {tokenizer.vocab} ids, but config.model.vocab is '

@@ -6,8 +6,8 @@ added, and an export writes it.
 
 import os
 
-from longjax import checkpoint, weights
-from longjax.data import chat
+from longjax import checkpoint, errors, weights
+from longjax.data import chat, tokenizer
 from longjax.weights import tensor_files
 
 GENERATION = 'generation_config.json'
@@ -35,6 +35,39 @@ def read(path) -> dict:
       tensor_files.inside(os.fspath(beside), GENERATION)
     )
   return dict(window=source.window, generation=generation)
+
+
+def tokenizer_digest(path) -> str | None:
+  """The digest of the tokenizer of weights; None if it is not known.
+
+  A checkpoint has recorded it; other weights have it beside them.
+  """
+  if weights.find(path) is None:
+    return checkpoint.metadata(path).get('tokenizer')
+  try:
+    return tokenizer.load(path).digest
+  except errors.InputError:  # there is none
+    return None
+
+
+def check_tokenizer(path, tokens, config):
+  """InputError if weights were trained with another tokenizer.
+
+  Args:
+    path: of the weights.
+    tokens: the data.tokenizer.Tokenizer to use.
+    config: `data.tokenizer` and `data.tokenizer_may_differ` are read.
+  """
+  if config.data.tokenizer_may_differ:
+    return
+  theirs = tokenizer_digest(path)
+  if theirs not in (None, tokens.digest):
+    raise errors.InputError(
+      f'the tokenizer {config.data.tokenizer or "beside the weights"} (digest '
+      f'{tokens.digest[:12]}) is not that of the weights {path} (digest '
+      f'{theirs[:12]}); use theirs, or set --config.data.tokenizer_may_differ '
+      'to train or evaluate with another'
+    )
 
 
 def window(metadata) -> int:
