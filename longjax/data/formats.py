@@ -49,6 +49,8 @@ SIGNS = {
   b'BZh91AY': 'compressed by bzip2', b'%PDF-': 'a PDF',
 }  # fmt: skip
 HEAD_BYTES = 1 << 9
+SEARCHED = 1 << 16  # bytes of a .bin in which its true format would show
+MIN_TEXT = 16  # printable bytes in a row, which ids never are
 BLANK = codecs.BOM_UTF8 + b' \t\r\n'
 EMPTY = object()  # a line without a record
 ROWS = 64  # of a table that are made Python objects at once
@@ -83,7 +85,9 @@ class Format(NamedTuple):
 
   read: Callable[[Any, Options], Iterator[Any]]
   package: str | None = None  # that must be installed
-  sign: bytes = b''  # how a file of any name begins that has this format
+  sign: bytes | tuple[bytes, ...] = (
+    b''  # how a file of any name begins that has this format
+  )
   tokens: bool = False  # it holds token ids and nothing else
 
 
@@ -171,7 +175,7 @@ def _format(stem: str, file, options: Options) -> Format | str | None:
   form, head = _by_name(stem), _head(file)
   signed = [f for f in FORMATS.values() if f.sign and head.startswith(f.sign)]
   if (form or signed) and not refused and not options.whole:
-    return form or signed[0]
+    return signed[0] if signed else form
   refused += [what for sign, what in SIGNS.items() if head.startswith(sign)]
   if head[257:262] == b'ustar':
     refused.append('a tar archive, which is not unpacked')
@@ -285,6 +289,7 @@ def _csv(delimiter: str) -> Callable[[Any, Options], Iterator]:
       columns = [c.removeprefix('\ufeff') for c in next(table, [])]
       if len(set(columns)) < len(columns):
         raise ValueError(f'two columns of one name in {", ".join(columns)}')
+      row = None
       for row in table:
         if not row:
           yield EMPTY
@@ -292,6 +297,8 @@ def _csv(delimiter: str) -> Callable[[Any, Options], Iterator]:
           yield Unreadable('', f'{len(row)} fields for {len(columns)} columns')
         else:
           yield dict(zip(columns, row))
+      if columns and row is None:
+        raise ValueError('a table without rows')
     finally:
       lines.detach()
 
@@ -324,6 +331,11 @@ def _bin(file, options: Options) -> Iterator[dict]:
   if not options.dtype:
     raise ValueError("ids of unknown width: set dtype='uint16' or another")
   raw, dtype = file.read(), np.dtype(options.dtype).newbyteorder('<')
+  head = raw[:HEAD_BYTES].replace(b'\n', b'')
+  if len(head) > MIN_TEXT and head.isascii() and head.decode().isprintable():
+    raise ValueError('text, not ids')
+  if mds.SIGN in raw[:SEARCHED]:
+    raise ValueError('an MDS shard: its name ends in .mds')
   if len(raw) % dtype.itemsize:
     raise ValueError(f'{len(raw)} bytes, no multiple of {dtype.itemsize}')
   yield dict(input_ids=np.frombuffer(raw, dtype))
@@ -396,7 +408,7 @@ FORMATS = {
   '.csv': Format(_csv(',')),
   '.tsv': Format(_csv('\t')),
   '.parquet': Format(_parquet, 'pyarrow', b'PAR1'),
-  '.arrow': Format(_arrow, 'pyarrow', b'ARROW1'),
+  '.arrow': Format(_arrow, 'pyarrow', (b'ARROW1', b'\xff' * 4)),
   '.feather': Format(_arrow, 'pyarrow'),
   '.arrayrecord': Format(_array_record, 'array_record'),
   '.array_record': Format(_array_record, 'array_record'),

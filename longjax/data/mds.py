@@ -17,6 +17,7 @@ ARRAYS = {  # in the first byte of an array whose type is not fixed
   32: 'uint32', 33: 'int32', 34: 'float32', 64: 'uint64', 65: 'int64',
   66: 'float64',
 }  # fmt: skip
+SIGN = b'"format": "mds"'  # in the JSON of a shard
 NUMBERS = tuple(ARRAYS.values())
 
 
