@@ -4,7 +4,7 @@
   python launch/tpu.py --config configs/llama2_yarn.py:7b_128k
       --config.weights=runs/llama2_yarn_7b_64k ...
 
-128k goes on from 64k with the same data in rows of 64K (section 4.1). The ramp
+128k starts from 64k, with the same data in rows of 64K (section 4.1). The ramp
 is that of the published code; --config.model.rope.scaling=yarn_paper is the
 formula's. For 64 chips of TPU v5p. Not run on a TPU.
 """

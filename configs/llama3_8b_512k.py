@@ -36,7 +36,7 @@ def mix():
 def ablation(config, name):
   config.model.rope.base = BASES.get(name, 1.28e8)
   config.train.steps = 625 if name in BASES else 500  # 5B tokens, or 4B
-  if name == 'more_64k':  # stage 1 goes on
+  if name == 'more_64k':  # as in stage 1
     before = llama3_8b_64k.get_config()
     config.model.rope.base = before.model.rope.base
     config.mesh.update(before.mesh)

@@ -64,7 +64,9 @@ def main(config, checkpoint, against='', tasks='', lengths='', out=''):
   setup = evals.Setup(config, tokenizer, store, mesh, log)
   evals.check(setup, asked)
 
-  directory = pathlib.Path(out) if out else beside(*checkpoints.values())
+  directory = (
+    pathlib.Path(out) if out else report_directory(*checkpoints.values())
+  )
   make = lambda: directory.mkdir(parents=True, exist_ok=True)
   # Before the first hour of work.
   processes.raise_on_all(lambda: primary and make())
@@ -140,7 +142,7 @@ def find(config, given) -> dict[str, Checkpoint]:
   return found
 
 
-def beside(first: Checkpoint, *_) -> pathlib.Path:
+def report_directory(first: Checkpoint, *_) -> pathlib.Path:
   """Where the report of checkpoints goes: to the first of them."""
   if first.step is None:
     return pathlib.Path('runs') / first.path.resolve().name / 'evals'

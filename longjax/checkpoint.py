@@ -163,11 +163,11 @@ class Checkpoints:
     have = 'no step is saved' if newest is None else f'step {newest} is saved'
     if self.failed >= self.max_failed:
       raise InputError(
-        f'{problem}; that was failure {self.failed} in a row, {have}; mend the '
-        'storage and run the same command again'
+        f'{problem}; that was failure {self.failed} in a row, {have}; repair '
+        'the storage and run the same command again'
       ) from error
     self.log(
-      f'WARNING: {problem}; {have}; training goes on, the next try is after '
+      f'WARNING: {problem}; {have}; training continues, the next try is after '
       f'step {self.retry_step}'
     )
 

@@ -1,4 +1,4 @@
-"""Long-dependency scores: by hand, and with models that are plain to see."""
+"""Long-dependency scores: by hand, and with models of a few lines."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Synthetic conversations: exact, resumable, and calm about bad servers."""
+"""Synthetic conversations: exact, resumable, robust to failing servers."""
 
 import http.server
 import json

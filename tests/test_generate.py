@@ -62,7 +62,7 @@ def test_eight_devices_and_odd_chunks_generate_the_same_tokens(
   params, prompts, one_device, make_mesh
 ):
   mesh = make_mesh(1, 8)
-  sharded = generate.placed(params, CONFIG, mesh)
+  sharded = generate.place_params(params, CONFIG, mesh)
   answers = generate.generate(
     sharded, CONFIG, prompts, 70, Options(chunk=21), mesh
   )
@@ -76,7 +76,12 @@ def test_samples_are_those_of_the_seed_on_any_mesh_and_in_any_group(
     sampling = generate.SamplingOptions(1.0, 0.9, seed)
     options = Options(sampling=sampling, rows=rows, chunk=32)
     return generate.generate(
-      generate.placed(params, CONFIG, mesh), CONFIG, prompts, 16, options, mesh
+      generate.place_params(params, CONFIG, mesh),
+      CONFIG,
+      prompts,
+      16,
+      options,
+      mesh,
     )
 
   first = draw(7)
@@ -96,8 +101,8 @@ def test_samples_have_the_probabilities_of_the_model():
   """20,000 draws from three tokens: within five standard deviations."""
   p = np.array([0.6, 0.3, 0.1])
   logits = np.tile(np.log(p), (20_000, 1)).astype(np.float32)
-  draw = generate.Draw(1.0, 1.0, 0, np.arange(20_000))
-  counts = np.bincount(generate._drawn(logits, draw, 3), minlength=3)
+  draw = generate.SamplingArrays(1.0, 1.0, 0, np.arange(20_000))
+  counts = np.bincount(generate._draw_tokens(logits, draw, 3), minlength=3)
   deviation = np.sqrt(20_000 * p * (1 - p))
   assert np.all(np.abs(counts - 20_000 * p) < 5 * deviation)
 
@@ -142,7 +147,7 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   """A device holds a quarter of the slots of its row, in what is compiled too.
   A single token goes to the weights, which are not gathered either."""
   mesh = make_mesh(2, 4)
-  sharded = generate.placed(params, CONFIG, mesh)
+  sharded = generate.place_params(params, CONFIG, mesh)
   program = Program(CONFIG, mesh)
   state = generate.empty(program, 2, 4096)
   slots = state.cache.k.shape[4]
@@ -153,8 +158,8 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   reading = generate.prefill.lower(
     sharded, state, np.zeros((2, 64), np.int32), lengths, np.int32(0), program
   )
-  draw = generate.Draw(0.0, 1.0, 0, np.arange(2))
-  group = generate.Group(lengths, np.int32(1000), np.full(4, -1), draw)
+  draw = generate.SamplingArrays(0.0, 1.0, 0, np.arange(2))
+  group = generate.PromptGroup(lengths, np.int32(1000), np.full(4, -1), draw)
   writing = generate.decode.lower(
     sharded, state, group, np.zeros(2, bool), np.int32(9), program
   )
@@ -188,7 +193,7 @@ def test_losses_come_back_in_the_order_of_the_text(params, rng, make_mesh):
 def test_matrices_are_kept_in_the_dtype_of_the_matmuls(rng):
   config = small(layers=2, dtype='bfloat16')
   params = params_of(config)
-  kept = generate.placed(params, config)
+  kept = generate.place_params(params, config)
   assert kept['layers']['q'].dtype == 'bfloat16'
   assert kept['layers']['attn_norm'].dtype == 'float32'
   batch = packed(rng, config.vocab)
@@ -209,6 +214,6 @@ def test_what_cannot_be_continued_is_refused(params):
 
 def test_params_lie_where_the_mesh_says(params, make_mesh):
   mesh = make_mesh(1, 8)
-  placed = generate.placed(jax.device_get(params), CONFIG, mesh)
+  placed = generate.place_params(jax.device_get(params), CONFIG, mesh)
   wanted = sharding.params(params, mesh)
   assert placed['embedding'].sharding == wanted['embedding']

@@ -36,7 +36,7 @@ def test_the_starts_of_a_run_are_kept_and_a_torn_file_begins_anew(tmp_path):
     clock = goodput.Clock()
     clock.write()  # not before it is ours
     clock.attach(tmp_path)
-    with clock.spent('compiling'):
+    with clock.timed('compiling'):
       pass
     clock.add('training', 3.0)
     clock.add('lost to restarts', 1.0)

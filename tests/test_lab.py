@@ -28,7 +28,7 @@ def taken_apart(tokens, mask):
   return text, by_key, asked[::2] - miniature.QUESTION, asked[1::2]
 
 
-@pytest.mark.parametrize('asked', (0, miniature.ASKED))
+@pytest.mark.parametrize('asked', (0, miniature.QUESTIONS))
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('task', miniature.TASKS)
 def test_the_answer_is_the_entry_of_the_key_that_is_asked(
@@ -47,7 +47,7 @@ def test_the_answer_is_the_entry_of_the_key_that_is_asked(
 def test_tasks_have_the_entries_and_questions_that_they_say(rng):
   counts = {}
   for task in miniature.TASKS:
-    made = miniature.build(rng, task, PROSE, 200, miniature.ASKED)
+    made = miniature.build(rng, task, PROSE, 200, miniature.QUESTIONS)
     text, entries, keys, answers = taken_apart(*made)
     counts[task] = len(entries), len(keys)
   assert counts == dict(look_up=(32, 4), passkey=(1, 1), first=(32, 1))

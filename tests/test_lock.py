@@ -13,7 +13,7 @@ from longjax.train import lock
 
 @pytest.fixture(autouse=True)
 def fast(monkeypatch):
-  monkeypatch.setattr(lock, 'BEAT_SECONDS', 0.05)
+  monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.05)
   monkeypatch.setattr(lock, 'STALE_SECONDS', 0.3)
 
 
@@ -51,7 +51,7 @@ def test_the_lock_of_another_host_that_stands_still_is_taken_over(tmp_path):
   lines = []
   lock.Lock(tmp_path, lines.append).close()
   assert 'held by process 1 on far since Monday' in lines[0]
-  assert 'no sign of life' in lines[1]
+  assert 'takes it over' in lines[1]
 
 
 def test_the_lock_of_another_host_that_beats_is_respected(

@@ -91,7 +91,7 @@ def test_nothing_that_happens_to_its_files_ends_training(tmp_path, monkeypatch):
   monkeypatch.setattr(metrics.time, 'time', lambda: -1e9)  # the clock jumps
   writer.path = pathlib.Path('/dev/full')
   writer.step(1, 10, 0.5, values(3.0))
-  assert 'No space left on device; training goes on' in lines[1]
+  assert 'No space left on device; training continues' in lines[1]
   assert lines[2].startswith('step 1/3')
   writer.step(2, 10, 0.5, values(2.0))
   assert lines[3].startswith('step 2/3')  # said once

@@ -1,4 +1,4 @@
-"""What tells other tools about the project agrees with itself."""
+"""Files that describe the project to other tools agree with each other."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""What of a config may change when a run goes on."""
+"""Which config keys may change when a run resumes."""
 
 import json
 

@@ -101,7 +101,7 @@ def test_a_long_run_survives_a_full_disk_a_second_job_and_saves_at_sigterm(
     pid = job.processes[0].pid
     limit = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (1 << 16, limit[1]))
-    job.wait_for('training goes on, the next try is after step')
+    job.wait_for('training continues, the next try is after step')
     saved = {p.name for p in (workdir / 'checkpoints').iterdir()}
     assert any(name.isdigit() for name in saved), saved  # the one before
     resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
@@ -160,8 +160,8 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step_and_no_line(
   with jobs.Job(small_disk, data, **changes) as job:
     job.wait_for_step(1)
     ballast = fill(small_disk)
-    job.wait_for('training goes on, the next try is after')
-    job.wait_for('training goes on, lines wait until it can be written')
+    job.wait_for('training continues, the next try is after')
+    job.wait_for('training continues, lines wait until it can be written')
     ballast.unlink()
     assert job.wait() == [0], job.output()
   assert jobs.hexes(small_disk) == undisturbed
@@ -183,7 +183,7 @@ def test_a_disk_that_stays_full_ends_it_and_space_lets_it_go_on(
     last = job.output().strip().splitlines()[-1]
   assert 'No space left on device' in last
   assert re.search(r'that was failure 3 in a row, step \d+ is saved', last)
-  assert 'mend the storage and run the same command again' in last
+  assert 'repair the storage and run the same command again' in last
   said = jobs.finish(small_disk, data, expected=2, train__steps=STEPS)
   assert 'checkpoints cannot be written there: [Errno 28] No space' in said
   assert not list((small_disk / 'checkpoints').glob('.probe*'))

@@ -188,7 +188,7 @@ def test_a_directory_that_exists_is_left_alone(tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path):
   with (
-    pytest.raises(errors.InputError, match='the disk has'),
+    pytest.raises(errors.InputError, match='are free'),
     directories.create(tmp_path / 'run', 10**18),
   ):
     pytest.fail('nothing may be written')
@@ -412,7 +412,7 @@ V5 = ('rope_parameters', 'dtype')
   dict(base=5e5), LINEAR, YARN, YARN | dict(beta_fast=24.0, beta_slow=2.0),
   LLAMA31, LLAMA31 | dict(factor=32.0),
 ])  # fmt: skip
-def test_either_dialect_of_config_json_says_the_whole_rope(settings):
+def test_either_form_of_config_json_has_the_whole_rope(settings):
   whole = told(settings)
   for without in (V4, V5):
     config = {k: v for k, v in whole.items() if k not in without}

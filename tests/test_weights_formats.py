@@ -70,14 +70,14 @@ OLD = {  # as transformers 4 wrote it
 
 
 @pytest.mark.parametrize('name', OLD)
-def test_the_old_rope_dialect_is_read(tmp_path, name):
+def test_the_old_form_of_the_rope_is_read(tmp_path, name):
   wanted, keys = OLD[name]
   files.write_huggingface(tmp_path, GQA, {}, rope_parameters=None)
   edit(tmp_path / 'config.json', rope_parameters=None, **keys)
   assert weights.load(tmp_path)[1].rope == rope.Rope(**wanted)
 
 
-def test_dialects_that_contradict_each_other_are_refused(tmp_path):
+def test_forms_that_contradict_each_other_are_refused(tmp_path):
   files.write_huggingface(tmp_path, GQA, dict(base=5e5), rope_theta=1e4)
   with pytest.raises(errors.InputError, match='contradicts rope_theta'):
     weights.load(tmp_path)

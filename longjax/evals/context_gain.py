@@ -77,12 +77,12 @@ def fit(context, loss) -> dict:
       curve, context, loss, start, bounds=bounds, max_nfev=20_000
     )
   except (RuntimeError, ValueError) as error:
-    raise InputError(f'no power law through these losses: {error}') from None
+    raise InputError(f'no power law fits these losses: {error}') from None
   residual = loss - curve(context, *best)
   if np.sqrt(np.mean(residual**2)) >= loss.std():
     raise InputError(
-      'no power law through these losses: a constant is as near; they do not '
-      'fall with the context'
+      'no power law fits these losses better than a constant, since they do '
+      'not fall with the context'
     )
   deviation = np.sqrt(np.diag(covariance))
   reach = stats.t.ppf(0.975, max(len(context) - 3, 1)) * deviation

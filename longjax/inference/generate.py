@@ -63,8 +63,8 @@ class State(NamedTuple):
   drawn: Any  # number of tokens generated
 
 
-class Draw(NamedTuple):
-  """SamplingOptions as arrays, and the prompts' places in the list."""
+class SamplingArrays(NamedTuple):
+  """SamplingOptions as arrays, and the index of each prompt in the list."""
 
   temperature: Any
   top_p: Any
@@ -72,16 +72,16 @@ class Draw(NamedTuple):
   place: Any  # [batch] int32
 
 
-class Group(NamedTuple):
+class PromptGroup(NamedTuple):
   """What stays the same while a group of prompts is continued."""
 
   lengths: Any  # [batch] tokens of each prompt; 0 is a row without one
   slot: Any  # where generated tokens begin on each device
   ends: Any  # [any] ids that end an answer, filled up with -1
-  draw: Draw
+  draw: SamplingArrays
 
 
-def placed(params, config: llama.Llama, mesh=None):
+def place_params(params, config: llama.Llama, mesh=None):
   """The params on the devices, matrices in the dtype of the matmuls.
 
   A forward pass computes the same with them as with float32 masters.
@@ -121,16 +121,16 @@ def generate(
   _check(prompts, config)
   rows = options.rows or max(len(prompts), 1)
   program, answers = Program(config, mesh), []
-  progress = counted('generating', len(prompts), 'prompts', options.log)
+  progress = make_progress('generating', len(prompts), 'prompts', options.log)
   for first in range(0, len(prompts), rows):
     group = list(prompts[first : first + rows])
     filled = group + [np.zeros(0, np.int32)] * (rows - len(group))
-    answers += _continued(params, program, filled, first, count, options)
+    answers += _continue_group(params, program, filled, first, count, options)
     progress.add(len(group))
   return answers[: len(prompts)]
 
 
-def counted(what: str, total: int, unit: str, log) -> Progress:
+def make_progress(what: str, total: int, unit: str, log) -> Progress:
   """Progress through so many of a unit; `log` may be None."""
   text = lambda n: f'{n:,.0f} {unit}' if n >= 100 else f'{n:.3g} {unit}'
   return Progress(f'  {what}', total, log or (lambda line: None), text)
@@ -149,7 +149,7 @@ def until(answer, ends):
   return answer[: at[0]] if len(at) else answer
 
 
-def _continued(params, program: Program, prompts, first, count, options):
+def _continue_group(params, program: Program, prompts, first, count, options):
   """`generate` of one group of prompts; `first` is the place of its first."""
   n, ends, sampling = program.ring, options.ends, options.sampling
   lengths = np.array([len(p) for p in prompts], np.int32)
@@ -167,13 +167,13 @@ def _continued(params, program: Program, prompts, first, count, options):
     state = prefill(params, state, part, lengths, np.int32(start), program)
   stop = np.full(-(-max(len(ends), 1) // 4) * 4, -1, np.int32)
   stop[: len(ends)] = ends
-  draw = Draw(
+  draw = SamplingArrays(
     np.float32(sampling.temperature),
     np.float32(sampling.top_p),
     np.int32(sampling.seed),
     np.arange(first, first + len(prompts), dtype=np.int32),
   )
-  group = Group(lengths, np.int32(tokens.shape[1] // n), stop, draw)
+  group = PromptGroup(lengths, np.int32(tokens.shape[1] // n), stop, draw)
   done, answers = lengths == 0, np.zeros((len(prompts), 0), np.int32)
   while answers.shape[1] < count and not done.all():
     steps = min(BURST, count - answers.shape[1])
@@ -220,7 +220,9 @@ def prefill(params, state: State, tokens, lengths, start, program: Program):
 
 
 @functools.partial(jax.jit, static_argnames='program', donate_argnames='state')
-def decode(params, state: State, group: Group, done, steps, program: Program):
+def decode(
+  params, state: State, group: PromptGroup, done, steps, program: Program
+):
   """Generates up to `steps` tokens, fewer if all answers have ended.
 
   Device i of n keeps the generated tokens i, i + n, ...
@@ -242,7 +244,9 @@ def decode(params, state: State, group: Group, done, steps, program: Program):
   def step(carry):
     state, done, out, i = carry
     logits = llama.logits(params, program.config, state.last[:, None])[:, 0]
-    token = _drawn(kv_cache.replicated(logits, mesh), group.draw, state.drawn)
+    token = _draw_tokens(
+      kv_cache.replicated(logits, mesh), group.draw, state.drawn
+    )
     ids = Ids(one, (group.lengths + state.drawn)[:, None])
     slots = Slots(
       group.slot + state.drawn // n, jnp.arange(n) == state.drawn % n
@@ -302,7 +306,7 @@ def _run(params, program: Program, cache: Cache, tokens, ids: Ids, slots):
   return x, Cache(k, v, kv_ids)
 
 
-def _drawn(logits, draw: Draw, number):
+def _draw_tokens(logits, draw: SamplingArrays, number):
   """The tokens [batch] for logits [batch, vocab] float32."""
 
   def sample():

@@ -73,14 +73,14 @@ def with_cache(
     layout: of the rows whose losses are computed, a name in data.layout.
     chunk: tokens whose logits exist at once, per device.
   """
-  params = generate.placed(params, config, mesh)
+  params = generate.place_params(params, config, mesh)
   program = kv_cache.Program(config, mesh)
 
   def nll(batch: Batch):
     total = len(batch.tokens)
     rows = min(options.rows or total, total)
     rows += -rows % (mesh.shape['data'] if mesh else 1)
-    progress = generate.counted('losses', total, 'rows', options.log)
+    progress = generate.make_progress('losses', total, 'rows', options.log)
     losses = []
     for first in range(0, total, rows):
       part = Batch(*(np.asarray(x)[first : first + rows] for x in batch))
@@ -117,7 +117,7 @@ def with_memory(
   def answers(prompts, count, stopped=None, sampling=generate.GREEDY):
     if sampling.temperature:
       raise InputError(
-        'a model with memory layers takes the likeliest token: --temperature 0'
+        'a model with memory layers is decoded greedily; use --temperature 0'
       )
     last = max(1, min(options.last, options.window - count))
     asked = options._replace(last=last)

@@ -118,7 +118,7 @@ def nll(
     split, (batch.tokens, batch.targets, batch.segments)
   )
   program = Program(config, mesh)
-  progress = generate.counted('losses', windows, 'windows', log)
+  progress = generate.make_progress('losses', windows, 'windows', log)
   bank = empty(config, windows, rows, size, mesh)
   losses = []
   for i in range(windows):

@@ -26,7 +26,7 @@ ENTRY = 128  # the first id of entries, that of key 0 and value 0
 QUESTION = ENTRY + KEYS * VALUES  # the first id of questions, that of key 0
 TASKS = ('look_up', 'passkey', 'first')
 LEAST = 24  # tokens that each of them needs
-ASKED = 4  # entries of a dictionary, when it is measured
+QUESTIONS = 4  # entries of a dictionary, when it is measured
 ROWS = 64  # that a measurement is the mean of
 
 
@@ -91,7 +91,7 @@ def accuracy(nll, task: str, prose, size: int) -> float:
     size: tokens of a prompt and its answers.
   """
   rng = np.random.default_rng(size)
-  made = [build(rng, task, prose, size, ASKED) for _ in range(ROWS)]
+  made = [build(rng, task, prose, size, QUESTIONS) for _ in range(ROWS)]
   tokens, mask = map(np.stack, zip(*made))
   losses = np.asarray(nll(one_document(tokens)))[:, :-1]
   return float((losses < math.log(2))[mask[:, 1:] > 0].mean())

@@ -112,7 +112,7 @@ def make_mesh(data: int, seq: int, devices=None) -> Mesh:
   if data < 1 or seq < 1 or data * seq != len(devices):
     raise InputError(
       f'mesh data {data} x seq {seq} needs {data * seq} devices, but '
-      f'{len(devices)} are here ({devices[0].device_kind}); set '
+      f'{len(devices)} exist ({devices[0].device_kind}); set '
       '--config.mesh.data and --config.mesh.seq'
     )
   return Mesh(topology.ring_order(devices, data, seq), AXES)

@@ -124,7 +124,9 @@ def devices_of(target: slices.Slice) -> list:
       platform='tpu', topology_name=target.name, **options
     ).devices
   except RuntimeError as error:
-    raise InputError(f'libtpu knows no {target.name}: {error}') from None
+    raise InputError(
+      f'libtpu does not support {target.name}: {error}'
+    ) from None
 
 
 def compile_step(lowered):

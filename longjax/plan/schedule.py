@@ -159,19 +159,19 @@ class _Walk:
     elif i.op in ('copy-start', 'copy-done'):
       self.copy(i, clock)
     elif i.op == 'send':
-      self.leave(i, clock)
+      self.send_to_slice(i, clock)
     elif self.program.collective(i) or i.op.endswith('-done'):
       self.communicate(i, clock)
     elif 'tpu_custom_call' in i.text:
       self.kernel(i, clock)
     else:
-      self.spend(self.work(i), self.part(i, clock), clock)
+      self.advance(self.work(i), self.part(i, clock), clock)
     if self.calls.total() > attention:
       for key in clock.flying:
         if key in self.collectives:
           self.collectives[key].over_attention = True
 
-  def spend(self, seconds: float, part: str, clock: _Clock):
+  def advance(self, seconds: float, part: str, clock: _Clock):
     """Moves the clock on and counts the time to a part."""
     clock.now += seconds
     self.parts[part] += seconds * clock.times
@@ -190,7 +190,7 @@ class _Walk:
   def branch(self, i: Instruction, clock: _Clock) -> float:
     """The slower branch; in attention as often as blocks are live."""
     calls = self.calls.total()
-    trials = [self.apart(name, clock) for name in i.branches()]
+    trials = [self.time_branch(name, clock) for name in i.branches()]
     fast, slow = (f(trials, key=lambda t: t[0]) for f in (min, max))
     kernels = self.calls.total() > calls  # their times count live blocks only
     if kernels or _ATTENTION not in i.op_name():
@@ -203,7 +203,7 @@ class _Walk:
     self.calls['blocks'] += clock.times
     return seconds
 
-  def apart(self, computation: str, clock: _Clock):
+  def time_branch(self, computation: str, clock: _Clock):
     """(seconds, parts) of a branch, not counted to the step."""
     parts, self.parts = self.parts, collections.defaultdict(float)
     seconds = self.run(computation, clock.times, clock.where, clock.pieces)
@@ -225,12 +225,12 @@ class _Walk:
     ):
       if kernel in name:
         hop = seconds[self.hops % len(seconds)] * self.special(i)
-        self.spend(hop / clock.pieces, 'attention', clock)
+        self.advance(hop / clock.pieces, 'attention', clock)
         self.hops += 1
         self.calls[kernel] += clock.times
         return
     flops = i.number('flops') or 0
-    self.spend(flops / self.machine.chip.peak, 'other kernels', clock)
+    self.advance(flops / self.machine.chip.peak, 'other kernels', clock)
 
   def special(self, i: Instruction) -> float:
     """Machine.special of the scope that the instruction is in."""
@@ -271,7 +271,7 @@ class _Walk:
   def arrive(self, at: float, part: str, clock: _Clock) -> float:
     """Waits until `at`; returns the wait."""
     wait = max(0.0, at - clock.now)
-    self.spend(wait, part, clock)
+    self.advance(wait, part, clock)
     return wait
 
   def communicate(self, i: Instruction, clock: _Clock):
@@ -281,9 +281,9 @@ class _Walk:
     if i.op.endswith('-done') or 'collective-done' in i.name:
       key = _key(inner, i) if i.op == 'fusion' else i.operands[0]
       if key in self.collectives:
-        self.land(key, clock)
+        self.wait_for(key, clock)
     elif inner and 'async_collective_fusion' in i.text:
-      self.spend(self.work(i), 'matmul', clock)  # computes while it goes on
+      self.advance(self.work(i), 'matmul', clock)  # computes meanwhile
     elif inner:
       key = _key(inner, i) if i.op == 'fusion' else i.name
       self.collectives.setdefault(
@@ -291,15 +291,15 @@ class _Walk:
       )
       clock.flying[key] = self.send(key, inner, i, clock)
       if not started:
-        self.land(key, clock)
+        self.wait_for(key, clock)
 
-  def leave(self, i: Instruction, clock: _Clock):
+  def send_to_slice(self, i: Instruction, clock: _Clock):
     """A message to another slice: counted, not timed."""
     record = self.collectives.setdefault(i.name, Collective(BETWEEN, True))
     record.count += clock.times
     record.bytes += i.arrays()[0].bytes * clock.times
 
-  def land(self, key: str, clock: _Clock):
+  def wait_for(self, key: str, clock: _Clock):
     """Waits for the end of a collective."""
     record = self.collectives[key]
     ring = record.kind == 'collective-permute'

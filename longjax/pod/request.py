@@ -21,13 +21,13 @@ TYPES = {
   'v5p': ('v5p', 2, 'v2-alpha-tpuv5'),
   'v6e': ('v6e', 1, 'v2-alpha-tpuv6e'),
 }
-# The only shapes in two dimensions.
-PLANES = (
+# All shapes in two dimensions.
+SHAPES_2D = (
   (1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)
 )  # fmt: skip
 # The shapes in three that a count of chips stands for. Others of v4 are asked
 # for as such; gcloud's general release has no --type for those of v5p.
-TORI = (
+SHAPES_3D = (
   (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8),
   (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 24),
 )  # fmt: skip
@@ -76,7 +76,7 @@ def name(text: str) -> str:
 def parse(topology: str, count: int) -> slices.Slice:
   """The slice, if Google Cloud has it; InputError names the nearest."""
   found = slices.parse(topology, count)
-  shapes = PLANES if len(found.dims) == 2 else TORI
+  shapes = SHAPES_2D if len(found.dims) == 2 else SHAPES_3D
   if found.dims in shapes or found.generation in ('v4', 'tpu7x'):
     return found
   near = min(shapes, key=lambda s: abs(math.log(math.prod(s) / found.size)))
@@ -90,7 +90,7 @@ def parse(topology: str, count: int) -> slices.Slice:
 def accelerator(wanted: slices.Slice) -> list[str]:
   """The flags of gcloud that name the slice."""
   kind, units, _ = TYPES[wanted.generation]
-  if wanted.dims in PLANES + TORI:
+  if wanted.dims in SHAPES_2D + SHAPES_3D:
     return [f'--accelerator-type={kind}-{units * wanted.size}']
   shape = 'x'.join(map(str, wanted.dims))
   return [f'--type={kind}', f'--topology={shape}']

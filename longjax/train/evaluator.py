@@ -50,7 +50,7 @@ class Evaluator(NamedTuple):
       return
     run.log(f'evaluating: {name}')
     began = time.monotonic()
-    with run.clock.spent('evaluating'):
+    with run.clock.timed('evaluating'):
       params = merged_params(run, params)
       results = dict(evals.evaluate(params, model, inputs.evals))
     if processes.is_primary():

@@ -36,7 +36,7 @@ class Clock:
     self.write()
 
   @contextlib.contextmanager
-  def spent(self, kind: str) -> Iterator[None]:
+  def timed(self, kind: str) -> Iterator[None]:
     """Counts the time inside; not to be nested."""
     began = time.monotonic()
     try:

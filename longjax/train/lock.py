@@ -24,7 +24,7 @@ from longjax import mirror
 from longjax.errors import InputError
 from longjax.parallel import processes
 
-BEAT_SECONDS = 10
+HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 35  # without a beat, after which another host's lock is taken
 
 
@@ -56,7 +56,7 @@ class Lock:
     self._started = time.ctime()
     self._write(0)
     self._ended = threading.Event()
-    self._thread = threading.Thread(target=self._beat, daemon=True)
+    self._thread = threading.Thread(target=self._heartbeat, daemon=True)
     self._thread.start()
 
   def check(self):
@@ -112,16 +112,18 @@ class Lock:
 
   def _wait_until_stale(self, holder, log):
     """InputError if the holder rewrites LOCK; returns if it does not."""
-    log(f'{self.path}: held by {_name(holder)}; waiting for a sign of life')
+    log(f'{self.path}: held by {_name(holder)}; checking if it is alive')
     until = time.monotonic() + STALE_SECONDS
     while time.monotonic() < until:
-      time.sleep(BEAT_SECONDS / 5)
+      time.sleep(HEARTBEAT_SECONDS / 5)
       now = self._holder()
       if now is None:
         return
       if now and now != holder:
         raise InputError(_refusal(self.path, now))
-    log(f'{self.path}: no sign of life for {STALE_SECONDS} s, taken over')
+    log(
+      f'{self.path}: unchanged for {STALE_SECONDS} s, so this run takes it over'
+    )
 
   def _write(self, beat):
     content = dict(
@@ -131,9 +133,9 @@ class Lock:
     # In place: the kernel's lock is on this very file.
     self.path.write_text(json.dumps(content))
 
-  def _beat(self):
+  def _heartbeat(self):
     beat = 0
-    while not self._ended.wait(BEAT_SECONDS):
+    while not self._ended.wait(HEARTBEAT_SECONDS):
       beat += 1
       with contextlib.suppress(OSError):  # storage that fails for a while
         holder = self._holder()

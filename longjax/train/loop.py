@@ -78,8 +78,8 @@ def main(config, workdir, log=print) -> int:
     preflight.links(mesh)
     # 2. Inputs: weights, tokenizer, batches, held-out documents.
     inputs = processes.raise_on_all(lambda: find_inputs(run))
-    preflight.same('tokenizer', inputs.tokenizer.digest)
-    preflight.same('data', inputs.data.digest)
+    preflight.require_equal('tokenizer', inputs.tokenizer.digest)
+    preflight.require_equal('data', inputs.data.digest)
     describe(run, inputs)
     with lock.hold(run) as directory, contextlib.closing(clock):
       return train(run, inputs, directory)
@@ -149,13 +149,13 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
     for step in range(start.step + 1, steps + 1):
       trace.before(step)
       if step in config.data.skip_steps:
-        run.log(f'step {step}: its batch is skipped, as data.skip_steps asks')
+        run.log(f'step {step}: its batch is skipped (config.data.skip_steps)')
         state = dict(state, step=state['step'] + 1)
         batch, placed = next(batches)
       else:
         began = time.monotonic()
         state, scalars = step_fn(state, placed)
-        (next_batch, placed), waited = while_computing(batches, scalars)
+        (next_batch, placed), waited = fetch_next(batches, scalars)
         line = {k: float(v) for k, v in jax.device_get(scalars).items()}
         seconds = time.monotonic() - began
         tokens += batch.tokens
@@ -184,7 +184,7 @@ def placed_batches(run: Run, data, start: int):
     yield step, sharding.make_global(parts, shape, run.mesh)
 
 
-def while_computing(batches, scalars):
+def fetch_next(batches, scalars):
   """(the next of batches, seconds that the devices waited for it)."""
   began = time.monotonic()
   batch = next(batches)
@@ -251,7 +251,7 @@ class Saver(NamedTuple):
       return
     self.directory.before_save()
     save = self.checkpoints.save_and_wait if last else self.checkpoints.save
-    with self.run.clock.spent('saving'):
+    with self.run.clock.timed('saving'):
       save(state, dict(self.metadata, tokens=tokens))
 
 
@@ -302,7 +302,7 @@ def compile_step(run: Run, step_fn, abstract):
   """The compiled step; logs how long it took and what it needs."""
   run.log('compiling the train step ...')
   began = time.monotonic()
-  with run.clock.spent('compiling'):
+  with run.clock.timed('compiling'):
     batch = train_step.abstract_batch(run.config, run.mesh)
     kind = run.mesh.devices.flat[0].device_kind
     compiled = preflight.compiled(step_fn.lower(abstract, batch), kind)

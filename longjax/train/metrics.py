@@ -131,7 +131,7 @@ class Metrics:
     except OSError as error:
       if not failed_before:
         self.log(
-          f'WARNING: {self.path}: {error.strerror}; training goes on, lines '
+          f'WARNING: {self.path}: {error.strerror}; training continues, lines '
           'wait until it can be written'
         )
 

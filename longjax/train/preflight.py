@@ -25,22 +25,22 @@ from longjax.train import provenance
 
 def same_everywhere(config):
   """Refuses a job whose processes differ in config, code or versions."""
-  same('config', digest(json.dumps(config.to_dict(), sort_keys=True)))
-  same('code', code())
+  require_equal('config', digest(json.dumps(config.to_dict(), sort_keys=True)))
+  require_equal('code', code())
   environment = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
   versions = provenance.versions() | dict(
     python=sys.version.split()[0],
     **{k: os.environ[k] for k in environment if k in os.environ},
   )
-  same('versions', ' '.join(f'{k}={v}' for k, v in versions.items()))
+  require_equal('versions', ' '.join(f'{k}={v}' for k, v in versions.items()))
   if jax.default_backend() == 'tpu':
     libtpu_pair()
 
 
-def same(what: str, mine: str):
-  """InputError on all processes, with all values, unless they are equal."""
+def require_equal(what: str, value: str):
+  """InputError, with all values, where those of the processes differ."""
   processes_of: dict[str, list] = {}
-  for process, text in enumerate(processes.allgather_text(mine)):
+  for process, text in enumerate(processes.allgather_text(value)):
     processes_of.setdefault(text, []).append(process)
   if len(processes_of) > 1:
     parts = (f'{text} on processes {i}' for text, i in processes_of.items())

@@ -67,7 +67,7 @@ def restore(run, checkpoints, abstract, metadata) -> Start | None:
         f'{steps}; use another --workdir'
       )
 
-  with run.clock.spent('restoring'):
+  with run.clock.timed('restoring'):
     restored = checkpoints.restore(abstract, check)
   if restored is None:
     return None

@@ -147,7 +147,9 @@ def _readers(path) -> dict:
 def as_config(path, fields, dtype) -> llama.Llama:
   """The llama.Llama with these fields; errors name the path."""
   if fields is None:
-    raise errors.InputError(f'{path}: a checkpoint that names no model')
+    raise errors.InputError(
+      f'{path}: the metadata of this checkpoint have no model'
+    )
   try:
     return llama.Llama(**fields | dict(dtype=dtype))
   except (ValueError, TypeError, KeyError, OverflowError) as error:

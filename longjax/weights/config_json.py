@@ -1,6 +1,6 @@
 """config.json of Hugging Face, read and written.
 
-The rope is read in either dialect, `rope_theta` with `rope_scaling` or
+The rope is read in either form, `rope_theta` with `rope_scaling` or
 `rope_parameters` of transformers 5, and written in both: transformers 4 would
 otherwise take base 10,000.
 """
@@ -103,21 +103,21 @@ def _refuse_other_models(config):
   for key, neutral in NEUTRAL.items():
     if key in config and config[key] not in neutral:
       raise errors.InputError(
-        f'{key} = {str(config[key])[:80]} would change the model in a way that '
-        'longjax does not have'
+        f'{key} = {str(config[key])[:80]} is a setting that longjax does '
+        'not support'
       )
 
 
 def _rope(config) -> dict:
-  """The fields of a rope.Rope, from either dialect or from both alike."""
+  """The fields of a rope.Rope, from either form or from both alike."""
   base = positive(config, 'rope_theta', 10_000.0)
-  dialects = [
-    _dialect(config, config[key], key)
+  forms = [
+    _rope_from(config, config[key], key)
     for key in ('rope_parameters', 'rope_scaling')
     if config.get(key) is not None
   ] or [dict(base=base)]
-  found = dialects[0]
-  if any(other != found for other in dialects) or (
+  found = forms[0]
+  if any(other != found for other in forms) or (
     'rope_theta' in config and base != found['base']
   ):
     raise errors.InputError(
@@ -127,8 +127,8 @@ def _rope(config) -> dict:
   return found
 
 
-def _dialect(config, settings, where) -> dict:
-  """The fields of a rope.Rope from one dialect's object."""
+def _rope_from(config, settings, where) -> dict:
+  """The fields of a rope.Rope from one form's object."""
   if not isinstance(settings, dict):
     raise errors.InputError(f'{where} = {settings!r} is not an object')
   settings = {k: v for k, v in settings.items() if v is not None}
@@ -152,8 +152,8 @@ def _dialect(config, settings, where) -> dict:
     raise errors.InputError(f'{where}: {error}') from None
   if unknown := sorted(settings.keys() - known):
     raise errors.InputError(
-      f'{where}.{unknown[0]} = {settings[unknown[0]]!r} is not read for '
-      f'{kind!r}: longjax has no such rope'
+      f'{where}.{unknown[0]} = {settings[unknown[0]]!r} is not '
+      f'supported for {kind!r}'
     )
   return found
 

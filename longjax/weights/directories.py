@@ -17,7 +17,9 @@ from etils import epath
 from longjax import errors, storage
 from longjax.progress import size
 
-LAST = '_CHECKPOINT_METADATA'  # makes a directory count as a checkpoint
+WRITTEN_LAST = (
+  '_CHECKPOINT_METADATA'  # by which a checkpoint is recognized as complete
+)
 
 
 @contextlib.contextmanager
@@ -63,7 +65,7 @@ def _create(target, needed_bytes):
     free = shutil.disk_usage(partial).free
     if free < needed_bytes * 1.05:
       raise errors.InputError(
-        f'{target} needs {size(needed_bytes)}, the disk has {size(free)}'
+        f'{target} needs {size(needed_bytes)}, but only {size(free)} are free'
       )
     yield partial
     os.rename(partial, target)
@@ -71,7 +73,7 @@ def _create(target, needed_bytes):
     shutil.rmtree(partial, ignore_errors=True)
     if isinstance(error, OSError) and error.errno in errors.FULL:
       raise errors.InputError(
-        f'{target} cannot be made: {error.strerror}; nothing of it was kept'
+        f'{target} cannot be made: {error.strerror}; its files were removed'
       ) from None
     raise
   finally:
@@ -90,7 +92,7 @@ def _lock(directory) -> int:
   except BlockingIOError:
     os.close(descriptor)
     raise errors.InputError(
-      f'{directory}: another process is making it; wait for that or end it, or '
+      f'{directory}: another process is making it; wait for it, end it, or '
       'name another directory'
     ) from None
   except OSError:
@@ -126,7 +128,7 @@ def copy_tree(source, target):
     path.copy(to)
 
   paths = [*_files(source)]
-  last = [path for path in paths if path.name == LAST]
+  last = [path for path in paths if path.name == WRITTEN_LAST]
   with concurrent.futures.ThreadPoolExecutor(16) as pool:
     for group in ([path for path in paths if path not in last], last):
       list(pool.map(copy, group))

@@ -148,8 +148,8 @@ def _metadata(reader):
   unknown = sorted(found.keys() - KEYS)
   if unknown:
     raise errors.InputError(
-      f'llama.{unknown[0]} = {found[unknown[0]]} would change the '
-      'model in a way that longjax does not have'
+      f'llama.{unknown[0]} = {found[unknown[0]]} is a '
+      'setting that longjax does not support'
     )
   return found
 

@@ -104,8 +104,8 @@ def _fields(params, loaded) -> dict:
   unknown = sorted(params.keys() - KEYS)
   if unknown:
     raise errors.InputError(
-      f'{PARAMS}: {unknown[0]} = {str(params[unknown[0]])[:80]} might change '
-      'the model; longjax does not know it'
+      f'{PARAMS}: {unknown[0]} = {str(params[unknown[0]])[:80]} is a '
+      'setting that longjax does not support'
     )
   number = functools.partial(count, params, prefix=f'{PARAMS}: ')
   dim, layers, heads = map(number, ('dim', 'n_layers', 'n_heads'))
@@ -163,7 +163,7 @@ def _rope(params, dim, layers) -> dict:
     return dict(base=base)
   if given is None and (dim, layers) not in ROPE_FACTORS:
     raise errors.InputError(
-      f'{PARAMS}: use_scaled_rope does not say the factor, and no Llama 3.1 or '
+      f'{PARAMS}: use_scaled_rope has no factor, and no Llama 3.1 or '
       f'3.2 has dim {dim} and {layers} layers; add "rope_scaling_factor": 8 '
       '(3.1) or 32 (3.2)'
     )
@@ -189,7 +189,9 @@ def _joined(name, parts: list[Tensor], fields) -> Tensor:
   if len({(s[:dim], s[dim + 1 :]) for s in shapes}) > 1 or (
     len({part.dtype for part in parts}) > 1
   ):
-    raise errors.InputError(f'{name} does not fit together: shapes {shapes}')
+    raise errors.InputError(
+      f'parts of {name} cannot be joined: shapes {shapes}'
+    )
   shape = list(shapes[0])
   shape[dim] = sum(s[dim] for s in shapes)
   read = functools.partial(_read, parts, dim)

@@ -47,8 +47,8 @@ def inside(directory, name) -> str:
     ) from None
   if not any(real.is_relative_to(place) for place in allowed):
     raise errors.InputError(
-      f'{directory}: {name!r} leads out of the directory, to {real}; copy the '
-      'file to where its name says'
+      f'{directory}: {name!r} is out of this directory, at {real}; copy the '
+      'file into it'
     )
   if not exists:
     raise errors.InputError(f'{directory}: lacks the file {name}')
@@ -133,10 +133,10 @@ def pytorch(path) -> dict[str, Tensor]:
   except errors.InputError:
     raise
   except pickle.UnpicklingError as error:
-    asked = re.search(r'GLOBAL (\S+)', str(error))
+    imported = re.search(r'GLOBAL (\S+)', str(error))
     raise errors.InputError(
-      f'{path}: its pickle asks for {asked[1]}, which no file of weights needs'
-      if asked
+      f'{path}: its pickle imports {imported[1]}, which weights do not need'
+      if imported
       else f'{path}: its pickle is damaged; copy or download it again'
     ) from None
   except Exception as error:  # a damaged pickle or zip raises anything

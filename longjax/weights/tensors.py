@@ -118,8 +118,8 @@ def check(source: TensorSource):
   for name, shape in wanted.items():
     if tensors[name].shape != shape:
       raise errors.InputError(
-        f'{source.path}: {name} has shape {tensors[name].shape}, the metadata '
-        f'wants {shape}'
+        f'{source.path}: {name} has shape {tensors[name].shape}, but the '
+        f'metadata require {shape}'
       )
 
 

@@ -51,7 +51,7 @@ def decoding(path, prompt: int, tokens: int):
   text = '\n'.join(f.read_text() for f in files)
   ids = tokenizer.load(path).encode(text)[:prompt]
   params, config = weights.load(path)
-  params = generate.placed(params, config)
+  params = generate.place_params(params, config)
   directory, name = os.path.split(path)
   theirs = transformers.AutoModelForCausalLM.from_pretrained(
     directory, gguf_file=name, dtype=torch.float32
@@ -92,15 +92,17 @@ def decoding(path, prompt: int, tokens: int):
 def later(path, lengths):
   """Prints what a token costs after each number of others."""
   params, config = weights.load(path)
-  params = generate.placed(params, config)
+  params = generate.place_params(params, config)
   program = kv_cache.Program(config)
-  draw = generate.Draw(*np.float32([0, 1]), np.int32(0), np.zeros(1, np.int32))
+  draw = generate.SamplingArrays(
+    *np.float32([0, 1]), np.int32(0), np.zeros(1, np.int32)
+  )
   for length in lengths:
     state = generate.empty(program, 1, length + BURST * (RUNS + 1))
     index = np.arange(state.cache.ids.index.shape[2], dtype=np.int32)
     ids = Ids((index < length).astype(np.int32)[None, None], index[None, None])
     state = state._replace(cache=state.cache._replace(ids=ids))
-    group = generate.Group(
+    group = generate.PromptGroup(
       np.array([length], np.int32), np.int32(length), np.full(4, -1, np.int32),
       draw,
     )  # fmt: skip
@@ -121,7 +123,7 @@ def reading(path, tokens: int, run: bool):
   params, config = weights.load(path)
   config = dataclasses.replace(config, block=512)
   mesh = sharding.make_mesh(1, len(jax.devices()))
-  params = generate.placed(params, config, mesh)
+  params = generate.place_params(params, config, mesh)
   program = kv_cache.Program(config, mesh)
   state = generate.empty(program, 1, tokens)
   rng = np.random.default_rng(0)
