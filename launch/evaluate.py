@@ -160,7 +160,7 @@ if __name__ == '__main__':
       __doc__,
       checkpoint='run directory, or weights in a known format',
       against='another one, shown beside it',
-      tasks='names with commas; default: what the config asks for',
+      tasks='names with commas; default: those of the config',
       lengths='tokens of prompts, with commas; default: eval.lengths',
       out='directory for the report; default: beside the checkpoint',
     )

@@ -139,7 +139,7 @@ if __name__ == '__main__':
       topology='the slice, as in launch/plan.py: v5p:4x4x4, tpu7x:4x4x4',
       slices='number of such slices, default: 1',
       spot='cheaper; may be preempted at any time',
-      reserved='from a reservation of the project',
+      reserved='use a reservation of the project',
       reservation='its name; only for tpu7x',
       name='of the pod, default: that of the config',
       project="Google Cloud project, default: gcloud's own setting",
@@ -149,10 +149,10 @@ if __name__ == '__main__':
       cluster='existing GKE cluster for tpu7x, default: create one',
       workdir='gs://BUCKET/RUN, the run directory',
       plan='output of launch/plan.py --json, to predict the chip-hours',
-      retries='failures in a row without a new step, default: 10',
+      retries='failures allowed in a row without a new step, default: 10',
       dirty='push files that differ from the commit; code.json records it',
-      restart='run: first stop what trains there, after a checkpoint',
-      yes='do not ask',
+      restart='run: first save a checkpoint and stop the job that trains there',
+      yes='act without asking for confirmation',
       dry_run='print the commands, run none',
     )
   )

@@ -6,7 +6,7 @@ inside `shard_map`:
   (q, k, v, q_ids, kv_ids, axis, options) -> out
 
 `Ids` travel with the keys and `mask.may_attend` alone decides what a query may
-attend to, so no strategy knows about documents, layouts, memories or caches.
+attend to, so strategies are independent of documents, layouts and caches.
 """
 
 import functools

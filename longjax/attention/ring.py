@@ -6,9 +6,9 @@ autodiff would keep every hop: it saves the output and the log-sum-exp, sends
 the keys round again, and their gradients one hop behind them until they are
 back where the keys came from.
 
-A hop's messages and its kernel do not need each other, so they run at once.
-XLA's scheduler would send only after the kernel; the `optimization_barrier` of
-each hop asks for both at the same time.
+The messages and the kernel of a hop are independent, so they run concurrently.
+XLA's scheduler would start to send after the kernel; the `optimization_barrier`
+of each hop prevents that.
 """
 
 import functools

@@ -49,7 +49,7 @@ def find(parts) -> np.ndarray | None:
 
 
 def _near():
-  """near(signature, number): whether there was one like it; remembers it."""
+  """near(signature, number): whether an earlier one is near; then adds it."""
   import datasketch  # pyright: ignore
 
   index = datasketch.MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)

@@ -4,7 +4,7 @@
 each is exact for the models that its own authors wrote. An encoder has
 
   vocab            number of ids
-  settings         what the model itself says of its special tokens
+  settings         the model's own settings of its special tokens
   starts_document  whether a text begins with `bos` where no setting says so
   ident            name of a token -> id or None
   encode           texts -> lists of ids, on all cores; special names are text

@@ -15,8 +15,8 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
     share: text of the share of documents to keep; '' is a half.
     pairs: text of the pairs of chunks scored; '' is prospector.PAIRS.
     out: a new directory; the scores go into OUT.scores.jsonl.
-    nll: (model, tokens) -> the function that the prospector asks, so that
-      nothing here imports jax.
+    nll: (model, tokens) -> the function that gives the prospector losses;
+      passed in, so that nothing here imports jax.
 
   Returns:
     The opened store.

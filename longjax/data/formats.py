@@ -64,7 +64,7 @@ class Unreadable(NamedTuple):
 
 
 class Options(NamedTuple):
-  """What a source says about its files."""
+  """The settings of a source that its files are read with."""
 
   whole: bool = False  # each is one text, whatever its format
   tokens: bool = False  # they hold token ids

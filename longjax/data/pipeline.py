@@ -1,7 +1,7 @@
 """Batches: global batch i is a pure function of (store, config, seed, i).
 
-Nothing is remembered between steps, so a resumed run asks for batch(step) and
-gets what it would have got. Read from the top: `plan` chooses the documents of
+No state is kept between steps, so a resumed run gets the same batch(step) as an
+uninterrupted one. Read from the top: `plan` chooses the documents of
 each row of a step, without reading a token; `read` makes the six arrays of some
 rows and columns of that plan, those which the devices of a host hold.
 """

@@ -120,7 +120,7 @@ def parse_options(text: str) -> Options:
 
 
 def synthesize(config, path: str, options: Options, local: Callable) -> str:
-  """Appends the conversations that the options ask for to a jsonl file.
+  """Makes conversations and appends them to a jsonl file.
 
   Args:
     config: `data.sources`, `data.tokenizer` and `seed` are read.
@@ -129,7 +129,7 @@ def synthesize(config, path: str, options: Options, local: Callable) -> str:
     local: (model, template) -> a function prompt -> answer.
 
   Returns:
-    A line that says how much was made.
+    A line with the counts of what was made.
   """
   if options.kind == 'tables':
     counts = tables(path, options.tables, options.rows, config.seed)

@@ -109,7 +109,7 @@ class _Links:
     self.all = 0.0
 
   def send(self, pattern, now: float, seconds: float) -> float:
-    """When a message on its way from now on arrives."""
+    """When a message that is sent now arrives."""
     end = max(now, self.free[pattern], self.all) + seconds
     self.free[pattern] = end
     return end

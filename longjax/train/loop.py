@@ -256,7 +256,7 @@ class Saver(NamedTuple):
 
 
 def open_checkpoints(run: Run) -> checkpoint.Checkpoints:
-  """As the section `checkpoint` of the config asks."""
+  """The checkpoints of the run, by the section `checkpoint` of the config."""
   section = run.config.checkpoint
   # The cause of a failed save is known only to the process where it failed.
   log = run.log if processes.is_primary() else never_fails(print)

@@ -181,8 +181,8 @@ def _longrope(config, settings) -> dict:
     raise errors.InputError('long_factor is not a list of positive numbers')
   if divisors != settings.get('short_factor'):
     raise errors.InputError(
-      'short_factor and long_factor differ, but longjax rotates short and '
-      'long rows alike: write those that you want as both'
+      'short_factor and long_factor differ, but longjax has one list for all '
+      'lengths: set both to the factors that you want'
     )
   length = int(positive(settings, LENGTH, config.get(LENGTH, window(config))))
   default = max(window(config) / max(length, 1), 1.0)

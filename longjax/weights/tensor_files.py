@@ -28,7 +28,7 @@ KINDS = {dtype.name: kind for kind, dtype in DTYPES.items()}
 
 
 def inside(directory, name) -> str:
-  """The path of a file that `name` says is in `directory`.
+  """The path of the file `name` of `directory`.
 
   Raises:
     InputError: it would be outside, also through a link. The snapshots of
