@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from longjax import errors
-from longjax.data import chat, mds, prepare, sources
+from longjax.data import chat, mds, prepare, sources, synthetic
 
 ROWS = [dict(text=f'Document {i}\n' + 'word ' * i, id=i) for i in range(5)]
 TEXTS = [row['text'] for row in ROWS]
@@ -408,3 +408,15 @@ def test_sharegpt_is_the_default_field_of_chats(tmp_path):
   assert document.messages == turns
   other = write(tmp_path / 'b', a_json=json.dumps([dict(chat=turns)]))
   refused(other, "text='chat'", kind='chat', template='chatml')
+
+
+@pytest.mark.parametrize('keys', [
+  dict(kind='tokens'), dict(kind='chat', template='chatml'),
+])  # fmt: skip
+def test_questions_are_asked_about_text_only(keys, tmp_path):
+  config = common.base('tiny')
+  config.data.sources = dict(
+    s=dict(path=str(write(tmp_path, a_jsonl='{}')), **keys)
+  )
+  with pytest.raises(errors.InputError, match=f"'s'.*'{keys['kind']}'"):
+    list(synthetic._documents(config, 0))
