@@ -14,7 +14,7 @@ import pytest
 import sentencepiece
 
 from longjax import errors
-from longjax.data import downloads, encoders, tokenizer, vocabularies
+from longjax.data import downloads, tokenizer, vocabularies
 
 LLAMA_CPP = (
   'llama-cpp-python==0.3.36',
@@ -110,21 +110,46 @@ def test_a_sentencepiece_model_keeps_its_ids_and_its_ends(
   assert (tmp_path / 'saved' / 'tokenizer.model').read_bytes() == small
 
 
-@pytest.mark.parametrize(
-  'options',
-  [
-    {},
-    dict(byte_fallback=False),
-    dict(normalization_rule_name='nfkc'),
-    dict(normalization_rule_name='nmt_nfkc', remove_extra_whitespaces=True),
-  ],
-)
-def test_a_sentencepiece_model_as_json_gives_the_same_ids(
-  lines, nasty, options
+@pytest.mark.parametrize('options, as_json', [
+  ({}, True),
+  (dict(byte_fallback=False), True),
+  (dict(add_dummy_prefix=False), True),
+  (dict(remove_extra_whitespaces=True), True),
+  (dict(normalization_rule_name='nfkc'), False),
+  (dict(normalization_rule_name='nmt_nfkc'), False),
+  (dict(model_type='unigram'), False),
+  (dict(user_defined_symbols=['<sep>', 'def']), False),
+  (dict(treat_whitespace_as_suffix=True), False),
+  (dict(treat_whitespace_as_suffix=True, bos_id=-1), False),
+])  # fmt: skip
+def test_transformers_gives_the_ids_of_a_sentencepiece_model_that_was_saved(
+  lines, nasty, options, as_json, tmp_path
 ):
-  model = encoders.SentencePiece(trained(lines, **options))
-  as_json = encoders.Hub(model.files()['tokenizer.json'].decode())
-  assert as_json.encode(nasty) == model.encode(nasty)
+  transformers = pytest.importorskip('transformers')
+  model = trained(lines, **options)
+  (tmp_path / 'tokenizer.model').write_bytes(model)
+  config = dict(tokenizer_class='LlamaTokenizer', chat_template='{{ x }}')
+  if 'bos_id' not in options:
+    config['bos_token'] = '<s>'
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  tokens = tokenizer.load(tmp_path)
+  tokens.save(tmp_path / 'saved')
+  tokens = tokenizer.load(tmp_path / 'saved')  # what it saves is the same
+  tokens.save(tmp_path / 'saved')
+  assert (tmp_path / 'saved' / 'tokenizer.json').exists() == as_json
+  assert (tmp_path / 'saved' / 'tokenizer.model').read_bytes() == model
+  # As beside an export.
+  (tmp_path / 'saved' / 'config.json').write_text('{"model_type": "llama"}')
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'saved')
+  names = ('<s>', '</s>', '<unk>')  # which transformers takes as such
+  texts = [t for t in nasty if not any(name in t for name in names)]
+  ours = sentencepiece.SentencePieceProcessor(model_proto=model)
+  found = [theirs(t, add_special_tokens=False).input_ids for t in texts]
+  assert found == [ours.encode(t) for t in texts]
+  assert len(theirs) == tokens.vocab and theirs.chat_template == '{{ x }}'
+  begins = theirs('a').input_ids[0] == tokens.document_start
+  start = tokens.document_start is None
+  assert tokens.starts_in_transformers == (begins or start)
 
 
 def test_tokens_that_somebody_added_to_a_model_are_not_lost(small, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import jax
 import jobs
 import numpy as np
 import pytest
+import sentencepiece
 import weight_files as files
 from etils import epath
 from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
@@ -539,6 +541,31 @@ def test_tokenizer_and_generation_settings_go_in_and_out(tmp_path):
   assert kept == dict(temperature=0.6, top_p=0.9)
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert (config['bos_token_id'], config['eos_token_id']) == (256, 257)
+
+
+def test_a_unigram_model_is_exported_as_the_file_it_is(tmp_path):
+  transformers = pytest.importorskip('transformers')
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['some words of text, others too'] * 9),
+    model_writer=model, vocab_size=40, model_type='unigram', minloglevel=2,
+    hard_vocab_limit=False,
+  )  # fmt: skip
+  files.write_huggingface(tmp_path / 'hf', GQA, dict(base=1e4))
+  (tmp_path / 'hf' / 'tokenizer.model').write_bytes(model.getvalue())
+  files.write_json(
+    tmp_path / 'hf' / 'tokenizer_config.json',
+    dict(tokenizer_class='LlamaTokenizer', bos_token='<s>'),
+  )
+  lines = []
+  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
+  convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=lines.append)
+  assert any('no <s> before a text' in line for line in lines)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  ours = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+  for text in ('some  other words', ' text,', 'ö\n'):
+    found = theirs(text, add_special_tokens=False).input_ids
+    assert found == ours.encode(text)
 
 
 CHATML = {'<unused_258>': '<|im_start|>', '<unused_259>': '<|im_end|>'}

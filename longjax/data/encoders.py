@@ -138,12 +138,23 @@ class SentencePiece:
 
   def files(self, add_bos=True) -> dict[str, bytes]:
     files = {'tokenizer.model': self._model}
-    by_user = any(p.type == p.USER_DEFINED for p in self._proto.pieces)
-    if self._proto.trainer_spec.model_type == vocabularies.BPE and not by_user:
-      files |= Hub(
-        vocabularies.sentencepiece_json(self._proto, add_bos)
-      ).files()
-    return files
+    if self.is_exact_as_json():
+      made = vocabularies.sentencepiece_json(self._proto, add_bos)
+      return files | Hub(made).files()
+    # The one class of transformers that leaves all to the library: its
+    # LlamaTokenizer makes a tokenizer.json of any model, whose ids may differ.
+    return files | {'spiece.model': self._model}
+
+  def is_exact_as_json(self) -> bool:
+    """Whether the library of tokenizer.json gives the same ids."""
+    trained, normal = self._proto.trainer_spec, self._proto.normalizer_spec
+    return (
+      trained.model_type == vocabularies.BPE
+      and not any(p.type == p.USER_DEFINED for p in self._proto.pieces)
+      and not trained.treat_whitespace_as_suffix
+      and not normal.precompiled_charsmap
+      and normal.escape_whitespaces
+    )
 
 
 def from_gguf(path) -> Hub | SentencePiece:

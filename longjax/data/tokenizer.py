@@ -37,7 +37,7 @@ TURN_END = re.compile(
 )
 # Written again as they were found: a tokenizer is more than the ids it gives.
 FILES = (
-  'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json',
+  'tokenizer.json', 'tokenizer.model', 'spiece.model', 'tokenizer_config.json',
   'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja',
 )  # fmt: skip
 HEAD_BYTES = 1 << 12  # of a file, to tell what it is
@@ -134,27 +134,40 @@ class Tokenizer:
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     files = self._encoder.files(self.document_start is not None)
-    whole = 'tokenizer.json' in files
+    settings = self.settings
     config = dict(
-      tokenizer_class='PreTrainedTokenizerFast' if whole else 'LlamaTokenizer',
-      bos_token=self.settings.bos or None,
-      eos_token=self.settings.eos or None,
+      tokenizer_class='PreTrainedTokenizerFast',
+      bos_token=settings.bos or None,
+      eos_token=settings.eos or None,
       clean_up_tokenization_spaces=False,
     )
-    if self.settings.pad:
-      config['pad_token'] = self.settings.pad
+    for name in ('pad_token', 'chat_template'):
+      if value := getattr(settings, name.removesuffix('_token')):
+        config[name] = value
     for name in ('add_bos', 'add_eos'):
-      if (value := getattr(self.settings, name)) is not None:
+      if (value := getattr(settings, name)) is not None:
         config[f'{name}_token'] = value
-    if self.chat_template:
-      config['chat_template'] = self.chat_template
+    theirs = self._files
+    if 'tokenizer.json' not in theirs:  # its authors' class is for other files
+      config = json.loads(theirs.get('tokenizer_config.json', '{}')) | config
+    if 'tokenizer.json' not in files | theirs:
+      config['tokenizer_class'] = 'BertGenerationTokenizer'  # see encoders
+      for name in ('bos', 'eos', 'pad', 'sep'):  # or it adds its own
+        config.setdefault(f'{name}_token', None)
     text = json.dumps(config, indent=2) + '\n'
     files['tokenizer_config.json'] = text.encode()
-    files |= self._files
+    kept = 'tokenizer.json' in theirs
+    files = files | theirs if kept else theirs | files
     for stale in set(FILES) - set(files):
       (directory / stale).unlink(missing_ok=True)
     for name, content in files.items():
       (directory / name).write_bytes(content)
+
+  @property
+  def starts_in_transformers(self) -> bool:
+    """Whether a text begins alike in what transformers reads from `save`."""
+    files = self._encoder.files() | self._files
+    return 'tokenizer.json' in files or self.document_start is None
 
   @functools.cached_property
   def digest(self) -> str:

@@ -125,13 +125,11 @@ def sentencepiece_json(proto, add_bos=True) -> str:
   """The tokenizer.json of a SentencePiece BPE model, for transformers.
 
   Args:
-    proto: a ModelProto without pieces that its user defined: around these the
-      libraries disagree.
+    proto: a ModelProto that encoders.SentencePiece.is_exact_as_json takes.
     add_bos: whether a text begins with bos.
 
   Returns:
-    JSON that gives SentencePiece's own ids. Only a model that maps characters
-    (nmt_nfkc) but keeps all spaces differs, at control characters and '\\r\\n'.
+    JSON that gives SentencePiece's own ids.
   """
   pieces, spec = proto.pieces, proto.normalizer_spec
   ids = {piece.piece: i for i, piece in enumerate(pieces)}
@@ -146,8 +144,6 @@ def sentencepiece_json(proto, add_bos=True) -> str:
     )
   )
   steps: list = []
-  if spec.precompiled_charsmap:
-    steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
   if spec.remove_extra_whitespaces:
     steps.append(normalizers.Replace(Regex(r'\A +'), ''))
     steps.append(normalizers.Replace(Regex(' {2,}'), ' '))

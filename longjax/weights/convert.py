@@ -179,7 +179,12 @@ def to_huggingface(
       tensor_files.write_json(made / name, value)
     if tokens:
       tokens.save(made)
-      directories.copy_files(kept, made, tokenizer.FILES)
+      if not tokens.starts_in_transformers:
+        log(
+          "the tokenizer is exported as SentencePiece's model, since a "
+          'tokenizer.json would give other ids; transformers puts no '
+          f'{tokens.settings.bos} before a text with it, so add that'
+        )
     writer = tensor_files.Writer(made, metadata['model'], dtypes, shard_bytes)
     _Export(root / str(step), metadata, writer, log).run()
 
@@ -279,12 +284,11 @@ def _import_tokenizer(path, made, vocab, log) -> str | None:
     raise errors.InputError(
       f'{path}: its tokenizer has {found.vocab} ids, the model only {vocab}'
     )
-  found.save(made / 'tokenizer')
   if directory:
     for name in tokenizer.FILES:
       if (root / name).is_file():
         tensor_files.inside(root, name)
-    directories.copy_files(root, made / 'tokenizer', tokenizer.FILES)
+  found.save(made / 'tokenizer')
   return found.digest
 
 
