@@ -122,6 +122,8 @@ def archive():
     ('cut_csv', CSV[:-9], 'end of data'),
     ('odd_csv', 'text,id\na\n', '1 fields for 2 columns'),
     ('two_csv', 'text,text\na,b\n', 'two columns'),
+    ('semi_csv', 'id;text\n1;a\n', "separated by ';'"),
+    ('squad_json', '{"v": "1", "data": [{"a": 1}]}', "'data'; exclude"),
   ],
 )
 def test_what_is_no_document_is_refused_by_name(name, content, fact, tmp_path):
@@ -165,7 +167,9 @@ def test_a_folder_of_the_hub_gives_its_records(tmp_path):
 
 
 def test_readmes_of_text_are_documents(tmp_path):
-  assert texts(write(tmp_path, README_md='one', b_txt='two')) == ['one', 'two']
+  root = write(tmp_path, README_md='one', b_txt='two')
+  assert texts(root) == ['one', 'two']
+  refused(root, "split='train'", split='train')
 
 
 def test_a_cache_of_the_hub_is_read_through_its_links(tmp_path):

@@ -289,6 +289,11 @@ def _csv(delimiter: str) -> Callable[[Any, Options], Iterator]:
       columns = [c.removeprefix('\ufeff') for c in next(table, [])]
       if len(set(columns)) < len(columns):
         raise ValueError(f'two columns of one name in {", ".join(columns)}')
+      if len(columns) == 1 and (by := set(columns[0]) & set(';\t|,')):
+        raise ValueError(
+          f'one column {columns[0]!r}: separated by {min(by)!r}, not by '
+          f'{delimiter!r}'
+        )
       row = None
       for row in table:
         if not row:

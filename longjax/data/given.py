@@ -62,7 +62,8 @@ def lacks(record: Mapping, field: str, kind: type, each: type | None = None):
     return f'a record whose field {field!r} is {value}, not {needed}'
   fit = [k for k, v in record.items() if _fits(v, kind, each)]
   fit.sort(key=lambda key: -len(record[key]))
-  cure = f': set text={fit[0]!r}' if fit else ''
+  nested = kind is str and any(_fits(v, list, None) for v in record.values())
+  cure = f': set text={fit[0]!r}' if fit and not nested else ''
   return f'without a field {field!r}, but has {found}{cure}'
 
 

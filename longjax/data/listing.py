@@ -127,6 +127,11 @@ def list_files(name, settings) -> Listing:
     files, described = _without_metadata(title, files)
     left_out += described
     files = _of_one_split(title, files, saved, settings)
+  elif settings['split']:
+    raise errors.InputError(
+      f'{title}: {settings["path"]} has no files of records, which '
+      f'split={settings["split"]!r} needs'
+    )
   return Listing(sorted(files), sorted(left_out))
 
 
