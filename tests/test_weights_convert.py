@@ -568,12 +568,13 @@ def test_a_unigram_model_is_exported_as_the_file_it_is(tmp_path):
     assert found == ours.encode(text)
 
 
+CHATTY = GQA | dict(vocab=384, layers=1)
 CHATML = {'<unused_258>': '<|im_start|>', '<unused_259>': '<|im_end|>'}
 
 
 def released_chat_model(directory):
   """Weights whose tokenizer has ChatML's marks, a pad token and a template."""
-  files.write_huggingface(directory, GQA | dict(vocab=384), dict(base=1e4))
+  files.write_huggingface(directory, CHATTY, dict(base=1e4))
   tokenizer.load('bytes').save(directory)
   text = (directory / 'tokenizer.json').read_text()
   for name, mark in CHATML.items():
@@ -600,8 +601,8 @@ def test_what_was_released_survives_import_training_and_export(
   config = tiny.get_config()
   config.update_from_flattened_dict(
     jobs.SMALL
-    | {f'model.{key}': value for key, value in GQA.items()}
-    | {'model.vocab': 384, 'model.rope.base': 1e4, 'mesh.seq': 1}
+    | {f'model.{key}': value for key, value in CHATTY.items()}
+    | {'model.rope.base': 1e4, 'mesh.seq': 1}
     | {'train.steps': 1, 'weights': str(tmp_path / 'imported')}
   )
   config.data.sources = dict(

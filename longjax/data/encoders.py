@@ -38,8 +38,8 @@ class Settings(NamedTuple):
 
   def over(self, other):
     """These, and `other` where they say nothing."""
-    both = zip(self, other)
-    return Settings(*(b if a in ('', None) else a for a, b in both))
+    said = {k: v for k, v in self._asdict().items() if v not in ('', None)}
+    return other._replace(**said)
 
 
 UNSAID = Settings()

@@ -300,9 +300,9 @@ def _settings_beside(path) -> encoders.Settings:
       if file.is_file():
         settings |= json.loads(file.read_text('utf-8'))
     names = (settings.get(f'{x}_token') or '' for x in ('bos', 'eos', 'pad'))
-    special = [n if isinstance(n, str) else n['content'] for n in names]
-    adds = [settings.get(f'add_{x}_token') for x in ('bos', 'eos')]
-    for value in adds:
+    bos, eos, pad = (n if isinstance(n, str) else n['content'] for n in names)
+    add_bos, add_eos = (settings.get(f'add_{x}_token') for x in ('bos', 'eos'))
+    for value in (add_bos, add_eos):
       if value not in (None, True, False):
         raise ValueError(f'add_bos_token or add_eos_token is {value!r}')
     template = settings.get('chat_template') or ''
@@ -313,7 +313,7 @@ def _settings_beside(path) -> encoders.Settings:
       template = file.read_text('utf-8')
   except (ValueError, TypeError, KeyError) as error:
     raise errors.InputError(f'{file}: not a {file.name} ({error})') from error
-  return encoders.Settings(*special, template, *adds)
+  return encoders.Settings(bos, eos, pad, template, add_bos, add_eos)
 
 
 def _without_surrogates(text: str) -> str:
