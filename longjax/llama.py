@@ -417,7 +417,18 @@ def head(params, config: Llama):
 
 
 def nll(params, config: Llama, batch: Batch, *, chunk=1024, mesh=None):
-  """Negative log-likelihood of each target, [batch, seq] float32, in nats."""
+  """Negative log-likelihood of each target, [batch, seq] float32, in nats.
+
+  Raises:
+    ValueError: seq is no multiple of the mesh axis 'seq'.
+  """
+  length = batch.tokens.shape[1]
+  n = 1 if mesh is None else mesh.shape['seq']
+  if length % n:
+    raise ValueError(
+      f"rows of {length} tokens do not divide over mesh axis 'seq' of {n} "
+      f'devices; pad them to {length + -length % n}, as segment 0'
+    )
   x = hidden(params, config, batch, mesh)
   return losses(params, config, x, batch.targets, chunk=chunk, mesh=mesh)
 

@@ -29,6 +29,34 @@ def test_a_mesh_with_explicit_axes_will_do():
   cases.check(cases.compiled(mesh=mesh)(case), cases.expected(case))
 
 
+@pytest.mark.parametrize('strategy', ['ring', 'hybrid', 'decode'])
+def test_the_mesh_of_the_context_will_do(strategy):
+  """Given or not, inside the caller's jit, grad, checkpoint and vmap."""
+  case = cases.draw(cases.ids_of(np.stack([cases.packed(8, 8)] * 2)), 4, 2, 8)
+  want = cases.expected(case)
+  explicit = jax.make_mesh((2, 4), ('data', 'seq'))
+  for mesh in (explicit, jax.sharding.Mesh(explicit.devices, ('data', 'seq'))):
+    for given in (None, mesh):
+      attend = functools.partial(
+        attention.attend, strategy=strategy, mesh=given, block=8
+      )
+
+      def one(*row, attend=attend):
+        q, k, v, *ids = jax.tree.map(lambda x: x[None], row)
+        return attend(q, k, v, *ids)[0]
+
+      def loss(*qkv, one=one):
+        out = jax.vmap(one)(*qkv, *case[4:])
+        return (out * case.dout).sum(), out
+
+      with jax.set_mesh(mesh):
+        grads, out = jax.jit(
+          jax.grad(jax.checkpoint(loss), (0, 1, 2), has_aux=True),
+          compiler_options=cases.FAST_COMPILE,
+        )(*case[:3])
+      cases.check(dict(zip(cases.NAMES, (out, *grads))), want, strategy)
+
+
 def test_64_bit_jax_computes_the_same():
   case = cases.draw(cases.ids_of(cases.packed(40, 56)[None]), 6, 2, 16)
   with jax.enable_x64(True):

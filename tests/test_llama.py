@@ -435,3 +435,9 @@ def test_params_of_another_config_are_refused():
 def test_what_is_no_token_id_is_refused(tokens):
   with pytest.raises(ValueError, match='tokens are ids'):
     one_document(tokens)
+
+
+def test_a_row_that_the_mesh_does_not_divide_is_refused(make_mesh):
+  batch = one_document(np.zeros((2, 30), int))
+  with pytest.raises(ValueError, match=r"30 .*'seq' of 4 .* 32"):
+    llama.nll({}, None, batch, mesh=make_mesh(2, 4))

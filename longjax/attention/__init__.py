@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax._src.mesh import get_concrete_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from longjax.attention.blocks import AttentionOptions
@@ -95,8 +95,8 @@ def attend(
     q_ids, kv_ids: Ids of [batch, seq] and [batch, kv_seq].
     strategy: a key of STRATEGIES.
     mesh: devices over which `axis` shards both sequences and the other axes
-      the batch (where it divides); None is one device. `decode` shards only
-      the keys.
+      the batch (where it divides). None is the mesh of `jax.set_mesh` where
+      that has `axis`, else one device. `decode` shards only the keys.
     axis: mesh axis of the sequence.
     block: keys per block of the computation.
     window: tokens back that a query attends to, itself included; 0 is all.
@@ -111,6 +111,8 @@ def attend(
     ValueError: unknown strategy or kernel, or shapes that do not fit.
   """
   q_ids, kv_ids = Ids(*q_ids), Ids(*kv_ids)
+  context = jax.sharding.get_abstract_mesh()
+  mesh = _context_mesh(context, axis) if mesh is None else mesh
   options = AttentionOptions(kernel or _default_kernel(mesh), block, window)
   _check_options(strategy, options)
   _check_shapes(q, k, v, q_ids, kv_ids)
@@ -129,15 +131,47 @@ def attend(
   q_spec = P(rows) if replicates_queries else kv_spec
   q, q_ids = (q, q_ids) if replicates_queries else _padded((q, q_ids), n)
   k, v, kv_ids = _padded((k, v, kv_ids), n)
-  out = jax.shard_map(
+  mesh = _with_auto_axes(mesh)
+  sharded = jax.shard_map(
     functools.partial(run, axis=axis),
-    mesh=_with_auto_axes(mesh),
+    mesh=mesh,
     in_specs=(q_spec, kv_spec, kv_spec, q_spec, kv_spec),
     out_specs=q_spec,
     # JAX cannot check what varies inside an interpreted kernel (0.10, 0.12).
     check_vma=options.kernel != 'interpret',
-  )(q, k, v, q_ids, kv_ids)
+  )
+  if not context.empty:
+    sharded = _within(mesh, sharded, context)
+  out = sharded(q, k, v, q_ids, kv_ids)
   return out[:, :seq]
+
+
+def _context_mesh(context, axis):
+  """The mesh of `jax.set_mesh`, or None inside a caller's shard_map."""
+  if axis not in context.axis_names or context.manual_axes:
+    return None
+  # jax.sharding.get_mesh refuses to answer while a caller is traced (0.10).
+  mesh = get_concrete_mesh()
+  return context if mesh.empty else mesh
+
+
+def _within(mesh, function, context) -> Callable:
+  """The function, which is of a mesh that need not be that of the context.
+
+  JAX wants the two to be the same, also where only names or types of the axes
+  differ: those that `exchange_size` splits, and those that are Explicit.
+  """
+  abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
+
+  def call(*arrays):
+    with jax.sharding.use_abstract_mesh(abstract):
+      return function(*arrays)
+
+  if not context.explicit_axes:
+    return call
+  return lambda q, *rest: jax.sharding.auto_axes(
+    call, out_sharding=jax.typeof(q).sharding.spec
+  )(q, *rest)
 
 
 def _default_kernel(mesh) -> str:
@@ -157,10 +191,12 @@ def _row_axes(mesh, axis, batch):
 def _split_axis(mesh, axis, size):
   """The mesh with `axis` as two: a ring of groups of `size` neighbours."""
   at = mesh.axis_names.index(axis)
-  before, n, after = np.split(mesh.devices.shape, [at, at + 1])
-  devices = mesh.devices.reshape(*before, n[0] // size, size, *after)
-  names = mesh.axis_names[:at], mesh.axis_names[at + 1 :]
-  return Mesh(devices, (*names[0], RING, HEADS, *names[1]))
+  sizes, names = list(mesh.axis_sizes), list(mesh.axis_names)
+  sizes[at : at + 1] = sizes[at] // size, size
+  names[at : at + 1] = RING, HEADS
+  if isinstance(mesh, AbstractMesh):
+    return _auto_mesh(mesh, sizes, names)
+  return Mesh(mesh.devices.reshape(sizes), names)
 
 
 def _check_options(strategy, options):
@@ -215,4 +251,14 @@ def _with_auto_axes(mesh):
   """The same mesh with automatic axes, which reshard what does not fit."""
   if all(t == AxisType.Auto for t in mesh.axis_types):
     return mesh
+  if isinstance(mesh, AbstractMesh):
+    return _auto_mesh(mesh, mesh.axis_sizes, mesh.axis_names)
   return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _auto_mesh(mesh, sizes, names) -> AbstractMesh:
+  """The devices of an abstract mesh by other axes, all automatic."""
+  return AbstractMesh(
+    tuple(sizes), tuple(names), (AxisType.Auto,) * len(names),
+    abstract_device=mesh.abstract_device,
+  )  # fmt: skip
