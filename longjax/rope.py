@@ -83,7 +83,9 @@ class Rope:
       ),
     ):
       if not holds:
-        raise ValueError(f'rope needs {rule}; got {self}')
+        fields = [f.name for f in dataclasses.fields(self) if f.name in rule]
+        given = ', '.join(f'{f} {getattr(self, f)}' for f in fields)
+        raise ValueError(f'rope needs {rule}; got {given or self}')
 
 
 def _plain(rope, head_dim):

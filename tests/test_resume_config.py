@@ -56,3 +56,11 @@ def test_another_source_is_refused_and_a_key_of_newer_code_is_not():
     resume.check(before, now, 'run', lambda _: None)
   del now['data']['sources']['more']
   resume.check(before, now, 'run', lambda _: None)
+
+
+def test_a_key_that_the_checkpoint_lacks_had_its_default_then():
+  before = changed()
+  del before['optim']['spike_window'], before['train']['longce']
+  resume.check(before, changed(), 'run', lambda _: None)
+  with pytest.raises(InputError, match=r'optim.spike_window 128 .now 64'):
+    resume.check(before, changed(optim__spike_window=64), 'run', print)

@@ -278,7 +278,7 @@ def test_other_names_mean_the_same():
   [
     (dict(scaling='yarm'), 'yarm'),
     (dict(scaling='yarn', factor=2.0), 'original_length'),
-    (dict(factor=8.0), 'a scaling .*factor=8'),
+    (dict(factor=8.0), 'a scaling .*factor 8'),
     (dict(base=0.5), 'base > 1'),
     (dict(base=float('nan')), 'finite'),
     (dict(base=5e5, factor=float('inf')), 'finite'),

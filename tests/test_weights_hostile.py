@@ -318,7 +318,7 @@ CASES = {
     of(huggingface, rope_parameters=dict(
       ONES, rope_type='longrope', factor=4.0,
       original_max_position_embeddings=0.5)),
-    ('original_length', 'got 0'),
+    ('original_length 0',),
   ),
   # The tokenizer
   'tokenizer too large': (

@@ -4,6 +4,8 @@ Each key of longjax/config.py has `may_change`: those that say how training
 proceeds may, those that say which model learns what in which order may not.
 """
 
+import json
+
 from longjax import config as schema
 from longjax.errors import InputError
 
@@ -36,10 +38,15 @@ def check(before: dict, now: dict, workdir, log):
 def differences(before: dict, now: dict) -> dict:
   """{key: (before, now)} where they differ.
 
-  A key that only one of them has came or went with the code and is left out,
-  but not inside sources and mixtures, where users name the keys.
+  A key of the schema that a checkpoint lacks is newer than the checkpoint: its
+  value was the default. Other keys that only one of them has came or went with
+  the code and are left out, but not inside sources and mixtures, where users
+  name the keys.
   """
   old, new = schema.flat(before), schema.flat(now)
+  for name, key in schema.KEYS.items():
+    if name in new and not isinstance(key.default, type | dict):
+      old.setdefault(name, json.loads(json.dumps(key.default)))
   return {
     name: (old.get(name, ABSENT), new.get(name, ABSENT))
     for name in sorted(old | new)

@@ -281,15 +281,15 @@ class Writer:
 
 
 def _transformers_order(fields) -> list:
-  """(row, layer) of each tensor, in the order of transformers."""
-  rows = {row.path: row for row in names.rows(fields)}
-  keys = ('q', 'k', 'v', 'o', 'gate', 'up', 'down', 'attn_norm', 'mlp_norm')
-  layered = [rows[f'layers/{key}'] for key in keys]
+  """(row, layer) of each tensor, in the order of transformers: layer by layer,
+  and in a layer that of the table."""
+  rows = names.rows(fields)
+  layered = [row for row in rows if names.is_layered(row.path)]
+  embedding, *others = [row for row in rows if not names.is_layered(row.path)]
   return [
-    (rows['embedding'], None),
+    (embedding, None),
     *((row, i) for i in range(fields['layers']) for row in layered),
-    (rows['norm'], None),
-    *((rows[path], None) for path in ('head',) if path in rows),
+    *((row, None) for row in others),
   ]
 
 
