@@ -44,6 +44,10 @@ def test_the_answer_is_the_entry_of_the_key_that_is_asked(
     assert tokens.max() < 384  # ids of the byte tokenizer
 
 
+def test_the_configs_name_the_tasks_that_there_are():
+  assert base.TASKS == miniature.TASKS
+
+
 def test_tasks_have_the_entries_and_questions_that_they_say(rng):
   counts = {}
   for task in miniature.TASKS:
