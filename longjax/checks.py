@@ -89,10 +89,10 @@ def check_sequence(config, model):
       f'config.train.seq_len is {seq_len}; it must be a multiple of '
       f'config.model.group = {model.group}'
     )
-  if members > 1 and model.attention == 'blockwise':
+  if members > 1 and attention.STRATEGIES[model.attention].whole_rows:
     raise InputError(
       f'config.mesh.seq is {members}; it must be 1 with model.attention '
-      'blockwise, which needs whole rows: use ring or gather'
+      f'{model.attention}, which needs whole rows: use ring or gather'
     )
   heads = model.heads, model.kv_heads
   try:

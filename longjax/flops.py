@@ -54,19 +54,3 @@ def count_memory_pairs(config, batch, length) -> int:
     for offset in rows[row % len(rows)]
   )
   return count * length**2
-
-
-def narayanan(config, tokens, length) -> float:
-  """FLOPs of training by the count behind table 10 of arXiv:2309.16039.
-
-  That of Narayanan et al., arXiv:2104.04473, without recomputation and
-  vocabulary: a feed-forward of two 4 x embed matrices, attention over all of
-  the row. `train_step` counts what a Llama does: SwiGLU, and causal attention.
-
-  Args:
-    config: llama.Llama.
-    tokens: of the training.
-    length: of a row.
-  """
-  attention = 1 + length / (6 * config.embed)
-  return 72.0 * tokens * config.layers * config.embed**2 * attention

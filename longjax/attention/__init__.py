@@ -69,12 +69,14 @@ class Strategy(NamedTuple):
   function: Callable
   exchanges_heads: bool = False  # its axis is two: ring and exchange
   replicates_queries: bool = False  # only the keys are sharded
+  gathers_keys: bool = False  # all at once: no hops of a ring
+  whole_rows: bool = False  # its axis must have one device
 
 
 STRATEGIES = dict(
-  reference=Strategy(reference),
-  blockwise=Strategy(blockwise),
-  gather=Strategy(gather),
+  reference=Strategy(reference, gathers_keys=True),
+  blockwise=Strategy(blockwise, whole_rows=True),
+  gather=Strategy(gather, gathers_keys=True),
   ring=Strategy(ring),
   ulysses=Strategy(ulysses, exchanges_heads=True),
   hybrid=Strategy(ulysses, exchanges_heads=True),
@@ -116,20 +118,20 @@ def attend(
   options = AttentionOptions(kernel or _default_kernel(mesh), block, window)
   _check_options(strategy, options)
   _check_shapes(q, k, v, q_ids, kv_ids)
-  function, exchanges_heads, replicates_queries = STRATEGIES[strategy]
+  way = STRATEGIES[strategy]
   # By position: custom_vjp takes its static arguments so.
-  run = lambda *arrays, axis=None: function(*arrays, axis, options)
+  run = lambda *arrays, axis=None: way.function(*arrays, axis, options)
   if mesh is None:
     return run(q, k, v, q_ids, kv_ids)
   if axis not in mesh.axis_names:
     raise ValueError(f'mesh has axes {mesh.axis_names}, none is {axis!r}')
   seq, n, rows = q.shape[1], mesh.shape[axis], _row_axes(mesh, axis, q.shape[0])
-  if exchanges_heads:
+  if way.exchanges_heads:
     size = exchange_size(strategy, q.shape[2], k.shape[2], n, ulysses)
     mesh, axis = _split_axis(mesh, axis, size), (RING, HEADS)
   kv_spec = P(rows, axis)
-  q_spec = P(rows) if replicates_queries else kv_spec
-  q, q_ids = (q, q_ids) if replicates_queries else _padded((q, q_ids), n)
+  q_spec = P(rows) if way.replicates_queries else kv_spec
+  q, q_ids = (q, q_ids) if way.replicates_queries else _padded((q, q_ids), n)
   k, v, kv_ids = _padded((k, v, kv_ids), n)
   mesh = _with_auto_axes(mesh)
   sharded = jax.shard_map(

@@ -10,6 +10,7 @@ from longjax.errors import InputError
 from longjax.plan import calibration
 from longjax.plan.compile import plan
 from longjax.plan.workload import workload
+from longjax.train import optimizer
 from longjax.train import step as train_step
 
 TRIES = 4  # compiled, at some minutes each
@@ -98,10 +99,13 @@ def estimated_bytes(config) -> float:
   """HBM of a device in a step without compiling, within about 20 %."""
   model, tokens = checks.llama_config(config), local_tokens(config)
   abstract = train_step.abstract_params(config, model)
-  learning = count(lora.split(abstract, config.lora)[0])
-  moments = 12 if config.train.micro_batches > 1 else 8
+  learning = lora.split(abstract, config.lora)[0]
+  tx = optimizer.transformation(config.optim, config.train.steps)
+  held = [abstract, jax.eval_shape(tx.init, learning)]
+  if config.train.micro_batches > 1:
+    held.append(learning)  # the sum of their gradients
   return (
-    (4 * count(abstract) + learning * moments)
+    sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
     / (config.mesh.data * config.mesh.seq)
     + tokens * model.layers * saved(model)
     + working(model, tokens)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longjax import flops
-from longjax.attention import exchange_size
+from longjax.attention import STRATEGIES, exchange_size
 from longjax.batch import one_document
 from longjax.data import layout
 from longjax.errors import InputError
@@ -51,7 +51,7 @@ def workload(config, documents: str = '') -> Workload:
   local = step.seq_len // members
   block = min(model.block, local)
   work = {x: _work(config, x, members) for x in set(lengths)}
-  if model.attention == 'gather':  # all keys at once
+  if STRATEGIES[model.attention].gathers_keys:
     work = {x: w.sum(1, keepdims=True) for x, w in work.items()}
   rows = np.stack([work[x] for x in lengths])  # [row, member, hop]
   costs = [_squares(x, step.seq_len) for x in lengths]
