@@ -161,6 +161,9 @@ KEYS = {
     1024, 'between short contexts', '[1, inf)', 'tokens'),
   'train.profile_steps': free(
     (), 'steps to trace into profile/; or send SIGUSR1', each=int),
+  'train.hang_seconds': free(
+    1800, 'without a step before the run ends with code 75; 0: never',
+    '[0, inf)', 'seconds'),
   'optim.learning_rate': free(
     2e-5, 'the peak', '[0, inf)', aliases=('lr', 'max_lr', 'peak_lr')),
   'optim.schedule': free(

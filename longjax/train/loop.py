@@ -32,6 +32,7 @@ from longjax.train import (
   profiler,
   provenance,
   run_report,
+  watchdog,
 )
 from longjax.train import state as train_state
 from longjax.train import step as train_step
@@ -144,6 +145,7 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
   with (
     open_metrics(run, start.step) as writer,
     contextlib.closing(open_profiler(run)) as trace,
+    contextlib.closing(open_watchdog(run)) as watch,
   ):
     batch, placed = next(batches)
     for step in range(start.step + 1, steps + 1):
@@ -170,9 +172,11 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
       trace.after(step)
       stop = processes.any_process(run.request.stop, run.mesh)
       saver.after_step(state, step, tokens, last=stop or step == steps)
+      watch.step_done()
       if stop:
         break
-      evaluator.while_training(step, state['params'])
+      with watch.paused():
+        evaluator.while_training(step, state['params'])
   return state
 
 
@@ -296,6 +300,12 @@ def open_profiler(run: Run) -> profiler.Profiler:
   """For the steps of train.profile_steps, and SIGUSR1."""
   steps = run.config.train.profile_steps
   return profiler.Profiler(run.local / 'profile', steps, run.request, run.log)
+
+
+def open_watchdog(run: Run) -> watchdog.Watchdog:
+  """On every process, since any may be the one that still answers."""
+  # The primary may be the one that stands still: each says its own line.
+  return watchdog.Watchdog(run.config.train.hang_seconds, never_fails(print))
 
 
 def compile_step(run: Run, step_fn, abstract):
