@@ -103,8 +103,9 @@ def test_all_evaluations_that_need_no_package(trained, tmp_path):
   for heading in ('Perplexity over windows', 'LongPPL', 'Needle in a haystack',
                   'What more context is worth'):  # fmt: skip
     assert f'## {heading}' in text, heading
-  for name in ('loss_by_position', 'needle', 'power_law'):
+  for name in ('position_loss', 'needle', 'context_gain'):
     assert (tmp_path / 'plots' / f'{name}.png').stat().st_size > 5000
+    assert (tmp_path / 'plots' / f'{name}.svg').read_text().endswith('</svg>\n')
 
 
 def test_the_command_continues_a_file_and_a_prompt(
@@ -151,7 +152,7 @@ def test_sections_show_scores_intervals_and_effective_lengths(tmp_path):
   }
   (text,) = comparison.sections(stages, common.base().eval, tmp_path)
   assert '| qa_1 (stand-in) | 4,096 |' in text
-  assert '| vt | 4,096 | 50.0 (25-100, 20) | 90.0 (45-100, 20) |' in text
+  assert '| vt | 4,096 | 50.0 (25-100) | 90.0 (45-100) | +40.0 |' in text
   assert '| old | 4,096: 50.0 | 0 | 0 | 50.0 | 50.0 |' in text
   assert '| new | 4,096: 90.0 | 4,096 | 4,096 | 90.0 | 90.0 |' in text
   assert (tmp_path / 'plots' / 'ruler.png').exists()

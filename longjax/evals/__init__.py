@@ -94,10 +94,10 @@ def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
 def scalars(results: dict) -> dict[str, float]:
   """The numbers of results: {'task/length' or the like: number}."""
   return {
-    f'{name}/{tag}': value
+    f'{name}/{tag}': point.value
     for name, result in table.by_evaluation(results).items()
-    for tag, value in table.EVALUATIONS[name].scores(result).items()
-    if value is not None
+    for tag, point in table.EVALUATIONS[name].scores(result).items()
+    if point.value is not None
   }
 
 

@@ -1,10 +1,17 @@
 """REPORT.md, plots/ and results.json of models side by side."""
 
 import dataclasses
+import itertools
 import pathlib
 
 from longjax import evals
-from longjax.evals import markdown, stages, table
+from longjax.evals import figures, markdown, score, stages, table
+from longjax.evals.evaluation import means
+
+PAIRED = (
+  'Differences of the same prompts or documents, where there are several with '
+  'their paired 95 % interval.'
+)
 
 
 def write(directory, config, code: dict, about: dict, results: dict):
@@ -60,13 +67,99 @@ def sections(results: dict, options, directory) -> list[str]:
   by_name = {
     name: table.by_evaluation(found) for name, found in results.items()
   }
-  written = []
-  for key, evaluation in table.EVALUATIONS.items():
-    have = {name: found[key] for name, found in by_name.items() if key in found}
-    if have:
-      plots = pathlib.Path(directory) / 'plots'
-      written.append(evaluation.render(have, options, plots))
-  return written
+  have = {
+    key: {name: found[key] for name, found in by_name.items() if key in found}
+    for key in table.EVALUATIONS
+  }
+  return [
+    section(table.EVALUATIONS[key], mine, options, pathlib.Path(directory))
+    for key, mine in have.items() if mine
+  ]  # fmt: skip
+
+
+def section(evaluation, results: dict, options, directory) -> str:
+  """A table of the scores of models, their differences, and a figure."""
+  points = {name: evaluation.scores(found) for name, found in results.items()}
+  keys = dict.fromkeys(key for one in points.values() for key in one)
+  pairs = list(itertools.pairwise(points))
+  rows = [
+    [*label(evaluation, key),
+     *(cell(one.get(key), evaluation.percent) for one in points.values()),
+     *(difference(points[a].get(key), points[b].get(key), evaluation.percent)
+       for a, b in pairs)]
+    for key in keys
+  ]  # fmt: skip
+  head = [*evaluation.columns, *points]
+  head += [f'difference, {b} - {a}' for a, b in pairs]
+  above, below = evaluation.text(results, options)
+  stand_ins = [
+    f'Stand-in {part}: {what}.' for part, what in evaluation.stand_ins.items()
+    if any(key.split('/')[0] == part for key in keys)
+  ]  # fmt: skip
+  return markdown.section(
+    evaluation.title,
+    *above,
+    markdown.table(head, rows),
+    PAIRED if any(' to ' in row[-1] for row in rows) else '',
+    ' '.join(stand_ins),
+    *below,
+    draw(evaluation, results, points, options, directory),
+  )
+
+
+def label(evaluation, key: str) -> list[str]:
+  """The first cells of a row: the parts of a score's name."""
+  *names, last = key.rsplit('/', len(evaluation.columns) - 1)
+  mark = ' (stand-in)' * (bool(names) and names[0] in evaluation.stand_ins)
+  return [*(n + mark for n in names), f'{int(last):,}' if last.isdecimal()
+          else last]  # fmt: skip
+
+
+def cell(point, percent: bool) -> str:
+  """A score, its interval and the number of its samples, if it has them."""
+  if point is None or point.value is None:
+    return '' if point is None else '-'
+  if not percent:
+    return markdown.number(point.value)
+  count = f', {len(point.each)}' if point.each else ''
+  if point.low is None:
+    return f'{100 * point.value:.1f}' + f' ({count[2:]})' * bool(count)
+  low, high = 100 * point.low, 100 * point.high
+  return f'{100 * point.value:.1f} ({low:.0f}-{high:.0f}{count})'
+
+
+def difference(before, after, percent: bool) -> str:
+  """By how much a score differs, with the paired 95 % interval."""
+  if not before or not after or None in (before.value, after.value):
+    return ''
+  scale, form = (100, '+.1f') if percent else (1, '+.3f')
+  text = f'{scale * (after.value - before.value):{form}}'
+  reach = score.paired_interval(before.each, after.each)
+  if reach is None:
+    return text
+  low, high = (f'{scale * x:{form}}' for x in reach)
+  return f'{text} ({low} to {high})'
+
+
+def draw(evaluation, results, points, options, directory) -> str:
+  """The figure of an evaluation, in Markdown; '' if it has none."""
+  path = directory / 'plots' / f'{evaluation.name}.png'
+  if evaluation.heat:
+    maps = {
+      name: (r['length'], r['depths'], r.get('score', r.get('found')))
+      for name, r in results.items()
+    }
+    figures.heat_maps(path, maps)
+  elif evaluation.axis:
+    curves = {name: means(one) for name, one in points.items()}
+    curves = {name: one for name, one in curves.items() if one}
+    if not curves:
+      return ''
+    scale = 100 if evaluation.percent else 1
+    figures.lines(path, curves, evaluation.axis, scale, options.window)
+  else:
+    return ''
+  return f'![{evaluation.title}](plots/{path.name})'
 
 
 def not_measured(results: dict) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 
 from longjax.batch import one_document
 from longjax.errors import InputError
-from longjax.evals import evaluation, figures
-from longjax.evals.evaluation import DOCUMENTS, Evaluation, Setup
-from longjax.evals.markdown import figure, number, section, side_by_side, table
+from longjax.evals import evaluation
+from longjax.evals.evaluation import DOCUMENTS, Axis, Evaluation, Point, Setup
+from longjax.evals.markdown import table
 
 SCORED = 512  # tokens at the end of a document whose loss is measured
 PARAMETERS = ('alpha', 'beta', 'gamma')
@@ -40,11 +40,6 @@ def gain(lm, documents, contexts, scored=SCORED) -> dict:
   return dict(
     context=contexts, loss=losses, scored=scored, documents=len(documents)
   )
-
-
-def power_law(c, alpha, beta, gamma):
-  """L(c) = (alpha / c) ** beta + gamma."""
-  return (alpha / np.asarray(c, float)) ** beta + gamma
 
 
 def fit(context, loss) -> dict:
@@ -110,51 +105,27 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 
 def scores(result: dict) -> dict:
-  return dict(zip(map(str, result['context']), result['loss']))
+  return {str(c): Point(x) for c, x in zip(result['context'], result['loss'])}
 
 
-def render(gains: dict, options, plots) -> str:
-  draw(plots / 'power_law.png', gains)
-  first = next(iter(gains.values()))
+def text(gains: dict, options):
+  """What is measured, and the fits."""
   fits = [
     [name, *(_interval(fit[key]) for key in PARAMETERS),
      f'{fit["residual"]:.4f}']
     for name, gain in gains.items() if (fit := gain['fit'])
   ]  # fmt: skip
-  return section(
-    'What more context is worth',
-    f'Loss in nats of the same last {first["scored"]} tokens of '
-    f'{evaluation.describe_documents(options)}, given so many tokens before '
-    'them.',
-    side_by_side(
-      ['context'],
-      [[f'{context:,}'] for context in first['context']],
-      gains,
-      lambda gain, i: number(gain['loss'][i]),
-    ),
-    'Fit of L(c) = (alpha / c)^beta + gamma with 95 % intervals:'
-    if fits else 'No power law fits these losses.',
-    table(['', *PARAMETERS, 'residual (nats)'], fits) if fits else '',
-    figure('power law', 'power_law.png'),
-  )  # fmt: skip
-
-
-def draw(path, gains: dict):
-  """Loss over context, and the fitted law through it."""
-  with figures.figure(path) as (_, axes):
-    for name, gain in gains.items():
-      (line,) = axes.plot(
-        gain['context'], gain['loss'], marker='o', linestyle='', label=name
-      )
-      if gain['fit']:
-        law = power_law(
-          gain['context'], *(gain['fit'][key][0] for key in PARAMETERS)
-        )
-        axes.plot(gain['context'], law, color=line.get_color())
-    axes.set_xscale('log', base=2)
-    figures.finish(
-      axes, 'context before the scored tokens (tokens)', 'loss (nats per token)'
-    )
+  above = (
+    f'Loss in nats of the same last {next(iter(gains.values()))["scored"]} '
+    f'tokens of {evaluation.describe_documents(options)}, given so many tokens '
+    'before them.'
+  )
+  if not fits:
+    return [above], ['No power law fits these losses.']
+  return [above], [
+    'Fit of L(c) = (alpha / c)^beta + gamma with 95 % intervals:',
+    table(['', *PARAMETERS, 'residual (nats)'], fits),
+  ]
 
 
 def _interval(values) -> str:
@@ -164,4 +135,9 @@ def _interval(values) -> str:
   return f'{best:.3g} ({low:.3g} to {high:.3g})'
 
 
-EVALUATION = Evaluation('context_gain', DOCUMENTS, run, render, scores)
+EVALUATION = Evaluation(
+  'context_gain', 'What more context is worth', DOCUMENTS, run, scores,
+  ('context',),
+  axis=Axis('context before the scored tokens (tokens)', 'loss (nats)'),
+  text=text,
+)  # fmt: skip

@@ -4,7 +4,8 @@ An evaluation is one file with an EVALUATION, which evals/table.py lists.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,23 @@ class Setup:
     return haystack.text(self.store, self.tokenizer, most)
 
 
+class Point(NamedTuple):
+  """A score."""
+
+  value: float | None
+  low: float | None = None  # of its 95 % interval
+  high: float | None = None
+  each: tuple[float, ...] = ()  # the samples that it is the mean of
+
+
+class Axis(NamedTuple):
+  """What a figure shows: scores over the number at the end of their names."""
+
+  x: str = 'context (tokens)'
+  y: str = 'score (%)'
+  log: bool = True
+
+
 def one_result(parts: dict) -> dict:
   """{part: its results} as one result: the union."""
   return {key: x for result in parts.values() for key, x in result.items()}
@@ -74,19 +92,45 @@ class Evaluation(NamedTuple):
   """An evaluation."""
 
   name: str  # as eval.tasks and --tasks have it
+  title: str  # of its section in the report
   needs: str  # DOCUMENTS, PROSE or NOTHING
   # (language_model.LM, Setup, part) -> its results, as JSON has them.
   run: Callable
-  # ({name of a model: its results}, section `eval`, directory of figures) ->
-  # Markdown: a section of the report.
-  render: Callable
-  scores: Callable  # its results -> {'task/length' or the like: number}
+  scores: Callable  # its results -> {'task/length' or the like: Point}
+  columns: tuple[str, ...] = ('task', 'tokens')  # parts of the scores' names
+  percent: bool = False  # scores are shares
+  axis: Axis | None = None  # of its figure
+  heat: bool = False  # the figure is a map over length and depth
+  # ({name of a model: its results}, section `eval`) -> paragraphs above the
+  # table, paragraphs below it.
+  text: Callable = lambda results, options: ([], [])
   # (Setup, part): raises InputError for what could not be run.
   check: Callable = lambda setup, part: None
   parts: tuple[str, ...] = ()  # what may follow a slash: ruler/vt
-  stand_ins: tuple[str, ...] = ()  # parts whose data are invented here
+  stand_ins: Mapping[str, str] = {}  # parts whose data are invented: what is
   any_part: bool = False  # something has to follow: lm_eval/arc_easy
   merge: Callable = one_result  # {part: its results} -> results to render
+
+
+def means(points: dict) -> dict:
+  """{number at the end of a name: mean Point} where all tasks have one.
+
+  Args:
+    points: {'task/length' or 'length': Point}.
+  """
+  at, tasks = {}, {key.rpartition('/')[0] for key in points}
+  for key, point in points.items():
+    last = key.rpartition('/')[2]
+    if last.isdecimal() and point.value is not None:
+      at.setdefault(int(last), []).append(point)
+  mean = lambda xs: None if None in xs else math.fsum(xs) / len(xs)
+  return {
+    number: Point(
+      *(mean(column) for column in list(zip(*found))[:3])  # pyright: ignore
+    )
+    for number, found in sorted(at.items())
+    if len(found) == len(tasks)
+  }
 
 
 def describe_documents(options) -> str:

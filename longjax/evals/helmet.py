@@ -8,7 +8,7 @@ say what a label means. The questions are made from patterns, not TREC's.
 
 import uuid
 
-from longjax.evals import prompts, ruler, score
+from longjax.evals import evaluation, prompts, ruler, score
 from longjax.evals.prompts import Source, Task
 
 KV = (
@@ -85,15 +85,18 @@ TASKS = dict(
 RECALL = ('json_kv', 'niah_multikey_2', 'niah_multikey_3', 'niah_multivalue')
 
 
-def recall(results: dict, plots) -> str:
+def recall(results: dict) -> list[str]:
   """The mean of the recall tasks, of models that did all of them."""
   lines = []
   for name, tasks in results.items():
     if all(task in tasks for task in RECALL):
-      at = prompts.means({task: tasks[task] for task in RECALL})
-      means = (f'{100 * mean:.1f} at {n:,}' for n, (mean, _, _) in at.items())
+      own = prompts.points({task: tasks[task] for task in RECALL})
+      means = (
+        f'{100 * mean.value:.1f} at {n:,}'
+        for n, mean in evaluation.means(own).items()
+      )
       lines.append(f'{name}: {", ".join(means)}')
-  return f'Recall: {"; ".join(lines)}.' if lines else ''
+  return [f'Recall: {"; ".join(lines)}.'] if lines else []
 
 
 def _question(rng, words, kind: int) -> str:

@@ -9,8 +9,7 @@ import math
 import numpy as np
 
 from longjax.batch import one_document
-from longjax.evals.evaluation import DOCUMENTS, Evaluation, Setup
-from longjax.evals.markdown import number, section, table
+from longjax.evals.evaluation import DOCUMENTS, Evaluation, Point, Setup
 
 SHORT = 4096  # tokens of the short context
 STRIDE = 1024  # tokens scored with one short context
@@ -86,23 +85,22 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 
 def scores(result: dict) -> dict:
-  return {key: result[key] for key in ('longppl', 'perplexity')}
+  return {key: Point(result[key]) for key in ('longppl', 'perplexity')}
 
 
-def render(results: dict, options, plots) -> str:
-  rows = [
-    [name, number(r['longppl']), number(r['perplexity']),
-     f'{r["key_tokens"]:,} of {r["tokens"]:,}']
-    for name, r in results.items()
-  ]  # fmt: skip
+def text(results: dict, options):
   first = next(iter(results.values()))
-  return section(
-    'LongPPL',
+  above = (
     'Each model finds its own key tokens (the paper takes a strong one), with '
     f'a short context of {first["short"]:,} tokens and steps of '
-    f'{first["stride"]:,}.',
-    table(['', 'LongPPL', 'perplexity', 'key tokens'], rows),
+    f'{first["stride"]:,}.'
   )
+  found = (
+    f'{r["key_tokens"]:,} of {r["tokens"]:,} by {n}' for n, r in results.items()
+  )
+  return [above], [f'Key tokens: {", ".join(found)}.']
 
 
-EVALUATION = Evaluation('longppl', DOCUMENTS, run, render, scores)
+EVALUATION = Evaluation(
+  'longppl', 'LongPPL', DOCUMENTS, run, scores, ('perplexity of',), text=text
+)

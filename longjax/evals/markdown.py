@@ -7,22 +7,6 @@ def table(head, rows) -> str:
   return '\n'.join('| ' + ' | '.join(map(str, x)) + ' |' for x in lines)
 
 
-def side_by_side(head, keys, results: dict, cell) -> str:
-  """A table with a column for each model.
-
-  Args:
-    head: of the first columns.
-    keys: what these have, a list for each row.
-    results: {name of a model: its results}.
-    cell: (results, number of the row) -> text.
-  """
-  rows = [
-    [*key, *(cell(result, i) for result in results.values())]
-    for i, key in enumerate(keys)
-  ]
-  return table([*head, *results], rows)
-
-
 def number(value) -> str:
   """Three decimals, '-' for none."""
   return '-' if value is None else f'{value:.3f}'
@@ -31,10 +15,6 @@ def number(value) -> str:
 def section(title: str, *paragraphs: str) -> str:
   """Paragraphs under a heading, without those that are empty."""
   return '\n\n'.join([f'## {title}', *filter(None, paragraphs)])
-
-
-def figure(name: str, file: str) -> str:
-  return f'![{name}](plots/{file})'
 
 
 def bullets(lines) -> str:

@@ -10,9 +10,8 @@ import statistics
 import numpy as np
 
 from longjax.errors import InputError
-from longjax.evals import evaluation, figures, prompts
-from longjax.evals.evaluation import PROSE, Evaluation, Setup
-from longjax.evals.markdown import figure, section, side_by_side
+from longjax.evals import evaluation, prompts
+from longjax.evals.evaluation import PROSE, Evaluation, Point, Setup
 
 NEEDLE = (
   '\nThe best thing to do in San Francisco is eat a sandwich and sit in '
@@ -78,44 +77,17 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 def scores(result: dict) -> dict:
   return {
-    str(length): statistics.fmean(row)
+    str(length): Point(statistics.fmean(row), each=tuple(row))
     for length, row in zip(result['length'], result['score'])
   }
 
 
-def render(maps: dict, options, plots) -> str:
-  draw(plots / 'needle.png', maps)
-  first = next(iter(maps.values()))
-  return section(
-    'Needle in a haystack',
+def text(maps: dict, options):
+  above, below = prompts.map_text(maps, options)
+  return [
     'Share of the keywords in the answer in percent (not the judge of the '
-    f'original), mean of {len(first["depths"])} depths, one try each; the '
-    f'haystack is {evaluation.sources(options)}.',
-    side_by_side(
-      ['tokens'],
-      [[f'{length:,}'] for length in first['length']],
-      maps,
-      lambda result, i: f'{100 * np.mean(result["score"][i]):.0f}',
-    ),
-    figure('needle', 'needle.png'),
-  )
-
-
-def draw(path, maps: dict):
-  """Needles found by context length and depth, from 0 (red) to 1 (green)."""
-  with figures.figure(path, len(maps)) as (drawn, axes):
-    axes = np.atleast_1d(axes)
-    for ax, (name, result) in zip(axes, maps.items()):
-      columns = list(zip(*result['score']))  # [depths, lengths]
-      image = ax.imshow(columns, vmin=0, vmax=1, cmap='RdYlGn', aspect='auto')
-      ax.set_title(name)
-      lengths = [f'{n:,}' for n in result['length']]
-      depths = [f'{d:.0%}' for d in result['depths']]
-      ax.set_xticks(range(len(lengths)), lengths)
-      ax.set_yticks(range(len(depths)), depths)
-      ax.set_xlabel('context (tokens)')
-      ax.set_ylabel('depth of the needle')
-    drawn.colorbar(image, ax=axes, label='share of the keywords')
+    f'original); the haystack is {evaluation.sources(options)}.', *above
+  ], below  # fmt: skip
 
 
 def _parts(tokenizer, text):
@@ -148,4 +120,7 @@ def _after_a_sentence(tokenizer, hay, at: int) -> int:
   return at
 
 
-EVALUATION = Evaluation('needle', PROSE, run, render, scores, check)
+EVALUATION = Evaluation(
+  'needle', 'Needle in a haystack', PROSE, run, scores, ('tokens',),
+  percent=True, heat=True, text=text, check=check,
+)  # fmt: skip

@@ -13,8 +13,7 @@ import numpy as np
 
 from longjax.errors import InputError
 from longjax.evals import prompts
-from longjax.evals.evaluation import NOTHING, Evaluation, Setup
-from longjax.evals.markdown import section, side_by_side
+from longjax.evals.evaluation import NOTHING, Evaluation, Point, Setup
 from longjax.evals.prompts import Source, Task
 
 INTRO = (
@@ -128,27 +127,15 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 def scores(result: dict) -> dict:
   return {
-    str(length): statistics.fmean(row)
+    str(length): Point(statistics.fmean(row), each=tuple(map(float, row)))
     for length, row in zip(result['length'], result['found'])
   }
 
 
-def render(results: dict, options, plots) -> str:
-  first = next(iter(results.values()))
-  depths = ', '.join(f'{d:.0%}' for d in first['depths'])
-  return section(
-    'Passkey',
-    f'Keys found, one try at each depth ({depths}).',
-    side_by_side(
-      ['tokens'],
-      [[f'{length:,}'] for length in first['length']],
-      results,
-      lambda r, i: f'{sum(r["found"][i])}/{len(r["found"][i])}',
-    ),
-  )
-
-
-EVALUATION = Evaluation('passkey', NOTHING, run, render, scores, check)
+EVALUATION = Evaluation(
+  'passkey', 'Passkey', NOTHING, run, scores, ('tokens',), percent=True,
+  heat=True, text=prompts.map_text, check=check,
+)  # fmt: skip
 TASKS = dict(passkey_original=Task(original, 10, first_number))
 ORIGINAL = prompts.evaluation(
   'passkey_original', 'The original passkey prompt', TASKS, needs=NOTHING

@@ -22,8 +22,7 @@ import numpy as np
 from longjax.batch import one_document
 from longjax.errors import InputError
 from longjax.evals import evaluation
-from longjax.evals.evaluation import DOCUMENTS, Evaluation, Setup
-from longjax.evals.markdown import number, section, side_by_side
+from longjax.evals.evaluation import DOCUMENTS, Evaluation, Point, Setup
 
 STRIDE = 256  # of the papers
 
@@ -142,27 +141,23 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 def scores(result: dict) -> dict:
   return {
-    f'{mode}/{length}': value
+    f'{mode}/{length}': Point(value)
     for mode in MODES
     for length, value in zip(result['length'], result[mode])
   }
 
 
-def render(results: dict, options, plots) -> str:
-  first = next(iter(results.values()))
-  keys = [(i, mode) for i in range(len(first['length'])) for mode in MODES]
-  return section(
-    'Perplexity over windows',
-    f'Stride {first["stride"]} tokens, at most all but one of the window; '
+def text(results: dict, options):
+  stride = next(iter(results.values()))['stride']
+  above = (
+    f'Stride {stride} tokens, at most all but one of the window; '
     f'{evaluation.describe_documents(options)} of {options.length:,} tokens. '
-    'The modes are those of longjax/evals/perplexity.py: compare within one.',
-    side_by_side(
-      ['window', 'mode'],
-      [[f'{first["length"][i]:,}', mode] for i, mode in keys],
-      results,
-      lambda result, row: number(result[keys[row][1]][keys[row][0]]),
-    ),
+    'The modes are those of longjax/evals/perplexity.py: compare within one.'
   )
+  return [above], []
 
 
-EVALUATION = Evaluation('perplexity', DOCUMENTS, run, render, scores, check)
+EVALUATION = Evaluation(
+  'perplexity', 'Perplexity over windows', DOCUMENTS, run, scores,
+  ('mode', 'window'), text=text, check=check,
+)  # fmt: skip

@@ -4,14 +4,12 @@ Mean negative log-likelihood over documents at least as long as the row, in
 buckets of position (arXiv:2309.16039, figure 9; arXiv:2410.02660, section 2).
 """
 
-import itertools
-
 import numpy as np
 
 from longjax.data import pack
-from longjax.evals import evaluation, figures
-from longjax.evals.evaluation import DOCUMENTS, Evaluation, Setup
-from longjax.evals.markdown import figure, number, section, side_by_side, table
+from longjax.evals import evaluation
+from longjax.evals.evaluation import DOCUMENTS, Axis, Evaluation, Point, Setup
+from longjax.evals.markdown import number, table
 
 BUCKETS = 16
 
@@ -61,66 +59,29 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 
 def scores(result: dict) -> dict:
-  return dict(zip(map(str, result['end']), result['loss']))
+  return {str(end): Point(x) for end, x in zip(result['end'], result['loss'])}
 
 
-def render(curves: dict, options, plots) -> str:
-  ends = next(iter(curves.values()))['end']
-  window = options.window if options.window < ends[-1] else 0
-  draw(plots / 'loss_by_position.png', curves, window)
-  keys = [
-    [f'{start:,} - {end:,}' + (' *' if window and start >= window else '')]
-    for start, end in zip([0, *ends], ends)
-  ]
-  return section(
-    'Loss by position',
-    'Mean negative log-likelihood in nats on '
-    f'{evaluation.describe_documents(options)} of {ends[-1]:,} tokens.',
-    side_by_side(
-      ['position'], keys, curves, lambda curve, i: number(curve['loss'][i])
-    ),
-    f'\\* past the trained window of {window:,} tokens.' if window else '',
-    figure('loss by position', 'loss_by_position.png'),
-    changes(curves, options.window) if len(curves) > 1 else '',
-  )
-
-
-def changes(curves: dict, window: int) -> str:
-  """What each model adds to the one before, inside and past the window."""
-  names, end = list(curves), next(iter(curves.values()))['end'][-1]
-  spans = [(0, end)]
+def text(curves: dict, options):
+  """What is measured, and means inside and past the trained window."""
+  end = next(iter(curves.values()))['end'][-1]
+  window, spans = options.window, [(0, end)]
   if 0 < window < end:
     spans = [(0, window), (window, end), (end - end // 4, end)]
-  rows, last = [], ''
-  for start, stop in spans:
-    means = [mean(c, start, stop) for c in curves.values()]
-    steps = [f'{b - a:+.3f}' for a, b in itertools.pairwise(means)]
-    cells = [f'{b:.3f} ({step})' for b, step in zip(means[1:], steps)]
-    last = ', '.join(f'{step} by {n}' for n, step in zip(names[1:], steps))
-    rows.append([f'{start:,} - {stop:,}', f'{means[0]:.3f}', *cells])
-  return (
-    '### What each part contributes\n\n'
-    'In brackets: the change against the column before.\n\n'
-    + table(['position', *names], rows)
-    + f'\n\nAt positions {rows[-1][0]}: {last}.'
+  rows = [
+    [f'{a:,} - {b:,}', *(number(mean(c, a, b)) for c in curves.values())]
+    for a, b in spans
+  ]
+  above = (
+    'Mean negative log-likelihood in nats on '
+    f'{evaluation.describe_documents(options)} of {end:,} tokens, up to each '
+    'position.'
   )
+  return [above], [table(['positions', *curves], rows)]
 
 
-def draw(path, curves: dict, window: int):
-  """Lines of loss over position; the old window is marked."""
-  with figures.figure(path) as (_, axes):
-    for name, curve in curves.items():
-      starts = [0, *curve['end'][:-1]]
-      middle = [(a + b) / 2 for a, b in zip(starts, curve['end'])]
-      axes.plot(middle, curve['loss'], marker='o', markersize=3, label=name)
-    if window:
-      axes.axvline(window, color='grey', linestyle='--')
-      axes.text(
-        window, axes.get_ylim()[1], ' trained window', va='top', color='grey'
-      )
-    figures.finish(
-      axes, 'position in the document (tokens)', 'loss (nats per token)'
-    )
-
-
-EVALUATION = Evaluation('position_loss', DOCUMENTS, run, render, scores)
+EVALUATION = Evaluation(
+  'position_loss', 'Loss by position', DOCUMENTS, run, scores, ('position',),
+  axis=Axis('position in the document (tokens)', 'loss (nats)', False),
+  text=text,
+)  # fmt: skip

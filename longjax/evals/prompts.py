@@ -6,7 +6,6 @@ prompt and answer fill a context length, counted in the model's own tokens.
 `evaluation` makes an evaluation of such tasks.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,9 +13,12 @@ import numpy as np
 
 from longjax.errors import InputError
 from longjax.evals import score, word_lists
-from longjax.evals.evaluation import PROSE, Evaluation, Setup
-from longjax.evals.markdown import section, table
+from longjax.evals.evaluation import PROSE, Axis, Evaluation, Point, Setup
 from longjax.inference import generate
+
+INTERVALS = (
+  'In percent, with the 95 % binomial interval and the number of samples.'
+)
 
 
 class Source(NamedTuple):
@@ -133,7 +135,7 @@ def scores(lm, tokenizer, task: Task, made: list[Sample]) -> list[float]:
 
 def evaluation(
   name: str, title: str, tasks: dict[str, Task], needs=PROSE, lists=False,
-  summary: Callable = lambda results, plots: '',
+  summary: Callable = lambda results: [],
 ) -> Evaluation:  # fmt: skip
   """An Evaluation that puts the prompts of tasks at each of eval.lengths.
 
@@ -143,8 +145,7 @@ def evaluation(
     tasks: {name: Task}.
     needs: what evals.evaluation.Evaluation needs.
     lists: whether prompts are made of words from lists, too.
-    summary: ({model: {task: its scores by length}}, directory of figures) ->
-      Markdown below the table.
+    summary: {name of a model: its results} -> paragraphs below the table.
   """
 
   def source(setup: Setup) -> Source:
@@ -171,14 +172,11 @@ def evaluation(
       for key, task in asked(part).items()
     }
 
-  def render(results: dict, options, plots) -> str:
-    shown = score_table(results, tasks)
-    return section(title, *shown, summary(results, plots))
-
   return Evaluation(
-    name, needs, run, render, by_task, check,
+    name, title, needs, run, points, percent=True, axis=Axis(),
+    text=lambda results, options: ([INTERVALS], summary(results)), check=check,
     parts=tuple(tasks) if len(tasks) > 1 else (),
-    stand_ins=tuple(key for key, task in tasks.items() if task.stand_in),
+    stand_ins={k: task.stand_in for k, task in tasks.items() if task.stand_in},
   )  # fmt: skip
 
 
@@ -197,55 +195,18 @@ def at_length(lm, setup: Setup, name, task: Task, of: Source, length) -> dict:
   return dict(length=int(length), tokens=least) | score.summary(found)
 
 
-def by_task(results: dict) -> dict:
-  """{'task/length': score} of {task: its scores by length}."""
+def points(results: dict) -> dict:
+  """{'task/length': Point} of {task: its scores by length}."""
   return {
-    f'{name}/{x["length"]}': x['score']
-    for name, scores in results.items()
-    for x in scores
+    f'{name}/{x["length"]}': Point(x['score'], x.get('low'), x.get('high'))
+    for name, found in results.items()
+    for x in found
   }
 
 
-def score_table(results: dict, tasks: dict[str, Task]) -> list[str]:
-  """Paragraphs: tasks by length, with intervals; which tasks are stand-ins."""
-  names = list(dict.fromkeys(t for r in results.values() for t in r))
-  lengths = sorted(
-    {x['length'] for r in results.values() for xs in r.values() for x in xs}
-  )
-  stand_ins = {t: tasks[t].stand_in for t in names if tasks[t].stand_in}
-  rows = [
-    [name + ' (stand-in)' * (name in stand_ins), f'{length:,}',
-     *(_cell(result.get(name, ()), length) for result in results.values())]
-    for name in names for length in lengths
-  ]  # fmt: skip
+def map_text(results: dict, options):
+  """Of results by length and depth: at which depths."""
+  depths = next(iter(results.values()))['depths']
   return [
-    'In percent, with the 95 % binomial interval and the number of samples.',
-    table(['task', 'tokens', *results], rows),
-    ' '.join(f'Stand-in {k}: {what}.' for k, what in stand_ins.items()),
-  ]
-
-
-def _cell(scores, length) -> str:
-  for x in scores:
-    if x['length'] == length:
-      low, high = 100 * x['low'], 100 * x['high']
-      return f'{100 * x["score"]:.1f} ({low:.0f}-{high:.0f}, {x["samples"]})'
-  return ''
-
-
-def means(tasks: dict) -> dict:
-  """{length: (mean score, mean low, mean high)} where all tasks have one.
-
-  Args:
-    tasks: {task: its scores by length}.
-  """
-  at: dict = {}
-  for scores in tasks.values():
-    for x in scores:
-      triple = (x['score'], x['low'], x['high'])
-      at.setdefault(x['length'], []).append(triple)
-  return {
-    length: tuple(math.fsum(column) / len(column) for column in zip(*triples))
-    for length, triples in sorted(at.items())
-    if len(triples) == len(tasks)
-  }
+    f'One try at each depth: {", ".join(f"{d:.0%}" for d in depths)}.'
+  ], []

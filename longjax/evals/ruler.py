@@ -15,8 +15,8 @@ import uuid
 
 import numpy as np
 
-from longjax.evals import figures, haystack, prompts, score
-from longjax.evals.markdown import figure, table
+from longjax.evals import evaluation, haystack, prompts, score
+from longjax.evals.markdown import table
 from longjax.evals.prompts import Source, Task
 
 NOISE = (
@@ -206,51 +206,29 @@ def weighted(means: dict) -> tuple[float, float]:
   return average(rising), average(rising[::-1])
 
 
-def summary(results: dict, plots) -> str:
+def summary(results: dict) -> list[str]:
   """Means by length, effective lengths and weighted means of each model."""
-  lines = {
-    name: points
-    for name, tasks in results.items()
-    if (points := prompts.means(tasks))
-  }
-  draw(plots / 'ruler.png', lines)
   rows = []
-  for name, points in lines.items():
-    means = {length: 100 * score for length, (score, _, _) in points.items()}
+  for name, tasks in results.items():
+    points = evaluation.means(prompts.points(tasks))
+    means = {length: 100 * point.value for length, point in points.items()}
+    if not means:
+      continue
     shown = (f'{n:,}: {mean:.1f}' for n, mean in sorted(means.items()))
     effective = [
       f'{effective_length(means, bar):,}'
-      if results[name].keys() == TASKS.keys() else 'not all tasks'
+      if tasks.keys() == TASKS.keys() else 'not all tasks'
       for bar in (BAR, BASE_BAR)
     ]  # fmt: skip
     average = [f'{x:.1f}' for x in weighted(means)]
     rows.append([name, ', '.join(shown), *effective, *average])
   head = ['', 'mean of the tasks', f'effective (bar {BAR})',
           f'effective (bar {BASE_BAR})', 'wAvg inc', 'dec']  # fmt: skip
-  return '\n\n'.join([
+  return [
     table(head, rows),
     'Essays are held-out documents, and stand-ins count in the means: compare '
     'models with each other, not with the published tables.',
-    figure('RULER by length', 'ruler.png'),
-  ])  # fmt: skip
-
-
-def draw(path, lines: dict):
-  """Mean score in percent over context length.
-
-  Args:
-    path: of the image.
-    lines: {name: {length: (score, low, high)}}, from 0 to 1.
-  """
-  with figures.figure(path) as (_, axes):
-    for name, points in lines.items():
-      lengths = sorted(points)
-      mean, low, high = 100 * np.transpose([points[n] for n in lengths])
-      (line,) = axes.plot(lengths, mean, marker='o', label=name)
-      axes.fill_between(lengths, low, high, alpha=0.15, color=line.get_color())
-    figures.lengths(axes, [n for points in lines.values() for n in points])
-    axes.set_ylim(0, 100)
-    figures.finish(axes, 'context (tokens)', 'mean score (%)')
+  ]
 
 
 def _secret(rng, words, kind: str) -> str:

@@ -4,6 +4,8 @@ import math
 import re
 import string
 
+import numpy as np
+
 
 def all_references(answer: str, references) -> float:
   """The share of the references that are in the answer (RULER, all-match)."""
@@ -80,6 +82,22 @@ def interval(scores) -> tuple[float, float]:
   half = math.sqrt(p * (1 - p) / count + z * z / (4 * count**2))
   half *= z / (1 + z * z / count)
   return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_interval(before, after) -> tuple[float, float] | None:
+  """The 95 % interval of the mean difference of paired samples, after Student.
+
+  None without several pairs, and where all differ alike: such samples do not
+  tell how far the next may lie off.
+  """
+  if len(before) != len(after) or len(before) < 2:
+    return None
+  from scipy import stats
+
+  d = np.subtract(after, before)
+  error = d.std(ddof=1) / len(d) ** 0.5
+  reach = stats.t.ppf(0.975, len(d) - 1) * error
+  return (d.mean() - reach, d.mean() + reach) if error else None
 
 
 def summary(scores) -> dict:

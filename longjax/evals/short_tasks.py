@@ -1,8 +1,7 @@
 """The evaluation lm_eval/NAME: tasks of lm-eval, an optional package."""
 
 from longjax.errors import InputError
-from longjax.evals.evaluation import NOTHING, Evaluation, Setup
-from longjax.evals.markdown import number, section, table
+from longjax.evals.evaluation import NOTHING, Evaluation, Point, Setup
 
 
 def harness():
@@ -30,19 +29,10 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 def scores(results: dict) -> dict:
   return {
-    f'{task}/{_metric(metric)}': value
+    f'{task}/{_metric(metric)}': Point(value)
     for task, metrics in results.items()
     for metric, value in metrics.items()
   }
-
-
-def render(results: dict, options, plots) -> str:
-  rows = []
-  for name, tasks in results.items():
-    for task, metrics in tasks.items():
-      shown = (f'{_metric(k)} {number(x)}' for k, x in metrics.items())
-      rows.append([task, name, ', '.join(shown)])
-  return section('lm-eval', table(['task', '', 'metrics'], rows))
 
 
 def _metric(name: str) -> str:
@@ -51,6 +41,6 @@ def _metric(name: str) -> str:
 
 
 EVALUATION = Evaluation(
-  'lm_eval', NOTHING, run, render, scores, check, any_part=True,
-  merge=lambda parts: parts,
+  'lm_eval', 'lm-eval', NOTHING, run, scores, ('task', 'metric'), check=check,
+  any_part=True, merge=lambda parts: parts,
 )  # fmt: skip
