@@ -67,6 +67,13 @@ def base(size='tiny', **rope) -> Any:
   )
 
 
+def published(size, **rope) -> Any:
+  """`base`, without what no original has: no step is skipped for a spike."""
+  config = base(size, **rope)
+  config.optim.spike_sigmas = 0.0
+  return config
+
+
 def model(size, **rope) -> Any:
   """The section `model` of `base`."""
   return base(size, **rope).model

@@ -44,7 +44,9 @@ def instruct(config):
 def get_config(variant=''):
   common.variant(dict.fromkeys(VARIANTS), variant)
   size = variant.partition('_')[0]
-  config = common.base(f'llama2_{size or "7b"}', base=500_000.0)  # section 4.1
+  config = common.published(
+    f'llama2_{size or "7b"}', base=500_000.0
+  )  # section 4.1
   config.name = f'llama2_{size or "7b"}_32k'
   config.model.block = 2048
   config.mesh.update(data=DEVICES[size], seq=2)

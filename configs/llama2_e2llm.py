@@ -18,7 +18,9 @@ MOST = 20  # g_max, table 5
 
 def get_config(size='7b'):
   common.variant(dict.fromkeys(VARIANTS), size)
-  config = common.base(f'llama2_{size}', scaling='linear', factor=float(MOST))
+  config = common.published(
+    f'llama2_{size}', scaling='linear', factor=float(MOST)
+  )
   config.name = f'llama2_e2llm_{size}'
   config.mesh.update(data=16, seq=1)
   config.data.positions.update(

@@ -21,7 +21,7 @@ PACKS = dict(pretrain='concatenate', packing='next_fit', sorted='sorted')
 
 def get_config(name='7b_packing'):
   size, stage = common.variant(VARIANTS, name)
-  config = common.base(f'llama2_{size}', base=2_000_000.0)  # section 4.1
+  config = common.published(f'llama2_{size}', base=2_000_000.0)  # section 4.1
   config.name = f'llama2_longalign_{name}'
   config.model.block = 2048
   config.mesh.update(data=8, seq=8)

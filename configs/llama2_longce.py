@@ -17,7 +17,7 @@ VARIANTS = dict(longce=5.0, ce=0.0)
 def get_config(name='longce'):
   gamma = common.variant(VARIANTS, name)
   # train.sh of its code, as all below: eight times 4,096.
-  config = common.base('llama2_7b', scaling='linear', factor=8.0)
+  config = common.published('llama2_7b', scaling='linear', factor=8.0)
   config.name = f'llama2_longce_{name}'
   config.model.block = 1024
   config.mesh.update(data=32, seq=1)

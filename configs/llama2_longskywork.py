@@ -20,7 +20,7 @@ VARIANTS = dict(
 
 def get_config(stage='pretrain'):
   part = common.variant(VARIANTS, stage)
-  config = common.base('llama2_13b', base=5_000_000.0)
+  config = common.published('llama2_13b', base=5_000_000.0)
   config.name = f'llama2_longskywork_{stage}'
   config.model.block = 2048
   config.mesh.update(data=4, seq=16)

@@ -4,9 +4,11 @@
   python launch/tpu.py --config configs/llama2_yarn.py:7b_128k
       --config.weights=runs/llama2_yarn_7b_64k ...
 
-128k starts from 64k, with the same data in rows of 64K (section 4.1). The ramp
-is that of the published code; --config.model.rope.scaling=yarn_paper is the
-formula's. For 64 chips of TPU v5p. Not run on a TPU.
+128k starts from 64k, with the same data in rows of 64K (section 4.1): books end
+to end, which attend to each other (tokenization.py). The ramp and the decay of
+the rate to 0 are those of the published code (finetune.py, zero3.json);
+--config.model.rope.scaling=yarn_paper is the formula's. For 64 chips of TPU
+v5p. Not run on a TPU.
 """
 
 from configs import common
@@ -18,13 +20,14 @@ VARIANTS = {f'{size}_{w}': (size, s) for size in ('7b', '13b')
 
 def get_config(name='7b_64k'):
   size, scale = common.variant(VARIANTS, name)
-  config = common.base(
+  config = common.published(
     f'llama2_{size}', scaling='yarn', factor=scale, original_length=4096,
     beta_fast=32.0, beta_slow=1.0,  # section 3.2, for Llama
   )  # fmt: skip
   config.name = f'llama2_yarn_{name}'
   config.model.block = 2048
   config.mesh.update(data=32, seq=2)
+  config.data.mix = dict(all=dict(sources=('*',), masked=False))
   config.train.update(
     steps=400 if scale == 16 else 200,  # section 4.1
     batch=64,  # section 4.1
@@ -32,7 +35,8 @@ def get_config(name='7b_64k'):
     loss_chunk=2048,
   )
   config.optim.update(
-    learning_rate=2e-5, schedule='constant', warmup_steps=20,  # section 4.1
+    learning_rate=2e-5, warmup_steps=20,  # section 4.1
+    schedule='linear', min_ratio=0.0,  # finetune.py
     weight_decay=0.0, b1=0.9, b2=0.95,  # section 4.1
   )  # fmt: skip
   config.checkpoint.every_steps = 50

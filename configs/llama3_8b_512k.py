@@ -48,7 +48,7 @@ def ablation(config, name):
 
 def get_config(name=''):
   common.variant(dict.fromkeys(VARIANTS), name)
-  config = common.base('llama3_8b', base=128_000_000.0)  # table 9
+  config = common.published('llama3_8b', base=128_000_000.0)  # table 9
   config.name = 'llama3_8b_512k' + (f'_{name}' if name else '')
   config.moments = True  # README and train_512K.sh
   config.model.block = 2048

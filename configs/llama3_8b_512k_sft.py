@@ -19,5 +19,5 @@ def get_config():
   # What does not fit a pack is dropped, appendix.
   config.data.mix = dict(ultrachat=dict(carry=False))
   config.train.steps = 250  # 1B tokens, table 9
-  config.optim.update(learning_rate=2e-5, warmup_steps=12)  # table 9: 5 %
+  config.optim.update(learning_rate=2e-5, warmup_steps=13)  # 5 %, rounded up
   return config

@@ -48,7 +48,7 @@ def ablation(config, name):
 
 
 def get_config(name=''):
-  config = common.base('llama3_8b', base=8_000_000.0)  # table 9
+  config = common.published('llama3_8b', base=8_000_000.0)  # table 9
   config.name = 'llama3_8b_64k' + (f'_{name}' if name else '')
   config.model.block = 2048
   config.mesh.update(data=16, seq=4)

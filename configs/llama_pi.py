@@ -21,7 +21,7 @@ VARIANTS = {f'{model}_{w}': (model, n) for model in MODELS
 def get_config(name='llama1_7b_32k'):
   model, window = common.variant(VARIANTS, name)
   factor = window / TRAINED[model[:6]]  # eq. 4: L' / L
-  config = common.base(model, scaling='linear', factor=factor)
+  config = common.published(model, scaling='linear', factor=factor)
   config.name = f'llama_pi_{name}'
   config.model.block = 2048
   # Section 3.1: 7B, 13B and 33B to 8,192 on 32 devices, batch 64.

@@ -20,7 +20,7 @@ def get_config(name='linear_16k'):
   rope = dict(scaling=scaling, factor=window / ROW)
   if scaling == 'yarn':
     rope['original_length'] = ROW
-  config = common.base('llama1_7b', **rope)
+  config = common.published('llama1_7b', **rope)
   config.name = f'llama_pose_{name}'
   config.mesh.update(data=8, seq=1)
   config.data.positions.update(kind='pose', target=window, chunks=2)

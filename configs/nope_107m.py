@@ -13,7 +13,7 @@ from configs import common
 
 
 def get_config():
-  config = common.base('tiny', scaling='nope')
+  config = common.published('tiny', scaling='nope')
   config.name = 'nope_107m'
   config.weights = 'random'
   config.model.update(

@@ -30,7 +30,7 @@ LARGE = (8, 16, 24), ((0, 0), (1, 2), (2, 5), (3, 4)), 11_444
 def get_config(variant=''):
   common.variant(dict.fromkeys(VARIANTS), variant)
   layers, counts, steps = LARGE if variant else SMALL
-  config = common.base('llama1_7b' if variant else 'openllama_3b')
+  config = common.published('llama1_7b' if variant else 'openllama_3b')
   config.name = f'openllama_{variant or "3b"}_fot'
   config.model.block = 1024
   # wrap=False: as its code.

@@ -171,7 +171,7 @@ KEYS = {
   'optim.warmup_steps': free(0, 'of linear warm-up', '[0, inf)', 'steps'),
   'optim.warmup_from': free(0.0, 'share of the peak at step 0', '[0, inf)'),
   'optim.min_ratio': free(
-    0.1, 'share of the peak at the last step', '[0, inf)'),
+    0.1, 'share of the peak one step after the last', '[0, inf)'),
   'optim.b1': free(0.9, 'AdamW: decay of the mean of gradients', '[0, 1)'),
   'optim.b2': free(0.95, 'AdamW: decay of the mean of squares', '[0, 1)'),
   'optim.eps': free(1e-8, "AdamW: added to the squares' root", '[0, inf)'),

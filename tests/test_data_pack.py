@@ -206,9 +206,9 @@ def test_a_cut_joined_pack_predicts_each_token_once(seq_len, every):
   flat = lambda name: np.concatenate([getattr(r, name) for r in rows]).tolist()
   assert flat('tokens') == [1, 2, 11, 12, 3, 4, 13, 14]
   # The next token of the pack, also across rows and cuts; after its end that
-  # of the document. 11 is the first of its document, so has no weight.
+  # of the document.
   assert flat('targets') == [2, 11, 12, 3, 4, 13, 14, 15]
-  assert flat('weights') == [1, 0, 1, 1, 1, 1, 1, 1]
+  assert flat('weights') == [1] * 8
   starts = flat('positions').count(0)
   assert starts == 8 // every
 

@@ -1,13 +1,17 @@
 """Each constant of a paper, typed from the paper and not from the config."""
 
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 from test_configs import config_of
+from test_data_pack import Memory
 
 from configs import llama3_8b_512k
 from longjax import checks, flops, rope
+from longjax.data import mixture, pack
 from longjax.rope import Rope
 from longjax.train import optimizer
 
@@ -27,9 +31,10 @@ PI = ADAM | CONSTANT | dict(
   scaling='linear', weight_decay=0.0, warmup_steps=20, warmup_from=0.1,
   steps=1000,
 )  # fmt: skip
-YARN = ADAM | CONSTANT | dict(
+YARN = ADAM | dict(
   scaling='yarn', seq_len=64 * K, batch=64, learning_rate=2e-5,
   weight_decay=0.0, warmup_steps=20, original_length=4096,
+  schedule='linear', min_ratio=0,
 )  # fmt: skip
 FOT = CONSTANT | dict(
   learning_rate=2e-5, weight_decay=0.01, batch_tokens=256 * K, seq_len=2048
@@ -37,6 +42,11 @@ FOT = CONSTANT | dict(
 LONGALIGN = ADAM | dict(
   base=2e6, seq_len=64 * K, schedule='cosine', learning_rate=2e-5,
   weight_decay=0.0,
+)  # fmt: skip
+SUPERHOT = dict(
+  scaling='linear', factor=4, seq_len=8 * K, steps=3 * 1200 // 16, alpha=8,
+  weights=('q', 'k', 'v', 'o'), whole=(), learning_rate=3e-4, b1=0.9, b2=0.99,
+  eps=1e-5, weight_decay=0.1,
 )  # fmt: skip
 # Its fine-tune.py.
 LONGLORA = dict(
@@ -74,7 +84,7 @@ TABLE = [
     base=8e6, steps=1000, batch_tokens=4 * M, seq_len=64 * K)),
   ('llama3_8b_512k_sft', '', PROLONG | dict(
     base=1.28e8, seq_len=64 * K, batch_tokens=4 * M, steps=250,
-    learning_rate=2e-5, warmup_steps=12)),
+    learning_rate=2e-5, warmup_steps=13)),
   # arXiv:2306.15595
   ('llama_pi', 'llama1_7b_8k', PI | dict(
     factor=4, seq_len=8 * K, batch=64, learning_rate=2e-5)),
@@ -85,10 +95,9 @@ TABLE = [
     factor=16, seq_len=32 * K, batch=128, learning_rate=2e-5)),
   ('llama_pi', 'llama2_7b_32k', PI | dict(factor=8)),
   ('llama_ntk', 'llama2_7b_32k', PI | dict(scaling='ntk', factor=8)),
-  # 1,200 samples of 8K tokens at most, an epoch.
-  ('llama_superhot_8k', '', dict(
-    scaling='linear', factor=4, seq_len=8 * K, batch=16, steps=75,
-    weights=('q', 'k', 'v', 'o'))),
+  # Model cards of superhot-30b-8k and superhot-13b-8k: 3 epochs of 1,200.
+  ('llama_superhot_8k', '30b', SUPERHOT | dict(rank=4)),
+  ('llama_superhot_8k', '13b', SUPERHOT | dict(rank=2)),
   # arXiv:2309.00071
   ('llama2_yarn', '7b_64k', YARN | dict(factor=16, steps=400)),
   ('llama2_yarn', '13b_128k', YARN | dict(
@@ -130,7 +139,8 @@ TABLE = [
     warmup_steps=20, weight_decay=0.0, group=16 * K, **LONGLORA)),
   ('llama2_longlora', '70b_32k', CONSTANT | LONGLORA | dict(
     factor=8, learning_rate=1e-5)),
-  ('llama2_longlora', '7b_100k', dict(factor=24, rank=0)),
+  ('llama2_longlora', '7b_100k', dict(
+    factor=25, rank=0, seq_len=100_000, group=25_000)),
   # arXiv:2406.00605, arXiv:2405.17915
   ('llama2_longskywork', 'sft', dict(steps=200, seq_len=204_800)),
   ('llama2_prospector', '', dict(base=160_000, seq_len=32 * K, batch=128)),
@@ -302,3 +312,37 @@ def test_prolong_s_rate_falls_to_a_tenth_and_pi_s_rises_from_one():
 def test_packs_of_the_second_stage_are_rows_or_eighths_of_them():
   for part in llama3_8b_512k.mix().values():
     assert math.gcd(part.get('length', 512 * K), 512 * K) >= 64 * K
+
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parent / 'golden' / 'recipes.json').read_text()
+)
+
+
+@pytest.mark.parametrize('name', GOLDEN['schedules'])
+def test_the_rate_of_each_step_is_that_of_the_original(name):
+  config = config_of(name)
+  rate = optimizer.schedule(config.optim, config.train.steps)
+  for step, want in GOLDEN['schedules'][name]:
+    # The step is a float32: late in a run its share is off by 1e-7 of it.
+    assert float(rate(step)) == pytest.approx(want, rel=1e-5, abs=1e-12), step
+
+
+def test_a_published_recipe_skips_no_step_for_a_spike():
+  for name, variant, _ in TABLE:
+    assert config_of(name, variant).optim.spike_sigmas == 0, name
+
+
+@pytest.mark.parametrize('name', ['llama2_yarn', 'llama2_longlora'])
+def test_documents_are_joined_without_masks_as_in_the_original(name):
+  """yarn's tokenization.py, LongLoRA's fine-tune.py: one segment, in which
+  the first token of a document is predicted from the end of the one before."""
+  component = mixture.parse(config_of(name))['all']._replace(length=8)
+  data = Memory([1, 11, 12, 2], [1, 21, 22, 23, 24, 2])
+  packs = pack.packs(component, data.lengths, np.arange(2))
+  (plan,) = pack.row_plans([packs[0]], 8, 8, joined=not component.masked)
+  row = pack.read_row(data, plan, 8)
+  assert row.tokens.tolist() == [1, 11, 12, 2, 1, 21, 22, 23]
+  assert row.targets.tolist() == [11, 12, 2, 1, 21, 22, 23, 24]
+  assert row.weights.tolist() == [1] * 8 and set(row.segments) == {1}
+  assert row.positions.tolist() == list(range(8))

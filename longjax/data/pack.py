@@ -7,7 +7,8 @@ RULES names the ways to pack documents.
 Targets are shifted inside a document, also across the end of a row: the target
 of the last token of a span is the next token of its document, or of its pack
 where the documents of a pack are joined. So every token is predicted exactly
-once but for the first of each document, wherever rows or segments are cut.
+once but for the first of each document (of each pack, where joined), wherever
+rows or segments are cut.
 """
 
 import bisect
@@ -336,8 +337,7 @@ def read_row(store, plan: RowPlan, seq_len: int) -> Batch:
     if following != [document, start + length]:
       last, (document, start) = column + length - 1, following
       targets[last] = store.tokens(document, start, 1)[0]
-      # The first token of a document is not predicted.
-      weights[last] = store.mask(document, start, 1)[0] if start else 0
+      weights[last] = store.mask(document, start, 1)[0]
   index = np.arange(seq_len, dtype=np.int32)
   return Batch(
     tokens, targets, weights, segments, positions.plain(segments), index

@@ -14,16 +14,17 @@ from jax.sharding import PartitionSpec as P
 def schedule(config, steps: int):
   """Learning rate by step: warm-up, then cosine, linear or constant.
 
-  After warm-up, cosine and linear fall from the peak to peak * min_ratio at the
-  last step, as ProLong's (arXiv:2410.02660, table 9); Position Interpolation
-  warms up from 10 % of the peak (arXiv:2306.15595, section 3.1).
+  After warm-up, cosine and linear fall from the peak, as Hugging Face's and
+  ProLong's (arXiv:2410.02660, table 9); they would be at peak * min_ratio one
+  step after the last. Position Interpolation warms up from 10 % of the peak
+  (arXiv:2306.15595, section 3.1).
 
   Args:
     config: the section `optim` of a config.
     steps: of the whole run.
 
   Returns:
-    step -> learning rate, an optax.Schedule.
+    step, counted from 0 -> learning rate, an optax.Schedule.
   """
   peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
   after = dict(

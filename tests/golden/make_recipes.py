@@ -1,0 +1,191 @@
+"""Makes recipes.json: what the code of the papers computes on small inputs.
+
+  python tests/golden/make_recipes.py REPOSITORIES
+
+REPOSITORIES holds clones of princeton-nlp/ProLong, dwzhu-pku/PoSE,
+jquesnelle/yarn, THUDM/LongAlign and microsoft/LongRoPE, each in a directory of
+its name after the slash. Their functions are read from there and run; nothing
+of them is kept. Needs torch and transformers. It shares no code with longjax.
+"""
+
+import ast
+import functools
+import json
+import math
+import pathlib
+import random
+import sys
+import types
+from collections.abc import Callable
+
+import torch
+import transformers
+
+ROOT = pathlib.Path(sys.argv[1])
+HERE = pathlib.Path(__file__).parent
+
+
+def names_of(path, *names, **around):
+  """Functions and classes of a file, run without the rest of it."""
+  tree = ast.parse((ROOT / path).read_text())
+  tree.body = [x for x in tree.body if getattr(x, 'name', '') in names]
+  scope = dict(
+    torch=torch, math=math, random=random, Callable=Callable,
+    tqdm=lambda *_, **__: types.SimpleNamespace(
+      update=lambda _: 0, set_postfix=lambda **_: 0),
+    **around,
+  )  # fmt: skip
+  exec(compile(tree, path, 'exec'), scope)
+  return [scope[name] for name in names]
+
+
+def rates(steps, warmup, scheduler, peak, least=0.0):
+  """[step, rate] of a schedule of transformers, as its Trainer steps it."""
+  optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=peak)
+  made = transformers.get_scheduler(scheduler, optimizer, warmup, steps)
+  if least:  # as ProLong's trainer wraps it
+    (bound,) = names_of('ProLong/training/trainer.py', 'min_lr_bound')
+    made.lr_lambdas = [
+      functools.partial(
+        bound, wrapped_func=f, min_lr_ratio=least, warmup_steps=warmup
+      )
+      for f in made.lr_lambdas
+    ]
+  wanted = {
+    0,
+    1,
+    warmup - 1,
+    warmup,
+    warmup + 1,
+    steps // 2,
+    steps - 2,
+    steps - 1,
+  }
+  return [[s, peak * made.lr_lambdas[0](s)] for s in sorted(wanted)]
+
+
+def schedules():
+  ratio = lambda share, steps: math.ceil(share * steps)  # as TrainingArguments
+  return dict(
+    llama2_yarn=rates(400, 20, 'linear', 2e-5),
+    llama3_8b_64k=rates(5000, ratio(0.1, 5000), 'cosine', 1e-5, 0.1),
+    llama3_8b_512k_sft=rates(250, ratio(0.05, 250), 'cosine', 2e-5, 0.1),
+    llama2_longalign=rates(2000, ratio(0.03, 2000), 'cosine', 2e-5),
+    llama2_longlora=rates(1000, 20, 'constant_with_warmup', 2e-5),
+  )
+
+
+def pose(row=16, target=64):
+  """Its rows, each with the numbers drawn: [least, most, drawn]."""
+  draws, rng = [], random.Random(0)
+
+  def randint(low, high):
+    draws.append([low, high, rng.randint(low, high)])
+    return draws[-1][-1]
+
+  (rows_of,) = names_of(
+    'PoSE/src/train_pose.py', 'train_preprocess_function_pose',
+  )  # fmt: skip
+  rows_of.__globals__['random'] = types.SimpleNamespace(randint=randint)
+  cases = []
+  for length in (row, 17, 40, 80, 200):
+    tokenizer = lambda text, max_length, **_: dict(
+      input_ids=[list(range(text[0]))[:max_length]]
+    )
+    draws.clear()
+    made = rows_of(dict(text=[length]), tokenizer, target, row)
+    cases.append(
+      dict(
+        length=length,
+        draws=list(draws),
+        tokens=made['input_ids'][0],
+        positions=made['position_ids'][0].tolist(),
+      )
+    )
+  return dict(row=row, target=target, cases=cases)
+
+
+def loss_of(ids, place):
+  """Stands for a model: any number that depends on the token and the window."""
+  return (7 * ids[place] + 3 * place + ids[0]) % 13 / 5
+
+
+class Windows:
+  """A model of `loss_of` in the interface of transformers."""
+
+  def __call__(self, ids, labels):
+    ids = ids[0].tolist()
+    kept = [i for i in range(1, len(ids)) if labels[0, i] != -100]
+    losses = [loss_of(ids, i) for i in kept]
+    return types.SimpleNamespace(loss=torch.tensor(sum(losses) / len(losses)))
+
+
+def perplexity():
+  """exp of the mean loss by YaRN's and by PoSE's function."""
+  found = dict(bos=1, documents=[], cases=[])
+  random.seed(0)
+  found['documents'] = [
+    [random.randrange(2, 50) for _ in range(n)] for n in (30, 23, 8)
+  ]
+  encodings = dict(
+    input_ids=found['documents'],
+    attention_mask=[[1] * len(d) for d in found['documents']],
+  )
+  tokenizer = types.SimpleNamespace(bos_token='<s>', bos_token_id=1)
+  for path, key in (
+    ('yarn/eval/perplexity.py', 'sliding_window'),
+    ('PoSE/src/eval_ppl.py', 'sliding_window_step'),
+  ):
+    (compute,) = names_of(path, 'compute_perplexity')
+    for truncate, length, stride in (
+      (False, 8, 3),
+      (False, 12, 5),
+      (True, 8, 3),
+    ):
+      value = compute(
+        encodings, Windows(), tokenizer, max_length=length, truncate=truncate,
+        **{key: stride},
+      )['mean_perplexity']  # fmt: skip
+      found['cases'].append([path, truncate, length, stride, value])
+  return found
+
+
+def longrope(dim=16, first=4, length=32, original=16, base=10_000.0):
+  """cos and sin with the first positions unscaled."""
+  path = 'LongRoPE/rope/longrope.py'
+  names = (
+    'LongRoPEScaledRotaryEmbedding',
+    'MixedLongRoPEScaledRotaryEmbedding',
+  )
+  _, mixed = names_of(path, *names, transformers=transformers)
+  factors = [1.0, 1.1, 1.3, 1.5, 1.7, 1.9, 2.0, 2.0]
+  frequency = base ** (-torch.arange(0, dim, 2).float() / dim)
+  angle = torch.outer(torch.arange(length).float(), frequency)
+  plain = torch.cat([angle, angle], -1)[None]
+  rotate = mixed(
+    dim, factors, first, (plain.cos(), plain.sin()), length / original,
+    length, original, base,
+  )  # fmt: skip
+  x = torch.zeros(1, 1, length, dim)
+  # Its `forward` passes one argument too few.
+  scaled = rotate._longrope_forward(x, torch.arange(length)[None])
+  cos, sin = rotate._add_original_embeddings(*scaled)
+  half = lambda values: [
+    [round(float(v), 6) for v in row[: dim // 2]] for row in values[0]
+  ]
+  return dict(
+    dim=dim, first=first, original=original, base=base, factors=factors,
+    factor=length / original, cos=half(cos), sin=half(sin),
+  )  # fmt: skip
+
+
+def main():
+  found = dict(
+    schedules=schedules(), pose=pose(), perplexity=perplexity(),
+    longrope=longrope(),
+  )  # fmt: skip
+  (HERE / 'recipes.json').write_text(json.dumps(found) + '\n')
+
+
+if __name__ == '__main__':
+  main()
