@@ -56,16 +56,14 @@ def main(
 
 def check(checkpoint, text, chat):
   """InputError for flags that ask for nothing, before anything is loaded."""
-  from longjax.data.chat import TEMPLATES
+  from longjax.data.chat import check_template
 
   if not checkpoint:
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   if not (text or chat):
     raise InputError('give a text to continue: --prompt, --file or --chat')
-  if chat and chat not in TEMPLATES:
-    raise InputError(
-      f'chat template {chat!r} is none of {", ".join(TEMPLATES)}'
-    )
+  if chat:
+    check_template(chat)
 
 
 def load(config, checkpoint, chat, flags: AnswerFlags):
@@ -87,7 +85,7 @@ def load(config, checkpoint, chat, flags: AnswerFlags):
   if chat:
     # Refuses a tokenizer without the template's tokens, before weights load.
     chats.prompt([dict(role='user', content='')], tokenizer, chat)
-    others = [tokenizer.ident(chats.ENDS[chat])]
+    others = [tokenizer.ident(chats.end(tokenizer, chat))]
   ends = language_model.ends_of(tokenizer, *others)
   model = evals.load(config.weights, checks.llama_config(config), mesh)
   lm = language_model.from_config(*model, mesh, config, ends)
@@ -145,7 +143,8 @@ if __name__ == '__main__':
       checkpoint='run directory, or weights in a known format',
       prompt='text to continue',
       file='text to continue; the prompt comes after it',
-      chat='template of a conversation: llama2, llama3, chatml, smollm2',
+      chat="template of a conversation: 'tokenizer', which is its own, llama2, "
+      'llama3, chatml, smollm2, or a .jinja file',
       tokens='to generate at most, default 128',
       temperature='0 (the default) takes the likeliest token',
       top_p='share of the likeliest tokens to draw from, default 1',

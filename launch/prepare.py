@@ -86,9 +86,10 @@ def local_model(model: str, template: str):
 
   path = downloads.locate(model)
   tokens = tokenizer.load(path)
-  end = tokens.ident(chat.ENDS[template]) if template in chat.ENDS else None
+  end = tokens.ident(chat.end(tokens, template))
+  ends = language_model.ends_of(tokens, end)
   params, llama = weights.load(path)
-  options = generate.Options(ends=() if end is None else (end,))
+  options = generate.Options(ends=ends)
   lm = language_model.with_cache(params, llama, options=options)
 
   def complete(prompt: str) -> str:

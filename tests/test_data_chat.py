@@ -81,7 +81,7 @@ def learned(made, tokens) -> list[str]:
 
 def test_llama_2_writes_what_meta_writes(llama2):
   theirs = sentencepiece.SentencePieceProcessor(
-    model_proto=llama2._encoder._model
+    model_proto=llama2.encoder._model
   )
   for talk in TALKS:
     system, turns = '', talk
@@ -204,7 +204,7 @@ def test_what_is_no_conversation_is_refused(messages, told, llama2):
 def test_a_template_for_another_tokenizer_is_refused(llama2):
   with pytest.raises(errors.InputError, match=r'begin_of_text.*lacks'):
     chat.encode(TALKS[0], llama2, 'llama3')
-  with pytest.raises(errors.InputError, match='none of llama2, llama3'):
+  with pytest.raises(errors.InputError, match='none of tokenizer, llama2'):
     chat.encode(TALKS[0], llama2, 'alpaca')
   with pytest.raises(errors.InputError, match='none of'):
     chat.encode(TALKS[0], llama2, 'llama2', loss='some')

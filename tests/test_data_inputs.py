@@ -9,7 +9,7 @@ import pytest
 
 from configs import common
 from longjax import errors
-from longjax.data import chat, mds, prepare, sources, synthetic
+from longjax.data import conversations, mds, prepare, sources, synthetic
 
 ROWS = [dict(text=f'Document {i}\n' + 'word ' * i, id=i) for i in range(5)]
 TEXTS = [row['text'] for row in ROWS]
@@ -395,21 +395,49 @@ def test_sharegpt_is_read_as_chats():
   ]  # fmt: skip
   roles = ('system', 'user', 'assistant', 'tool', 'assistant')
   contents = ('Be brief.', 'Which?', 'ok', '{"a": 1}', 'done')
-  made = chat.plain(turns)
+  made = conversations.plain(turns)
   assert [(m['role'], m['content']) for m in made] == list(zip(roles, contents))
-  pieces = list(chat.TEMPLATES['chatml'](made))
-  assert [p.text for p in pieces if p.learned] == [
-    'ok', '<|im_end|>', 'done', '<|im_end|>',
-  ]  # fmt: skip
-  headers = [p.text for p in chat.TEMPLATES['llama3'](made)]
-  assert 'ipython' in headers and 'tool' not in headers
+  call = {'from': 'function_call', 'value': '{"name": "f", "arguments": "{}"}'}
+  (made,) = conversations.plain([call])
+  function = dict(name='f', arguments={})
+  assert made == dict(
+    role='assistant', content='',
+    tool_calls=[dict(type='function', function=function)],
+  )  # fmt: skip
+  openai = dict(
+    role='assistant', content=None, name=None,
+    tool_calls=[dict(id='1', function=dict(name='f', arguments='{}'))],
+  )  # fmt: skip
+  (made,) = conversations.plain([openai])
+  assert made['content'] == '' and 'name' not in made
+  assert made['tool_calls'] == [dict(id='1', function=function)]
+
+
+def test_alpacas_columns_and_what_stands_beside_messages_are_read():
+  row = dict(instruction='Add.', input='1 1', output='2', system='Be brief.')
+  (system, user, answer), tools = conversations.read(row, 'messages')
+  assert system['content'] == 'Be brief.' and tools is None
+  assert user == dict(role='user', content='Add.\n\n1 1')
+  assert answer == dict(role='assistant', content='2')
+  row = dict(conversations=[user, answer], tools='[{"name": "f"}]')
+  messages, tools = conversations.read(row, 'messages')
+  assert messages == [user, answer] and tools == [dict(name='f')]
+  assert conversations.read(dict(instruction='x'), 'messages') is None
+  assert conversations.read(dict(messages=[user]), 'chat') is None
+  for wrong in ([dict(role='robot', content='')], [call_of('x')]):
+    with pytest.raises(ValueError):
+      conversations.read(dict(messages=wrong), 'messages')
+
+
+def call_of(value):
+  return {'from': 'function_call', 'value': value}
 
 
 def test_sharegpt_is_the_default_field_of_chats(tmp_path):
   turns = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}]
   root = write(tmp_path, a_json=json.dumps([dict(conversations=turns)]))
   (document,) = listed(root, kind='chat', template='chatml')
-  assert document.messages == turns
+  assert [m['content'] for m in document.chat.messages] == ['a', 'b']
   other = write(tmp_path / 'b', a_json=json.dumps([dict(chat=turns)]))
   refused(other, "text='chat'", kind='chat', template='chatml')
 

@@ -1,38 +1,58 @@
 """Chat templates: messages to tokens, and which of them are trained on.
 
-A message is {'role': ROLE, 'content': text} with one of ROLES; `plain` makes
-such of ShareGPT's {'from': 'human' or 'gpt', 'value': text}. The templates
-write a conversation as their authors did:
+A template is Jinja, as transformers renders it. It is one of data/templates:
 
   llama2    Meta's llama (chat_completion): <s>[INST] ... [/INST] ... </s>
-  llama3    Meta's llama3 (ChatFormat): header, message, <|eot_id|>; like it
-            and the template at Hugging Face, unlike llama-models, it strips
-            the spaces around a message
+  llama3    Meta's llama3 (ChatFormat): header, message, <|eot_id|>
   chatml    <|im_start|>role, message, <|im_end|>
   smollm2   chatml with SmolLM2's system prompt where there is none
 
+or 'tokenizer', that of the tokenizer's authors, or the path of a .jinja file.
+
 The content of a message is text: a '<|eot_id|>' in it ends no turn. Loss falls
 on the answers of the assistant and what ends them, or, for long documents in a
-message, on everything (Llama 2 Long, arXiv:2309.16039, 4.3, where
-the loss on the long input helps most).
+message, on everything (Llama 2 Long, arXiv:2309.16039, 4.3, where the loss on
+the long input helps most).
+
+What an answer is, the template's `generation` blocks say, as in transformers.
+Few have such; in others it is what comes after the prompt for it, up to the
+token that ends its turn. A conversation whose text does not begin with that
+prompt, as when a system message goes into the last turn, is refused.
 """
 
-import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+import datetime
+import functools
+import json
+import pathlib
+import re
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from longjax import errors
+from longjax.data import conversations, encoders
+from longjax.data import tokenizer as tokenizers
 
-ROLES = ('system', 'user', 'assistant', 'tool')
-SHAREGPT = dict(  # its names of roles
-  human='user', gpt='assistant', function_response='tool', observation='tool'
-)
 LOSSES = ('answers', 'all')
-SMOLLM2_SYSTEM = (
-  'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
-)
+OWN = 'tokenizer'
+HERE = pathlib.Path(__file__).with_name('templates')
+# The special tokens that a template of ours writes; the last ends an answer.
+TEMPLATES = dict(
+  llama2=('<s>', '</s>'),
+  llama3=(
+    '<|begin_of_text|>', '<|start_header_id|>', '<|end_header_id|>',
+    '<|eot_id|>',
+  ),
+  chatml=('<|im_start|>', '<|im_end|>'),
+  smollm2=('<|im_start|>', '<|im_end|>'),
+)  # fmt: skip
+# Llama 3.1's own default. Later templates write today's date, which would make
+# other data every day.
+DATE = datetime.date(2024, 7, 26)
+# Around what is learned, and inside the name of a special token that is text.
+# None of them is a character.
+OPEN, CLOSE, BREAK = '\ufdd0', '\ufdd1', '\ufdd2'
+MARKS = (OPEN, CLOSE, BREAK)
 
 
 class Chat(NamedTuple):
@@ -42,198 +62,281 @@ class Chat(NamedTuple):
   weights: np.ndarray  # uint8 [tokens], 1: this token is to be predicted
 
 
-class Piece(NamedTuple):
-  """Text, or the name of a special token, and whether it is learned."""
+def check_template(name: str):
+  """InputError for what names no template, whatever the tokenizer."""
+  if name.endswith('.jinja') and not pathlib.Path(name).is_file():
+    raise errors.InputError(f'chat template {name}: no such file')
+  if name not in (OWN, *TEMPLATES) and not name.endswith('.jinja'):
+    raise errors.InputError(
+      f'chat template {name!r} is none of {", ".join((OWN, *TEMPLATES))} and '
+      'no .jinja file'
+    )
 
-  text: str
-  learned: bool = False
-  special: bool = False
 
-
-def plain(messages: list) -> list:
-  """Messages with role and content as text, of any form that is known.
+def source(name: str, tokenizer) -> str:
+  """The text of a template; InputError where the tokenizer lacks what it needs.
 
   Args:
-    messages: with role or from, content or value; a content may be a list of
-      parts of type text. What is none of this stays, for `encode` to refuse.
+    name: one of TEMPLATES, OWN or the path of a .jinja file.
+    tokenizer: a data.tokenizer.Tokenizer.
   """
-  return [_plain(message) for message in messages]
+  check_template(name)
+  if name == OWN:
+    if not tokenizer.chat_template:
+      raise errors.InputError(
+        'the tokenizer has no chat template of its own; name one of '
+        f'{", ".join(TEMPLATES)}, or a .jinja file'
+      )
+    return tokenizer.chat_template
+  for token in TEMPLATES.get(name, ()):
+    if tokenizer.ident(token) is None:
+      raise errors.InputError(
+        f'the chat template {name!r} needs the token {token}, which the '
+        f'tokenizer of {tokenizer.vocab} ids lacks; use another template'
+      )
+  path = pathlib.Path(name)
+  if name in TEMPLATES:
+    path = HERE / f'{name}.jinja'
+  return path.read_text('utf-8')
 
 
-def _plain(message):
-  if not isinstance(message, dict):
-    return message
-  given = 'from' in message and 'role' not in message
-  role, content = ('from', 'value') if given else ('role', 'content')
-  role, content = message.get(role), message.get(content)
-  if isinstance(content, list) and all(
-    isinstance(part, dict)
-    and part.get('type') == 'text'
-    and isinstance(part.get('text'), str)
-    for part in content
-  ):
-    content = ''.join(part['text'] for part in content)
-  if given and isinstance(role, str):
-    role = SHAREGPT.get(role, role)
-  return message | dict(role=role, content=content)
-
-
-def encode(messages, tokenizer, template: str, loss='answers') -> Chat:
+def encode(
+  messages, tokenizer, template: str, loss='answers', tools=None
+) -> Chat:
   """The tokens of a conversation and which of them are learned.
 
   Args:
-    messages: a list of messages; one at least is the assistant's.
+    messages: of any form that data/conversations knows; one at least is the
+      assistant's.
     tokenizer: a data.tokenizer.Tokenizer.
-    template: a name in TEMPLATES.
+    template: as in `source`.
     loss: 'answers', or 'all' for everything but the first token.
+    tools: that the assistant may call, or None.
 
   Returns:
     Tokens with their own begin and end, and a weight for each of them. The
     weights 1 / length of LongAlign are made when they are packed.
 
   Raises:
-    InputError: what is not a conversation, or a template for a tokenizer that
-      lacks its special tokens.
+    InputError: what is not a conversation, a template for another tokenizer, or
+      one that leaves out what the conversation has.
   """
-  _check(messages, template)
+  writer = _writer(messages, tokenizer, template, tools)
   if loss not in LOSSES:
     raise errors.InputError(
       f'chat loss {loss!r} is none of {", ".join(LOSSES)}'
     )
   if not any(m['role'] == 'assistant' for m in messages):
     raise errors.InputError('a conversation without an answer has no targets')
-  chat = _encode(TEMPLATES[template](messages), tokenizer, template)
+  writer.refuse_lost()
+  text = writer.text(writer.messages)
+  if loss == 'answers' and OPEN not in text:
+    text = writer.mark_answers(text)
+  chat = writer.encode(text)
   if loss == 'all':
     chat.weights[:] = 1
-  chat.weights[0] = 0  # nothing comes before it
+  chat.weights[:1] = 0  # nothing comes before it
   return chat
 
 
 def prompt(messages, tokenizer, template: str) -> np.ndarray:
   """int32 [tokens] up to where the assistant's next answer begins."""
-  _check(messages, template)
+  writer = _writer(messages, tokenizer, template)
   if messages[-1]['role'] == 'assistant':
     raise errors.InputError('the last message is an answer already')
-  pieces = TEMPLATES[template](messages, opened=True)
-  return _encode(pieces, tokenizer, template).tokens
+  return writer.encode(writer.text(writer.messages, opened=True)).tokens
 
 
-def _llama2(messages, opened=False) -> Iterator[Piece]:
-  system, turns = '', list(messages)
-  if turns[0]['role'] == 'system':
-    system = f'<<SYS>>\n{turns.pop(0)["content"]}\n<</SYS>>\n\n'
-  expected = ['user', 'assistant'] * len(turns)
-  if not turns or any(m['role'] != r for m, r in zip(turns, expected)):
-    raise errors.InputError(
-      'the llama2 template needs user and assistant in turns, after one system '
-      f'message or none; got {", ".join(m["role"] for m in messages)}'
-    )
-  for message in turns:
-    text = message['content']
-    if message['role'] == 'user':
-      yield Piece('<s>', special=True)
-      yield Piece(f'[INST] {(system + text).strip()} [/INST]')
-      system = ''
-    else:
-      yield Piece(f' {text.strip()} ', learned=True)
-      yield Piece('</s>', learned=True, special=True)
+def end(tokenizer, template: str) -> str:
+  """The name of the special token that ends an answer."""
+  if template in TEMPLATES:
+    return TEMPLATES[template][-1]
+  turns = [dict(role='user', content='a'), dict(role='assistant', content='a')]
+  writer = _writer(turns, tokenizer, template)
+  return writer.end(writer.text(turns).replace(CLOSE, ''))
 
 
-def _llama3(messages, opened=False) -> Iterator[Piece]:
-  def header(role):
-    yield Piece('<|start_header_id|>', special=True)
-    yield Piece(role)
-    yield Piece('<|end_header_id|>', special=True)
-    yield Piece('\n\n')
-
-  yield Piece('<|begin_of_text|>', special=True)
-  for message in messages:
-    learned = message['role'] == 'assistant'
-    # Llama 3.1's name of a tool's role.
-    yield from header(message['role'].replace('tool', 'ipython'))
-    yield Piece(message['content'].strip(), learned)
-    yield Piece('<|eot_id|>', learned, special=True)
-  if opened:
-    yield from header('assistant')
-
-
-def _chatml(messages, opened=False) -> Iterator[Piece]:
-  for message in messages:
-    learned = message['role'] == 'assistant'
-    yield Piece('<|im_start|>', special=True)
-    yield Piece(message['role'] + '\n')
-    yield Piece(message['content'], learned)
-    yield Piece('<|im_end|>', learned, special=True)
-    yield Piece('\n')
-  if opened:
-    yield Piece('<|im_start|>', special=True)
-    yield Piece('assistant\n')
-
-
-def _smollm2(messages, opened=False) -> Iterator[Piece]:
-  if messages[0]['role'] != 'system':
-    messages = [dict(role='system', content=SMOLLM2_SYSTEM), *messages]
-  return _chatml(messages, opened)
-
-
-TEMPLATES = dict(
-  llama2=_llama2, llama3=_llama3, chatml=_chatml, smollm2=_smollm2
-)
-ENDS = dict(
-  llama2='</s>', llama3='<|eot_id|>', chatml='<|im_end|>', smollm2='<|im_end|>'
-)  # of an answer
-
-
-def _check(messages, template):
-  """Raises InputError for what is not a list of messages."""
-  if template not in TEMPLATES:
-    raise errors.InputError(
-      f'chat template {template!r} is none of {", ".join(TEMPLATES)}'
-    )
+def _writer(messages, tokenizer, template, tools=None) -> '_Writer':
+  text = source(template, tokenizer)
   if not isinstance(messages, list) or not messages:
     raise errors.InputError('a conversation is a list of messages, not empty')
-  for number, message in enumerate(messages):
-    known = isinstance(message, dict) and message.get('role') in ROLES
-    if not known or not isinstance(message.get('content'), str):
-      raise errors.InputError(
-        f'message {number} of a conversation needs a role, one of '
-        f'{", ".join(ROLES)}, and a text as content'
+  try:
+    messages = conversations.plain(messages)
+  except ValueError as error:
+    raise errors.InputError(str(error)) from None
+  writer = _Writer(text, template, tokenizer)
+  writer.messages, writer.tools = writer.protected(messages), tools
+  if tools:
+    writer.tools = writer.protected(tools)
+  return writer
+
+
+class _Writer:
+  """Writes one conversation with one template, for one tokenizer."""
+
+  def __init__(self, source: str, name: str, tokenizer):
+    self.name, self._template = name, _compiled(source)
+    ours = name in TEMPLATES
+    self._encoder = tokenizer.encoder if ours else tokenizer.chat_encoder
+    settings = tokenizer.settings
+    self._names = dict(
+      bos_token=settings.bos, eos_token=settings.eos, pad_token=settings.pad
+    )
+    special = self._encoder.special.union(TEMPLATES.get(name, ()))
+    self._special = _any_of(special)
+    self.messages: list = []
+    self.tools: Any = None
+
+  def protected(self, value) -> Any:
+    """Messages in which no text is the name of a special token."""
+    if isinstance(value, dict):
+      return {k: self.protected(v) for k, v in value.items()}
+    if isinstance(value, list):
+      return [self.protected(v) for v in value]
+    if not isinstance(value, str):
+      return value
+    value = tokenizers.without_surrogates(value)
+    for mark in MARKS:
+      value = value.replace(mark, '\ufffd')
+    return self._special.sub(lambda m: m[0][0] + BREAK + m[0][1:], value)
+
+  def text(self, messages, opened=False, **more) -> str:
+    """What the template writes."""
+    given = dict(tools=self.tools, documents=None) | self._names | more
+    try:
+      return self._template.render(
+        messages=messages, add_generation_prompt=opened, **given
       )
+    except Exception as error:  # a template may run into any
+      reason = ' '.join(str(error).split())
+      raise errors.InputError(
+        f'the chat template {self.name!r} refuses it: {reason}'
+      ) from error
 
-
-def _encode(pieces, tokenizer, template) -> Chat:
-  """Special tokens by name, and the text between them as one."""
-  tokens, weights = [], []
-  for special, group in itertools.groupby(pieces, lambda piece: piece.special):
-    group = list(group)
-    if special:
-      ids = [tokenizer.ident(piece.text) for piece in group]
-      if None in ids:
+  def refuse_lost(self):
+    """InputError for tools or calls that the template does not write."""
+    plain = [{**m} for m in self.messages]
+    calls = [m.pop('tool_calls') for m in plain if 'tool_calls' in m]
+    for given, what, messages, tools in (
+      (calls, 'tool calls', plain, self.tools),
+      (self.tools, 'tools', self.messages, None),
+    ):
+      try:
+        text = given and self.text(messages, tools=tools)
+        lost = given and text == self.text(self.messages)
+      except errors.InputError:  # so it does read them
+        lost = False
+      if lost:
         raise errors.InputError(
-          f'the chat template {template!r} needs the token '
-          f'{group[ids.index(None)].text}, which the tokenizer of '
-          f'{tokenizer.vocab} ids lacks; use another template'
+          f'the chat template {self.name!r} leaves out the {what}'
         )
-      learned = [piece.learned for piece in group]
-    else:
-      ids = tokenizer.encode(''.join(piece.text for piece in group))
-      learned = np.arange(len(ids)) >= _first_learned(group, ids, tokenizer)
-    tokens.append(ids)
-    weights.append(learned)
-  return Chat(
-    np.concatenate(tokens).astype(np.int32),
-    np.concatenate(weights).astype(np.uint8),
+
+  def mark_answers(self, text: str) -> str:
+    """The text with marks around what answers the prompts before them."""
+    marked, done = [], 0
+    for number, message in enumerate(self.messages):
+      if message['role'] != 'assistant':
+        continue
+      before = self.text(self.messages[:number], opened=True)
+      closed = self.text(self.messages[: number + 1])
+      fits = text.startswith(before) and closed.startswith(before)
+      if not fits or len(before) < done:
+        raise errors.InputError(
+          f'the chat template {self.name!r} has no generation blocks, and '
+          f'writes what comes before message {number} otherwise once there '
+          'are more messages, so that what it answers is uncertain'
+        )
+      answer = closed[len(before) :]
+      name = self.end(answer)
+      if answer.count(name) > 1:
+        raise errors.InputError(
+          f'the chat template {self.name!r} writes {name} more than once in '
+          f'message {number}, so that its end is uncertain'
+        )
+      at = text.find(name, len(before)) + len(name)
+      marked += [text[done : len(before)], OPEN, text[len(before) : at], CLOSE]
+      done = at
+    return ''.join([*marked, text[done:]])
+
+  def end(self, answer: str) -> str:
+    """The one special token with which an answer ends."""
+    found = list(self._special.finditer(answer))
+    if not found or answer[found[-1].end() :].strip():
+      raise errors.InputError(
+        f'the chat template {self.name!r} ends no answer with a special token'
+      )
+    return found[-1][0]
+
+  def encode(self, text: str) -> Chat:
+    """The tokens of a text with marks."""
+    chars = np.frombuffer(text.encode('utf-32-le'), '<u4')
+    opened, closed, broken = (chars == ord(mark) for mark in MARKS)
+    learned = np.cumsum(opened) > np.cumsum(closed)
+    kept = ~(opened | closed | broken)
+    parts, done = [], 0
+    for match in self._special.finditer(text):
+      parts += [
+        _part(text[done : match.start()]),
+        encoders.Part(match[0], True),
+      ]
+      done = match.end()
+    parts = [part for part in (*parts, _part(text[done:])) if part.text]
+    ids, marked = self._encoder.encode_marked(parts, learned[kept])
+    return Chat(np.array(ids, np.int32), marked.astype(np.uint8))
+
+
+def _part(text: str) -> encoders.Part:
+  for mark in MARKS:
+    text = text.replace(mark, '')
+  return encoders.Part(text)
+
+
+@functools.lru_cache
+def _any_of(names) -> re.Pattern:
+  """Matches any of these names, and nothing if there are none."""
+  longest = sorted(names, key=len, reverse=True)
+  return re.compile('|'.join(map(re.escape, longest)) or '(?!)')
+
+
+@functools.lru_cache
+def _compiled(source: str):
+  """The template, in the sandbox that transformers has for it."""
+  import jinja2
+  import jinja2.ext
+  import jinja2.nodes
+  import jinja2.sandbox
+
+  class Generation(jinja2.ext.Extension):
+    """{% generation %}: its text is learned."""
+
+    tags = {'generation'}  # noqa: RUF012
+
+    def parse(self, parser):
+      next(parser.stream)
+      body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+      mark = lambda m: jinja2.nodes.Output([jinja2.nodes.TemplateData(m)])
+      return [mark(OPEN), *body, mark(CLOSE)]
+
+  def refuse(message):
+    raise jinja2.TemplateError(message)
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[Generation, jinja2.ext.loopcontrols],
   )
+  environment.globals |= dict(
+    raise_exception=refuse, strftime_now=DATE.strftime
+  )
+  environment.filters['tojson'] = _to_json
+  try:
+    return environment.from_string(source)
+  except jinja2.TemplateError as error:
+    raise errors.InputError(
+      f'the chat template is not Jinja: {error}'
+    ) from None
 
 
-def _first_learned(pieces, ids, tokenizer) -> int:
-  """The first learned token of a text, whose learned pieces are its last.
-
-  A token that begins in what is given and ends in what is learned is learned.
-  """
-  if not any(piece.learned for piece in pieces):
-    return len(ids)
-  given = ''.join(piece.text for piece in pieces if not piece.learned)
-  before = tokenizer.encode(given)[: len(ids)]
-  differs = np.flatnonzero(before != ids[: len(before)])
-  return int(differs[0]) if len(differs) else len(before)
+def _to_json(value, ensure_ascii=False, **options) -> str:
+  """As transformers has it: Jinja's own escapes what HTML would mistake."""
+  return json.dumps(value, ensure_ascii=ensure_ascii, **options)

@@ -8,6 +8,9 @@ each is exact for the models that its own authors wrote. An encoder has
   starts_document  whether a text begins with `bos` where no setting says so
   ident            name of a token -> id or None
   encode           texts -> lists of ids, on all cores; special names are text
+  special          names of its special tokens
+  encode_marked    a text in parts, some of them special tokens, and which of
+                   its characters are marked -> ids, which of them are marked
   decode           ids -> text, with the names of special tokens
   definition       everything that decides ids, as JSON
   files            file name -> content, which transformers reads too; add_bos:
@@ -15,15 +18,25 @@ each is exact for the models that its own authors wrote. An encoder has
 """
 
 import base64
+import functools
 import itertools
 import json
 from typing import NamedTuple
 
+import numpy as np
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
+from longjax import errors
 from longjax.data import vocabularies
+
+
+class Part(NamedTuple):
+  """Text, or the name of a special token."""
+
+  text: str
+  special: bool = False
 
 
 class Settings(NamedTuple):
@@ -58,6 +71,8 @@ class Hub:
     self.settings = settings
     self._around = self._inner.encode('').ids  # from its post-processor
     self.ident = self._inner.token_to_id
+    added = self._inner.get_added_tokens_decoder().values()
+    self.special = frozenset(token.content for token in added if token.special)
 
   def starts_document(self, bos: int | None) -> bool:
     return bos in self._around
@@ -65,6 +80,43 @@ class Hub:
   def encode(self, texts) -> list[list[int]]:
     encoded = self._inner.encode_batch_fast(texts, add_special_tokens=False)
     return [e.ids for e in encoded]
+
+  def encode_marked(self, parts, marked) -> tuple[list[int], np.ndarray]:
+    # All parts together, as transformers encodes them: what stands before a
+    # text may change its ids. So the name of a special token that is text, for
+    # which parts must be encoded one by one, is refused where that matters.
+    groups = [parts]
+    if any(name in p.text for p in parts if not p.special
+           for name in self.special):  # fmt: skip
+      if not self._parts_are_independent:
+        raise errors.InputError(
+          'it has the name of a special token in its text, which this '
+          'tokenizer cannot tell from the token'
+        )
+      groups = [[part] for part in parts]
+    ids, flags, at = [], [np.zeros(0, bool)], 0
+    for group in groups:
+      text = ''.join(part.text for part in group)
+      encoded = self._encode(text, special=len(group) > 1 or group[0].special)
+      ids += encoded.ids
+      flags.append(_overlap(encoded.offsets, marked[at : at + len(text)]))
+      at += len(text)
+    return ids, np.concatenate(flags)
+
+  def _encode(self, text: str, special: bool):
+    """The library's encoding, in which names are special tokens or text."""
+    self._inner.encode_special_tokens = not special
+    try:
+      return self._inner.encode(text, add_special_tokens=False)
+    finally:
+      self._inner.encode_special_tokens = True
+
+  @functools.cached_property
+  def _parts_are_independent(self) -> bool:
+    name = min(self.special)
+    parts = ['a', name, ' a', name, 'a']
+    ids = [i for part in parts for i in self._encode(part, part == name).ids]
+    return ids == self._encode(''.join(parts), True).ids
 
   def decode(self, ids: list[int]) -> str:
     return self._inner.decode(ids, skip_special_tokens=False)
@@ -109,12 +161,41 @@ class SentencePiece:
     own_bos, own_eos = (names[i] if i >= 0 else '' for i in ends)
     self.settings = settings.over(Settings(own_bos, own_eos))
     self.ident = {name: i for i, name in enumerate(names)}.get
+    self.special = frozenset(self._control.values())
 
   def starts_document(self, bos: int | None) -> bool:
     return bos is not None
 
   def encode(self, texts) -> list[list[int]]:
     return self._inner.encode(texts, out_type=int)
+
+  def encode_marked(self, parts, marked) -> tuple[list[int], np.ndarray]:
+    ids, flags, at = [], [], 0
+    for part in parts:
+      here = marked[at : at + len(part.text)]
+      at += len(part.text)
+      if part.special:
+        made, flag = [self.ident(part.text)], np.array([here.any()])
+      else:
+        made = self._inner.encode(part.text)
+        flag = np.zeros(len(made), bool)
+        edges = np.flatnonzero(np.diff(here, prepend=False, append=False))
+        for begin, end in edges.reshape(-1, 2).tolist():
+          first, _ = self._shared(made, part.text[:begin])
+          last, cut = self._shared(made, part.text[:end])
+          flag[first : last + cut] = True
+      ids += made
+      flags.append(flag)
+    return ids, np.concatenate([np.zeros(0, bool), *flags])
+
+  def _shared(self, ids, begin: str) -> tuple[int, bool]:
+    """(ids that the begin of a text has too, whether it cuts the next one)."""
+    other = self._inner.encode(begin)
+    pairs = zip(ids, other)
+    same = len(
+      list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    )
+    return same, same < len(other)
 
   def decode(self, ids: list[int]) -> str:
     # The library gives nothing for control tokens.
@@ -155,6 +236,20 @@ class SentencePiece:
       and not normal.precompiled_charsmap
       and normal.escape_whitespaces
     )
+
+
+def _overlap(offsets, marked) -> np.ndarray:
+  """bool [tokens]: those of which a character is marked.
+
+  Args:
+    offsets: of tokens, pairs of characters. The library leaves out spaces at
+      the begin of a token, which are taken to be its own.
+    marked: bool [characters].
+  """
+  begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
+  begin = np.minimum(begin, np.insert(end, 0, 0)[:-1])
+  count = np.insert(np.cumsum(marked), 0, 0)
+  return count[end] > count[begin]
 
 
 def from_gguf(path) -> Hub | SentencePiece:

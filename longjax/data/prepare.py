@@ -67,7 +67,7 @@ def prepare(config, tokens, log=print, directory='') -> store.Store:
   wanted = config.data.sources
   if config.data.directory and not directory:
     made = _open(config.data.directory, tokens)
-    if wanted and _spec(wanted) != made.manifest['spec']:
+    if wanted and _spec(wanted, tokens) != made.manifest['spec']:
       log(f'{made.directory} was made from other sources than data.sources')
     return made
   return _prepare('data.sources', wanted, tokens, log, directory)
@@ -125,7 +125,7 @@ def _prepare(key, wanted, tokens, log, directory) -> store.Store:
     raise errors.InputError(
       f'{key} is empty: name the documents as in longjax/data/sources.py{made}'
     )
-  spec = _spec(wanted)
+  spec = _spec(wanted, tokens)
   place = store.local(directory or _cached(spec, tokens)).resolve()
   store.refuse_other(place)
   if not store.exists(place):
@@ -156,9 +156,16 @@ def _open(directory, tokens) -> store.Store:
   return made
 
 
-def _spec(wanted) -> list:
+def _spec(wanted, tokens) -> list:
   """Everything the documents are made of, as JSON reads it back."""
-  prints = [sources.fingerprint(name, wanted[name]) for name in sorted(wanted)]
+  prints = []
+  for name in sorted(wanted):
+    prints.append(sources.fingerprint(name, wanted[name]))
+    template = prints[-1][1]['template']
+    if template:
+      text = chat.source(template, tokens)
+      if template not in chat.TEMPLATES:
+        prints[-1].append(hashlib.sha256(text.encode()).hexdigest())
   return json.loads(json.dumps(prints))
 
 
@@ -327,7 +334,7 @@ def _batches(documents) -> Iterator[list]:
     if document.ids is not None:
       chars += len(document.ids)
     else:
-      chars += len(document.text) or len(str(document.messages))
+      chars += len(document.text) or len(str(document.chat))
     if chars >= BATCH_CHARS:
       yield batch
       batch, chars = [], 0
@@ -355,10 +362,10 @@ def _chats(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
   """Yields (contents, entry); counts what is no conversation."""
   settings = unit.settings
   for document in batch:
+    messages, tools = document.chat
     try:
-      messages = chat.plain(document.messages)
       ids, mask = chat.encode(
-        messages, tokens, settings['template'], settings['loss']
+        messages, tokens, settings['template'], settings['loss'], tools
       )
     except errors.InputError as error:
       tally.read -= 1

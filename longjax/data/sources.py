@@ -22,17 +22,19 @@ A source is a mapping with these keys, and no other:
                     'directories': the files of each directory, one after
                     another in random order (Focused Transformer,
                     arXiv:2307.03170, appendix);
-                    'chat': records with conversations (data/chat.py);
+                    'chat': records with conversations, of any form that
+                    data/conversations.py knows;
                     'tokens': records with token ids (data/given.py), to which
                     nothing is added
   text              the field of a record that is its text, its list of
-                    messages or its ids; default 'text', for chat 'messages' or
-                    'conversations', for tokens 'input_ids'
+                    messages or its ids; default 'text', for chat 'messages',
+                    'conversations' or Alpaca's columns, for tokens 'input_ids'
   split             of a data set with several, as 'train'; '*' is all
   dtype             tokens: of the ids in a .bin, as 'uint16'
   tokenizer         tokens: the digest of the tokenizer that made them, or its
                     first 12 digits at least; unknown unless given
-  template, loss    chat: as in data/chat.py
+  template          chat: as in data/chat.py; the tokenizer's own unless given
+  loss              chat: 'answers', or 'all' of a conversation
   min_chars         shorter documents are left out; empty ones always are
   limit             at most so many documents; 0 is all
   languages         only documents in these, as ('en', 'de'); () is all; needs
@@ -55,7 +57,14 @@ from typing import Any, NamedTuple
 
 from longjax import errors
 from longjax.config import Key, check_value
-from longjax.data import chat, downloads, formats, given, listing
+from longjax.data import (
+  chat,
+  conversations,
+  downloads,
+  formats,
+  given,
+  listing,
+)
 
 FILE_SEPARATOR = '<file_sep>'
 KEYS = {
@@ -101,7 +110,7 @@ class Document(NamedTuple):
   name: str
   text: str
   special: tuple[str, ...] = ()
-  messages: Any = None  # of a conversation, which then has no text
+  chat: conversations.Conversation | None = None  # which then has no text
   ids: Any = None  # int64 [tokens] of a document given as tokens
   mask: Any = None  # uint8 [tokens], or None: all are to be predicted
 
@@ -185,11 +194,26 @@ def check(name: str, source: Mapping) -> dict:
       f"{title} needs one of 'package', 'packages' and 'path', got "
       f'{sorted(source)}'
     )
-  is_chat = settings['kind'] == 'chat'
-  if is_chat != bool(settings['template']):
-    raise errors.InputError(
-      f"{title}: kind 'chat' needs a template, and nothing else has one"
-    )
+  _check_kind(title, settings)
+  for package, key, needed in (
+    ('py3langid', 'languages', settings['languages']),
+    ('datasketch', 'duplicates', settings['duplicates'] == 'near'),
+  ):
+    if needed and not importlib.util.find_spec(package):
+      raise errors.InputError(
+        f'{title}: {key}={settings[key]!r} needs the package {package}; '
+        f'pip install {package}'
+      )
+  return settings
+
+
+def _check_kind(title: str, settings):
+  """InputError for keys of another kind; fills in the defaults of this one."""
+  if settings['kind'] == 'chat':
+    settings['template'] = settings['template'] or chat.OWN
+    chat.check_template(settings['template'])
+  elif settings['template']:
+    raise errors.InputError(f"{title}: a template is of kind 'chat' alone")
   if settings['kind'] == 'tokens':
     for key in ('min_chars', 'languages'):
       if settings[key]:
@@ -207,16 +231,6 @@ def check(name: str, source: Mapping) -> dict:
       f'{settings["kind"]!r}'
     )
   settings['text'] = settings['text'] or FIELDS.get(settings['kind'], 'text')
-  for package, key, needed in (
-    ('py3langid', 'languages', settings['languages']),
-    ('datasketch', 'duplicates', settings['duplicates'] == 'near'),
-  ):
-    if needed and not importlib.util.find_spec(package):
-      raise errors.InputError(
-        f'{title}: {key}={settings[key]!r} needs the package {package}; '
-        f'pip install {package}'
-      )
-  return settings
 
 
 def documents(name: str, source: Mapping, log=print) -> Iterator[Document]:
@@ -284,7 +298,7 @@ def read(unit: Unit, tally: Tally) -> Iterator[Document]:
       if len(document.ids) < given.SHORTEST:
         tally.short += 1
         continue
-    elif not document.messages:
+    elif document.chat is None:
       if len(document.text) < max(1, settings['min_chars']):
         tally.short += 1
         continue
@@ -375,24 +389,28 @@ def _document(unit: Unit, name: str, value) -> Document | formats.Unreadable:
   settings, is_chat = unit.settings, unit.settings['kind'] == 'chat'
   if isinstance(value, bytes):
     value = _decoded(unit, name, value)
+  if is_chat and isinstance(value, Mapping | list):
+    return _chat(name, value, settings['text'])
   if isinstance(value, Mapping):
-    field = settings['text']
-    if is_chat and field not in value and field == FIELDS['chat']:
-      field = 'conversations'
-    kind = list if is_chat else str
-    if not isinstance(value.get(field), kind):
-      return formats.Unreadable(
-        name, given.lacks(value, settings['text'], kind)
-      )
-    value = value[field]
+    if not isinstance(value.get(settings['text']), str):
+      return formats.Unreadable(name, given.lacks(value, settings['text'], str))
+    value = value[settings['text']]
   if isinstance(value, formats.Unreadable):
     return value
-  if not isinstance(value, list if is_chat else str):
+  if is_chat or not isinstance(value, str):
     what = 'a list of messages' if is_chat else 'text or a record'
     return formats.Unreadable(name, f'a {type(value).__name__}, not {what}')
-  if is_chat or not isinstance(value, str):
-    return Document(name, '', messages=value)
   return Document(name, value.replace('\r\n', '\n').replace('\r', '\n'))
+
+
+def _chat(name: str, value, field: str) -> Document | formats.Unreadable:
+  try:
+    found = conversations.read(value, field)
+  except ValueError as error:
+    return formats.Unreadable(name, f'not a conversation ({error})')
+  if found is None:
+    return formats.Unreadable(name, given.lacks(value, field, list))
+  return Document(name, '', chat=found)
 
 
 def _decoded(unit: Unit, name: str, raw: bytes) -> str | formats.Unreadable:

@@ -56,7 +56,7 @@ class Tokenizer:
     bos, eos, pad: ids or None, as the model's authors named them.
     document_start: id to put before a document, or None.
     document_end: id to put after a document, or None; never the end of a turn.
-    chat_template: of its authors, in Jinja, or ''; only kept and saved.
+    chat_template: of its authors, in Jinja, or ''.
     digest: sha256 of the definition, hex.
   """
 
@@ -68,7 +68,7 @@ class Tokenizer:
       settings: these go before the encoder's own.
       files: {name: content} of those of FILES that it was read from.
     """
-    self._encoder, self._files = encoder, files or {}
+    self.encoder, self._files = encoder, files or {}
     self.settings = settings = settings.over(encoder.settings)
     self.chat_template, self.vocab = settings.chat_template, encoder.vocab
     self.bos, self.eos = (self._known(x) for x in (settings.bos, settings.eos))
@@ -90,7 +90,7 @@ class Tokenizer:
     eos = self.settings.eos
     if not eos or (self.settings.add_eos and not TURN_END.search(eos)):
       return self.eos
-    others = (eos, self._encoder.settings.eos, '</s>')
+    others = (eos, self.encoder.settings.eos, '</s>')
     names = [*DOCUMENT_ENDS, *(n for n in others if not TURN_END.search(n))]
     found = (self.ident(name) for name in names)
     return next((i for i in found if i is not None), None)
@@ -107,9 +107,9 @@ class Tokenizer:
   def encode_batch(self, texts, special=()) -> list[np.ndarray]:
     """`encode` of many texts on all cores."""
     marks = {name: i for name in special if (i := self.ident(name)) is not None}
-    parts = [_split(_without_surrogates(text), marks) for text in texts]
+    parts = [_split(without_surrogates(text), marks) for text in texts]
     plain = [p for text in parts for p in text if p not in marks]
-    encoded = iter(self._encoder.encode(plain))
+    encoded = iter(self.encoder.encode(plain))
     return [
       np.fromiter(
         itertools.chain.from_iterable(
@@ -120,20 +120,35 @@ class Tokenizer:
       for text in parts
     ]
 
+  @functools.cached_property
+  def chat_encoder(self):
+    """The encoder that the authors' chat template was written for."""
+    if not isinstance(self.encoder, encoders.SentencePiece):
+      return self.encoder
+    if 'tokenizer.json' in self._files:
+      return encoders.Hub(self._files['tokenizer.json'].decode())
+    config = json.loads(self._files.get('tokenizer_config.json', '{}'))
+    if config.get('legacy') is False:
+      raise errors.InputError(
+        'the chat template of a SentencePiece model with legacy=false is '
+        'encoded by transformers alone; save a tokenizer.json with it'
+      )
+    return self.encoder
+
   def decode(self, ids) -> str:
     """The text of ids, special tokens included; unknown ids give nothing."""
     ids = np.asarray(ids).reshape(-1)
-    return self._encoder.decode(ids[(ids >= 0) & (ids < self.vocab)].tolist())
+    return self.encoder.decode(ids[(ids >= 0) & (ids < self.vocab)].tolist())
 
   def ident(self, name: str) -> int | None:
     """The id of a token, special ones included, or None."""
-    return self._encoder.ident(name) if name else None
+    return self.encoder.ident(name) if name else None
 
   def save(self, directory):
     """Writes the files that `load` and transformers' AutoTokenizer read."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    files = self._encoder.files(self.document_start is not None)
+    files = self.encoder.files(self.document_start is not None)
     settings = self.settings
     config = dict(
       tokenizer_class='PreTrainedTokenizerFast',
@@ -166,12 +181,12 @@ class Tokenizer:
   @property
   def starts_in_transformers(self) -> bool:
     """Whether a text begins alike in what transformers reads from `save`."""
-    files = self._encoder.files() | self._files
+    files = self.encoder.files() | self._files
     return 'tokenizer.json' in files or self.document_start is None
 
   @functools.cached_property
   def digest(self) -> str:
-    parts = self._encoder.definition()
+    parts = self.encoder.definition()
     parts['ends'] = [self.bos, self.eos, self.document_start, self.document_end]
     return hashlib.sha256(
       json.dumps(parts, sort_keys=True).encode()
@@ -316,7 +331,7 @@ def _settings_beside(path) -> encoders.Settings:
   return encoders.Settings(bos, eos, pad, template, add_bos, add_eos)
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
   """The text with U+FFFD for what UTF-8 cannot encode."""
   if not SURROGATES.search(text):
     return text

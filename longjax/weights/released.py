@@ -134,9 +134,7 @@ def trained_ends(settings, tokens) -> list[int | None]:
   template = settings.get('template', '')
   if settings.get('kind') != 'chat' and not template:
     return [tokens.document_end]
-  if template in chat.ENDS:
-    return [tokens.ident(chat.ENDS[template])]
-  # The tokenizer's own template: ends that it names.
-  known = {*chat.ENDS.values(), '<|eot|>', '<end_of_turn>', '<|end|>'}
-  named = sorted(name for name in known if name in tokens.chat_template)
-  return [tokens.eos, *map(tokens.ident, named)]
+  try:
+    return [tokens.ident(chat.end(tokens, template or chat.OWN))]
+  except errors.InputError:  # a template of which the tokenizer knows nothing
+    return [tokens.eos]

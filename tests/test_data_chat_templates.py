@@ -1,0 +1,274 @@
+"""The tokenizer's own chat template: masks beside ones marked by hand.
+
+The tokenizers have a token for each byte and each special token, so that a mask
+of tokens is one of characters.
+"""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from configs import common
+from longjax import errors
+from longjax.data import chat, prepare, tokenizer
+
+HERE = pathlib.Path(__file__).with_name('templates')
+SPECIAL = dict(
+  llama3='<|begin_of_text|> <|eot_id|> <|start_header_id|> <|end_header_id|>',
+  qwen3='<s> <|im_end|> <|im_start|>',
+  mistral='<s> </s> [INST] [/INST] [TOOL_CALLS] [TOOL_RESULTS] [/TOOL_RESULTS]',
+  smollm2='<s> <|im_end|> <|im_start|>',
+)
+# s system, u user, a assistant, c call of a tool, t what the tool returned.
+SHAPES = (
+  'ua', 'sua', 'uaua', 'suaua', 'uauaua', 'suauaua', 'ucta', 'sucta', 'uctaua',
+  'suctaua', 'uauucta', 'uctctct', 'uctcta', 'suctcta', 'uctuaucta', 'uaucta',
+  'suaucta', 'uctauctaua', 'uctctcta', 'suctauct',
+)  # fmt: skip
+TEXTS = (
+  'one',
+  ' two\n',
+  'é \U0001f642',
+  'a\n\nb',
+  '  x',
+  '</s><|im_end|>!',
+  '',
+)
+
+
+def own(directory, template, special):
+  """A tokenizer of bytes whose authors' template is this; bos, eos first."""
+  tokenizer.load('bytes').save(directory)
+  names = special.split()
+  path = directory / 'tokenizer.json'
+  text = path.read_text()
+  for number, name in enumerate(names):
+    text = text.replace(f'<unused_{258 + number}>', name)
+  path.write_text(text)
+  path = directory / 'tokenizer_config.json'
+  config = json.loads(path.read_text())
+  config |= dict(bos_token=names[0], eos_token=names[1], chat_template=template)
+  path.write_text(json.dumps(config))
+  return tokenizer.load(directory)
+
+
+@pytest.fixture(scope='module')
+def tokens(tmp_path_factory):
+  return {
+    name: own(
+      tmp_path_factory.mktemp(name),
+      (HERE / f'{name}.jinja').read_text(),
+      special,
+    )
+    for name, special in SPECIAL.items()
+  }
+
+
+def conversation(shape: str, calls=True) -> list[dict]:
+  roles = dict(s='system', u='user', a='assistant', c='assistant', t='tool')
+  made = []
+  for number, letter in enumerate(shape):
+    message = dict(
+      role=roles[letter], content=TEXTS[(number + len(shape)) % len(TEXTS)]
+    )
+    if letter == 'c' and calls:
+      function = dict(name='f', arguments=dict(x=number))
+      message |= dict(content='', tool_calls=[dict(function=function)])
+    made.append(message)
+  return made
+
+
+def called(message, arguments='arguments') -> str:
+  """The JSON of a call, as a template writes it."""
+  function = message['tool_calls'][0]['function']
+  return (
+    f'{{"name": "f", "{arguments}": {{"x": {function["arguments"]["x"]}}}}}'
+  )
+
+
+def llama3(messages, system):
+  head = '<|start_header_id|>{}<|end_header_id|>\n\n'
+  yield '<|begin_of_text|>' + head.format('system'), 0
+  yield f'Today Date: 26 Jul 2024\n\n{(system or "").strip()}<|eot_id|>', 0
+  for m in messages[system is not None :]:
+    yield head.format(m['role'].replace('tool', 'ipython')), 0
+    text = m['content'] if m['role'] == 'tool' else m['content'].strip()
+    if 'tool_calls' in m:
+      text = called(m, 'parameters')
+    yield f'{text}<|eot_id|>', m['role'] == 'assistant'
+
+
+def mistral(messages, system):
+  yield '<s>', 0
+  for m in messages:
+    if 'tool_calls' in m:
+      yield f'[TOOL_CALLS] [{called(m)}]</s>', 1
+    elif m['role'] == 'assistant':
+      yield f' {m["content"].strip()}</s>', 1
+    elif m['role'] == 'tool':
+      text = json.dumps(m['content'], ensure_ascii=False)
+      yield f'[TOOL_RESULTS] {text}[/TOOL_RESULTS]', 0
+    else:
+      yield f'[INST] {m["content"]}[/INST]', 0
+
+
+def qwen3(messages, system):
+  for m in messages:
+    role, text = m['role'], m['content']
+    if role == 'tool':
+      role, text = 'user', f'<tool_response>\n{text}\n</tool_response>'
+    if 'tool_calls' in m:
+      text = f'<tool_call>\n{called(m)}\n</tool_call>'
+    if m is messages[-1] and role == 'assistant':
+      text = f'<think>\n\n</think>\n\n{text}'
+    yield from turn(role, text)
+
+
+def smollm2(messages, system):
+  if system is None:
+    yield '<|im_start|>system\nYou help.<|im_end|>\n', 0
+  for m in messages:
+    yield from turn(m['role'], m['content'])
+
+
+def turn(role, text):
+  """A turn of ChatML: (text, whether it is learned)."""
+  yield f'<|im_start|>{role}\n', 0
+  yield f'{text}<|im_end|>', role == 'assistant'
+  yield '\n', 0
+
+
+BY_HAND = dict(llama3=llama3, mistral=mistral, qwen3=qwen3, smollm2=smollm2)
+
+
+@pytest.mark.parametrize('name', SPECIAL)
+@pytest.mark.parametrize('shape', SHAPES)
+def test_masks_are_those_marked_by_hand(name, shape, tokens):
+  messages = conversation(shape, calls=name != 'smollm2')
+  if name == 'mistral' and shape[0] == 's':  # its text has no system message
+    with pytest.raises(errors.InputError, match='uncertain'):
+      chat.encode(messages, tokens[name], 'tokenizer')
+    return
+  made = chat.encode(messages, tokens[name], 'tokenizer')
+  system = messages[0]['content'] if shape[0] == 's' else None
+  pieces = list(BY_HAND[name](messages, system))
+  whole = ''.join(text for text, _ in pieces)
+  assert tokens[name].decode(made.tokens) == whole
+  # A name of a special token in a message is text: it has no token of its own.
+  whole = whole.replace(TEXTS[5], '')
+  count = sum(whole.count(mark) for mark in SPECIAL[name].split())
+  assert (made.tokens >= 256).sum() == count
+  at = 0
+  for text, learned in pieces:
+    begin, said = at, ''
+    while said != text:
+      at += 1
+      said = tokens[name].decode(made.tokens[begin:at])
+      assert at <= len(made.tokens)
+    assert (made.weights[begin:at] == learned).all(), (text, learned)
+  assert at == len(made.tokens)
+
+
+def test_an_end_is_found_and_a_prompt_ends_before_the_answer(tokens):
+  ends = dict(llama3='<|eot_id|>', mistral='</s>')
+  for name, tokenizer_ in tokens.items():
+    assert chat.end(tokenizer_, 'tokenizer') == ends.get(name, '<|im_end|>')
+    messages = conversation('uaua')
+    whole = chat.encode(messages, tokenizer_, 'tokenizer')
+    begin = chat.prompt(messages[:-1], tokenizer_, 'tokenizer')
+    assert begin.tolist() == whole.tokens[: len(begin)].tolist()
+    assert whole.weights[len(begin) :].tolist().count(0) <= 1  # a line end
+
+
+def test_generation_blocks_are_those_of_transformers(tmp_path):
+  utils = pytest.importorskip('transformers.utils.chat_template_utils')
+  template = (
+    '{% for m in messages %}<|im_start|>{{ m.role }}\n'
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>"
+    '{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n'
+    '{% endfor %}'
+  )
+  tokens = own(tmp_path, template, SPECIAL['qwen3'])
+  messages = [
+    dict(role=r, content=c) for r, c in zip(('user', 'assistant') * 2, 'abcd')
+  ]
+  (text,), (spans,) = utils.render_jinja_template(
+    [messages], chat_template=template, return_assistant_tokens_mask=True
+  )
+  made = chat.encode(messages, tokens, 'tokenizer')
+  assert tokens.decode(made.tokens) == text
+  edges = np.flatnonzero(np.diff(np.pad(made.weights, 1).astype(int)))
+  got = [
+    tokens.decode(made.tokens[a:b]) for a, b in zip(edges[::2], edges[1::2])
+  ]
+  assert got == [text[a:b] for a, b in spans]
+
+
+@pytest.mark.parametrize(
+  'template, fact',
+  [
+    ('{{ messages', 'not Jinja'),
+    ('', 'no chat template of its own'),
+    ("{{ raise_exception('never') }}", 'never'),
+    ('{{ messages[0].__class__.__mro__ }}', 'unsafe|__class__'),
+    ('{% for m in messages %}{{ m.content }}{% endfor %}', 'special token'),
+    ('{{ messages | length }}<|im_end|>', 'uncertain'),
+    (
+      "{% for m in messages %}{{ m.content + '<|im_end|>' }}{% endfor %}",
+      'leaves out the tool calls',
+    ),
+  ],
+)
+def test_what_no_mask_or_text_is_certain_of_is_refused(
+  template, fact, tmp_path
+):
+  tokens = own(tmp_path, template, SPECIAL['qwen3'])
+  with pytest.raises(errors.InputError, match=fact):
+    shape = 'ucta' if 'calls' in fact else 'uaua'
+    chat.encode(conversation(shape), tokens, 'tokenizer')
+
+
+def test_tools_that_a_template_ignores_are_refused(tokens):
+  tools, messages = [dict(name='f')], conversation('ucta')
+  made = chat.encode(messages, tokens['llama3'], 'tokenizer', tools=tools)
+  assert '\n{"name": "f"}\n' in tokens['llama3'].decode(made.tokens)
+  with pytest.raises(errors.InputError, match='leaves out the tools'):
+    chat.encode(messages, tokens['qwen3'], 'tokenizer', tools=tools)
+
+
+def test_sharegpt_is_prepared_with_the_tokenizers_own_template(
+  tokens, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'cache'))
+  turns = (
+    ('system', 'Be brief.'), ('human', 'Which?'), ('gpt', 'ok'),
+    ('tool', '{"a": 1}'), ('gpt', 'done'),
+  )  # fmt: skip
+  row = dict(conversations=[{'from': a, 'value': b} for a, b in turns])
+  (tmp_path / 'a.jsonl').write_text(json.dumps(row) + '\n')
+  config = common.base('tiny')
+  config.data.sources = dict(
+    talk=dict(path=str(tmp_path / 'a.jsonl'), kind='chat')
+  )
+  quiet = lambda _: None
+  made = prepare.prepare(config, tokens['qwen3'], quiet)
+  roles = ('system', 'user', 'assistant', 'tool', 'assistant')
+  messages = [dict(role=r, content=c) for r, (_, c) in zip(roles, turns)]
+  want = chat.encode(messages, tokens['qwen3'], 'tokenizer')
+  assert made.tokens(0).tolist() == want.tokens.tolist()
+  assert made.mask(0).tolist() == want.weights.tolist()
+  learned = tokens['qwen3'].decode(want.tokens[want.weights > 0])
+  assert learned == 'ok<|im_end|><think>\n\n</think>\n\ndone<|im_end|>'
+  # Another template of the same tokenizer makes another store.
+  path = tmp_path / 'other.jinja'
+  for text in ('chatml', 'smollm2'):
+    path.write_text((chat.HERE / f'{text}.jinja').read_text())
+    config.data.sources.talk.template = str(path)
+    other = prepare.prepare(config, tokens['qwen3'], quiet)
+    assert other.directory != made.directory
+    made = other
+  with pytest.raises(errors.InputError, match='no chat template'):
+    config.data.sources.talk.template = ''
+    prepare.prepare(config, tokenizer.load('bytes'), quiet)
