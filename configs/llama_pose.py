@@ -2,9 +2,10 @@
 
   python launch/tpu.py --config configs/llama_pose.py:linear_16k ...
 
-The argument is an interpolation and a window. Each segment is two chunks, the
-second of which skips ahead; redrawn for each row. The published code draws a
-first chunk of at most half a row, the paper any. Not run on a TPU.
+The argument is an interpolation and a window. A row is the start of a document
+and a later piece of it, whose positions skip ahead; drawn as in the published
+code, which also has the length of the first from 1 to half a row (the paper:
+any), but skips anew in each epoch. Not run on a TPU.
 """
 
 from configs import common
@@ -23,9 +24,9 @@ def get_config(name='linear_16k'):
   config = common.published('llama1_7b', **rope)
   config.name = f'llama_pose_{name}'
   config.mesh.update(data=8, seq=1)
-  config.data.positions.update(kind='pose', target=window, chunks=2)
+  config.data.positions.update(kind='pose', target=window)
   # Section 4.1: the Pile's documents of at least 2,048 tokens.
-  config.data.mix = dict(all=dict(sources=('*',), pack='whole', length=ROW))
+  config.data.mix = dict(all=dict(sources=('*',), pack='jump'))
   config.train.update(steps=1000, batch=64, seq_len=ROW)  # section 4.1
   config.optim.update(
     learning_rate=2e-5, schedule='linear', warmup_steps=10, min_ratio=0.0,

@@ -126,7 +126,8 @@ KEYS = {
   'data.positions.target': Key(
     0, 'of the window that positions stay in; all but plain', '[0, inf)',
     'tokens'),
-  'data.positions.chunks': Key(2, 'pose: pieces of a segment'),
+  'data.positions.chunks': Key(
+    2, 'pose: pieces of a segment whose text does not jump'),
   'data.positions.window': Key(
     0, 'of the window of the released model (e2llm)', '[0, inf)', 'tokens'),
   'data.curriculum': Key(

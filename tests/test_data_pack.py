@@ -38,7 +38,7 @@ def packed(rule, length, lengths=LENGTHS, order=None, **keys):
   keys = dict(group=1) | keys
   component = mixture.ComponentConfig(pack=rule, length=length, **keys)
   order = np.arange(len(lengths)) if order is None else order
-  made = pack.packs(component, lengths, order)
+  made = pack.packs(component, lengths, order, np.random.default_rng(0))
   return [[tuple(s) for s in made[i]] for i in range(len(made))], made.dropped
 
 

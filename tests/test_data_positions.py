@@ -1,12 +1,20 @@
 """Positions, against rows worked out by hand and the bounds of each paper."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
+from test_data_pack import Memory
 
 from configs import common
 from longjax import errors
-from longjax.data import positions
+from longjax.batch import Batch, one_document
+from longjax.data import mixture, pack, positions
 
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parent / 'golden' / 'recipes.json').read_text()
+)
 SEGMENTS = np.array([1, 1, 1, 1, 2, 2, 0])
 
 
@@ -41,16 +49,55 @@ def test_pose_by_hand():
   # Segment 1: chunks of 2 and 2 tokens, the second moved by 5 of at most 6;
   # segment 2: chunks of 1 and 1, moved by 8 of 8; padding: one token.
   rng = Draws(seams=[[1], [0], []], integers=[5, 8])
-  got = positions.pose(SEGMENTS, 10, 2, rng)
+  got = positions.pose(SEGMENTS, 10, rng, 2)
   assert got.tolist() == [0, 1, 7, 8, 0, 9, 0]
   assert rng.ranges == [(0, 7), (0, 9)]
 
 
 def test_pose_with_three_chunks_by_hand():
   rng = Draws(seams=[[0, 2]], integers=[2, 4])
-  got = positions.pose(np.ones(4, int), 8, 3, rng)
+  got = positions.pose(np.ones(4, int), 8, rng, 3)
   assert got.tolist() == [0, 3, 4, 7]
   assert rng.ranges == [(0, 5), (2, 5)]  # u_2 is not below u_1
+
+
+def test_pose_skips_where_the_text_jumps():
+  rng = Draws(seams=[[0], []], integers=[4, 6, 8])
+  got = positions.pose(SEGMENTS, 10, rng, 2, jumps=[1, 3])
+  assert got.tolist() == [0, 5, 6, 9, 0, 9, 0]
+  assert rng.ranges == [(0, 7), (4, 7), (0, 9)]
+
+
+@pytest.mark.parametrize('case', GOLDEN['pose']['cases'])
+def test_rows_of_pose_are_those_of_its_code(case):
+  """Which tokens, and at which positions, given the numbers that it drew."""
+  row, (first, end, skip) = GOLDEN['pose']['row'], case['draws']
+
+  class Draws:
+    """Gives what the code drew; its bounds are inclusive."""
+
+    def __init__(self, *numbers):
+      self.numbers = list(numbers)
+
+    def integers(self, low, high, size=None):
+      least, most, drawn = self.numbers.pop(0)
+      assert (low, high) == (least, most + 1)
+      return drawn if size is None and np.ndim(high) == 0 else np.array([drawn])
+
+  component = mixture.ComponentConfig(pack='jump', length=row)
+  lengths = np.array([case['length']])
+  packs = pack.packs(component, lengths, np.arange(1), Draws(first, end))
+  (plan,) = pack.row_plans([packs[0]], row, row, joined=True)
+  document = Memory(np.arange(case['length']))
+  made = pack.read_row(document, plan, row)
+  assert made.tokens.tolist() == case['tokens']
+  assert set(made.segments) == {1}
+  assert made.weights[:-1].min() == 1
+  assert made.targets[:-1].tolist() == case['tokens'][1:]
+  got = positions.pose(
+    made.segments, GOLDEN['pose']['target'], Draws(skip), 2, plan.jumps()
+  )
+  assert got.tolist() == case['positions']
 
 
 def test_skipalign_by_hand():
@@ -83,6 +130,14 @@ def test_e2llm_by_hand():
   assert got.tolist() == [0, 2, 3, 5, 8, 9]
 
 
+def draw(asked, segments, weights, step, row):
+  """positions.draw for a row of these two arrays."""
+  batch = one_document(segments[None])
+  batch = Batch(*(x[0] for x in batch))
+  batch = batch._replace(segments=segments, weights=weights)
+  return positions.draw(asked, batch, (), (7, step, row))
+
+
 def settings(**changes):
   config = common.base('tiny').data.positions
   config.update(changes)
@@ -100,19 +155,19 @@ def test_skipped_positions_rise_and_stay_below_the_target(kind, target, window):
     cuts = np.sort(rng.choice(64, 4))
     segments = np.searchsorted(cuts, np.arange(64), 'right') + 1
     weights = rng.integers(0, 2, 64)
-    got = positions.draw(asked, segments, weights, 7, step, 1)
+    got = draw(asked, segments, weights, step, 1)
     assert got.dtype == np.int32
     assert got.min() >= 0 and got.max() < target
     same = segments[1:] == segments[:-1]
     assert (np.diff(got)[same] > 0).all()
-    again = positions.draw(asked, segments, weights, 7, step, 1)
+    again = draw(asked, segments, weights, step, 1)
     assert (got == again).all()
 
 
 def test_pose_reaches_the_whole_window_and_rows_differ():
   asked = settings(kind='pose', target=128)
   ones = np.ones(16, int)
-  rows = [positions.draw(asked, ones, ones, 0, s, 0) for s in range(200)]
+  rows = [draw(asked, ones, ones, s, 0) for s in range(200)]
   assert max(row.max() for row in rows) > 120
   # 15 seams x 113 skips: 200 draws meet about 12 times.
   assert len({row.tobytes() for row in rows}) > 170
@@ -121,9 +176,9 @@ def test_pose_reaches_the_whole_window_and_rows_differ():
 def test_e2llm_draws_one_scale_and_offset_for_a_step():
   asked = settings(kind='e2llm', target=80, window=8)
   ones = np.ones(8, int)
-  draw = lambda step, row: positions.draw(asked, ones, ones, 0, step, row)
-  assert (draw(3, 0) == draw(3, 5)).all()
-  assert len({draw(step, 0).tobytes() for step in range(20)}) > 10
+  of = lambda step, row: draw(asked, ones, ones, step, row)
+  assert (of(3, 0) == of(3, 5)).all()
+  assert len({of(step, 0).tobytes() for step in range(20)}) > 10
 
 
 @pytest.mark.parametrize('changes, message', [

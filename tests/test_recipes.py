@@ -339,7 +339,7 @@ def test_documents_are_joined_without_masks_as_in_the_original(name):
   the first token of a document is predicted from the end of the one before."""
   component = mixture.parse(config_of(name))['all']._replace(length=8)
   data = Memory([1, 11, 12, 2], [1, 21, 22, 23, 24, 2])
-  packs = pack.packs(component, data.lengths, np.arange(2))
+  packs = pack.packs(component, data.lengths, np.arange(2), None)
   (plan,) = pack.row_plans([packs[0]], 8, 8, joined=not component.masked)
   row = pack.read_row(data, plan, 8)
   assert row.tokens.tolist() == [1, 11, 12, 2, 1, 21, 22, 23]

@@ -124,8 +124,7 @@ def build(parsed, store, seed: int) -> list[MixtureComponent]:
   """
   rng = np.random.default_rng(seed)
   return [
-    _build(name, component, store, rng.permutation(len(store.lengths)))
-    for name, component in parsed.items()
+    _build(name, component, store, rng) for name, component in parsed.items()
   ]
 
 
@@ -221,15 +220,15 @@ def _check(name: str, component: ComponentConfig, seq_len: int):
     )
 
 
-def _build(name: str, component: ComponentConfig, store, order):
-  """A MixtureComponent of the documents that it reads, in the order given."""
-  lengths = store.lengths
+def _build(name: str, component: ComponentConfig, store, rng):
+  """A MixtureComponent of the documents that it reads, in random order."""
+  lengths, order = store.lengths, rng.permutation(len(store.lengths))
   readable = _of_sources(name, component.sources, store)
   readable &= lengths >= max(1, component.min_length)
   if component.max_length:
     readable &= lengths < component.max_length
   order = order[readable[order]]
-  packs = pack.packs(component, lengths, order)
+  packs = pack.packs(component, lengths, order, rng)
   if not len(packs):
     tokens, longest = int(lengths[order].sum()), lengths[order].max(initial=0)
     count = f'{component.group} packs' if component.group > 1 else 'one pack'
@@ -242,7 +241,7 @@ def _build(name: str, component: ComponentConfig, store, order):
   return MixtureComponent(
     name, component.weight, packs, component.length, len(order),
     group=component.group,
-    joined=component.pack == 'interleave' or not component.masked,
+    joined=component.pack in pack.JOINED or not component.masked,
   )  # fmt: skip
 
 

@@ -193,6 +193,32 @@ def interleave(
   return Packs(first, document, start, every)
 
 
+def jump(lengths, length: int, order, rng) -> Packs:
+  """The start of a document, then a later piece of it; a document a pack.
+
+  PoSE's rows of text (2309.10400; dwzhu-pku/PoSE, train_pose.py): the first
+  piece is at most half of the pack, and the second ends anywhere in the first
+  5 x length tokens. Shorter documents are left out. Other arguments as in
+  `whole`.
+
+  Args:
+    rng: numpy Generator.
+  """
+  order = order[lengths[order] >= length]
+  most = np.minimum(lengths[order], 5 * length)
+  first = rng.integers(1, (length + 1) // 2 + 1, len(order))
+  end = rng.integers(length, most + 1)
+  sizes = np.stack([first, length - first], axis=1)
+  start = np.stack([np.zeros_like(end), end - sizes[:, 1]], axis=1)
+  kept = sizes.reshape(-1) > 0  # a pack of one token has no second piece
+  return Packs(
+    np.concatenate([[0], np.cumsum((sizes > 0).sum(1))]),
+    np.repeat(order, 2)[kept],
+    start.reshape(-1)[kept],
+    sizes.reshape(-1)[kept],
+  )
+
+
 RULES = {
   'whole': whole,
   'concatenate': concatenate,
@@ -200,16 +226,19 @@ RULES = {
   'next_fit': next_fit,
   'sorted': sorted_packs,
   'interleave': interleave,
+  'jump': jump,
 }
+JOINED = ('interleave', 'jump')  # the pieces of a pack are one segment
 
 
-def packs(component, lengths, order) -> Packs:
+def packs(component, lengths, order, rng) -> Packs:
   """The packs of a component of a mixture.
 
   Args:
     component: a mixture.ComponentConfig.
     lengths: tokens of each document.
     order: numbers of the documents that it reads, in this order.
+    rng: numpy Generator, which `jump` draws from.
   """
   lengths, order = np.asarray(lengths, np.int64), np.asarray(order, np.int64)
   rule, options = RULES[component.pack], {}
@@ -217,6 +246,8 @@ def packs(component, lengths, order) -> Packs:
     options = dict(documents=component.documents, chunks=component.chunks)
   elif rule is sorted_packs:
     options = dict(group=component.group)
+  elif rule is jump:
+    options = dict(rng=rng)
   elif rule is concatenate and not component.carry:
     rule = truncate
   packed = rule(lengths, component.length, order, **options)
@@ -239,6 +270,10 @@ class RowPlan(NamedTuple):
   # or the first of the next span of a joined pack.
   next_document: np.ndarray
   next_start: np.ndarray
+
+  def jumps(self) -> np.ndarray:
+    """int64 [jumps]: columns inside a segment where another text begins."""
+    return self.column[~self.new_segment]
 
   def squares(self) -> float:
     """The sum of length^2 over segments, to which attention is proportional."""

@@ -190,8 +190,8 @@ class Pipeline:
       row = row._replace(weights=_mean_weights(row.weights, row.segments))
     if config.data.positions.kind != 'plain':
       place = positions.draw(
-        config.data.positions, row.segments, row.weights,
-        config.seed, plan.step, number,
+        config.data.positions, row, plan.rows[number].jumps(),
+        (config.seed, plan.step, number),
       )  # fmt: skip
       row = row._replace(positions=place)
     return row

@@ -40,26 +40,25 @@ def check(settings, seq_len: int):
     )
 
 
-def draw(settings, segments, weights, seed: int, step: int, row: int):
+def draw(settings, row, jumps, key: tuple[int, int, int]):
   """The positions of one row, a pure function of its arguments.
 
   Args:
     settings: the config's data.positions.
-    segments: [seq] document numbers in the order of the text, 0 is padding.
-    weights: [seq] of the loss.
-    seed: of the config.
-    step: of the batch.
-    row: of the batch, in the order of the mixture.
+    row: a Batch of [seq] arrays in the order of the text.
+    jumps: columns inside a segment where another text begins.
+    key: seed of the config, step, and row in the order of the mixture.
 
   Returns:
     int32 [seq].
   """
-  rng = np.random.default_rng((seed, step, row, 1))
+  rng, segments = np.random.default_rng((*key, 1)), row.segments
   if settings.kind == 'pose':
-    return pose(segments, settings.target, settings.chunks, rng)
+    return pose(segments, settings.target, rng, settings.chunks, jumps)
   if settings.kind == 'skipalign':
-    return skipalign(segments, weights, settings.target, rng)
+    return skipalign(segments, row.weights, settings.target, rng)
   if settings.kind == 'e2llm':
+    seed, step, _ = key
     rng = np.random.default_rng((seed, step, 2))  # one draw for all rows
     factor = int(rng.integers(1, settings.target // settings.window + 1))
     most = factor * settings.window - len(segments)
@@ -84,18 +83,19 @@ def plain(segments) -> np.ndarray:
   return order - np.maximum.accumulate(np.where(begins, order, 0), axis=-1)
 
 
-def pose(segments, target: int, chunks: int, rng) -> np.ndarray:
+def pose(segments, target: int, rng, chunks: int, jumps=()) -> np.ndarray:
   """PoSE (2309.10400, section 3): each segment in chunks that skip ahead.
 
   Chunk 0 starts at 0; chunk i is moved by u_i, uniform from u_(i-1) to
-  target - length. The lengths of the chunks are random. (The published code
-  draws a first chunk of at most half of the segment; the paper does not.)
+  target - length. Chunks begin where the text jumps (pack.jump: as in the
+  published code); a segment of one text is cut at random, as in the paper.
 
   Args:
     segments: [seq] document numbers in the order of the text.
     target: the window to train for, tokens.
-    chunks: of each segment; the paper has 2.
     rng: numpy Generator.
+    chunks: of a segment of one text; the paper has 2.
+    jumps: columns inside a segment where another text begins, sorted.
 
   Returns:
     int32 [seq].
@@ -103,8 +103,10 @@ def pose(segments, target: int, chunks: int, rng) -> np.ndarray:
   out = plain(segments)
   for begin, end in _runs(segments):
     length = end - begin
-    most = min(chunks, length) - 1
-    seams = np.sort(rng.choice(length - 1, most, replace=False)) + 1
+    seams = [jump - begin for jump in jumps if begin < jump < end]
+    if not seams:
+      most = min(chunks, length) - 1
+      seams = np.sort(rng.choice(length - 1, most, replace=False)) + 1
     skip = 0
     for seam, after in zip(seams, [*seams[1:], length]):
       skip = int(rng.integers(skip, target - length + 1))
