@@ -20,7 +20,9 @@ from longjax.errors import InputError
 BOOLS = [name for name, key in schema.KEYS.items() if key.kind is bool]
 
 
-def run(main, doc: str | None, switches=(), verbs=(), **flags: str) -> int:
+def run(
+  main, doc: str | None, switches=(), verbs=(), lists=(), **flags: str
+) -> int:
   """Parses sys.argv, calls main(config, **flags), returns the exit code.
 
   Args:
@@ -30,6 +32,7 @@ def run(main, doc: str | None, switches=(), verbs=(), **flags: str) -> int:
     verbs: where there are any, the first argument is one of them, and main
       takes (verb, words, config, **flags); words are what was typed of the
       config, --config=FILE --config.KEY=VALUE ...
+    lists: names of flags that may be repeated and give a tuple.
     **flags: name = help of the flags beside --config.
   """
   known = dict(config='configs/NAME.py or configs/NAME.py:VARIANT')
@@ -43,12 +46,15 @@ def run(main, doc: str | None, switches=(), verbs=(), **flags: str) -> int:
     from longjax import checks  # numpy takes a moment
 
     verb, rest = take_verb(arguments, verbs)
-    found, overrides = read_flags(rest, known, [*map(dashed, switches)])
+    found, overrides = read_flags(
+      rest, known, [*map(dashed, switches)], [*map(dashed, lists)]
+    )
     if 'config' not in found:
       raise InputError('--config=configs/NAME.py is needed; see --help')
     config = load(found['config'], overrides)
     checks.check(config)
     values = {name: name not in switches and '' for name in flags}
+    values |= dict.fromkeys(lists, ())
     values |= {k.replace('-', '_'): v for k, v in found.items()}
     words = [f'--config={values.pop("config")}']
     words += [f'--config.{key}={text}' for key, text in overrides]
@@ -126,13 +132,14 @@ def take_verb(arguments, verbs) -> tuple[str, list[str]]:
   return first, rest
 
 
-def read_flags(arguments, known, switches=()):
+def read_flags(arguments, known, switches=(), lists=()):
   """({flag: value}, [(key of the config, text), ...]) of the arguments.
 
   Args:
     arguments: --flag=value, --flag value, --switch, --config.KEY=value ...
     known: names of the flags; keys are taken where --config is one.
     switches: those that need no value.
+    lists: those that may be repeated.
   """
   values: dict[str, Any] = {}
   overrides, rest = [], list(arguments)
@@ -156,6 +163,8 @@ def read_flags(arguments, known, switches=()):
       value = rest.pop(0)
     if is_key:
       overrides.append((key, value))
+    elif flag in lists:
+      values[flag] = (*values.get(flag, ()), value)
     else:
       values[flag] = value.lower() in ('true', '1') if switch else value
   return values, overrides

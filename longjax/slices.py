@@ -1,8 +1,8 @@
 """The TPU slices that exist, and the table of chips.
 
 A slice is named by its generation and the chips along each axis of its torus:
-v5p:4x4x8 is 128 chips of v5p. No import of jax: training, planning and pod.py
-all read this.
+v5p:4x4x8 is 128 chips of v5p. Google's own names, v5p-256 and v6e-64, are read
+too. No import of jax: training, planning and pod.py all read this.
 """
 
 import math
@@ -15,6 +15,15 @@ from longjax.errors import InputError
 GIB = 2**30
 EXAMPLE = 'v5p:4x4x8'
 ALIASES = {'7x': 'tpu7x', 'v7x': 'tpu7x', 'v5litepod': 'v5e'}
+# What Google's names of slices count for each chip: chips, or TensorCores.
+UNITS = dict(v4=2, v5e=1, v5p=2, v6e=1, tpu7x=2)
+# The shapes that a count stands for; docs.cloud.google.com/tpu/docs, Nov 2026.
+SHAPES = {
+  2: ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)),
+  3: ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8),
+      (4, 8, 8), (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16),
+      (16, 16, 24)),
+}  # fmt: skip
 # A quiet libtpu on a machine without a TPU, beside other processes that use it.
 ENVIRONMENT = dict(
   JAX_PLATFORMS='cpu',
@@ -90,6 +99,13 @@ class Slice(NamedTuple):
     return CHIPS[self.generation]
 
   @property
+  def google(self) -> str:
+    """Google's name of one slice, v5litepod-16; '' if it has none."""
+    kind = 'v5litepod' if self.generation == 'v5e' else self.generation
+    count = UNITS[self.generation] * self.size
+    return f'{kind}-{count}' if self.dims in SHAPES[self.chip.axes] else ''
+
+  @property
   def size(self) -> int:
     """Chips of one slice."""
     return math.prod(self.dims)
@@ -106,8 +122,12 @@ class Slice(NamedTuple):
 
 
 def parse(text: str, slices: int = 1) -> Slice:
-  """`v5p:4x4x8`, or InputError that names the nearest valid slice."""
-  found = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
+  """`v5p:4x4x8`, or `v5p-256` as Google writes it.
+
+  Raises:
+    InputError: there is no such slice; it names the nearest.
+  """
+  found = re.fullmatch(r'(\w+)(?::(\d+(?:x\d+)*)|-(\d+))', text)
   if not found:
     raise InputError(
       f'--topology {text!r} is not GENERATION:CHIPSxCHIPS..., as {EXAMPLE}'
@@ -118,14 +138,36 @@ def parse(text: str, slices: int = 1) -> Slice:
       f'--topology {text}: no TPU generation {found[1]!r}; known are '
       f'{", ".join(CHIPS)}; nearest is {errors.nearest(found[1], CHIPS)!r}'
     )
-  dims = tuple(int(n) for n in found[2].split('x'))
-  near = nearest(generation, dims)
-  if dims != near:
-    name = Slice(generation, near, 1).name
-    raise InputError(f'--topology {text} does not exist; nearest is {name}')
+  if count := found[3]:
+    made = Slice(generation, shape_of(generation, int(count)), slices)
+    exists, also = made.google.endswith(f'-{count}'), f' ({made.google})'
+  else:
+    dims, also = tuple(int(n) for n in found[2].split('x')), ''
+    made = Slice(generation, nearest(generation, dims), slices)
+    exists = dims == made.dims
+  if not exists:
+    raise InputError(
+      f'--topology {text} does not exist; nearest is {made.name}{also}'
+    )
   if slices < 1:
     raise InputError(f'--slices must be at least 1, is {slices}')
-  return Slice(generation, dims, slices)
+  return made
+
+
+def shape_of(generation: str, count: int) -> tuple[int, ...]:
+  """The dims of the slice that Google names by this count, or the nearest."""
+  chips = max(count, 1) / UNITS[generation]
+  shapes = SHAPES[CHIPS[generation].axes]
+  return min(shapes, key=lambda s: abs(math.log(math.prod(s) / chips)))
+
+
+def meaning(text: str) -> str:
+  """What a name of Google's counts, in words; '' for a name of ours."""
+  if ':' in text:
+    return ''
+  found = parse(text)
+  unit = 'chips' if UNITS[found.generation] == 1 else 'TensorCores, two a chip'
+  return f'{text} counts {unit}: {found.name}, {found.size} chips'
 
 
 def nearest(generation: str, dims) -> tuple[int, ...]:

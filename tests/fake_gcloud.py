@@ -1,4 +1,5 @@
-"""A fake cloud in a directory; tests put it on PATH as `gcloud` and `xpk`.
+"""A fake cloud in a directory; tests put it on PATH as `gcloud`, `xpk`, `ssh`
+and `scp`.
 
 $FAKE_CLOUD/script.json:
   now      states of the queued resource; each `describe` takes the first, the
@@ -8,11 +9,14 @@ $FAKE_CLOUD/script.json:
   refuse   the error of `create`
   away     {host: how many times ssh fails to reach it}
   drop     how many times ssh dies after the command has run
+  private  the hosts are reached through Identity-Aware Proxy only
+  node     what `tpu-vm describe` prints
   cluster  labels of a GKE cluster; `xpk` creates and deletes it
   ended    exit code of `xpk workload list --wait-for-job-completion`
 Hosts are directories with homes of their own; what ssh is given runs there.
 """
 
+import fcntl
 import json
 import os
 import pathlib
@@ -28,11 +32,14 @@ BROKEN = (
 
 
 def main(argv) -> int:
+  """argv: gcloud, xpk, ssh or scp, and its arguments."""
+  argv = [x for x in argv if x not in ('gcloud', 'xpk', 'alpha')]
   with (CLOUD / 'calls.jsonl').open('a') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # a command a host, at the same time
     file.write(json.dumps(argv) + '\n')
-  script = json.loads((CLOUD / 'script.json').read_text())
-  code = play(argv, script)
-  (CLOUD / 'script.json').write_text(json.dumps(script))
+    script = json.loads((CLOUD / 'script.json').read_text())
+    code = play(argv, script)
+    (CLOUD / 'script.json').write_text(json.dumps(script))
   return code
 
 
@@ -41,8 +48,15 @@ def play(argv, script) -> int:
     return cat(argv[-1])
   if argv[0] in ('container', 'cluster', 'workload'):
     return gke(argv, script)
-  acts = dict(describe=describe, create=create, delete=delete, scp=scp, ssh=ssh)
-  return acts[argv[3]](argv, script)
+  acts = {
+    'describe': describe, 'create': create, 'delete': delete, 'scp': scp,
+    'ssh': ssh, 'list-instances': list_instances,
+  }  # fmt: skip
+  verb = next(x for x in argv if x in acts)
+  tunnel = '--tunnel-through-iap' in argv
+  if verb in ('ssh', 'scp') and script.get('private') and not tunnel:
+    return fail('[/usr/bin/ssh] exited with return code [255].', 255)
+  return acts[verb](argv, script)
 
 
 def delete(argv, script) -> int:
@@ -52,17 +66,18 @@ def delete(argv, script) -> int:
 
 
 def scp(argv, script) -> int:
+  (file,) = (x for x in argv if x.endswith('.tar.gz'))
   for home in homes(argv):
-    shutil.copy(argv[4], home)
+    shutil.copy(file, home)
   return 0
 
 
 def gke(argv, script) -> int:
   """gcloud's container clusters, and xpk."""
   if argv[0] == 'container':
-    if 'cluster' not in script:
-      return fail('(gcloud.container.clusters.describe) code=404, Not found')
-    print(json.dumps(dict(status='RUNNING', resourceLabels=script['cluster'])))
+    labels = script.get('cluster')
+    one = dict(status='RUNNING', location='us-east5-a', resourceLabels=labels)
+    print(json.dumps([one] if labels is not None else []))
   elif argv[:2] == ['cluster', 'create']:
     script['cluster'] = dict(longjax=argv[-1].rsplit('=', 1)[-1])
   elif argv[:2] == ['cluster', 'delete']:
@@ -81,6 +96,9 @@ def gke(argv, script) -> int:
 
 def describe(argv, script) -> int:
   now = script['now']
+  if 'tpu-vm' in argv:
+    print(json.dumps(script['node']))
+    return 0
   if not now:
     text = f"NOT_FOUND: Resource 'projects/p/queuedResources/{argv[4]}' was not"
     return fail(f'(gcloud.compute.tpus.queued-resources.describe) {text} found')
@@ -102,7 +120,7 @@ def create(argv, script) -> int:
   script['now'] = script['lives'].pop(0)
   flags = dict(x[2:].split('=', 1) for x in argv if '=' in x)
   key, value = flags['labels'].split('=')
-  kind = flags['accelerator-type']
+  kind = flags.get('accelerator-type')
   script['node'] = dict(labels={key: value}, acceleratorType=kind)
   (CLOUD / 'train').write_text((script.get('trains') or ['sleep 60']).pop(0))
   for i in range(script.get('workers', 2)):
@@ -142,9 +160,22 @@ def cat(url) -> int:
   return 0
 
 
+def list_instances(argv, script) -> int:
+  zone = 'https://compute/v1/projects/p/zones/us-east5-a/instances'
+  found = [dict(instance=f'{zone}/{home.name}', instanceStatus='RUNNING')
+           for home in (CLOUD / 'workers').iterdir()]  # fmt: skip
+  print(json.dumps(found))
+  return 0
+
+
 def homes(argv):
+  """Of all hosts, of the one that --worker names, or that is an argument."""
   found = sorted((CLOUD / 'workers').iterdir())
-  return found if '--worker=all' in argv else found[:1]
+  words = {x.rpartition('@')[2].rstrip(':') for x in argv}
+  worker = next((x[9:] for x in argv if x.startswith('--worker=')), '')
+  if worker and worker != 'all':
+    return [found[int(worker)]]
+  return [x for x in found if worker or x.name in words]
 
 
 def fail(text, code=1) -> int:

@@ -20,6 +20,7 @@ import time
 import pytest
 
 from configs import llama3_8b_512k
+from longjax import slices
 from longjax.errors import InputError
 from longjax.pod import hosts, request, tree, verbs, xpk
 from longjax.pod import supervise as supervising
@@ -33,6 +34,7 @@ QUOTA = "Quota 'TPUV5PPerProjectPerZoneForTPUAPI' exhausted. Limit 64 in zone"
 
 STUBS = dict(
   hostname='echo $WORKER',
+  sudo='echo "$WORKER $(cat) $*" >>$FAKE_CLOUD/sudo',
   gcsfuse='echo "$WORKER $*" >>$FAKE_CLOUD/mounts; ls >"${@: -1}/mounted"',
   mountpoint='test -f "$2/mounted"',
   # The system's Python: pip brings uv, uv makes .venv, whose python trains.
@@ -57,8 +59,9 @@ def cloud(tmp_path, monkeypatch):
   monkeypatch.setenv('LONGJAX_STOP_SECONDS', '5')
   monkeypatch.setenv('PATH', f'{tmp_path}/bin:{os.environ["PATH"]}')
   (tmp_path / 'bin').mkdir()
-  fake = f'exec {sys.executable} -S {ROOT}/tests/fake_gcloud.py "$@"'
-  for program, body in dict(gcloud=fake, xpk=fake, **STUBS).items():
+  fake = f'exec {sys.executable} -S {ROOT}/tests/fake_gcloud.py ${{0##*/}} "$@"'
+  fakes = dict.fromkeys(('gcloud', 'xpk', 'ssh', 'scp'), fake)
+  for program, body in (fakes | STUBS).items():
     file = tmp_path / 'bin' / program
     file.write_text(f'#!/bin/bash\n{body}\n')
     file.chmod(0o755)
@@ -66,6 +69,9 @@ def cloud(tmp_path, monkeypatch):
   def play(**script):
     script = dict(now=[], lives=[['ACTIVE']] * 9) | script
     (tmp_path / 'script.json').write_text(json.dumps(script))
+    for i in range(script.get('there', 0)):  # hosts that exist
+      (tmp_path / f'workers/w{i}').mkdir(parents=True)
+      (tmp_path / 'train').write_text(script['trains'][0])
     return tmp_path
 
   yield play
@@ -130,7 +136,7 @@ class Quiet(Terminal):
 def pod(**fields):
   given = dict(
     name='run',
-    slice=request.parse('v5p:4x4x4', 1),
+    slice=slices.parse('v5p:4x4x4'),
     workdir='gs://bucket/run',
     arguments=('--config=configs/tiny.py', '--workdir=gs://bucket/run'),
   )
@@ -146,7 +152,9 @@ def requests(directory) -> list[str]:
   """What was asked of the cloud but for states: create, scp, start, ..."""
   found = []
   for call in calls(directory):
-    word = call[3] if call[0] == 'compute' else call[0]
+    word = call[3] if call[:2] == ['compute', 'tpus'] else call[0]
+    if word == 'compute':
+      word = call[1] if call[1] in ('ssh', 'scp') else 'describe'
     if word == 'ssh':
       word = re.sub(r'.*worker\.sh (\w+).*', r'\1', call[-1])
     if word not in ('describe', 'status', 'storage'):
@@ -230,66 +238,159 @@ longjax/llama3-8b-512k/code/longjax/pod/worker.sh status'
   )
 
 
-@pytest.mark.parametrize('flags, create', [
-  (['--topology=v5e:16x16'],
+def sized(flags) -> list[str]:
+  """The flags, and a mesh that fits their slice."""
+  given = dict(flag.lstrip('-').split('=', 1) for flag in flags if '=' in flag)
+  count = int(given.get('slices', 1))
+  devices = slices.parse(given['topology'], count).devices
+  data = 4 if devices >= 64 else 1
+  mesh = dict(data=data, seq=devices // data)
+  return [*flags, *(f'--config.mesh.{k}={v}' for k, v in mesh.items())]
+
+
+# The flags are those of the reference of gcloud, GA and alpha, and of the pages
+# on reservations, flex-start and networks, read on 28 November 2026.
+@pytest.mark.parametrize('flags, track, create', [
+  ('--topology=v5e:16x16', '',
    '--accelerator-type=v5litepod-256 --runtime-version=v2-alpha-tpuv5-lite '
-   '--node-id=llama3-8b-512k'),
-  (['--topology=v6e:16x16', '--spot'],
+   '--node-id=NAME'),
+  ('--topology=v6e-256 --spot', '',
    '--accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e '
-   '--node-id=llama3-8b-512k --spot'),
-  (['--topology=v5p:4x4x4', '--slices=2', '--reserved'],
+   '--node-id=NAME --spot'),
+  ('--topology=v5p-128 --slices=2 --reserved', '',
    '--accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5 '
-   '--node-count=2 --node-prefix=llama3-8b-512k --reserved'),
-  (['--topology=v4:2x2x4', '--runtime=tpu-ubuntu2404-base'],
+   '--node-count=2 --node-prefix=NAME --reserved'),
+  ('--topology=v4:2x2x4 --runtime=tpu-ubuntu2404-base', '',
    '--accelerator-type=v4-32 --runtime-version=tpu-ubuntu2404-base '
-   '--node-id=llama3-8b-512k'),
-  (['--topology=v4:4x4x12', '--service-account=tpu@ours.example'],
-   '--type=v4 --topology=4x4x12 --runtime-version=tpu-ubuntu2204-base '
-   '--node-id=llama3-8b-512k --service-account=tpu@ours.example'),
-  (['--topology=v6e:1x1'],
+   '--node-id=NAME'),
+  ('--topology=v4:2x2x16 --service-account=tpu@ours.example', '',
+   '--type=v4 --topology=2x2x16 --runtime-version=tpu-ubuntu2204-base '
+   '--node-id=NAME --service-account=tpu@ours.example'),
+  ('--topology=v5p:2x2x16', '',
+   '--type=v5p --topology=2x2x16 --runtime-version=v2-alpha-tpuv5 '
+   '--node-id=NAME'),
+  ('--topology=v6e:1x1', '',
    '--accelerator-type=v6e-1 --runtime-version=v2-alpha-tpuv6e '
-   '--node-id=llama3-8b-512k'),
+   '--node-id=NAME'),
+  ('--topology=v5litepod-64 --network=vpc --subnetwork=sub --internal-ips '
+   '--tunnel-through-iap --valid-until-duration=6h --gcloud-flag=--tags=a,b '
+   '--gcloud-flag=--shielded-secure-boot', '',
+   '--accelerator-type=v5litepod-64 --runtime-version=v2-alpha-tpuv5-lite '
+   '--node-id=NAME --network=vpc --subnetwork=sub --internal-ips '
+   '--valid-until-duration=6h --labels=longjax=NAME --tags=a,b '
+   '--shielded-secure-boot'),
+  ('--topology=v6e-64 --flex-start --max-run-duration=2d12h', 'alpha ',
+   '--accelerator-type=v6e-64 --runtime-version=v2-alpha-tpuv6e '
+   '--node-id=NAME --provisioning-model=flex-start --max-run-duration=2d12h'),
+  ('--topology=v5p:4x4x4 --reservation=projects/p/reservations/r', 'alpha ',
+   '--accelerator-type=v5p-128 --runtime-version=v2-alpha-tpuv5 '
+   '--node-id=NAME --reservation=projects/p/reservations/r'),
 ])  # fmt: skip
-def test_a_slice_is_requested_by_the_name_that_google_gives_it(
-  flags, create, dry
-):
-  lines = dry('up', *DRY, *flags).splitlines()
-  label = '--labels=longjax=llama3-8b-512k --async --quiet'
-  made = f'{QUEUED} create llama3-8b-512k {WHERE} {create} {label}'
+def test_a_slice_is_requested_in_the_words_of_gcloud(flags, track, create, dry):
+  lines = dry('up', *DRY, *sized(flags.split())).splitlines()
+  queued = QUEUED.replace('gcloud ', f'gcloud {track}')
+  create = create if '--labels' in create else f'{create} --labels=longjax=NAME'
+  made = f'{queued} create NAME {WHERE} {create} --async --quiet'
+  made = made.replace('NAME', 'llama3-8b-512k')
   assert [x for x in lines if ' create ' in x] == [made]
 
 
+TO_NODE = '--worker=all --quiet'
+RUN_IT = 'bash longjax/llama3-8b-512k/code/longjax/pod/worker.sh'
+TRAIN = f'{RUN_IT} start bucket --config=configs/llama3_8b_512k.py {RUN[1]}'
+LIST = f'gcloud compute instance-groups managed list-instances group {WHERE}'
+OPENSSH = 'ssh -o BatchMode=yes -o ConnectTimeout=30'
+IAP = '--tunnel-through-iap'
+TAIL = 'tail -n 100 -F longjax/llama3-8b-512k/log'
+
+
+@pytest.mark.parametrize('arguments, lines', [
+  (['run', '--tpu=node', '--env=LIBTPU_INIT_ARGS=--a=1 --b'],
+   [f'gcloud compute tpus tpu-vm ssh node {WHERE} --worker=all --quiet '
+    f'--command=env "LIBTPU_INIT_ARGS=--a=1 --b" {TRAIN}']),
+  (['stop', '--tpu=node', IAP],
+   [f'gcloud alpha compute tpus tpu-vm ssh node {WHERE} --worker=all {IAP} '
+    f'--quiet --command={RUN_IT} stop']),
+  (['stop', IAP],
+   [f'{QUEUED} ssh llama3-8b-512k {WHERE} --node=all --worker=all {IAP} '
+    f'--quiet --command={RUN_IT} stop']),
+  (['logs', '--worker=1.3', '--internal-ips'],
+   [f'{QUEUED} ssh llama3-8b-512k {WHERE} --node=1 --worker=3 --internal-ip '
+    f'--quiet --command={TAIL}']),
+  (['run', '--mig=group', IAP],
+   [f'{LIST} --format=json'] + [
+    f'gcloud compute ssh HOST-{i} --project=ours --zone=ZONE {IAP} --quiet '
+    f'--command={TRAIN}' for i in (0, 1)]),
+  (['run', '--hosts=a,me@b', '--env=A=1'],
+   [f'{OPENSSH} {host} env LONGJAX_COORDINATOR=a:8476 LONGJAX_PROCESSES=2 '
+    f'LONGJAX_PROCESS={i} A=1 {TRAIN}' for i, host in ((0, 'a'), (1, 'me@b'))]),
+  (['run', '--hosts=a'], [f'{OPENSSH} a {TRAIN}']),
+  (['logs', '--hosts=a,b', '--worker=1'], [f'{OPENSSH} b {TAIL}']),
+  (['logs', '--hosts=a,b', '--worker=all'],
+   [f'{OPENSSH} {host} {TAIL} | sed -u "s/^/$(hostname): /"'
+    for host in 'ab']),
+])  # fmt: skip
+def test_hosts_are_reached_in_the_words_of_gcloud_and_ssh(
+  arguments, lines, dry
+):
+  verb, *flags = arguments
+  text = dry(verb, *DRY, *flags)
+  # Unquoted: what each word is to the shell of the host has a test below.
+  plain = lambda line: ' '.join(shlex.split(line)).replace('"', "'")
+  found = [plain(x) for x in text.splitlines() if x[0] != '#']
+  assert found == [x.replace('"', "'") for x in lines]
+
+
 def test_tpu7x_goes_through_xpk(dry):
-  text = dry('supervise', *DRY, '--topology=tpu7x:4x4x4', '--spot')
+  flags = sized(['--topology=tpu7x-128', '--spot', '--env=A=b c'])
+  text = dry('supervise', *DRY, *flags, '--network=wide')
+  assert '# and the CPU pool of the cluster: 6 VMs of e2-standard-16' in text
   place = '--cluster=llama3-8b-512k --project=ours --zone=us-east5-a'
   describe = (
-    'gcloud container clusters describe llama3-8b-512k --location=us-east5 '
+    'gcloud container clusters list --filter=name=llama3-8b-512k '
     '--project=ours --format=json'
   )
   assert [x for x in text.splitlines() if x[0] != '#'] == [
     describe,
     'xpk cluster create --cluster=llama3-8b-512k --tpu-type=tpu7x-4x4x4 '
     '--num-slices=1 --project=ours --zone=us-east5-a --spot '
-    '--custom-cluster-arguments=--labels=longjax=llama3-8b-512k',
+    "--custom-cluster-arguments='--labels=gke_product_type=xpk,"
+    "longjax=llama3-8b-512k --network=wide'",
     describe,
     f'xpk workload create --workload=llama3-8b-512k {place} '
     '--tpu-type=tpu7x-4x4x4 --num-slices=1 --base-docker-image=python:3.12 '
     '--script-dir=CACHE/pods/TREE --max-restarts=10 '
-    "--restart-on-exit-codes=1,75 --command='pip install -q uv && uv pip "
+    '--restart-on-exit-codes=1,75 --no-use-parallel-containers '
+    '--ttl-seconds-after-finished=604800 '
+    "--termination-grace-period-seconds=300 --env='A=b c' "
+    "--command='pip install -q uv && uv pip "
     'install -q --system -r requirements.txt "jax[tpu]" gcsfs && exec python '
     'launch/tpu.py --config=configs/llama3_8b_512k.py '
+    '--config.mesh.data=4 --config.mesh.seq=32 '
     "--workdir=gs://bucket/run'",
     f'xpk workload list {place} --wait-for-job-completion=llama3-8b-512k',
   ]
 
 
+def test_the_log_of_a_zonal_cluster(dry):
+  text = dry('logs', *DRY, '--topology=tpu7x:4x4x4', '--worker=1.2')
+  assert text.splitlines()[1:] == [
+    'gcloud container clusters get-credentials llama3-8b-512k '
+    '--location=REGION --project=ours --dns-endpoint',
+    'kubectl logs --follow --tail=100 --all-containers '
+    '--selector=jobset.sigs.k8s.io/jobset-name=llama3-8b-512k,'
+    'jobset.sigs.k8s.io/job-index=1,batch.kubernetes.io/'
+    'job-completion-index=2',
+  ]
+
+
 @pytest.mark.parametrize(
-  'verb', ['up', 'push', 'run', 'logs', 'status', 'down']
+  'verb', ['up', 'push', 'run', 'logs', 'status', 'stop', 'down']
 )
 def test_each_verb_has_a_dry_run_without_gcloud(verb, dry, monkeypatch):
   monkeypatch.setenv('PATH', os.pathsep.join(['/usr/bin', '/bin']))
   monkeypatch.setenv('LONGJAX_CACHE', '/none')
-  lines = dry(verb, *DRY, '--topology=v6e:4x4').splitlines()
+  lines = dry(verb, *DRY, *sized(['--topology=v6e:4x4'])).splitlines()
   assert all(shlex.split(x)[0] == 'gcloud' for x in lines if x[0] != '#')
   assert not pathlib.Path('/none').exists()
 
@@ -339,17 +440,36 @@ def test_what_a_shell_would_act_on_stays_one_word_on_the_host(hostile):
   (['up', *RUN], '--topology, as v5p:4x4x4'),
   (['up', *RUN, '--topolgy=v5p:4x4x4'], "nearest is '--topology'"),
   (['up', *RUN, '--topology=v5p:4x4'], 'nearest is v5p:4x4x1'),
-  (['up', *RUN, '--topology=v5e:6x6'], 'nearest is v5e:4x8'),
-  (['up', *RUN, '--topology=v5p:2x2x16'], 'nearest is v5p:4x4x4'),
+  (['up', *RUN, '--topology=v5p-100'], 'nearest is v5p:4x4x4 (v5p-128)'),
+  (['up', *RUN, '--topology=v5p:4x4x8'], 'add --config.mesh.data=8'),
+  (['supervise', *RUN, '--topology=v5p:2x2x4', '--slices=4',
+    '--config.mesh.data=2', '--config.mesh.seq=32'], '--config.mesh.seq=16'),
+  (['up', *RUN, '--topology=v5p-128', '--flex-start'], '--max-run-duration'),
+  (['up', *RUN, '--topology=v5p-128', '--flex-start',
+    '--max-run-duration=8d'], 'at most 7d'),
+  (['up', *RUN, '--topology=v4:4x4x4', '--flex-start',
+    '--max-run-duration=8h'], 'not v4'),
+  (['up', *RUN, '--topology=v5p-128', '--valid-until-duration=6'], "'6'"),
+  (['up', *RUN, '--topology=v5p-128', '--spot', '--reservation=r'], '--spot'),
+  (['up', *RUN, '--topology=v5p-128', '--gcloud-flag=tags=x'], "'tags=x'"),
+  (['up', *RUN, '--topology=v5p-128', '--tpu=node'], 'push, run, logs'),
+  (['down', *RUN, '--mig=group'], 'push, run, logs'),
+  (['run', *RUN, '--mig=group', '--tpu=node'], '--tpu and --mig exclude'),
+  (['run', *RUN, '--hosts=a,-oProxyCommand=x'], "'-oProxyCommand=x'"),
+  (['run', *RUN, '--hosts=a', '--env=A'], "'A'"),
+  (['run', RUN[0], '--hosts=a', '--workdir=runs/x'], "got 'runs/x'"),
+  (['logs', *RUN, '--worker=last'], "'last'"),
   (['up', *RUN, '--topology', '-1'], "--topology '-1'"),
   (['up', *RUN, '--spot', '-1'], '--1'),
   (['up', *RUN, '--topology=v9:4x4'], "'v9'"),
   (['up', *RUN, '--topology=v5e:4x4', '--slices=two'], "'two'"),
   (['up', *RUN, '--topology=v5e:4x4', '--spot', '--reserved'], '--reserved'),
   (['up', *RUN, '--topology=tpu7x:4x4x4'], '--zone and --project'),
+  (['up', *DRY, '--topology=tpu7x:4x4x4', '--internal-ips'], '--private'),
   (['up', *RUN, '--topology=v5e:4x4', '--name=A;b'], "'A;b'"),
-  (['up', *RUN, '--topology=v5e:4x4'], '--yes'),
-  (['up', *RUN, '--topology=v5e:4x4', '--plan=none.json'], 'none.json'),
+  (['up', *RUN, *sized(['--topology=v5e:4x4'])], '--yes'),
+  (['up', *RUN, *sized(['--topology=v5e:4x4']), '--plan=none.json'],
+   'none.json'),
   (['run', RUN[0]], 'gs://BUCKET/RUN'),
   (['run', RUN[0], '--workdir=/data/x'], "gs://BUCKET/RUN, got '/data/x'"),
   (['run', RUN[0], '--workdir=gs://-o;x/y'], "got 'gs://-o;x/y'"),
@@ -394,7 +514,7 @@ def test_the_cost_is_chips_times_the_hours_of_the_plan(tmp_path):
   assert '64 chip-hours an hour' in lines[0]
   # 2,500 steps of 36 s are 25 h; 64 chips for 25 h are 1,600 chip-hours.
   assert 'are 25.0 hours: 1,600 chip-hours' in lines[1]
-  other = pod(slice=request.parse('v5p:4x4x4', 2))
+  other = pod(slice=slices.parse('v5p:4x4x4', 2))
   with pytest.raises(InputError, match='llama3_8b_512k on 1 x v5p'):
     request.cost(other, str(plan), config)
   plan.write_text(json.dumps(report | dict(fits=False)))
@@ -403,8 +523,6 @@ def test_the_cost_is_chips_times_the_hours_of_the_plan(tmp_path):
   plan.write_text('[]')
   with pytest.raises(InputError, match='launch/plan'):
     request.cost(pod(), str(plan), config)
-  wide = pod(slice=request.parse('v5e:16x16', 1))
-  assert '--config.mesh.data=16' in request.cost(wide, '', config)[1]
 
 
 # --- the tree
@@ -472,7 +590,7 @@ def test_up_waits_for_the_slice_and_does_not_ask_twice(cloud):
   ]  # fmt: skip
   assert verbs.up(terminal, pod()) == 0
   assert requests(there) == ['create']
-  larger = pod(slice=request.parse('v5p:4x4x8', 1))
+  larger = pod(slice=slices.parse('v5p:4x4x8'))
   with pytest.raises(InputError, match=r'v5p-128, not as v5p:4x4x8'):
     verbs.up(terminal, larger)
 
@@ -498,7 +616,7 @@ def test_training_outlives_the_connection_and_leaves_its_exit_code(
   one = hosts.status(Terminal(), pod())[0]
   assert (one['worker'], one['code'], one['said']) == ('w0', 7, 'last')
   terminal = Quiet()
-  assert verbs.logs(terminal, pod()) == 1
+  assert verbs.logs(terminal, pod(), '') == 1
   assert terminal.lines[0].count('last') == 2  # of all hosts
   installs = (there / 'installs').read_text()
   assert '-r requirements.txt jax[tpu] gcsfs' in installs
@@ -602,12 +720,97 @@ def test_down_deletes_what_up_made_and_nothing_else(cloud):
   assert requests(there) == ['create', 'delete']
 
 
+# --- hosts that exist
+
+
+WAYS = dict(tpu=dict(tpu='node'), mig=dict(mig='group'),
+            hosts=dict(hosts=('w0', 'me@w1')))  # fmt: skip
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_hosts_that_exist_are_pushed_to_run_and_stopped(way, cloud, checkout):
+  there = cloud(
+    there=2, node=dict(state='READY', acceleratorType='v5p-16'),
+    trains=['trap "exit 75" TERM; env >$FAKE_CLOUD/env$WORKER; sleep 9 & wait'],
+  )  # fmt: skip
+  one = pod(slice=None, env=('A=b c',), **WAYS[way])
+  code = tree.read(checkout)
+  assert verbs.push(Quiet(), one, code) == 0
+  assert verbs.run(Quiet(), one, code, 0, restart=False) == 0
+  wait_for(lambda: len([*there.glob('env*')]) == 2)
+  terminal = Quiet()
+  assert verbs.status(terminal, one) == 0
+  assert re.findall(r'^(w\d): running', terminal.lines[1], re.M) == ['w0', 'w1']
+  assert verbs.stop(terminal, one) == 0
+  wait_for(lambda: {x['code'] for x in hosts.status(Terminal(), one)} == {75})
+  assert requests(there) == [
+    x for x in ('scp', 'install', 'start', 'stop')
+    for _ in range(1 if way == 'tpu' else 2)
+  ]  # fmt: skip
+  for i in (0, 1):
+    lines = (there / f'envw{i}').read_text().splitlines()
+    found = {x for x in lines if x.startswith('LONGJAX_PROC')}
+    numbered = {f'LONGJAX_PROCESS={i}', 'LONGJAX_PROCESSES=2'}
+    assert found == (numbered if way == 'hosts' else set())
+    assert ('LONGJAX_COORDINATOR=w0:8476' in lines) == (way == 'hosts')
+    assert 'A=b c' in lines
+  if pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled').exists():
+    assert 'w0 always -n tee /sys/' in (there / 'sudo').read_text()
+
+
+def test_private_hosts_are_reached_through_iap_only(cloud):
+  there = cloud(there=2, private=True, trains=[''])
+  one = pod(mig='group')
+  with pytest.raises(CommandFailed, match='255'):
+    hosts.status(Terminal(), one)
+  with pytest.raises(InputError, match=r'pod\.py push'):
+    hosts.status(Terminal(), one._replace(tunnel_through_iap=True))
+  assert all('--tunnel-through-iap' in x for x in calls(there)[-2:])
+
+
+def test_a_run_directory_that_the_hosts_share_has_the_last_step(
+  cloud, tmp_path
+):
+  cloud(there=1, trains=[''])
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 7}\n{"step": 8')
+  one = pod(hosts=('w0',), workdir=str(tmp_path), slice=None)
+  assert verbs.last_step(Terminal(), one) == dict(step=7)
+  assert one.bucket == ''
+
+
+@pytest.mark.parametrize('node, fits', [
+  (dict(acceleratorType='projects/p/acceleratorTypes/v5p-128'), True),
+  (dict(acceleratorType='v5p-64'), False),
+  (dict(acceleratorConfig=dict(type='V5P', topology='4x4x4')), True),
+  (dict(acceleratorConfig=dict(type='V5P', topology='2x2x16')), False),
+  (dict(acceleratorConfig=dict(type='V4', topology='4x4x4')), False),
+  (dict(acceleratorConfig=dict(type='V5P', topology='4x4x4'),
+        acceleratorType='v5p-128'), True), ({}, True),
+])  # fmt: skip
+def test_a_slice_of_another_size_is_refused(node, fits):
+  refused = pytest.raises(InputError, match='not as v5p:4x4x4')
+  with contextlib.nullcontext() if fits else refused:
+    request.check_size(pod(), node)
+
+
+@pytest.mark.parametrize('google, ours', [
+  ('v5e-256', 'v5e:16x16'), ('v5litepod-8', 'v5e:2x4'), ('v5p-64', 'v5p:2x4x4'),
+  ('v6e-64', 'v6e:8x8'), ('v4-8', 'v4:2x2x1'), ('tpu7x-128', 'tpu7x:4x4x4'),
+])  # fmt: skip
+def test_names_of_google_count_chips_or_cores(google, ours):
+  found = slices.parse(google)
+  assert found.name == ours
+  cores = google[:2] in ('v4', 'tp') or google.startswith('v5p')
+  assert found.size * (2 if cores else 1) == int(google.split('-')[1])
+  assert ('TensorCores' in slices.meaning(google)) == cores
+
+
 # --- TPU7x
 
 
 def gke(**fields):
   return pod(
-    slice=request.parse('tpu7x:4x4x4', 1), project='ours', zone='us-east5-a',
+    slice=slices.parse('tpu7x:4x4x4'), project='ours', zone='us-east5-a',
     **fields,
   )  # fmt: skip
 
@@ -635,7 +838,9 @@ def test_a_cluster_that_was_there_stays(cloud, checkout):
   theirs = gke(cluster='theirs')
   with pytest.raises(InputError, match=r'pod\.py push'):
     verbs.run(Quiet(), theirs, code, 3, restart=False)
-  assert verbs.supervise(Quiet(), theirs, code, 3) == 1
+  terminal = Quiet()
+  assert verbs.supervise(terminal, theirs, code, 3) == 1
+  assert 'failed' in terminal.lines[-1]
   assert verbs.down(Quiet(), theirs) == 0
   assert gke_requests(there) == [
     'workload create', 'workload list', 'workload delete',

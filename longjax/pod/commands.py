@@ -11,11 +11,15 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent import futures
 from typing import NamedTuple
 
 from longjax.errors import InputError
 
+AT_ONCE = 64  # connections, as gcloud has
 INSTALL = dict(
+  ssh='https://www.openssh.com',
+  scp='https://www.openssh.com',
   gcloud='https://cloud.google.com/sdk/docs/install',
   xpk='pip install xpk (https://github.com/AI-Hypercomputer/xpk)',
   kubectl='gcloud components install kubectl gke-gcloud-auth-plugin',
@@ -77,7 +81,7 @@ class Terminal:
   def run(
     self, argv, check=True, quiet=False, follow=False, seconds=None
   ) -> Result:
-    """Runs a command to its end.
+    """Runs a command to its end; it reads no terminal.
 
     Args:
       argv: list of arguments; no shell reads them.
@@ -91,8 +95,7 @@ class Terminal:
     if not quiet:
       print('+', shell_line(argv), file=sys.stderr, flush=True)
     capture: dict = {} if follow else dict(
-      capture_output=True, text=True, errors='replace',
-      stdin=subprocess.DEVNULL,
+      capture_output=True, text=True, errors='replace', input='n\n',
     )  # fmt: skip
     try:
       done = subprocess.run(argv, check=False, timeout=seconds, **capture)
@@ -103,8 +106,24 @@ class Terminal:
       raise CommandFailed(argv, result)
     return result
 
-  def describe(self, argv, quiet=False) -> dict:
-    """What `gcloud ... describe --format=json` prints; {} if there is none."""
+  def run_all(self, commands, check=True, **options) -> Result:
+    """Runs commands at the same time; their outputs, the first failure."""
+    if len(commands) == 1:
+      return self.run(commands[0], check=check, **options)
+    run = lambda argv: self.run(argv, check=False, **options)
+    with futures.ThreadPoolExecutor(1 if self.dry else AT_ONCE) as pool:
+      results = list(pool.map(run, commands))
+    out, error = (''.join(text) for text in zip(*(r[1:] for r in results)))
+    code, argv = next(
+      ((r.code, c) for r, c in zip(results, commands) if r.code), (0, [])
+    )
+    if check and code:
+      raise CommandFailed(argv, Result(code, out, error))
+    return Result(code, out, error)
+
+  def read_json(self, argv, quiet=False):
+    """What a command with --format=json prints; {} if there is no such."""
+    argv = [*argv, '--format=json']
     done = self.run(argv, check=False, quiet=quiet, seconds=300)
     if done.code and ('NOT_FOUND' in done.error or 'Not found' in done.error):
       return {}
@@ -121,7 +140,24 @@ class DryRun(Terminal):
   def __init__(self, exists: bool, name: str):
     """exists: whether the slice of pod `name` is there at the start."""
     super().__init__(self._comment, lambda seconds: None)
-    self.exists, self.name, self.trains = exists, name, False
+    self.exists, self.trains = exists, False
+    labels = dict(longjax=name)
+    spec = [dict(node=dict(labels=labels))]
+    self.answers = {  # to read_json, by words of the command
+      'queued-resources': dict(
+        state=dict(state='ACTIVE'), tpu=dict(nodeSpec=spec)
+      ),
+      'clusters': [
+        dict(status='RUNNING', resourceLabels=labels, location='REGION')
+      ],
+      'tpu-vm': dict(state='READY'),
+      'list-instances': [
+        dict(
+          instance=f'zones/ZONE/instances/HOST-{i}', instanceStatus='RUNNING'
+        )
+        for i in (0, 1)
+      ],
+    }
 
   def _comment(self, text):
     for line in text.splitlines():
@@ -131,15 +167,11 @@ class DryRun(Terminal):
     print(shell_line(argv))
     self.exists |= 'create' in argv
     self.trains |= ' start ' in argv[-1]
-    if 'describe' in argv and not self.exists:
-      return Result(1, error='NOT_FOUND')
-    if 'describe' in argv:  # a queued resource, or a cluster of GKE
-      labels = dict(longjax=self.name)
-      nodes = [dict(node=dict(labels=labels))]
-      queued = dict(state=dict(state='ACTIVE'), tpu=dict(nodeSpec=nodes))
-      cluster = dict(status='RUNNING', resourceLabels=labels)
-      return Result(0, json.dumps(queued | cluster))
+    if argv[-1] == '--format=json':
+      answer = next(a for word, a in self.answers.items() if word in argv)
+      empty = Result(0, '[]') if 'list' in argv else Result(1, '', 'NOT_FOUND')
+      return Result(0, json.dumps(answer)) if self.exists else empty
     if argv[-1].endswith('worker.sh status'):
       state = 'exited code=0' if self.trains else 'idle'
-      return Result(0, f'longjax worker=0 state={state}')
+      return Result(0, f'longjax worker=0 state={state}\n')
     return Result(0)

@@ -1,4 +1,4 @@
-"""worker.sh on every host of a slice, by ssh.
+"""worker.sh on every host of a slice.
 
 On each host a run has a directory longjax/NAME below the user's home: trees by
 digest, `code` that links to the newest, and the files that worker.sh keeps.
@@ -9,14 +9,8 @@ import re
 import shlex
 
 from longjax.errors import InputError
-from longjax.pod import tree
+from longjax.pod import reach, tree
 from longjax.pod.commands import CommandFailed
-
-GCLOUD = ['gcloud', 'compute', 'tpus', 'queued-resources']
-ALL = ['--node=all', '--worker=all']
-FIRST = ['--node=0', '--worker=0']
-SSH_FAILED = 'return code [255]'  # in gcloud's message when ssh itself failed
-SSH_SECONDS = 1800  # an install is the longest
 
 
 class NotPushed(InputError):
@@ -29,10 +23,8 @@ def push(terminal, pod, code):
   archive = tree.archive(code)
   if not terminal.dry:
     tree.pack(code)
-  terminal.run([
-    *GCLOUD, 'scp', str(archive), f'{pod.name}:', *pod.place, *ALL, '--quiet',
-  ], seconds=SSH_SECONDS)  # fmt: skip
-  ssh(
+  reach.copy(terminal, pod, str(archive))
+  reach.shell(
     terminal, pod,
     f'mkdir -p {home} && tar -xzf {archive.name} -C {home} && '
     f'bash {home}/longjax/pod/worker.sh install',
@@ -44,9 +36,9 @@ def start(terminal, pod) -> list[dict]:
   return _worker(terminal, pod, 'start', pod.bucket, *pod.arguments)
 
 
-def stop(terminal, pod):
+def stop(terminal, pod) -> list[dict]:
   """SIGTERM on all hosts: training saves a checkpoint and ends."""
-  _worker(terminal, pod, 'stop')
+  return _worker(terminal, pod, 'stop')
 
 
 def status(terminal, pod, quiet=False) -> list[dict]:
@@ -54,25 +46,27 @@ def status(terminal, pod, quiet=False) -> list[dict]:
   return _worker(terminal, pod, 'status', quiet=quiet, seconds=120)
 
 
-def follow_log(terminal, pod) -> int:
-  """Follows the log of host 0; the exit code of ssh."""
-  command = f'tail -n 100 -F longjax/{pod.name}/log'
-  done = ssh(terminal, pod, command, FIRST, check=False, follow=True)
+def follow_log(terminal, pod, worker: str) -> int:
+  """Follows the log of a host, or of `all`; the exit code of ssh."""
+  line = f'tail -n 100 -F longjax/{pod.name}/log'
+  if worker == 'all':
+    line += ' | sed -u "s/^/$(hostname): /"'
+  done = reach.shell(terminal, pod, line, worker, check=False, follow=True)
   return done.code
 
 
 def log_ends(terminal, pod) -> str:
   """The last 20 lines of the log of every host."""
   command = f'tail -v -n 20 longjax/{pod.name}/log'
-  return ssh(terminal, pod, command, check=False, seconds=120).out.rstrip()
+  done = reach.shell(terminal, pod, command, check=False, seconds=120)
+  return done.out.rstrip()
 
 
-def ssh(terminal, pod, command, where=ALL, **options):
-  """Runs a line of shell on hosts; options are those of Terminal.run."""
-  seconds = None if options.get('follow') else SSH_SECONDS
-  argv = [*GCLOUD, 'ssh', pod.name, *pod.place, *where, '--quiet']
-  options = dict(seconds=seconds) | options
-  return terminal.run([*argv, f'--command={command}'], **options)
+def last_metrics(terminal, pod) -> str:
+  """The end of metrics.jsonl in a directory that the hosts share."""
+  file = shlex.quote(f'{pod.workdir}/metrics.jsonl')
+  line = f'tail -c 4096 {file}'
+  return reach.shell(terminal, pod, line, '0', check=False, seconds=120).out
 
 
 def _worker(terminal, pod, *words, **options) -> list[dict]:
@@ -83,14 +77,20 @@ def _worker(terminal, pod, *words, **options) -> list[dict]:
     NotPushed: no host has the script.
   """
   script = f'longjax/{pod.name}/code/longjax/pod/worker.sh'
-  command = f'bash {script} {shlex.join(words)}'
+
+  def line(process):
+    environment = (
+      reach.environment(pod, process) if 'start' in words[:1] else []
+    )
+    before = ['env', *environment] if environment else []
+    return shlex.join([*before, 'bash', script, *words])
+
   try:
-    return parse(ssh(terminal, pod, command, **options).out)
+    return parse(reach.shell(terminal, pod, line, **options).out)
   except CommandFailed as error:
     error.workers = parse(error.result.out)
-    message = error.result.error
-    missing = f'{script}: No such file' in message
-    if missing and not error.workers and SSH_FAILED not in message:
+    missing = f'{script}: No such file' in error.result.error
+    if missing and not error.workers and not reach.unreached(error):
       raise NotPushed('the workers have no code yet: pod.py push') from None
     raise
 

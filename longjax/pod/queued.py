@@ -2,9 +2,14 @@
 
 from longjax.errors import InputError
 from longjax.pod import request
-from longjax.pod.hosts import GCLOUD
+from longjax.pod.reach import QUEUED
 
 READY = ('ACTIVE',)
+TIERS = {
+  'spot': ['--spot'],
+  'reserved': ['--reserved'],
+  'flex-start': ['--provisioning-model=flex-start'],
+}
 LOST = ('FAILED', 'SUSPENDED', 'PREEMPTED')  # SUSPENDING, DELETING pass
 
 
@@ -15,15 +20,8 @@ def state(terminal, pod, quiet=False) -> tuple[str, str]:
     InputError: it has another size than the slice of the pod.
   """
   found = _describe(terminal, pod, quiet)
-  expected = request.accelerator(pod.slice) if pod.slice else []
   for node in _nodes(found):
-    kind = node.get('acceleratorType', '').rsplit('/', 1)[-1]
-    asked = [f'--accelerator-type={kind}']
-    if kind and len(expected) == 1 and expected != asked:
-      raise InputError(
-        f'{pod.name} exists as {kind}, not as {pod.slice.name}; delete it with '
-        'pod.py down, or give another --name'
-      )
+    request.check_size(pod, node)
   about = found.get('state', {})
   reason = about.get('failedData', {}).get('error', {}).get('message', '')
   return about.get('state', ''), reason
@@ -34,14 +32,18 @@ def create(terminal, pod):
   node = [f'--node-id={pod.name}']
   if pod.slice.slices > 1:
     node = [f'--node-count={pod.slice.slices}', f'--node-prefix={pod.name}']
-  tier = [] if pod.tier == 'on-demand' else [f'--{pod.tier}']
-  account = pod.service_account
-  account = [f'--service-account={account}'] if account else []
-  image = pod.runtime or request.TYPES[pod.slice.generation][2]
+  # A reservation with a name is asked for by its name alone.
+  tier = [] if pod.reservation else TIERS.get(pod.tier, [])
+  base = [*QUEUED]
+  if pod.tier == 'flex-start' or request.flags(pod, *request.ALPHA):
+    base.insert(1, 'alpha')
+  image = pod.runtime or request.IMAGES[pod.slice.generation]
   terminal.run([
-    *GCLOUD, 'create', pod.name, *pod.place, *request.accelerator(pod.slice),
-    f'--runtime-version={image}', *node, *tier, *account,
-    f'--labels={request.LABEL}={pod.name}', '--async', '--quiet',
+    *base, 'create', pod.name, *pod.place, *request.accelerator(pod.slice),
+    f'--runtime-version={image}', *node, *tier,
+    *request.flags(pod, *request.PASSED),
+    f'--labels={request.LABEL}={pod.name}', *pod.gcloud_flag, '--async',
+    '--quiet',
   ])  # fmt: skip
 
 
@@ -60,7 +62,9 @@ def delete(terminal, pod) -> bool:
       f'the queued resource {pod.name} was not made by pod.py (no label '
       f'{request.LABEL}={pod.name}), so it is not deleted'
     )
-  terminal.run([*GCLOUD, 'delete', pod.name, *pod.place, '--force', '--quiet'])
+  terminal.run([
+    *QUEUED, 'delete', pod.name, *pod.place, '--force', '--quiet',
+  ])  # fmt: skip
   return True
 
 
@@ -70,5 +74,4 @@ def _nodes(found: dict) -> list[dict]:
 
 
 def _describe(terminal, pod, quiet=False) -> dict:
-  argv = [*GCLOUD, 'describe', pod.name, *pod.place, '--format=json']
-  return terminal.describe(argv, quiet)
+  return terminal.read_json([*QUEUED, 'describe', pod.name, *pod.place], quiet)

@@ -1,8 +1,8 @@
-"""The request to Google Cloud: a slice, its name and its tier.
+"""The request to Google Cloud: a slice or hosts, their name, their tier.
 
-A slice has its name of launch/plan.py, v5p:4x4x4. Google counts chips in the
-names of v5e and v6e, but TensorCores, two a chip, in those of v4 and v5p.
-Names of machine types and images: docs.cloud.google.com/tpu/docs, Nov 2026.
+A slice has its name of launch/plan.py, v5p:4x4x4, or Google's (slices.py).
+Flags, names of machine types and images: cloud.google.com/sdk/gcloud/reference
+and docs.cloud.google.com/tpu/docs, read in November 2026.
 """
 
 import json
@@ -14,52 +14,76 @@ from typing import NamedTuple
 from longjax import slices
 from longjax.errors import InputError
 
-# By generation: name of the type, units a chip in it, image of the VMs.
-TYPES = {
-  'v4': ('v4', 2, 'tpu-ubuntu2204-base'),
-  'v5e': ('v5litepod', 1, 'v2-alpha-tpuv5-lite'),
-  'v5p': ('v5p', 2, 'v2-alpha-tpuv5'),
-  'v6e': ('v6e', 1, 'v2-alpha-tpuv6e'),
-}
-# All shapes in two dimensions.
-SHAPES_2D = (
-  (1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)
-)  # fmt: skip
-# The shapes in three that a count of chips stands for. Others of v4 are asked
-# for as such; gcloud's general release has no --type for those of v5p.
-SHAPES_3D = (
-  (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8),
-  (8, 8, 8), (8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 24),
-)  # fmt: skip
+# Image of the VMs, by generation.
+IMAGES = dict(
+  v4='tpu-ubuntu2204-base',
+  v5e='v2-alpha-tpuv5-lite',
+  v5p='v2-alpha-tpuv5',
+  v6e='v2-alpha-tpuv6e',
+)
+TYPES = dict(v4='v4', v5e='v5litepod', v5p='v5p', v6e='v6e')  # with --topology
 NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
+HOST = re.compile(r'([\w.-]+@)?\w[\w.:-]*')
 LABEL = 'longjax'  # its value is the name of the pod that made the resource
+TIERS = ('spot', 'reserved', 'flex-start')
+# Flags of `queued-resources create` that have the same name here; those of
+# ALPHA are in the alpha track only, as is the tier flex-start.
+PASSED = (
+  'network', 'subnetwork', 'internal_ips', 'service_account',
+  'valid_until_duration', 'max_run_duration', 'reservation',
+)  # fmt: skip
+ALPHA = ('max_run_duration', 'reservation')
+DURATION = re.compile(r'(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?')
+WEEK = 7 * 24 * 3600  # seconds; flex-start gives no longer runs
 
 
 class Pod(NamedTuple):
-  """One request, and what runs there."""
+  """One request, or hosts that exist, and what runs there."""
 
   name: str  # of the queued resource, or of the workload
   slice: slices.Slice | None  # needed to make one
-  tier: str = 'on-demand'  # on-demand | spot | reserved
-  reservation: str = ''  # its name, where GKE needs one
+  tier: str = 'on-demand'  # or one of TIERS
+  tpu: str = ''  # a node that exists, instead of a request
+  mig: str = ''  # a managed instance group that exists
+  hosts: tuple[str, ...] = ()  # hosts that exist, by ssh
   project: str = ''  # '' is gcloud's own setting, here and below
   zone: str = ''
+  network: str = ''
+  subnetwork: str = ''
+  internal_ips: bool = False
+  tunnel_through_iap: bool = False
+  valid_until_duration: str = ''
+  max_run_duration: str = ''
+  reservation: str = ''
   service_account: str = ''
-  runtime: str = ''  # image of the VMs; '' is that of TYPES
+  runtime: str = ''  # image of the VMs; '' is that of IMAGES
   cluster: str = ''  # of GKE; '' is one of the pod's own
-  workdir: str = ''  # gs://BUCKET/RUN
+  gcloud_flag: tuple[str, ...] = ()  # more flags, for what creates
+  env: tuple[str, ...] = ()  # KEY=VALUE, for training
+  workdir: str = ''  # gs://BUCKET/RUN, or a directory that the hosts share
   arguments: tuple[str, ...] = ()  # of launch/tpu.py
 
   @property
+  def exists(self) -> bool:
+    """Whether its hosts were made by somebody else."""
+    return bool(self.tpu or self.mig or self.hosts)
+
+  @property
   def bucket(self) -> str:
-    """That of the workdir."""
-    return self.workdir.removeprefix('gs://').split('/')[0]
+    """That of the workdir, '' if that is a directory."""
+    inside = self.workdir.startswith('gs://')
+    return self.workdir.removeprefix('gs://').split('/')[0] if inside else ''
 
   @property
   def place(self) -> list[str]:
     """--project and --zone, of gcloud and of xpk."""
-    flags = dict(project=self.project, zone=self.zone)
-    return [f'--{k}={v}' for k, v in flags.items() if v]
+    return flags(self, 'project', 'zone')
+
+
+def flags(pod: Pod, *names: str) -> list[str]:
+  """--name=value, or --name, of the fields that are set."""
+  given = ((n.replace('_', '-'), getattr(pod, n)) for n in names)
+  return [f'--{n}' + ('' if v is True else f'={v}') for n, v in given if v]
 
 
 def name(text: str) -> str:
@@ -73,27 +97,96 @@ def name(text: str) -> str:
   return made
 
 
-def parse(topology: str, count: int) -> slices.Slice:
-  """The slice, if Google Cloud has it; InputError names the nearest."""
-  found = slices.parse(topology, count)
-  shapes = SHAPES_2D if len(found.dims) == 2 else SHAPES_3D
-  if found.dims in shapes or found.generation in ('v4', 'tpu7x'):
-    return found
-  near = min(shapes, key=lambda s: abs(math.log(math.prod(s) / found.size)))
-  near = slices.Slice(found.generation, near, 1)
-  raise InputError(
-    f'--topology {topology}: gcloud cannot request this shape; nearest is '
-    f'{near.name}'
-  )
+def check(pod: Pod):
+  """Refuses flags that have no meaning, or none together."""
+  ways = dict(topology=pod.slice, tpu=pod.tpu, mig=pod.mig, hosts=pod.hosts)
+  given = [f'--{k}' for k, v in ways.items() if v]
+  if len(given) > 1 and given != ['--topology', '--tpu']:
+    raise InputError(f'{" and ".join(given)} exclude each other')
+  for host in pod.hosts:
+    if not HOST.fullmatch(host):
+      raise InputError(f'--hosts: {host!r} is not a host, or USER@HOST')
+  for word in pod.env:
+    if not re.fullmatch(r'[A-Za-z_]\w*=.*', word, re.DOTALL):
+      raise InputError(f'--env {word!r} is not KEY=VALUE')
+  for word in pod.gcloud_flag:
+    if not word.startswith('--'):
+      raise InputError(f'--gcloud-flag {word!r} is not --FLAG=VALUE')
+  for flag in ('valid_until_duration', 'max_run_duration'):
+    if text := getattr(pod, flag):
+      seconds(flag.replace('_', '-'), text)
+  if pod.tier == 'flex-start':
+    check_flex_start(pod)
+
+
+def check_flex_start(pod: Pod):
+  """Refuses what flex-start does not give."""
+  if pod.slice and pod.slice.generation == 'v4':
+    raise InputError('--flex-start gives v5e, v5p, v6e and tpu7x, not v4')
+  if on_gke(pod):
+    return
+  length = seconds('max-run-duration', pod.max_run_duration)
+  if length > WEEK:
+    raise InputError(
+      f'--flex-start gives at most 7d, not --max-run-duration '
+      f'{pod.max_run_duration}'
+    )
+
+
+def seconds(flag: str, text: str) -> int:
+  """The seconds of a duration as gcloud writes it, 1d12h; or InputError."""
+  found = DURATION.fullmatch(text)
+  total = 0
+  for part, unit in zip(found.groups() if found else (), (86400, 3600, 60, 1)):
+    total += int(part or 0) * unit
+  if not total:
+    raise InputError(f'--{flag} {text!r} is not a duration as 6h or 1d12h')
+  return total
+
+
+def on_gke(pod: Pod) -> bool:
+  """Whether its TPU is requested from GKE: TPU7x."""
+  return bool(pod.slice and pod.slice.generation == 'tpu7x' and not pod.exists)
 
 
 def accelerator(wanted: slices.Slice) -> list[str]:
   """The flags of gcloud that name the slice."""
-  kind, units, _ = TYPES[wanted.generation]
-  if wanted.dims in SHAPES_2D + SHAPES_3D:
-    return [f'--accelerator-type={kind}-{units * wanted.size}']
+  if wanted.google:
+    return [f'--accelerator-type={wanted.google}']
   shape = 'x'.join(map(str, wanted.dims))
-  return [f'--type={kind}', f'--topology={shape}']
+  return [f'--type={TYPES[wanted.generation]}', f'--topology={shape}']
+
+
+def check_size(pod: Pod, node: dict):
+  """Refuses a node of the Cloud TPU API that is not the slice of the pod."""
+  if not pod.slice or on_gke(pod):
+    return
+  custom = node.get('acceleratorConfig', {})  # V5P and 2x2x16
+  kind, dims = custom.get('type', ''), custom.get('topology', '')
+  there = f'{kind.lower().replace("v5lite_pod", "v5e")}:{dims}' if kind else ''
+  google = node.get('acceleratorType', '').rsplit('/', 1)[-1]
+  names = {there, google} - {''}
+  if names and not names & {pod.slice.name, pod.slice.google}:
+    raise InputError(
+      f'{pod.tpu or pod.name} exists as {google or there}, not as '
+      f'{pod.slice.name}; delete it with pod.py down, or give another --name'
+    )
+
+
+def check_mesh(pod: Pod, config):
+  """Refuses a mesh that cannot run on the slice, before it is asked for."""
+  assert pod.slice
+  mesh, devices = config.mesh, pod.slice.devices
+  inside = devices // pod.slice.slices  # a ring stays in one slice
+  if mesh.data * mesh.seq == devices and inside % mesh.seq == 0:
+    return
+  seq = math.gcd(mesh.seq, inside)
+  raise InputError(
+    f'config.mesh is data {mesh.data} x seq {mesh.seq} = '
+    f'{mesh.data * mesh.seq} devices, but {pod.slice.slices} x '
+    f'{pod.slice.name} has {devices}, and a ring stays in one slice: add '
+    f'--config.mesh.data={devices // seq} --config.mesh.seq={seq}'
+  )
 
 
 def cost(pod: Pod, plan: str, config) -> list[str]:
@@ -113,19 +206,13 @@ def cost(pod: Pod, plan: str, config) -> list[str]:
     f'{pod.tier}: {pod.slice.chips} chip-hours an hour, from when it is there '
     'until pod.py down'
   ]
-  mesh, devices = config.mesh, pod.slice.devices
-  if mesh.data * mesh.seq != devices:
-    seq = math.gcd(mesh.seq, devices // pod.slice.slices)  # in one slice
-    lines += [
-      f'note: config.mesh is data {mesh.data} x seq {mesh.seq}, not the '
-      f'{devices} devices that are asked for; training will want '
-      f'--config.mesh.data={devices // seq} --config.mesh.seq={seq}'
-    ]
+  if on_gke(pod) and not pod.cluster:
+    lines += ['and the CPU pool of the cluster: 6 VMs of e2-standard-16']
   if plan:
-    seconds = predicted_seconds(pod, plan, config)
-    hours = config.train.steps * seconds / 3600
+    step = predicted_seconds(pod, plan, config)
+    hours = config.train.steps * step / 3600
     lines += [
-      f'{config.train.steps} steps of {seconds:.1f} s (predicted, not '
+      f'{config.train.steps} steps of {step:.1f} s (predicted, not '
       f'measured) are {hours:,.1f} hours: {hours * pod.slice.chips:,.0f} '
       'chip-hours without starts, compiling and evaluation'
     ]
@@ -138,7 +225,7 @@ def predicted_seconds(pod: Pod, plan: str, config) -> float:
   try:
     report = json.loads(pathlib.Path(plan).read_text())
     planned = report['config'], report['topology'], report['slices']
-    fits, seconds = report['fits'], report.get('step', {}).get('seconds', 0.0)
+    fits, step = report['fits'], report.get('step', {}).get('seconds', 0.0)
   except (ValueError, KeyError, TypeError, AttributeError):
     raise InputError(
       f'--plan {plan} is not the output of launch/plan.py --json'
@@ -154,4 +241,4 @@ def predicted_seconds(pod: Pod, plan: str, config) -> float:
       f'--plan {plan}: the config does not fit {pod.slice.name}; try '
       'launch/plan.py --search'
     )
-  return seconds
+  return step

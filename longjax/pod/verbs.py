@@ -4,16 +4,12 @@ import functools
 import json
 
 from longjax.errors import InputError
-from longjax.pod import hosts, queued, xpk
+from longjax.pod import hosts, queued, reach, xpk
 from longjax.pod import supervise as supervising
 from longjax.pod.commands import CommandFailed
+from longjax.pod.request import on_gke
 
 POLL_SECONDS = 60
-
-
-def on_gke(pod) -> bool:
-  """Whether its TPU is on GKE only."""
-  return pod.slice is not None and pod.slice.generation == 'tpu7x'
 
 
 def cloud(pod):
@@ -69,28 +65,43 @@ def run(terminal, pod, code, retries: int, restart: bool) -> int:
       f'{workers[0]["worker"]}); --restart stops that first, pod.py logs '
       'follows it'
     )
-  terminal.log(
-    f'{pod.name}: training; pod.py logs follows, pod.py supervise looks on'
-  )
+  more = '' if pod.exists else ', pod.py supervise looks on'
+  terminal.log(f'{pod.name}: training; pod.py logs follows{more}')
   return 0
 
 
-def logs(terminal, pod) -> int:
-  """Follows host 0 until ctrl-C; after a failure, the end of every log."""
+def stop(terminal, pod) -> int:
+  """Training saves a checkpoint and ends; the slice stays."""
   if on_gke(pod):
-    return xpk.follow_log(terminal, pod)
-  workers = hosts.status(terminal, pod)
-  if any(x['state'] == 'lost' or x['code'] for x in workers):
-    terminal.log(hosts.log_ends(terminal, pod))
-    return 1
-  return hosts.follow_log(terminal, pod)
+    xpk.stop(terminal, pod)
+  else:
+    terminal.log('\n'.join(map(hosts.describe, hosts.stop(terminal, pod))))
+  return 0
+
+
+def logs(terminal, pod, worker: str) -> int:
+  """Follows a host until ctrl-C; after a failure, the end of every log.
+
+  Args:
+    terminal: a commands.Terminal.
+    pod: a request.Pod.
+    worker: the number of a host, all, or '' for the first.
+  """
+  follow = xpk.follow_log if on_gke(pod) else hosts.follow_log
+  if not worker and not on_gke(pod):
+    workers = hosts.status(terminal, pod)
+    if any(x['state'] == 'lost' or x['code'] for x in workers):
+      terminal.log(hosts.log_ends(terminal, pod))
+      return 1
+  return follow(terminal, pod, worker or '0')
 
 
 def status(terminal, pod) -> int:
   """The slice, the hosts, the last step."""
-  state, reason = cloud(pod).state(terminal, pod)
+  provider = reach if pod.exists else cloud(pod)
+  state, reason = provider.state(terminal, pod)
   terminal.log(_state_line(pod, state, reason))
-  if state in cloud(pod).READY:
+  if state in provider.READY:
     if on_gke(pod):
       terminal.log(xpk.listing(terminal, pod))
     else:
@@ -98,7 +109,7 @@ def status(terminal, pod) -> int:
   if pod.workdir:
     terminal.log(step_line(last_step(terminal, pod)))
   else:
-    terminal.log('--workdir=gs://BUCKET/RUN adds the last step')
+    terminal.log('--workdir adds the last step')
   return 0
 
 
@@ -118,7 +129,9 @@ def supervise(terminal, pod, code, retries: int) -> int:
     return failed
   push(terminal, pod, code)
   run(terminal, pod, code, retries, restart=False)
-  return 1 if xpk.wait(terminal, pod) else 0
+  if problem := xpk.wait(terminal, pod):
+    terminal.log(f'{pod.name}: {problem}')
+  return 1 if problem else 0
 
 
 def _state_line(pod, state: str, reason: str) -> str:
@@ -141,9 +154,12 @@ def last_step(terminal, pod) -> dict:
   """The last line of metrics.jsonl; {} if there is none."""
   if not pod.workdir:
     return {}
-  file = f'{pod.workdir.rstrip("/")}/metrics.jsonl'
-  argv = ['gcloud', 'storage', 'cat', '--range=-4096', file]
-  text = terminal.run(argv, check=False, seconds=120).out
+  if pod.bucket:
+    file = f'{pod.workdir.rstrip("/")}/metrics.jsonl'
+    argv = ['gcloud', 'storage', 'cat', '--range=-4096', file]
+    text = terminal.run(argv, check=False, seconds=120).out
+  else:
+    text = hosts.last_metrics(terminal, pod)
   for line in reversed(text.splitlines()):
     try:
       return json.loads(line)

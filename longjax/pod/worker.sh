@@ -2,8 +2,8 @@
 # On each worker of a slice, from the tree that launch/pod.py pushed there:
 #
 #   worker.sh install       Python, the packages; then `code` leads to this tree
-#   worker.sh start B ARGS  bucket B as bucket/, read-only; then launch/tpu.py
-#                           ARGS, in a session of its own
+#   worker.sh start B ARGS  bucket B, if not '', as bucket/, read-only; then
+#                           launch/tpu.py ARGS, in a session of its own
 #   worker.sh status        a line: idle, running, exited with a code, or lost
 #   worker.sh stop          SIGTERM, which saves a checkpoint; in the end SIGKILL
 #
@@ -49,10 +49,19 @@ bucket() {
   ln -sfn "$home/bucket" "$tree/bucket"
 }
 
+# Without them the start and the end of libtpu take long, from v5e on.
+huge_pages() {
+  file=/sys/kernel/mm/transparent_hugepage/enabled
+  if [ -e $file ] && ! echo always | sudo -n tee $file >/dev/null; then
+    say "transparent huge pages stay: $(cat $file)" >&2
+  fi
+}
+
 start() {
   cd "$tree"
-  bucket "$1"
+  if [ -n "$1" ]; then bucket "$1"; fi
   shift
+  huge_pages
   exec 9>>"$home/lock"
   if ! flock -n 9; then
     say state=running "pid=$(cat "$home/pid")" already

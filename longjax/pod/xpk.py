@@ -1,8 +1,8 @@
-"""TPU7x: a workload on GKE, through XPK.
+"""TPU7x: a workload on GKE, through XPK 1.14 or later.
 
-Cloud TPU gives TPU7x to GKE only. XPK builds an image of the tree and keeps
-the workload alive: GKE restarts it after exit code 75 and after a killed
-process. https://github.com/AI-Hypercomputer/xpk, read at June 2026.
+XPK builds an image of the tree and keeps the workload alive: GKE restarts it
+after exit code 75 and after a killed process.
+https://github.com/AI-Hypercomputer/xpk; flags: package xpk 1.16.0.
 """
 
 import shlex
@@ -13,14 +13,24 @@ from longjax.pod import request, tree
 IMAGE = 'python:3.12'
 READY = ('RUNNING', 'RECONCILING')
 LOST = ('ERROR', 'DEGRADED', 'STOPPING')
+GRACE = 300  # seconds to save a checkpoint; XPK's default is 30
+TTL = 7 * 24 * 3600  # seconds until GKE forgets how a workload ended
+NOT_COMPLETED, UNKNOWN = 125, 1  # exit codes of `xpk workload list --wait-...`
 
 
 def check(pod):
-  """Refuses a pod without what GKE needs."""
+  """Refuses a pod without what GKE needs, or with what it has not."""
   if not pod.zone or not pod.project:
     raise InputError('TPU7x is on GKE only: give --zone and --project')
   if pod.tier == 'reserved' and not pod.reservation:
     raise InputError('--reserved TPU7x needs --reservation=NAME')
+  only = ('internal_ips', 'tunnel_through_iap', 'valid_until_duration',
+          'max_run_duration', 'service_account', 'runtime')  # fmt: skip
+  if given := request.flags(pod, *only):
+    raise InputError(
+      f'{given[0]} does not go with TPU7x, which XPK requests; flags of `xpk '
+      'cluster create` are given as --gcloud-flag=--private'
+    )
 
 
 def state(terminal, pod, quiet=False) -> tuple[str, str]:
@@ -31,13 +41,15 @@ def state(terminal, pod, quiet=False) -> tuple[str, str]:
 
 def create(terminal, pod):
   """Creates the cluster; returns when it is there."""
-  tier = f'--{pod.tier}'
-  if pod.tier == 'reserved':
+  tier = f'--{"flex" if pod.tier == "flex-start" else pod.tier}'
+  if pod.reservation:
     tier = f'--reservation={pod.reservation}'
+  # gcloud takes the last --labels, so XPK's own goes along.
+  labels = f'--labels=gke_product_type=xpk,{request.LABEL}={pod.name}'
+  more = ' '.join([labels, *request.flags(pod, 'network', 'subnetwork')])
   terminal.run([
     'xpk', 'cluster', 'create', f'--cluster={cluster(pod)}', *_size(pod),
-    *pod.place, tier,
-    f'--custom-cluster-arguments=--labels={request.LABEL}={pod.name}',
+    *pod.place, tier, f'--custom-cluster-arguments={more}', *pod.gcloud_flag,
   ], follow=True)  # fmt: skip
 
 
@@ -67,6 +79,7 @@ def start(terminal, pod, code, restarts: int):
   place = tree.unpacked(code)
   if not terminal.dry and not place.exists():
     raise InputError('this tree was not pushed yet: pod.py push')
+  # exec: the signal that ends a pod goes to training, not to a shell.
   train = shlex.join(['python', 'launch/tpu.py', *pod.arguments])
   command = (
     'pip install -q uv && uv pip install -q --system -r requirements.txt '
@@ -76,21 +89,29 @@ def start(terminal, pod, code, restarts: int):
     'xpk', 'workload', 'create', f'--workload={pod.name}', *_cluster(pod),
     *_size(pod), f'--base-docker-image={IMAGE}', f'--script-dir={place}',
     f'--max-restarts={restarts}', '--restart-on-exit-codes=1,75',
-    f'--command={command}',
+    '--no-use-parallel-containers', f'--ttl-seconds-after-finished={TTL}',
+    f'--termination-grace-period-seconds={GRACE}',
+    *(f'--env={word}' for word in pod.env), f'--command={command}',
   ])  # fmt: skip
 
 
 def stop(terminal, pod):
-  """Deletes the workload."""
+  """Deletes the workload; training saves a checkpoint and ends."""
   argv = ['xpk', 'workload', 'delete', f'--workload={pod.name}']
   terminal.run([*argv, *_cluster(pod), '--force'])
 
 
-def wait(terminal, pod) -> int:
-  """Waits until the workload has ended; 0 if it completed."""
+def wait(terminal, pod) -> str:
+  """Waits until the workload has ended; '' if completed, else what happened."""
   argv = ['xpk', 'workload', 'list', *_cluster(pod)]
   argv += [f'--wait-for-job-completion={pod.name}']
-  return terminal.run(argv, check=False, follow=True).code
+  code = terminal.run(argv, check=False, follow=True).code
+  ends = {
+    0: '',
+    NOT_COMPLETED: 'training failed: pod.py logs',
+    UNKNOWN: 'there is no such workload: it was deleted, or ended a week ago',
+  }
+  return ends.get(code, f'xpk ended with code {code}; the workload may run on')
 
 
 def listing(terminal, pod) -> str:
@@ -99,15 +120,23 @@ def listing(terminal, pod) -> str:
   return terminal.run([*argv, f'--filter-by-job={pod.name}']).out.rstrip()
 
 
-def follow_log(terminal, pod) -> int:
-  """Follows the log of host 0 of slice 0."""
-  argv = ['gcloud', 'container', 'clusters', 'get-credentials', cluster(pod)]
-  terminal.run([*argv, *_location(pod)])
-  job = 'jobset.sigs.k8s.io'
+def follow_log(terminal, pod, worker: str) -> int:
+  """Follows the log of a host, [SLICE.]NUMBER, or of all."""
+  where = _describe(terminal, pod).get('location', pod.zone.rsplit('-', 1)[0])
+  terminal.run([
+    'gcloud', 'container', 'clusters', 'get-credentials', cluster(pod),
+    f'--location={where}', f'--project={pod.project}', '--dns-endpoint',
+  ])  # fmt: skip
+  job, (node, _, number) = 'jobset.sigs.k8s.io', worker.rpartition('.')
+  which = ['--prefix', '--max-log-requests=1000']
+  chosen = [f'{job}/jobset-name={pod.name}']
+  if worker != 'all':
+    which = []
+    chosen += [f'{job}/job-index={node or 0}']
+    chosen += [f'batch.kubernetes.io/job-completion-index={number}']
   return terminal.run([
-    'kubectl', 'logs', '--follow', '--tail=100', '--all-containers',
-    f'--selector={job}/jobset-name={pod.name},{job}/job-index=0,'
-    'batch.kubernetes.io/job-completion-index=0',
+    'kubectl', 'logs', '--follow', '--tail=100', '--all-containers', *which,
+    f'--selector={",".join(chosen)}',
   ], check=False, follow=True).code  # fmt: skip
 
 
@@ -125,12 +154,9 @@ def _cluster(pod) -> list[str]:
   return [f'--cluster={cluster(pod)}', *pod.place]
 
 
-def _location(pod) -> list[str]:
-  region = pod.zone.rsplit('-', 1)[0]
-  return [f'--location={region}', f'--project={pod.project}']
-
-
 def _describe(terminal, pod, quiet=False) -> dict:
-  argv = ['gcloud', 'container', 'clusters', 'describe', cluster(pod)]
-  argv += [*_location(pod), '--format=json']
-  return terminal.describe(argv, quiet)
+  """The cluster, regional or zonal; {} if there is none."""
+  argv = ['gcloud', 'container', 'clusters', 'list']
+  argv += [f'--filter=name={cluster(pod)}', f'--project={pod.project}']
+  found = terminal.read_json(argv, quiet)
+  return next(iter(found), {})
