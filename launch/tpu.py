@@ -21,8 +21,8 @@ def main(config, workdir=''):
   from longjax.parallel import sharding
   from longjax.train import loop
 
-  compiled = cache.directory() / 'compiled'
-  sharding.start(config.mesh.data * config.mesh.seq, compiled)
+  devices = config.mesh.data * config.mesh.seq
+  sharding.start(devices, cache.compiled(workdir))
   return loop.main(config, workdir or pathlib.Path('runs') / config.name)
 
 

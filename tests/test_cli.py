@@ -10,7 +10,7 @@ import sys
 import commands
 import pytest
 
-from longjax import cli, typed
+from longjax import cache, cli, typed
 from longjax import config as schema
 
 TINY = '--config=configs/tiny.py'
@@ -216,3 +216,10 @@ def test_help_may_be_cut_short_by_its_reader():
     check=True,
   )  # fmt: skip
   assert done.stderr == ''
+
+
+def test_programs_of_a_run_in_a_bucket_are_kept_in_the_bucket(monkeypatch):
+  monkeypatch.setenv('LONGJAX_CACHE', '/cache')
+  assert cache.compiled('gs://b/runs/x') == 'gs://b/longjax-compiled'
+  assert cache.compiled('runs/x') == '/cache/compiled'
+  assert cache.compiled() == '/cache/compiled'

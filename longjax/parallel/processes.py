@@ -1,11 +1,19 @@
-"""Exchanges of small values between the processes of one job.
+"""The processes of one job: how they find each other, and exchanges of small
+values between them.
 
-With a single process each function returns its own value and touches no device.
+With a single process each exchange returns its own value and touches no device.
 """
 
 import functools
 import json
-from typing import Any
+import os
+import pathlib
+import re
+import socket
+import time
+import urllib.error
+import urllib.request
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +24,114 @@ from jax.sharding import PartitionSpec as P
 from longjax.errors import InputError
 
 BYTES = 16_384  # of the text of a process; the rest is cut off
+
+
+# Where jax, too, looks for the hosts of a slice, in this order.
+HOST_LISTS = (
+  'TPU_PROCESS_ADDRESSES_PATH', 'TPU_PROCESS_ADDRESSES', 'TPU_WORKER_HOSTNAMES'
+)  # fmt: skip
+METADATA = (
+  'http://metadata.google.internal/computeMetadata/v1/instance/attributes'
+)
+TRIES = 3  # of a metadata server that does not answer
+
+
+class Job(NamedTuple):
+  """This process among those of its job."""
+
+  address: str = ''  # of the first, host:port; '' where nothing describes it
+  processes: int = 1
+  number: int = 0
+  heartbeat: int = 100  # seconds of silence after which the others end
+
+
+def described() -> Job:
+  """What LONGJAX_COORDINATOR, LONGJAX_PROCESSES and LONGJAX_PROCESS describe,
+  and LONGJAX_HEARTBEAT_SECONDS.
+
+  Raises:
+    InputError: they describe no job.
+  """
+  address = os.environ.get('LONGJAX_COORDINATOR', '')
+  heartbeat = _count('LONGJAX_HEARTBEAT_SECONDS', 100)
+  if not address:
+    return Job(heartbeat=heartbeat)
+  processes = _count('LONGJAX_PROCESSES', 1)
+  number = _count('LONGJAX_PROCESS', processes, least=0)
+  if number >= processes or not re.fullmatch(r'.+:\d+', address):
+    raise InputError(
+      'with LONGJAX_COORDINATOR=HOST:PORT and LONGJAX_PROCESSES=N each process '
+      f'needs its own LONGJAX_PROCESS from 0 to N - 1; got {address!r}, '
+      f'{processes} and {os.environ.get("LONGJAX_PROCESS", "none")}'
+    )
+  return Job(address, processes, number, heartbeat)
+
+
+def join(job: Job, on_tpu: bool):
+  """Connects the processes of a job; one alone has nothing to connect to.
+
+  On a TPU without a described job, jax finds the others, if the slice has
+  several hosts.
+  """
+  beat = dict(heartbeat_timeout_seconds=job.heartbeat)
+  if job.address:  # without `deactivate` jax detects what it was given, too
+    jax.distributed.initialize(
+      job.address, job.processes, job.number,
+      cluster_detection_method='deactivate', **beat,
+    )  # fmt: skip
+  elif on_tpu and several_hosts():
+    jax.distributed.initialize(**beat)
+
+
+def several_hosts() -> bool:
+  """Whether the environment, or Google's metadata, lists more than one host.
+
+  Variables that only mark a TPU prove nothing: Kaggle's image sets
+  TPU_PROCESS_ADDRESSES=local on its one host, for which jax would wait 300 s.
+  """
+  environment = os.environ
+  name = next((x for x in HOST_LISTS if environment.get(x)), '')
+  slices = environment.get('MEGASCALE_NUM_SLICES', '')
+  if name:
+    hosts = environment[name]
+    if name.endswith('PATH'):
+      hosts = pathlib.Path(hosts).read_text()
+  elif 'TPU_SKIP_MDS_QUERY' in environment:
+    return False
+  else:
+    hosts = metadata('worker-network-endpoints')
+    found = re.search(r"MEGASCALE_NUM_SLICES: *'(\d+)'", metadata('tpu-env'))
+    slices = slices or (found[1] if found else '')
+  listed = [x for x in re.split(r'[,\n]', hosts) if x.strip()]
+  return len(listed) > 1 or (slices.isdecimal() and int(slices) > 1)
+
+
+def metadata(key: str) -> str:
+  """A value of Google's metadata server; '' where there is none."""
+  request = urllib.request.Request(
+    f'{METADATA}/{key}', headers={'Metadata-Flavor': 'Google'}
+  )
+  direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+  for _ in range(TRIES):
+    try:
+      with direct.open(request, timeout=10) as answer:
+        return answer.read().decode()
+    except urllib.error.HTTPError as error:
+      if error.code == 404:
+        break
+    except OSError as error:
+      if isinstance(getattr(error, 'reason', error), socket.gaierror):
+        break  # not a machine of Google
+    time.sleep(1)
+  return ''
+
+
+def _count(name: str, default: int, least=1) -> int:
+  """A whole number in an environment variable, or InputError."""
+  text = os.environ.get(name, str(default))
+  if not text.isdecimal() or int(text) < least:
+    raise InputError(f'{name}={text!r} must be a number from {least}')
+  return int(text)
 
 
 def is_primary() -> bool:

@@ -9,14 +9,13 @@ import glob
 import importlib.util
 import math
 import os
-import re
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longjax.errors import InputError
-from longjax.parallel import topology
+from longjax.parallel import processes, topology
 
 AXES = ('data', 'seq')
 
@@ -24,36 +23,28 @@ AXES = ('data', 'seq')
 def start(devices: int, compiled: str | os.PathLike = ''):
   """Prepares the backend; call before anything else touches jax devices.
 
-  On a CPU `devices` are simulated, divided among the processes that
-  LONGJAX_COORDINATOR (host:port), LONGJAX_PROCESSES and LONGJAX_PROCESS name,
-  if they are set. The processes of a job end when one of them has sent nothing
-  for LONGJAX_HEARTBEAT_SECONDS, default 100.
+  On a CPU `devices` are simulated, divided among the processes of the job
+  (processes.described).
 
   Args:
     devices: of the mesh.
-    compiled: local directory of compiled programs, unless
+    compiled: directory of compiled programs, maybe gs://, unless
       JAX_COMPILATION_CACHE_DIR is set.
 
   Raises:
-    InputError: these variables describe no job.
+    InputError: the variables LONGJAX_... describe no job.
   """
   if compiled and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     jax.config.update('jax_compilation_cache_dir', str(compiled))
-  address, processes, number = _job()
-  silent = _count('LONGJAX_HEARTBEAT_SECONDS', 100)
-  jax.config.update('jax_num_cpu_devices', max(devices // processes, 1))
+  job = processes.described()
+  jax.config.update('jax_num_cpu_devices', max(devices // job.processes, 1))
   if not on_tpu():
     _allow_slow_collectives()
     if importlib.util.find_spec('libtpu'):
       # libtpu is here to plan with; without a TPU it warns at length.
       platforms = os.environ.get('JAX_PLATFORMS') or 'cpu'
       jax.config.update('jax_platforms', platforms)
-  if address:
-    jax.distributed.initialize(
-      address, processes, number, heartbeat_timeout_seconds=silent
-    )
-  elif on_tpu():  # workers of a slice find each other
-    jax.distributed.initialize(heartbeat_timeout_seconds=silent)
+  processes.join(job, on_tpu())
 
 
 def _allow_slow_collectives():
@@ -67,30 +58,6 @@ def _allow_slow_collectives():
     if flag not in flags:
       flags += f' {flag}={seconds}'
   os.environ['XLA_FLAGS'] = flags.strip()
-
-
-def _job() -> tuple[str, int, int]:
-  """(address of the first process or '', processes, number of this one)."""
-  address = os.environ.get('LONGJAX_COORDINATOR', '')
-  if not address:
-    return '', 1, 0
-  processes = _count('LONGJAX_PROCESSES', 1)
-  number = _count('LONGJAX_PROCESS', processes, least=0)
-  if number >= processes or not re.fullmatch(r'.+:\d+', address):
-    raise InputError(
-      'with LONGJAX_COORDINATOR=HOST:PORT and LONGJAX_PROCESSES=N each process '
-      f'needs its own LONGJAX_PROCESS from 0 to N - 1; got {address!r}, '
-      f'{processes} and {os.environ.get("LONGJAX_PROCESS", "none")}'
-    )
-  return address, processes, number
-
-
-def _count(name: str, default: int, least=1) -> int:
-  """A whole number in an environment variable, or InputError."""
-  text = os.environ.get(name, str(default))
-  if not text.isdecimal() or int(text) < least:
-    raise InputError(f'{name}={text!r} must be a number from {least}')
-  return int(text)
 
 
 def on_tpu() -> bool:
