@@ -4,7 +4,9 @@ The model here makes up its losses: nll(batch) is a function of the tokens, so
 every mean can be worked out without one.
 """
 
+import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -43,7 +45,8 @@ def test_windows_score_each_token_but_the_first_once(tokens, length, stride):
 
 
 def test_the_modes_by_hand():
-  """10 tokens in windows of 4 by 2: [0, 4), [2, 6), [4, 8), [6, 10)."""
+  """10 tokens in windows of 4 by 2: [0, 4), [2, 6), [4, 8), [6, 10); with a
+  BOS, 0 and [1, 4), 0 and [3, 6), ..."""
   documents = [document(10)]
   first, later = [1, 1 / 2, 1 / 3], [1 / 2, 1 / 3]
   run = lambda mode: math.log(perplexity.MODES[mode](context, documents, 4, 2))
@@ -53,6 +56,34 @@ def test_the_modes_by_hand():
     np.mean([np.mean(first)] + 3 * [np.mean(later)])
   )
   assert run('longlora') == pytest.approx(np.mean(4 * first))
+
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parent / 'golden' / 'recipes.json').read_text()
+)['perplexity']
+
+
+@pytest.mark.parametrize('case', [
+  case for case in GOLDEN['cases']
+  # Without BOS PoSE's sum counts the first token, which has no loss.
+  if case[4] or 'PoSE' not in case[0]
+])  # fmt: skip
+def test_windows_with_bos_are_those_of_the_original_code(case):
+  """With a loss that depends on the token, its place and the window's first."""
+  path, truncate, length, stride, bos, want = case
+
+  def loss(tokens):
+    place = np.arange(1, tokens.shape[1])
+    scored = (7 * tokens[:, 1:] + 3 * place + tokens[:, :1]) % 13 / 5
+    return np.pad(scored, ((0, 0), (0, 1)))
+
+  mode = 'pose' if 'PoSE' in path else 'yarn_equal_window'
+  run, more = perplexity.MODES[mode], (bos,)
+  if truncate:
+    run, more = perplexity.prefix, ()
+  documents = [np.array([1] * bos + d) for d in GOLDEN['documents']]
+  got = run(model(loss), documents, length, stride, *more)
+  assert got == pytest.approx(want, rel=1e-6)
 
 
 def test_each_loss_is_that_of_its_own_token():

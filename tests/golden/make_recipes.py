@@ -137,16 +137,15 @@ def perplexity():
     ('PoSE/src/eval_ppl.py', 'sliding_window_step'),
   ):
     (compute,) = names_of(path, 'compute_perplexity')
-    for truncate, length, stride in (
-      (False, 8, 3),
-      (False, 12, 5),
-      (True, 8, 3),
-    ):
+    for truncate, length, stride, start in (
+      (False, 8, 3, True), (False, 12, 5, True), (True, 8, 3, True),
+      (False, 8, 3, False),
+    ):  # fmt: skip
       value = compute(
-        encodings, Windows(), tokenizer, max_length=length, truncate=truncate,
-        **{key: stride},
+        encodings, Windows(), tokenizer, start, max_length=length,
+        truncate=truncate, **{key: stride},
       )['mean_perplexity']  # fmt: skip
-      found['cases'].append([path, truncate, length, stride, value])
+      found['cases'].append([path, truncate, length, stride, start, value])
   return found
 
 
