@@ -4,11 +4,17 @@
       --config.weights=/data/runs/llama3_8b_64k
       --config.data.directory=/data/prolong
 
+or with the data that its authors released, as llama3_8b_64k.py:
+
+  python launch/tpu.py --config configs/llama3_8b_512k.py:released ...
+      --config.data.root=/data/long-context-524288
+
 For 64 chips of TPU v5p. Goes on from a run of llama3_8b_64k.py: its weights
 and the moments of AdamW; step and schedule start anew. Rows hold a document of
-512K tokens or eight packs of 64K that do not see each other. The argument is an
-ablation: a base, over 5B tokens (table 19), or which length 4B more tokens have
-(table 7). Not run on a TPU; compiled for one ahead of time (docs/plan.md).
+512K tokens or eight packs of 64K that do not see each other. Another argument
+is an ablation: a base, over 5B tokens (table 19), or which length 4B more
+tokens have (table 7). Not run on a TPU; compiled for one ahead of time
+(docs/plan.md).
 """
 
 from configs import common, llama3_8b_64k
@@ -19,7 +25,11 @@ LONGEST = dict(code_512k=0.15, books_512k=0.05, textbooks=0.03)
 LONG = dict(code=0.15, books=0.25)
 BASES = dict(base_64m=6.4e7, base_128m=1.28e8, base_256m=2.56e8)  # table 19
 LENGTHS = ('more_64k', 'more_512k')  # table 7
-VARIANTS = ('', *BASES, *LENGTHS)
+VARIANTS = ('', 'released', *BASES, *LENGTHS)
+HUB = 'hf://datasets/princeton-nlp/prolong-data-512K@main'
+RELEASED = llama3_8b_64k.RELEASED | dict(
+  code_512k='thestackv1_concat_by_repo-524288', books_512k='book-524288'
+)
 NAMES = dict(code_512k=('code',), books_512k=('books',))
 
 
@@ -69,6 +79,8 @@ def get_config(name=''):
     weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0,
   )  # fmt: skip
   config.checkpoint.every_steps = 25
-  if name:
+  if name == 'released':
+    llama3_8b_64k.released(config, HUB, RELEASED)
+  elif name:
     ablation(config, name)
   return config

@@ -4,7 +4,13 @@
       --config.weights=/data/llama3_8b_instruct
       --config.data.directory=/data/prolong
 
-For 64 chips of TPU v5p. The argument is an ablation of section 3 or 4: 5B
+Or on the data that its authors released, whose packs are read as they are:
+
+  python launch/tpu.py --config configs/llama3_8b_64k.py:released
+      --config.weights=/data/llama3_8b_instruct
+      --config.data.root=/data/long-context-65536
+
+For 64 chips of TPU v5p. Another argument is an ablation of section 3 or 4: 5B
 tokens, Llama 3 8B base, books and code repositories 1:1 with the older short
 mix, e.g. configs/llama3_8b_64k.py:base_4m. Not run on a TPU.
 """
@@ -26,13 +32,38 @@ OLD_SHORT = dict(
 )  # fmt: skip
 BASES = dict(base_05m=5e5, base_4m=4e6, base_8m=8e6)  # table 18
 RATIOS = {f'long_{p}': p / 100 for p in (0, 20, 40, 60, 80, 100)}  # figure 3
-VARIANTS = ('', *BASES, *RATIOS, 'no_masks')  # no_masks: table 20
+VARIANTS = ('', 'released', *BASES, *RATIOS, 'no_masks')  # no_masks: table 20
+HUB = 'hf://datasets/princeton-nlp/prolong-data-64K@main'
+RELEASED = dict(  # directories of HUB
+  code='thestackv1_concat_by_repo-65536', books='book-65536',
+  textbooks='textbooks', fineweb_edu='fineweb-edu', fineweb='fineweb-2023-50',
+  stackexchange='stackexchange', wikipedia='dolmawiki', tulu='tuluv2',
+  arxiv='arxiv', openwebmath='openwebmath',
+)  # fmt: skip
 
 
 def mixed(long, short, **how) -> dict[str, dict[str, Any]]:
   """data.mix of shares by source: long ones whole, short ones joined."""
   parts = {k: dict(weight=w, pack='whole', **how) for k, w in long.items()}
   return parts | {k: dict(weight=w, **how) for k, w in short.items()}
+
+
+def released(config, hub, directories, loss='all'):
+  """Reads released MDS shards: their ids, packed as they were.
+
+  Args:
+    config: its mix has packs of the lengths that were released.
+    hub: where the directories are, unless data.root is set.
+    directories: by source, of those in the mix.
+    loss: 'all' ignores the mask that tulu has (train_64K.sh).
+  """
+  config.data.root = hub
+  config.data.sources = {
+    name: dict(path=path, kind='tokens', loss=loss)
+    for name, path in directories.items()
+  }
+  for component in config.data.mix.values():
+    component.update(pack='in_order', sources=(), max_length=0)
 
 
 def ablation(config, name):
@@ -67,6 +98,8 @@ def get_config(name=''):
   )  # fmt: skip
   config.checkpoint.every_steps = 100
   common.variant(dict.fromkeys(VARIANTS), name)
-  if name:
+  if name == 'released':
+    released(config, HUB, RELEASED)
+  elif name:
     ablation(config, name)
   return config

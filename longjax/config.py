@@ -114,6 +114,8 @@ KEYS = {
     ('embedding', 'norm'), 'trained without factors, by a part of their name',
     each=str),
   'data.sources': Key({}, 'what to train on, by name: longjax/data/sources.py'),
+  'data.root': free(
+    '', "where relative paths of data.sources begin; '': this repository"),
   'data.tokenizer': Key('', "a path or 'bytes'; '': that of the weights"),
   'data.tokenizer_may_differ': free(
     False, 'from that of the weights, for which another is refused'),

@@ -150,7 +150,9 @@ def found(root, **keys):
     return str(error)
   by_file = {}
   for document in documents:
-    value = document.text if document.ids is None else document.ids.tolist()
+    value = (
+      document.text if document.given is None else document.given.ids.tolist()
+    )
     name = document.name.split(':')[0]
     by_file.setdefault(name, []).append(value)
   return by_file

@@ -6,6 +6,7 @@ import tarfile
 
 import numpy as np
 import pytest
+import test_data_released
 
 from configs import common
 from longjax import errors
@@ -230,32 +231,10 @@ def test_a_bucket_without_its_client_is_one_line(monkeypatch):
 
 
 def shard(rows) -> bytes:
-  """As mosaicml-streaming 0.13 writes the columns of ProLong's data."""
-  columns = dict(
-    indices='ndarray:uint32', input_ids='ndarray:uint32', mask='ndarray:uint8'
-  )
-
-  def array(name, value):
-    value = np.asarray(value, columns[name].split(':')[1])
-    shape = np.array(value.shape, '<u2')
-    first = bytes([4 * value.ndim + 1])
-    return first + shape.tobytes() + value.tobytes()
-
-  samples = []
-  for row in rows:
-    values = [array(name, row[name]) for name in columns]
-    sizes = np.array([len(v) for v in values], '<u4').tobytes()
-    samples.append(sizes + b''.join(values))
-  about = dict(
-    version=2, format='mds', compression=None, hashes=[],
-    column_names=list(columns), column_encodings=list(columns.values()),
-    column_sizes=[None] * 3,
-  )  # fmt: skip
-  head = json.dumps(about, sort_keys=True).encode()
-  ends = np.cumsum([0] + [len(s) for s in samples])
-  ends = ends + 4 + 4 * len(ends) + len(head)
-  count = np.array([len(samples)], '<u4').tobytes()
-  return count + ends.astype('<u4').tobytes() + head + b''.join(samples)
+  """An MDS shard of ids as ProLong's packs."""
+  ids, mask = 'ndarray:uint32', 'ndarray:uint8'
+  columns = dict(input_ids=ids, indices='ndarray:int64', mask=mask)
+  return test_data_released.shard(rows, columns)
 
 
 PACKS = [
@@ -324,13 +303,15 @@ def test_ids_of_arrays_need_a_width(tmp_path):
   root = write(tmp_path / 'bin', a_bin=IDS.astype('<u2').tobytes())
   refused(root, 'a.bin', "dtype='uint16'", kind='tokens')
   (document,) = listed(root, kind='tokens', dtype='uint16')
-  assert document.ids.tolist() == IDS.tolist() and document.mask is None
+  assert document.given.ids.tolist() == IDS.tolist() and (
+    document.given.mask is None
+  )
   write(root, b_bin=b'abc')
   refused(root, 'b.bin', '3 bytes', kind='tokens', dtype='uint16')
   root = tmp_path / 'npy'
   root.mkdir()
   np.save(root / 'a.npy', IDS.reshape(3, 100).astype(np.uint16))
-  assert [d.ids.tolist() for d in listed(root, kind='tokens')] == (
+  assert [d.given.ids.tolist() for d in listed(root, kind='tokens')] == (
     IDS.reshape(3, 100).tolist()
   )
   np.save(root / 'a.npy', np.ones(3))
@@ -361,8 +342,8 @@ def test_padding_is_no_token(tmp_path):
     labels=[-100, 6, 7, -100, -100],
   )  # fmt: skip
   (document,) = listed(write(tmp_path, a_jsonl=json.dumps(row)), kind='tokens')
-  assert document.ids.tolist() == [5, 6, 7]
-  assert document.mask.tolist() == [0, 1, 1]
+  assert document.given.ids.tolist() == [5, 6, 7]
+  assert document.given.mask.tolist() == [0, 1, 1]
 
 
 def test_an_id_outside_the_vocabulary_is_named(tmp_path):

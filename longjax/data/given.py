@@ -10,9 +10,12 @@ A record has the ids in the field that a source's `text` names and may have
   attention_mask    0 for padding, which is left out
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
+
+from longjax.data import mds
 
 DTYPES = ('uint8', 'uint16', 'uint32', 'uint64', 'int16', 'int32', 'int64')
 MASKS = ('mask', 'loss_mask', 'labels')
@@ -21,8 +24,74 @@ SHORTEST = 2  # tokens: one alone predicts nothing
 SHOWN = 8  # fields that are named
 
 
-def documents(record, settings) -> str | list[tuple]:
-  """(ids, mask or None) of each document of a record, or what is wrong.
+class Given(NamedTuple):
+  """A document."""
+
+  ids: np.ndarray  # [tokens]
+  mask: np.ndarray | None = None  # [tokens], 1: to be predicted; None is all
+  # Where they lie in a file that need not be copied: its path, the byte of the
+  # first id, and that of the mask or -1.
+  place: tuple[str, int, int] | None = None
+
+
+def indexed(path, settings) -> Iterator[str | list[Given]] | None:
+  """The documents of each sample of an MDS shard, of which none is copied.
+
+  Args:
+    path: of a shard on a disk.
+    settings: of the source.
+
+  Returns:
+    As `documents`, of each sample; or None of a shard that has anything but
+    ids of 32 bits, indices and a mask of bytes: `documents` reads it.
+  """
+  try:
+    shard = mds.find(np.memmap(path, np.uint8, 'r'))
+  except (ValueError, OSError):
+    return None  # formats.read says why
+  encodings = {name: encoding for name, encoding, _ in shard.columns}
+  ids, others = settings['text'], {*MASKS, 'attention_mask'} - {'mask'}
+  fits = encodings.get(ids) in ('ndarray:uint32', 'ndarray:int32')
+  fits &= encodings.get('mask', 'ndarray:uint8') == 'ndarray:uint8'
+  fits &= encodings.get('indices', 'ndarray').startswith('ndarray')
+  if not fits or others & encodings.keys():
+    return None
+  return (_indexed(str(path), shard, a, settings) for a in mds.arrays(shard))
+
+
+def _indexed(path, shard, arrays, settings) -> str | list[Given]:
+  def values(name):
+    at, dtype, shape = arrays[name]
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    found = shard.raw[at : at + size].view(np.dtype(dtype).newbyteorder('<'))
+    return found.reshape(shape)
+
+  ids, mask = values(settings['text']), None
+  if ids.ndim != 1:
+    return f'wrong: ids of {ids.ndim} dimensions'
+  record = {k: values(k) for k in ('indices', 'mask') if k in arrays}
+  try:
+    if settings['loss'] != 'all' and 'mask' in record:
+      mask = _mask(record, ids)
+    spans = _spans(record, len(ids))
+  except ValueError as error:
+    return f'wrong: {error}'
+  first = arrays[settings['text']].at
+  made = []
+  for begin, end in spans:
+    of_mask = -1 if mask is None else arrays['mask'].at + begin
+    made.append(
+      Given(
+        ids[begin:end],
+        None if mask is None else mask[begin:end],
+        (path, first + 4 * begin, of_mask),
+      )
+    )
+  return made
+
+
+def documents(record, settings) -> str | list[Given]:
+  """The documents of a record, or what is wrong with it.
 
   Args:
     record: a mapping, or what else a file held.
@@ -37,7 +106,9 @@ def documents(record, settings) -> str | list[tuple]:
   if ids is None:
     return lacks(record, settings['text'], list, int)
   try:
-    keep, mask = _kept(record, ids), _mask(record, ids)
+    keep, mask = _kept(record, ids), None
+    if settings['loss'] != 'all':
+      mask = _mask(record, ids)
     spans = _spans(record, len(ids))
   except ValueError as error:
     return f'wrong: {error}'
@@ -46,7 +117,7 @@ def documents(record, settings) -> str | list[tuple]:
     here = slice(begin, end)
     inside = keep[here]
     part = None if mask is None else mask[here][inside]
-    made.append((ids[here][inside], part))
+    made.append(Given(ids[here][inside], part))
   return made
 
 

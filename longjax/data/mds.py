@@ -9,6 +9,7 @@ sizes of the columns without a fixed size, then all values. ProLong's data
 import itertools
 import json
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,23 @@ ARRAYS = {  # in the first byte of an array whose type is not fixed
 }  # fmt: skip
 SIGN = b'"format": "mds"'  # in the JSON of a shard
 NUMBERS = tuple(ARRAYS.values())
+MAX_HEAD = 256  # bytes before the values of an array
+
+
+class Shard(NamedTuple):
+  """A shard whose samples were found, but not read."""
+
+  raw: Any  # its bytes, or uint8 [bytes]
+  columns: list  # (name, encoding, bytes of a value or None)
+  samples: list  # (begin, end), bytes
+
+
+class Array(NamedTuple):
+  """Where the values of an array lie in a shard."""
+
+  at: int  # byte
+  dtype: str
+  shape: list
 
 
 def read(file) -> Iterator[dict]:
@@ -27,39 +45,69 @@ def read(file) -> Iterator[dict]:
   Args:
     file: opened to read bytes.
   """
-  raw = file.read()
+  shard = find(file.read())
+  for begin, end in shard.samples:
+    cuts = _cuts(shard, begin, end)
+    yield {
+      name: _value(shard.raw[at : at + size], encoding)
+      for name, encoding, at, size in cuts
+    }
+
+
+def arrays(shard: Shard) -> Iterator[dict[str, Array]]:
+  """Yields where the arrays of each sample lie; ValueError as in `read`."""
+  for begin, end in shard.samples:
+    found = {}
+    for name, encoding, at, size in _cuts(shard, begin, end):
+      if encoding.startswith('ndarray'):
+        head = bytes(shard.raw[at : at + min(size, MAX_HEAD)])
+        dtype, shape, first = _shape(head, encoding)
+        if first + int(np.prod(shape)) * np.dtype(dtype).itemsize != size:
+          raise ValueError(f'{size} bytes are not {dtype} of shape {shape}')
+        found[name] = Array(at + first, dtype, shape)
+    yield found
+
+
+def find(raw) -> Shard:
+  """The samples of a shard; ValueError where it is damaged.
+
+  Args:
+    raw: its bytes, or uint8 [bytes].
+  """
   count = int(_numbers(raw, '<u4', 0, 1)[0])
   begins = _numbers(raw, '<u4', 4, count + 1).astype(np.int64)
   head_end = 4 + 4 * (count + 1)
   if begins[-1] != len(raw) or (np.diff(begins, prepend=head_end) < 0).any():
     raise ValueError(f'{len(raw)} bytes, but samples end at {begins[-1]}')
-  about = json.loads(raw[head_end : begins[0]])
+  about = json.loads(bytes(raw[head_end : begins[0]]))
   try:
     columns = list(
       zip(*(about[f'column_{k}'] for k in ('names', 'encodings', 'sizes')))
     )
   except (KeyError, TypeError) as error:
     raise ValueError('not an MDS shard') from error
-  for begin, end in itertools.pairwise(begins.tolist()):
-    yield _sample(raw[begin:end], columns)
+  return Shard(raw, columns, list(itertools.pairwise(begins.tolist())))
 
 
-def _sample(raw: bytes, columns) -> dict:
-  free = sum(size is None for _, _, size in columns)
-  sizes = iter(_numbers(raw, '<u4', 0, free).tolist())
-  at, record = 4 * free, {}
-  for name, encoding, size in columns:
+def _cuts(shard: Shard, begin: int, end: int) -> list:
+  """(name, encoding, byte, bytes) of the values of a sample."""
+  free = sum(size is None for _, _, size in shard.columns)
+  sizes = iter(_numbers(shard.raw, '<u4', begin, free).tolist())
+  at, cuts = begin + 4 * free, []
+  for name, encoding, size in shard.columns:
     size = next(sizes) if size is None else size
-    record[name] = _value(raw[at : at + size], encoding)
+    cuts.append((name, encoding, at, size))
     at += size
-  if at != len(raw):
-    raise ValueError(f'a sample of {len(raw)} bytes with columns of {at}')
-  return record
+  if at != end:
+    raise ValueError(
+      f'a sample of {end - begin} bytes with columns of {at - begin}'
+    )
+  return cuts
 
 
 def _value(raw: bytes, encoding: str):
   """A value of an MDS column; None of an encoding that is not read."""
-  kind, *rest = encoding.split(':')
+  kind, *_ = encoding.split(':')
   if kind == 'str':
     return raw.decode()
   if kind == 'json':
@@ -68,29 +116,32 @@ def _value(raw: bytes, encoding: str):
     return _numbers(raw, '<i8' if kind == 'int' else kind, 0, 1)[0].item()
   if kind != 'ndarray':
     return raw if kind == 'bytes' else None  # 'pkl' runs code
-  if len(rest) == 2:  # a fixed shape, as '2,3'
-    shape = [int(n) for n in rest[1].split(',')]
-    return _array(raw, rest[0], shape, 0)
-  if not raw:
-    raise ValueError('an array without a shape')
-  if not rest:
-    dtype, raw = ARRAYS.get(raw[0], ''), raw[1:]
-  else:
-    dtype = rest[0]
-  dims, log_bytes = raw[0] // 4, raw[0] % 4
-  shape = _numbers(raw, f'<u{1 << log_bytes}', 1, dims).tolist()
-  return _array(raw, dtype, shape, 1 + (dims << log_bytes))
-
-
-def _array(raw: bytes, dtype: str, shape, at: int) -> np.ndarray:
-  if dtype not in NUMBERS:
-    raise ValueError(f'an array of {dtype!r}')
+  dtype, shape, at = _shape(raw, encoding)
   size = int(np.prod(shape))
   if at + size * np.dtype(dtype).itemsize != len(raw):
     raise ValueError(f'{len(raw)} bytes are not {dtype} of shape {shape}')
   return _numbers(raw, dtype, at, size).reshape(shape)
 
 
-def _numbers(raw: bytes, dtype: str, at: int, count: int) -> np.ndarray:
+def _shape(raw: bytes, encoding: str) -> tuple[str, list, int]:
+  """(dtype, shape, byte of the first value) of an array."""
+  _, *rest = encoding.split(':')
+  if len(rest) == 2:  # a fixed shape, as '2,3'
+    dtype, shape, at = rest[0], [int(n) for n in rest[1].split(',')], 0
+  elif not raw:
+    raise ValueError('an array without a shape')
+  else:
+    at = 0 if rest else 1
+    dtype = rest[0] if rest else ARRAYS.get(raw[0], '')
+    (form,) = _numbers(raw, 'u1', at, 1).tolist()
+    dims, log_bytes = form // 4, form % 4
+    shape = _numbers(raw, f'<u{1 << log_bytes}', at + 1, dims).tolist()
+    at += 1 + (dims << log_bytes)
+  if dtype not in NUMBERS:
+    raise ValueError(f'an array of {dtype!r}')
+  return dtype, shape, at
+
+
+def _numbers(raw, dtype: str, at: int, count: int) -> np.ndarray:
   """Little-endian numbers; ValueError where there are fewer."""
   return np.frombuffer(raw, np.dtype(dtype).newbyteorder('<'), count, at)

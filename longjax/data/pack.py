@@ -132,6 +132,15 @@ def next_fit(lengths, length: int, order) -> Packs:
   return _complete(first, order, lengths)
 
 
+def in_order(lengths, length: int, order) -> Packs:
+  """As next_fit, of documents in the order of their sources.
+
+  So packs that were released as such, cut at their documents (ProLong's data,
+  2410.02660), become packs again. Arguments as in `whole`.
+  """
+  return next_fit(lengths, length, np.sort(order))
+
+
 def best_fit(lengths, length: int, order) -> Packs:
   """Only documents longer than a pack are cut: best-fit decreasing.
 
@@ -224,6 +233,7 @@ RULES = {
   'concatenate': concatenate,
   'best_fit': best_fit,
   'next_fit': next_fit,
+  'in_order': in_order,
   'sorted': sorted_packs,
   'interleave': interleave,
   'jump': jump,

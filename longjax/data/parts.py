@@ -22,6 +22,7 @@ PART = 'part.json'
 PART_FORMAT = 3  # of the parts that a killed preparation leaves
 SHARD_TOKENS = 1 << 24
 TABLES = ('documents.npy', 'names.txt')
+COLUMNS = 6  # of documents.npy; one more where a file is indexed
 
 
 class Entry(NamedTuple):
@@ -32,6 +33,8 @@ class Entry(NamedTuple):
   tokens: np.ndarray  # [tokens]
   text_bytes: int  # of the text in UTF-8
   mask: np.ndarray | None = None  # [tokens], 1: to be predicted; None is all
+  # (file, byte of the first id, byte of the mask or -1): not to be copied.
+  place: tuple[str, int, int] | None = None
 
 
 def exists(directory) -> bool:
@@ -52,6 +55,7 @@ def write(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
   """
   place.mkdir()
   table, names, text_bytes, shards, waiting = [], [], {}, [], []
+  indexed: dict[str, int] = {}
   filled = named = 0
   left_out = None
 
@@ -66,8 +70,14 @@ def write(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
     names.append(entry.name.encode('utf-8', 'replace'))
     named += len(names[-1])
     source = list(text_bytes).index(entry.source)
-    row = (len(shards), filled, len(ids), source, _token_digest(ids), named)
-    table.append(row)
+    same = (len(ids), source, _token_digest(ids), named)
+    if entry.place:
+      file, first, mask = entry.place
+      if file not in indexed:
+        indexed[file] = len(indexed)
+      table.append((-1 - indexed[file], first, *same, mask))
+      continue
+    table.append((len(shards), filled, *same, -1))
     waiting.append((ids, entry.mask))
     filled += len(ids)
     if filled >= shard_tokens:
@@ -76,7 +86,13 @@ def write(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
   if waiting:
     shards.append(_write_shard(place, len(shards), waiting))
   (place / 'names.txt').write_bytes(b''.join(names))
-  _save(place / 'documents.npy', np.array(table, '<i8').reshape(-1, 6))
+  rows = np.array(table, '<i8').reshape(-1, COLUMNS + 1)
+  rows[:, 0] = np.where(
+    rows[:, 0] < 0, len(shards) - 1 - rows[:, 0], rows[:, 0]
+  )
+  shards += [_described(pathlib.Path(file)) | dict(indexed=True, file=file)
+             for file in indexed]  # fmt: skip
+  _save(place / 'documents.npy', rows if indexed else rows[:, :COLUMNS])
   part = dict(shards=shards, text_bytes=text_bytes, left_out=left_out)
   (place / PART).write_text(json.dumps(part))
 
@@ -99,7 +115,7 @@ def assemble(
   made = partial / 'store'
   clear(made)
   made.mkdir()
-  tables, text_bytes, shards, left_out = [np.zeros((0, 6), '<i8')], {}, [], []
+  tables, text_bytes, shards, left_out = [], {}, [], []
   with open(made / 'names.txt', 'wb') as names:
     for place in (partial / name for name in parts):
       part = json.loads((place / PART).read_text())
@@ -110,12 +126,15 @@ def assemble(
       table[:, 0] += len(shards)
       table[:, 3] = np.array(numbers, int)[table[:, 3]]
       table[:, 5] += names.tell()
-      tables.append(table)
+      without = COLUMNS + 1 - table.shape[1]
+      tables.append(np.pad(table, ((0, 0), (0, without)), constant_values=-1))
       names.write((place / 'names.txt').read_bytes())
       for shard in part['shards']:
         shards.append(_link_shard(place, made, shard, len(shards)))
       left_out += part['left_out'] or []
-  table = np.concatenate(tables)
+  table = np.concatenate([np.zeros((0, COLUMNS + 1), '<i8'), *tables])
+  if not any('indexed' in shard for shard in shards):
+    table = np.ascontiguousarray(table[:, :COLUMNS])
   sources = _count(table, text_bytes, drop)
   for source in sources:
     if made_by and source['name'] in made_by:
@@ -173,6 +192,8 @@ def _described(path) -> dict:
 def _link_shard(place, made, shard: dict, number: int) -> dict:
   """Links the files of a shard of a part into the store, under a new number."""
   shard = dict(shard)
+  if 'indexed' in shard:
+    return shard
   for file, kind in ((shard, 'shard'), (shard.get('mask'), 'mask')):
     if file:
       old, new = place / file['file'], f'{kind}_{number:05}.npy'

@@ -64,7 +64,7 @@ def prepare(config, tokens, log=print, directory='') -> store.Store:
   Returns:
     The opened store.
   """
-  wanted = config.data.sources
+  wanted = sources.rooted(config.data.sources, config.data.root)
   if config.data.directory and not directory:
     made = _open(config.data.directory, tokens)
     if wanted and _spec(wanted, tokens) != made.manifest['spec']:
@@ -331,8 +331,8 @@ def _batches(documents) -> Iterator[list]:
   batch, chars = [], 0
   for document in documents:
     batch.append(document)
-    if document.ids is not None:
-      chars += len(document.ids)
+    if document.given:
+      chars += len(document.given.ids)
     else:
       chars += len(document.text) or len(str(document.chat))
     if chars >= BATCH_CHARS:
@@ -391,15 +391,15 @@ def _given(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
       f'{made_by!r}, but data.tokenizer has {tokens.digest[:DIGEST_DIGITS]}'
     )
   for document in batch:
-    ids = document.ids
-    wrong = np.flatnonzero((ids < 0) | (ids >= tokens.vocab))
-    if len(wrong):
+    ids, mask, place = document.given
+    if ids.min() < 0 or ids.max() >= tokens.vocab:
+      wrong = np.flatnonzero((ids < 0) | (ids >= tokens.vocab))
       raise errors.InputError(
         f'source {unit.source!r}: {document.name} has the id {ids[wrong[0]]} '
         f'at token {wrong[0]}, but data.tokenizer has the ids 0 to '
         f'{tokens.vocab - 1}; name the tokenizer that made them'
       )
-    yield '', store.Entry(document.name, unit.source, ids, 0, document.mask)
+    yield '', store.Entry(document.name, unit.source, ids, 0, mask, place)
 
 
 def _check_source(jobs, log):

@@ -4,9 +4,9 @@ A source is a mapping with these keys, and no other:
 
   package, sha256   'name==version' and the digest of its archive, or
   packages          several as a tuple of ('name==version', sha256) pairs, or
-  path              a file or directory, from the root of this repository, or
-                    one in a bucket (gs://...); data/listing.py says which
-                    files are left out
+  path              a file or directory, from data.root or the root of this
+                    repository, or one in a bucket (gs://...);
+                    data/listing.py says which files are left out
   include, exclude  a glob or a tuple of globs over names inside the archive
                     or directory; `*` also matches `/`; default everything
   encoding          'utf-8' unless given; nothing is decoded with loss, and a
@@ -34,7 +34,7 @@ A source is a mapping with these keys, and no other:
   tokenizer         tokens: the digest of the tokenizer that made them, or its
                     first 12 digits at least; unknown unless given
   template          chat: as in data/chat.py; the tokenizer's own unless given
-  loss              chat: 'answers', or 'all' of a conversation
+  loss              chat, tokens: 'answers', those that a mask names, or 'all'
   min_chars         shorter documents are left out; empty ones always are
   limit             at most so many documents; 0 is all
   languages         only documents in these, as ('en', 'de'); () is all; needs
@@ -65,6 +65,7 @@ from longjax.data import (
   given,
   listing,
 )
+from longjax.data.given import Given
 
 FILE_SEPARATOR = '<file_sep>'
 KEYS = {
@@ -111,8 +112,7 @@ class Document(NamedTuple):
   text: str
   special: tuple[str, ...] = ()
   chat: conversations.Conversation | None = None  # which then has no text
-  ids: Any = None  # int64 [tokens] of a document given as tokens
-  mask: Any = None  # uint8 [tokens], or None: all are to be predicted
+  given: Given | None = None  # of a document given as tokens
 
 
 class Unit(NamedTuple):
@@ -233,6 +233,20 @@ def _check_kind(title: str, settings):
   settings['text'] = settings['text'] or FIELDS.get(settings['kind'], 'text')
 
 
+def rooted(wanted: Mapping, root: str) -> dict[str, Mapping]:
+  """Sources whose relative paths begin at a directory."""
+  return {
+    name: dict(source) | dict(path=f'{root.rstrip("/")}/{source["path"]}')
+    if root and _is_relative(source.get('path', ''))
+    else source
+    for name, source in wanted.items()
+  }
+
+
+def _is_relative(path) -> bool:
+  return bool(path) and '://' not in path and path[0] not in '/~'
+
+
 def documents(name: str, source: Mapping, log=print) -> Iterator[Document]:
   """Yields the documents of a source, always in the same order.
 
@@ -294,8 +308,8 @@ def read(unit: Unit, tally: Tally) -> Iterator[Document]:
   settings, count = unit.settings, 0
   tally.leave_out(unit.left_out)
   for document in _documents(unit, tally):
-    if document.ids is not None:
-      if len(document.ids) < given.SHORTEST:
+    if document.given:
+      if len(document.given.ids) < given.SHORTEST:
         tally.short += 1
         continue
     elif document.chat is None:
@@ -343,7 +357,8 @@ def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   )  # fmt: skip
   for name, opener in _opened(settings, files):
     with opener() as file:
-      for item in formats.read(name, file, options):
+      found = _indexed(unit, name, file)
+      for item in found or formats.read(name, file, options):
         bad = isinstance(item, formats.Unreadable)
         for one in [item] if bad else _from_record(unit, *item):
           if isinstance(one, formats.Unreadable):
@@ -352,6 +367,15 @@ def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
           yield one
         else:
           tally.read += 1
+
+
+def _indexed(unit: Unit, name: str, file) -> Iterator | None:
+  """As formats.read, of a shard on a disk whose ids need not be copied."""
+  on_disk = name.endswith('.mds') and isinstance(file, io.BufferedReader)
+  if unit.settings['kind'] != 'tokens' or not on_disk:
+    return None
+  made = given.indexed(file.name, unit.settings)
+  return made and ((f'{name}:{i}', found) for i, found in enumerate(made))
 
 
 def _opened(settings, files) -> Iterator:
@@ -372,16 +396,15 @@ def _from_record(
   """The document, or documents, that a file's bytes or a record are."""
   if unit.settings['kind'] != 'tokens':
     return [_document(unit, name, value)]
-  made = given.documents(value, unit.settings)
+  made = value
+  if not isinstance(value, list) or not isinstance(value[0], Given):
+    made = given.documents(value, unit.settings)
   if isinstance(made, str):
     return [formats.Unreadable(name, made)]
   names = (
     [name] if len(made) == 1 else [f'{name}:{i}' for i in range(len(made))]
   )
-  return [
-    Document(title, '', ids=ids, mask=mask)
-    for title, (ids, mask) in zip(names, made)
-  ]
+  return [Document(title, '', given=one) for title, one in zip(names, made)]
 
 
 def _document(unit: Unit, name: str, value) -> Document | formats.Unreadable:

@@ -7,6 +7,9 @@
                     for shards in which some are not (chat)
   documents.npy     int64 [documents, 6]: shard, start, length, source, digest
                     of the tokens, end of its name in names.txt
+                    [documents, 7] if shards are files of others, which are
+                    indexed where they lie (MDS): of these, start is the byte of
+                    the first id, and the seventh that of the mask, or -1
   names.txt         names of the documents, one after another
 
 It is made in parts, each complete or absent, and renamed when complete. When
@@ -45,9 +48,11 @@ class Store:
   directory: pathlib.Path
   manifest: dict
   digest: str  # sha256 of the manifest, so of everything
-  table: np.ndarray  # int64 [documents, 6], memory-mapped
+  table: np.ndarray  # int64 [documents, 6 or 7], memory-mapped
   text: Any  # names.txt, memory-mapped uint8
-  shards: list  # of (tokens, mask or None), or None until it is verified
+  # Of (tokens, mask or None), of (bytes, None) where a file is indexed, or None
+  # until it is verified.
+  shards: list
   lock: Any = dataclasses.field(default_factory=threading.Lock)
 
   @property
@@ -75,15 +80,19 @@ class Store:
 
   def tokens(self, document: int, start=0, length=None) -> np.ndarray:
     """Ids of a document from `start` on, uint32 [length], not copied."""
-    (tokens, _), columns = self._locate(document, start, length)
-    return tokens[columns]
+    (tokens, _), first, start, end = self._locate(document, start, length)
+    if tokens.dtype == np.uint8:
+      return tokens[first + 4 * start : first + 4 * end].view('<u4')
+    return tokens[first + start : first + end]
 
   def mask(self, document: int, start=0, length=None) -> np.ndarray:
     """Which of `tokens` are to be predicted, uint8 [length]."""
-    (_, mask), columns = self._locate(document, start, length)
-    if mask is None:
-      return np.broadcast_to(np.uint8(1), (columns.stop - columns.start,))
-    return mask[columns]
+    (tokens, mask), first, start, end = self._locate(document, start, length)
+    if tokens.dtype == np.uint8:
+      mask, first = tokens, int(self.table[document, parts.COLUMNS])
+    if mask is None or first < 0:
+      return np.broadcast_to(np.uint8(1), (end - start,))
+    return mask[first + start : first + end]
 
   def verify(self, log=print):
     """Reads everything; InputError names the file that is damaged."""
@@ -98,10 +107,10 @@ class Store:
       list(pool.map(check, range(len(sizes))))
 
   def _locate(self, document, start, length):
-    """(shard, its columns that hold this part of a document)."""
+    """(shard, place of the document in it, first and last of its tokens)."""
     shard, first, whole = self.table[document, :3].tolist()
     end = whole if length is None else min(whole, start + length)
-    return self._shard(shard), slice(first + start, first + max(start, end))
+    return self._shard(shard), first, start, max(start, end)
 
   def _shard(self, number: int):
     """(tokens, mask or None), verified when first asked for."""
@@ -201,14 +210,20 @@ def _open(directory, manifest, digest: str) -> Store:
     _check(directory, file, whole=file in manifest['tables'])
   path, names = (directory / file for file in parts.TABLES)
   documents = sum(source['documents'] for source in manifest['sources'])
-  table = _array(path, np.int64, (documents, 6))
+  indexed = np.array(['indexed' in shard for shard in shards], bool)
+  columns = parts.COLUMNS + indexed.any()
+  table = _array(path, np.int64, (documents, columns))
   text: Any = np.memmap(names, np.uint8, 'r') if names.stat().st_size else []
-  sizes = np.array([shard['tokens'] for shard in shards], np.int64)
-  shard, start, length, source, _, named = table.T
+  sizes = np.array([s.get('tokens', s['bytes']) for s in shards], np.int64)
+  width = np.where(indexed, 4, 1)
+  shard, start, length, source, _, named = table.T[: parts.COLUMNS]
   good = (shard >= 0) & (shard < len(sizes)) & (start >= 0) & (length > 0)
   good &= (source >= 0) & (source < len(manifest['sources']))
   good &= (np.diff(named, prepend=0) >= 0) & (named <= len(text))
-  if not good.all() or (start + length > sizes[shard]).any():
+  inside = good.all() and (start + width[shard] * length <= sizes[shard]).all()
+  if indexed.any() and inside:
+    inside = (table[:, -1] + length <= sizes[shard])[indexed[shard]].all()
+  if not inside:
     raise errors.InputError(f'{path}: a document lies outside its shard')
   store = Store(directory, manifest, digest, table, text, [None] * len(shards))
   if sum(file['bytes'] for file in shards) <= VERIFY_BYTES:
@@ -219,7 +234,8 @@ def _open(directory, manifest, digest: str) -> Store:
 def _check(directory, file: dict, whole: bool):
   """Compares a file's place, size and, if whole, content with the manifest."""
   path = directory / file['file']
-  if path.resolve() != directory.resolve() / path.name:
+  outside = path.resolve() != directory.resolve() / path.name
+  if outside and 'indexed' not in file:
     raise errors.InputError(
       f'{directory / parts.MANIFEST}: {file["file"]!r} is outside its directory'
     )
@@ -240,8 +256,10 @@ def _check(directory, file: dict, whole: bool):
 def _verified(directory, manifest, number: int):
   """(tokens, mask or None) of a shard whose content is that of the manifest."""
   shard = manifest['shards'][number]
-  path, shape, mask = directory / shard['file'], (shard['tokens'],), None
+  path, shape, mask = directory / shard['file'], (shard.get('tokens'),), None
   _check(directory, shard, whole=True)
+  if 'indexed' in shard:  # its ids were compared when it was indexed
+    return np.memmap(path, np.uint8, 'r'), None
   tokens = _array(path, np.uint32, shape)
   if tokens.max(initial=0) >= manifest['vocab']:
     raise errors.InputError(

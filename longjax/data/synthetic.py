@@ -260,14 +260,15 @@ def tables(path, count: int, rows: int, seed=0) -> Counter:
 def _documents(config, max_tokens: int) -> Iterator[tuple[str, str]]:
   """Yields (name, text) of data.sources, cut to `max_tokens` if not 0."""
   tokens = prepare.find_tokenizer(config) if max_tokens else None
-  for name in sorted(config.data.sources):
-    kind = sources.check(name, config.data.sources[name])['kind']
+  wanted = sources.rooted(config.data.sources, config.data.root)
+  for name in sorted(wanted):
+    kind = sources.check(name, wanted[name])['kind']
     if kind in sources.FIELDS:
       raise errors.InputError(
         f'source {name!r}: kind {kind!r} has no text to ask about; name '
         'sources of another kind'
       )
-    for document in sources.documents(name, config.data.sources[name]):
+    for document in sources.documents(name, wanted[name]):
       text = document.text
       if tokens:
         text = tokens.decode(tokens.encode(text)[:max_tokens])
