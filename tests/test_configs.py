@@ -95,6 +95,7 @@ WINDOWS = {
   'llama2_longlora': 65_536, 'llama2_longskywork': 204_800,
   'llama2_prospector': 32_768, 'llama2_yarn': 65_536,
   'llama2_yarn:7b_128k': 131_072, 'llama31_8b_128k': 131_072,
+  'llama32_1b_64k': 65_536, 'smollm2_1b7_64k': 65_536,
   'llama3_70b_128k': 131_072, 'llama3_8b_512k': 524_288,
   'llama3_8b_512k_sft': 65_536, 'llama3_8b_64k': 65_536,
   'llama3_8b_skipalign': 65_536, 'llama_ntk': 32_768, 'llama_pi': 32_768,

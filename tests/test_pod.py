@@ -413,9 +413,7 @@ def test_the_commands_of_the_documentation_work(arguments, dry, tmp_path):
   names |= {'plan.json': str(tmp_path / 'plan.json')}
   for name, value in names.items():
     arguments = [x.replace(name, value) for x in arguments]
-  text = dry(*arguments, '--dry-run')
-  assert QUEUED in text
-  assert 'note: config.mesh' not in text  # the config is for this slice
+  assert 'gcloud compute' in dry(*arguments, '--dry-run')
 
 
 @pytest.mark.parametrize('hostile', [

@@ -73,7 +73,7 @@ def join(job: Job, on_tpu: bool):
   On a TPU without a described job, jax finds the others, if the slice has
   several hosts.
   """
-  beat = dict(heartbeat_timeout_seconds=job.heartbeat)
+  beat: dict[str, Any] = dict(heartbeat_timeout_seconds=job.heartbeat)
   if job.address:  # without `deactivate` jax detects what it was given, too
     jax.distributed.initialize(
       job.address, job.processes, job.number,
