@@ -1,8 +1,10 @@
 """Files of records: each format gives its records, each damage is named."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 
 import pytest
 
@@ -125,6 +127,21 @@ def test_a_file_that_was_cut_says_so(name, tmp_path):
       found = list(formats.read(name, handle))
     assert isinstance(found[-1], formats.Unreadable), (length, found)
     assert path.name in found[-1].name
+
+
+@pytest.mark.parametrize('ending, compress', [
+  ('gz', gzip.compress), ('bz2', bz2.compress), ('xz', lzma.compress),
+])  # fmt: skip
+def test_a_small_file_does_not_fill_the_memory(ending, compress, monkeypatch):
+  """1,000 bytes of text that repeats are 100 or fewer when compressed."""
+  monkeypatch.setattr(formats, 'EXPANDED_BYTES', 1000)
+  for name, content in (('a.jsonl', JSONL), ('a.txt', b'{"no": json' * 90)):
+    good, wrong = bad(compress(content), f'{name}.{ending}')
+    assert good and not wrong
+  for content in b'a' * 10**6, b'\n' * 10**6:
+    for name in 'a.jsonl', 'a.json', 'a.csv', 'a.txt':
+      good, wrong = bad(compress(content), f'{name}.{ending}')
+      assert not good and 'more than' in wrong[-1].reason
 
 
 def test_too_many_bad_records_stop_and_fewer_are_counted(tmp_path):

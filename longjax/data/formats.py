@@ -48,6 +48,8 @@ SIGNS = {
   b'\x28\xb5\x2f\xfd': 'compressed by zstd', b'\xfd7zXZ\0': 'compressed by xz',
   b'BZh91AY': 'compressed by bzip2', b'%PDF-': 'a PDF',
 }  # fmt: skip
+# What is compressed may hold so many times its bytes, or so many bytes.
+EXPANDED, EXPANDED_BYTES = 200, 1 << 28
 HEAD_BYTES = 1 << 9
 SEARCHED = 1 << 16  # bytes of a .bin in which its true format would show
 MIN_TEXT = 16  # printable bytes in a row, which ids never are
@@ -226,16 +228,55 @@ def _parse(raw: bytes):
 
 @contextlib.contextmanager
 def _decompressed(file, compression: str):
+  if not compression:
+    yield file
+    return
+  limit = max(EXPANDED_BYTES, EXPANDED * _length(file))
   if compression in OPENERS:
-    with OPENERS[compression](file) as opened:
-      yield opened
-  elif compression:
+    opened = OPENERS[compression](file)
+  else:
     import pyarrow  # pyright: ignore
 
-    with io.BufferedReader(pyarrow.input_stream(file, 'zstd')) as opened:
-      yield opened
-  else:
-    yield file
+    opened = pyarrow.input_stream(file, 'zstd')
+  with opened, io.BufferedReader(_Bounded(opened, limit)) as bounded:
+    yield bounded
+
+
+def _length(file) -> int:
+  """Bytes of a file, or of any file where it cannot tell."""
+  if not file.seekable():
+    return sys.maxsize
+  length = file.seek(0, io.SEEK_END)
+  file.seek(0)
+  return length
+
+
+class _Bounded(io.RawIOBase):
+  """A few bytes that decompress to many gigabytes fill no memory."""
+
+  def __init__(self, opened, limit: int):
+    self.opened, self.limit, self.count = opened, limit, 0
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return self.opened.seekable()
+
+  def seek(self, offset, whence=io.SEEK_SET):
+    self.count = self.opened.seek(offset, whence)
+    return self.count
+
+  def readinto(self, buffer):
+    data = self.opened.read(len(buffer))
+    self.count += len(data)
+    if self.count > self.limit:
+      raise ValueError(
+        f'decompresses to more than {self.limit:,} bytes, {EXPANDED} times its '
+        'size, as no text does'
+      )
+    buffer[: len(data)] = data
+    return len(data)
 
 
 def _json(file, options) -> Iterator:
@@ -375,9 +416,8 @@ def _rows(batches) -> Iterator[dict]:
 
 
 def _seekable(file):
-  compressed = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
-  slow = isinstance(file, compressed) or not file.seekable()
-  return io.BytesIO(file.read()) if slow else file
+  slow = isinstance(getattr(file, 'raw', None), _Bounded)
+  return io.BytesIO(file.read()) if slow or not file.seekable() else file
 
 
 def _array_record(file, options) -> Iterator:
