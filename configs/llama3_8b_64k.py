@@ -33,7 +33,10 @@ OLD_SHORT = dict(
 BASES = dict(base_05m=5e5, base_4m=4e6, base_8m=8e6)  # table 18
 RATIOS = {f'long_{p}': p / 100 for p in (0, 20, 40, 60, 80, 100)}  # figure 3
 VARIANTS = ('', 'released', *BASES, *RATIOS, 'no_masks')  # no_masks: table 20
-HUB = 'hf://datasets/princeton-nlp/prolong-data-64K@main'
+HUB = (
+  'hf://datasets/princeton-nlp/prolong-data-64K'
+  '@1447128c751f0fbc7d2082b2a113a938426a9bba'
+)
 RELEASED = dict(  # directories of HUB
   code='thestackv1_concat_by_repo-65536', books='book-65536',
   textbooks='textbooks', fineweb_edu='fineweb-edu', fineweb='fineweb-2023-50',

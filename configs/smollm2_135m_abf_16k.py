@@ -48,6 +48,7 @@ def get_config():
       package='werkzeug==3.1.9',
       sha256='6392e50c78460ba618e5b21f08a71f59c99ce99cdc6cf6e3dd7e6ccca8754fab',
       kind='repository',
+      mark='file_sep',
       include='*.py',
     ),
   )

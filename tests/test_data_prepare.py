@@ -51,7 +51,9 @@ def tree(root, **files):
 
 def test_each_directory_may_be_a_repository(tmp_path):
   path = tree(tmp_path / 'r', b__x='1', b__deep__y='2', a__z='3')
-  data = made(tmp_path, code=dict(path=path, kind='repositories'))
+  data = made(
+    tmp_path, code=dict(path=path, kind='repositories', mark='file_sep')
+  )
   assert data.names == ['a', 'b']
   assert texts(data)[1] == '<file_sep>b/deep/y\n2\n<file_sep>b/x\n1\n'
 

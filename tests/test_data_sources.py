@@ -41,6 +41,7 @@ def test_a_repository_is_one_document_with_marked_paths(tree):
     include=('*.py', '*.txt'),
     exclude='empty*',
     kind='repository',
+    mark='file_sep',
   )
   (document,) = sources.documents('s', source)
   assert document.name == 'tree'
@@ -64,7 +65,9 @@ def test_packages_are_one_repository_each(tmp_path, monkeypatch):
     place.mkdir(parents=True)
     path.rename(place / path.name)
     pinned.append((f'{name}==1', digest))
-  assert listed(dict(packages=tuple(pinned), kind='repository')) == [
+  assert listed(
+    dict(packages=tuple(pinned), kind='repository', mark='file_sep')
+  ) == [
     ('p==1', '<file_sep>p/m.py\np\n'),
     ('q==1', '<file_sep>q/m.py\nq\n'),
   ]
@@ -105,7 +108,9 @@ def test_a_byte_order_mark_is_no_text(tree):
 
 def test_files_of_a_repository_are_never_taken_apart(tree):
   (tree / 'd.json.gz').write_bytes(gzip.compress(b'{\n}'))
-  source = dict(path=str(tree), include='d*', kind='repository')
+  source = dict(
+    path=str(tree), include='d*', kind='repository', mark='file_sep'
+  )
   assert listed(source) == [(tree.name, '<file_sep>d.json.gz\n{\n}\n')]
 
 

@@ -22,7 +22,7 @@ def config(tmp_path, monkeypatch):
   config.data.tokenizer = 'bytes'
   config.data.sources = dict(
     files=dict(path=str(tmp_path / 'text')),
-    all=dict(path=str(tmp_path / 'text'), kind='repository'),
+    all=dict(path=str(tmp_path / 'text'), kind='repository', mark='file_sep'),
   )
   config.eval.sources = dict(last=dict(path=str(tmp_path / 'text' / 'b.txt')))
   return config

