@@ -194,6 +194,7 @@ KEYS = {
     0, 'and those at multiples of this; 0: none', '[0, inf)', 'steps'),
   'checkpoint.max_failed': free(
     5, 'saves that fail in a row before the run ends', '[1, inf)'),
+  'metrics.wandb': free('', 'project of Weights & Biases; needs wandb'),
   'eval.sources': free({}, 'held-out documents, as data.sources'),
   'eval.documents': free(1, 'how many of them', '[1, inf)'),
   'eval.length': free(0, 'of each; 0: not evaluated', '[0, inf)', 'tokens'),

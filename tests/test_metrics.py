@@ -1,13 +1,18 @@
 """metrics.jsonl is the truth; TensorBoard and the line come from it."""
 
+import os
 import pathlib
+import subprocess
 import sys
+import types
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import (
   EventAccumulator,
 )
 
 from configs import tiny
+from longjax.errors import InputError
 from longjax.evals import stages
 from longjax.train import goodput, metrics
 
@@ -125,3 +130,74 @@ def test_a_loss_that_is_not_finite_is_null_in_json(tmp_path):
   assert 'SKIPPED: loss or gradient not finite' in lines[0]
   assert 'SKIPPED: a spike' in lines[1]
   assert 'SKIPPED: its loss weights sum to 0' in lines[2]
+
+
+def fake_wandb(monkeypatch, init):
+  """A wandb whose `init` is given; the names of what was called besides."""
+  called = []
+  board = types.SimpleNamespace(unpatch=lambda: called.append('unpatch'))
+  module = types.SimpleNamespace(init=init, tensorboard=board)
+  monkeypatch.setitem(sys.modules, 'wandb', module)
+  return called
+
+
+def test_weights_and_biases_follows_tensorboard_and_resumes(
+  monkeypatch, tmp_path
+):
+  given = []
+  run = types.SimpleNamespace(finish=lambda: called.append('finish'))
+  called = fake_wandb(monkeypatch, lambda **k: given.append(k) or run)
+  for workdir in ('gs://b/run', 'gs://b/run', 'gs://b/other'):
+    with metrics.weights_and_biases('p', tiny.get_config(), workdir, tmp_path):
+      called.append('train')
+  first, again, other = given
+  assert first['id'] == again['id'] != other['id']
+  assert (first['project'], first['resume']) == ('p', 'allow')
+  assert first['sync_tensorboard'] and first['dir'] == str(tmp_path)
+  assert first['config']['train']['steps'] == tiny.get_config().train.steps
+  assert called == ['train', 'finish', 'unpatch'] * 3
+
+
+def test_weights_and_biases_never_ends_training(monkeypatch, tmp_path):
+  def init(**_):
+    raise RuntimeError('no key,\nno network')
+
+  lines, config = [], tiny.get_config()
+  fake_wandb(monkeypatch, init)
+  with metrics.weights_and_biases('p', config, 'w', tmp_path, lines.append):
+    pass
+  assert len(lines) == 1 and lines[0].endswith('no key, no network')
+  monkeypatch.setattr(metrics.importlib.util, 'find_spec', lambda _: None)
+  metrics.check(config)
+  config.metrics.wandb = 'p'
+  with pytest.raises(InputError, match='pip install wandb'):
+    metrics.check(config)
+
+
+OFFLINE = """
+import sys
+from configs import tiny
+from longjax.train import metrics
+with metrics.weights_and_biases('p', tiny.get_config(), 'w', sys.argv[1]):
+  writer = metrics.Metrics(sys.argv[1], 0, 2, lambda _: None)
+  for step in (1, 2):
+    writer.step(step, 10, 0.5, dict(
+      loss=3.25 / step, grad_norm=1.5, lr=2e-5, skipped=0.0, tokens=10))
+  writer.close()
+  metrics.evaluated(sys.argv[1], 2, dict(passkey=0.5))
+"""
+
+
+@pytest.mark.slow
+def test_an_offline_run_of_weights_and_biases_has_the_losses(tmp_path):
+  pytest.importorskip('wandb')
+  done = subprocess.run(
+    [sys.executable, '-c', OFFLINE, str(tmp_path)], check=False, text=True,
+    cwd=pathlib.Path(__file__).parents[1], capture_output=True, timeout=120,
+    env=os.environ | dict(WANDB_MODE='offline'),
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  (file,) = tmp_path.glob('wandb/offline-run-*/*.wandb')
+  stored = file.read_bytes()
+  for part in (b'train/loss', b'3.25', b'1.625', b'eval/passkey'):
+    assert part in stored

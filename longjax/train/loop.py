@@ -75,6 +75,7 @@ def main(config, workdir, log=print) -> int:
   workdir, clock = storage.directory(workdir), goodput.Clock()
   with preemption.stop_requests() as request:
     run = Run(config, model, mesh, workdir, log, clock, request)
+    metrics.check(config)
     preflight.same_everywhere(config)
     preflight.links(mesh)
     # 2. Inputs: weights, tokenizer, batches, held-out documents.
@@ -83,7 +84,9 @@ def main(config, workdir, log=print) -> int:
     preflight.require_equal('data', inputs.data.digest)
     describe(run, inputs)
     with lock.hold(run) as directory, contextlib.closing(clock):
-      return train(run, inputs, directory)
+      project = config.metrics.wandb if processes.is_primary() else ''
+      with metrics.weights_and_biases(project, config, workdir, run.local, log):
+        return train(run, inputs, directory)
 
 
 def train(run: Run, inputs: Inputs, directory: lock.RunDirectory) -> int:

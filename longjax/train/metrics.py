@@ -5,6 +5,8 @@ that TensorBoard shows.
 """
 
 import contextlib
+import hashlib
+import importlib.util
 import json
 import math
 import pathlib
@@ -12,8 +14,9 @@ import time
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer import event_file_writer
 
+from longjax.errors import InputError
 from longjax.progress import duration
 
 # The column of metrics.jsonl: its tag in TensorBoard.
@@ -138,7 +141,7 @@ class Metrics:
   def _open_board(self, directory):
     """The writer for TensorBoard; None, and a warning, if it cannot write."""
     try:
-      return EventFileWriter(str(directory))
+      return event_file_writer.EventFileWriter(str(directory))
     except OSError as error:
       self.log(
         f'WARNING: {directory}: {error.strerror}; nothing for TensorBoard is '
@@ -161,10 +164,59 @@ def evaluated(workdir, step: int, values: dict[str, float]):
   TensorBoard follows one growing file a directory, and Metrics has one."""
   directory = pathlib.Path(workdir) / 'tb' / 'eval'
   tagged = {f'eval/{tag}': value for tag, value in values.items()}
-  with contextlib.closing(EventFileWriter(str(directory))) as board:
+  with contextlib.closing(
+    event_file_writer.EventFileWriter(str(directory))
+  ) as board:
     board.add_event(
       Event(wall_time=time.time(), step=step, summary=_summary(tagged))
     )
+
+
+def check(config):
+  """InputError if a config asks for what is not installed."""
+  if config.metrics.wandb and not importlib.util.find_spec('wandb'):
+    raise InputError(
+      f'config.metrics.wandb is {config.metrics.wandb!r}, but wandb is not '
+      'installed: pip install wandb'
+    )
+
+
+@contextlib.contextmanager
+def weights_and_biases(project: str, config, workdir, local, log=print):
+  """Copies what is written for TensorBoard to Weights & Biases meanwhile.
+
+  A run that resumes continues there; WANDB_MODE=offline writes to
+  local/wandb. A failure is a warning: it never ends training.
+
+  Args:
+    project: '' does nothing.
+    config: of the run.
+    workdir: the run directory, which identifies the run.
+    local: where its files are written.
+    log: called with a line.
+  """
+  if not project:
+    yield
+    return
+  import wandb  # pyright: ignore[reportMissingImports]
+
+  run = None
+  try:
+    run = wandb.init(
+      project=project, name=config.name, dir=str(local), resume='allow',
+      id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],
+      config=config.to_dict(), sync_tensorboard=True,
+    )  # fmt: skip
+  except Exception as error:  # no key, no network, whatever wandb raises
+    text = ' '.join(str(error).split())
+    log(f'WARNING: nothing is sent to Weights & Biases: {text}')
+  try:
+    yield
+  finally:
+    if run is not None:
+      with contextlib.suppress(Exception):
+        run.finish()
+      wandb.tensorboard.unpatch()
 
 
 def _summary(values: dict) -> Summary:
