@@ -1,8 +1,13 @@
 """Files that describe the project to other tools agree with each other."""
 
+import json
 import pathlib
 import re
+import subprocess
+import sys
 import tomllib
+
+import pytest
 
 import longjax
 
@@ -38,3 +43,21 @@ def test_extras_name_what_ci_installs_and_nothing_else():
   installed = (ROOT / '.ci' / 'requirements.txt').read_text()
   installed = {*re.findall(r'^[\w-]+', installed, re.MULTILINE)}
   assert extras - installed == {'jax[tpu]'}
+
+
+@pytest.mark.slow
+def test_the_cells_of_the_notebook_run_in_order(tmp_path):
+  """In one process without jupyter, on eight simulated devices."""
+  cells = json.loads((ROOT / 'docs/quickstart.ipynb').read_text())['cells']
+  code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+  assert all(not c.get('outputs') for c in cells)  # none is kept in git
+  figures = 'import matplotlib; matplotlib.use("Agg")'
+  file = tmp_path / 'cells.py'
+  file.write_text('\n'.join([figures, *code]))
+  done = subprocess.run(
+    [sys.executable, str(file)], cwd=ROOT / 'docs', text=True,
+    capture_output=True, check=False, timeout=600,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-2000:]
+  for fact in ('8 x cpu', 'largest difference', 'RoPE base 100000'):
+    assert fact in done.stdout
