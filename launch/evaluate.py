@@ -2,6 +2,7 @@
 
   python launch/evaluate.py --config configs/C.py --checkpoint DIR
       [--against DIR] [--tasks a,b] [--lengths 4096,8192] [--out DIR]
+      [--limit N]
 
 A checkpoint is a run directory, or weights in any known format; it is
 evaluated with its own RoPE and tokenizer. The config sets the mesh, the
@@ -10,9 +11,11 @@ of prompts (eval.samples). Tasks: position_loss, perplexity, context_gain,
 longppl, passkey, passkey_original, needle, first_sentence, ruler or ruler/vt,
 helmet or helmet/icl, lm_eval/NAME or lm_eval/FILE.yaml. Prints the scores, and
 writes results.json, plots/ and REPORT.md to RUN/evals/STEP, or to
-runs/WEIGHTS/evals for weights that are not a run's.
+runs/WEIGHTS/evals for weights that are not a run's. The same command goes on
+with an evaluation that was interrupted.
 """
 
+import dataclasses
 import pathlib
 import re
 import sys
@@ -32,11 +35,14 @@ class Checkpoint(NamedTuple):
   tokenizer: Any
 
 
-def main(config, checkpoint, against='', tasks='', lengths='', out=''):
+def main(
+  config, checkpoint, against='', tasks='', lengths='', out='', limit='0'
+):
   """Evaluates and writes; returns the exit code."""
   if not checkpoint:
     raise InputError('--checkpoint=DIR is needed: a run directory or weights')
   set_lengths(config, lengths)
+  config.eval.limit = cli.number('limit', limit, config.eval.limit, 0)
 
   from longjax import evals
   from longjax.data import prepare
@@ -78,10 +84,11 @@ def measure(setup, checkpoints, asked, directory):
   """All tasks of all checkpoints; the report is written after each task."""
   from longjax import checks, evals
   from longjax.evals import comparison
+  from longjax.evals.kept import Kept
   from longjax.parallel import processes
   from longjax.train import provenance
 
-  results, about, code = {}, {}, provenance.code()
+  results, about, code, kept = {}, {}, provenance.code(), Kept()
   like = checks.llama_config(setup.config)
   for name, (path, step, tokenizer) in checkpoints.items():
     setup.log(f'evaluating {name}')
@@ -93,12 +100,27 @@ def measure(setup, checkpoints, asked, directory):
       )
     about[name] = dict(path=str(path), step=step, rope=model.rope)
     results[name] = {}
-    for task, result in evals.evaluate(params, model, setup, asked):
+    unfinished = directory / 'unfinished.jsonl'
+    kept = Kept(unfinished, identity(path, step))
+    mine = dataclasses.replace(setup, kept=kept)
+    for task, result in evals.evaluate(params, model, mine, asked):
       results[name][task] = result
       if processes.is_primary():
         comparison.write(directory, setup.config, code, about, results)
-  setup.log(comparison.summary(results))
+  kept.forget()
+  setup.log(comparison.summary(results, setup.config.eval))
   setup.log(f'wrote {directory / "REPORT.md"}')
+
+
+def identity(path, step: int | None) -> str:
+  """Of weights: where they are, and when they were written."""
+  from longjax import checkpoint
+
+  place = path
+  if step is not None:
+    place = pathlib.Path(checkpoint.find(path)[0]) / str(step)
+  written = place.stat().st_mtime_ns if place.exists() else 0
+  return f'{path.resolve()} {step} {written}'
 
 
 def set_lengths(config, lengths: str):
@@ -162,6 +184,7 @@ if __name__ == '__main__':
       against='another one, shown beside it',
       tasks='names with commas; default: those of the config',
       lengths='tokens of prompts, with commas; default: eval.lengths',
+      limit='prompts of a task and length, at most; default: eval.limit',
       out='directory for the report; default: beside the checkpoint',
     )
   )

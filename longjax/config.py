@@ -153,9 +153,6 @@ KEYS = {
   'train.seq_len': Key(
     2048, 'of a row', '[1, inf)', 'tokens',
     aliases=('context_length', 'max_length')),
-  'train.lengths': free(
-    (), 'shorter rows that are compiled too: a micro-batch is computed at the '
-    'shortest that holds it', '[1, inf)', 'tokens', each=int),
   'train.loss_chunk': free(
     1024, 'whose logits exist at once, per device', '[1, inf)', 'tokens'),
   'train.longce.gamma': Key(
@@ -173,10 +170,7 @@ KEYS = {
   'optim.learning_rate': free(
     2e-5, 'the peak', '[0, inf)', aliases=('lr', 'max_lr', 'peak_lr')),
   'optim.schedule': free(
-    'cosine', 'after the warm-up; wsd: constant, then linear',
-    choices=('cosine', 'linear', 'constant', 'wsd')),
-  'optim.decay_steps': free(
-    0, 'at the end, in which wsd decays', '[0, inf)', 'steps'),
+    'cosine', 'after the warm-up', choices=('cosine', 'linear', 'constant')),
   'optim.warmup_steps': free(0, 'of linear warm-up', '[0, inf)', 'steps'),
   'optim.warmup_from': free(0.0, 'share of the peak at step 0', '[0, inf)'),
   'optim.min_ratio': free(
@@ -185,10 +179,7 @@ KEYS = {
   'optim.b2': free(0.95, 'AdamW: decay of the mean of squares', '[0, 1)'),
   'optim.eps': free(1e-8, "AdamW: added to the squares' root", '[0, inf)'),
   'optim.weight_decay': free(
-    0.1, 'of optim.decayed, never of norms', '[0, inf)', aliases=('wd',)),
-  'optim.decayed': free(
-    'matrices', 'what weight_decay is of',
-    choices=('matrices', 'not_embedding')),
+    0.1, 'of matrices, never of norms', '[0, inf)', aliases=('wd',)),
   'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
   'optim.spike_sigmas': free(
     6.0, 'a step so many deviations above the mean is skipped; 0: never',
@@ -220,6 +211,19 @@ KEYS = {
   'eval.lengths': free(
     (4096,), 'of their prompts and windows', '[1, inf)', 'tokens', each=int),
   'eval.samples': free(20, 'prompts of each length', '[1, inf)'),
+  'eval.limit': free(
+    0, 'prompts of a task and length, at most; 0: no limit', '[0, inf)'),
+  'eval.files.squad': free(
+    '', "path of SQuAD's dev-v2.0.json, for ruler/qa_1"),
+  'eval.files.hotpotqa': free(
+    '', "path of HotpotQA's hotpot_dev_distractor_v1.json, for ruler/qa_2"),
+  'eval.files.longbench_v2': free('', 'path of data.json of LongBench-v2'),
+  'eval.files.mrcr': free('', 'path of a .parquet file of openai/mrcr'),
+  'eval.files.graphwalks': free(
+    '', 'path of a .parquet file of openai/graphwalks'),
+  'eval.chat': free(
+    False, "prompts are put in the tokenizer's chat template; needle and "
+    'passkey are not'),
   'eval.batch': free(1, 'prompts at once', '[1, inf)'),
   'eval.every_steps': free(
     0, 'between evaluations; 0: before and after the run', '[0, inf)',

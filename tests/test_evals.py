@@ -12,8 +12,9 @@ from configs import tiny
 from longjax import checks, evals
 from longjax.batch import one_document
 from longjax.data import layout, prepare, tokenizer
-from longjax.evals import evaluation, passkey, position_loss, stages
+from longjax.evals import evaluation, kept, passkey, position_loss, stages
 from longjax.inference import language_model
+from longjax.inference.language_model import LM
 from longjax.parallel import sharding
 from longjax.train import loop
 
@@ -52,9 +53,40 @@ def test_a_passkey_prompt_has_its_exact_length_and_the_key_at_its_depth():
 
 
 def test_a_copying_model_finds_every_key_and_a_blind_one_none():
-  run = lambda lm: passkey.accuracy(lm, TOKENS, (600, 900), (0.2, 0.8))
-  assert run(reader)['found'] == [[True, True]] * 2
-  assert run(blind)['found'] == [[False, False]] * 2
+  config = tiny.get_config()
+  config.eval.update(passkey_lengths=(600, 900), passkey_depths=(0.2, 0.8))
+  setup = evaluation.Setup(config, TOKENS, log=lambda line: None)
+  assert passkey.run(reader, setup, '')['found'] == [[True, True]] * 2
+  assert passkey.run(blind, setup, '')['found'] == [[False, False]] * 2
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
+  """It asks the model for what it lacks, and a line cut short is not taken."""
+  config, file = tiny.get_config(), tmp_path / 'unfinished.jsonl'
+  config.eval.update(lengths=(600,), samples=5, batch=2)
+  evaluation_, lines, asked = passkey.ORIGINAL, [], []
+
+  def run(most, model='a'):
+    def answer(prompts, count, stopped=None):
+      asked.append(len(prompts))
+      if len(asked) > most:
+        raise KeyboardInterrupt
+      return reader.generate(prompts, count)
+
+    asked.clear()
+    setup = evaluation.Setup(
+      config, TOKENS, log=lines.append, kept=kept.Kept(file, model)
+    )
+    return evaluation_.run(LM(None, answer), setup, '')
+
+  with pytest.raises(KeyboardInterrupt):
+    run(2)
+  file.write_text(file.read_text()[:-9])
+  found = run(9)
+  assert asked == [2, 1] and run(9) == found and asked == []
+  assert found['passkey_original'][0]['samples'] == 5
+  assert run(9, 'b') == found and asked == [2, 2, 1]  # other weights
+  assert run(9, 'b')['passkey_original'][0]['score'] == 1
 
 
 def test_scalars_are_the_points_of_the_curves():

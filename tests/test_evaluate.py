@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
 import pytest
-from commands import run
+from commands import ROOT, run
 from eval_cases import TOKENS, WORDS
 
 from configs import common, tiny
@@ -108,6 +111,32 @@ def test_all_evaluations_that_need_no_package(trained, tmp_path):
     assert (tmp_path / 'plots' / f'{name}.svg').read_text().endswith('</svg>\n')
 
 
+@pytest.mark.slow
+def test_an_evaluation_that_was_killed_goes_on(trained, tmp_path):
+  """The same scores, and what was kept is not asked again."""
+  command = [
+    sys.executable, 'launch/evaluate.py', '--config=configs/tiny.py',
+    f'--checkpoint={trained[0]}', '--tasks=passkey_original', '--lengths=600',
+    '--config.eval.samples=40', '--config.mesh.data=1', '--config.mesh.seq=1',
+  ]  # fmt: skip
+  file = tmp_path / 'a/unfinished.jsonl'
+  process = subprocess.Popen([*command, f'--out={file.parent}'], cwd=ROOT)
+  deadline = time.monotonic() + 60
+  while time.monotonic() < deadline:
+    if file.exists() and file.read_text().count('\n') > 2:
+      break
+    time.sleep(0.02)
+  process.kill()
+  process.wait()
+  assert 2 < file.read_text().count('\n') < 40
+  results = []
+  for out in (file.parent, tmp_path / 'b'):
+    subprocess.run([*command, f'--out={out}'], cwd=ROOT, check=True)
+    results.append(json.loads((out / 'results.json').read_text())['results'])
+    assert not (out / file.name).exists()
+  assert results[0] == results[1]
+
+
 def test_the_command_continues_a_file_and_a_prompt(
   trained, config, tmp_path, capsys
 ):
@@ -159,7 +188,7 @@ def test_sections_show_scores_intervals_and_effective_lengths(tmp_path):
   part = {'one': {'ruler/vt': {'vt': by_length(0.5)}}}
   assert 'ruler: not all of its tasks' in comparison.not_measured(part)
   named = {'one': {'ruler/qa_1': {'qa_1': by_length(0.5)}}}
-  (line,) = comparison.summary(named).splitlines()[1:]
+  (line,) = comparison.summary(named, common.base().eval).splitlines()[1:]
   assert line.split() == ['ruler/qa_1/4096', '(stand-in)', '0.500']
 
 
@@ -182,7 +211,7 @@ def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
 
 
 @pytest.mark.parametrize('name, lengths, says', [
-  ('ruler/cwe', (200,), 'a prompt needs at least'),
+  ('ruler/cwe', (200,), 'ruler/cwe at 200 tokens: a prompt needs at least'),
   ('passkey_original', (4096, 100), 'a prompt needs at least'),
   ('perplexity', (4096,), 'from 2 to eval.length 1024'),
   ('first_sentence', (4096,), 'no sentence of 8 to 40 words'),

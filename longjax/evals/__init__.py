@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from longjax import llama, weights
+from longjax.data import chat as chats
 from longjax.errors import InputError
 from longjax.evals import table
 from longjax.evals.evaluation import DOCUMENTS, NOTHING, Setup
@@ -32,14 +33,21 @@ def evaluate(
   Yields:
     (name, its results as JSON has them).
   """
-  ends = language_model.ends_of(setup.tokenizer)
+  others = []
+  if setup.options.chat:
+    others = [setup.tokenizer.ident(chats.end(setup.tokenizer, chats.OWN))]
+  ends = language_model.ends_of(setup.tokenizer, *others)
   lm = language_model.from_config(
     params, model, setup.mesh, setup.config, ends, setup.log
   )
   for name in asked or names(setup.options):
     setup.log(f'  {name}')
     evaluation, part = table.find(name)
-    yield name, finite(evaluation.run(lm, setup, part))
+    run = lambda e=evaluation, part=part: finite(e.run(lm, setup, part))
+    key = setup.kept.key(name, setup.options.to_json(), setup.tokenizer.digest)
+    # Those of prompts are kept batch by batch.
+    whole = evaluation.needs == DOCUMENTS or evaluation.any_part
+    yield name, setup.kept.recall(key, run) if whole else run()
 
 
 def names(options) -> list[str]:
@@ -60,6 +68,8 @@ def check(setup: Setup, asked=()):
     raise InputError(
       f'config.eval.lengths are numbers of tokens, got {tuple(options.lengths)}'
     )
+  if options.chat:
+    chats.source(chats.OWN, setup.tokenizer)
   for name, evaluation, part in found:
     if evaluation.needs == DOCUMENTS and not options.length:
       raise InputError(f'task {name} needs config.eval.length, which is 0')

@@ -6,7 +6,7 @@ import pathlib
 
 from longjax import evals
 from longjax.evals import figures, markdown, score, stages, table
-from longjax.evals.evaluation import means
+from longjax.evals.evaluation import invented, means
 
 PAIRED = (
   'Differences of the same prompts or documents, where there are several with '
@@ -83,7 +83,7 @@ def section(evaluation, results: dict, options, directory) -> str:
   keys = dict.fromkeys(key for one in points.values() for key in one)
   pairs = list(itertools.pairwise(points))
   rows = [
-    [*label(evaluation, key),
+    [*label(evaluation, key, options),
      *(cell(one.get(key), evaluation.percent) for one in points.values()),
      *(difference(points[a].get(key), points[b].get(key), evaluation.percent)
        for a, b in pairs)]
@@ -93,8 +93,9 @@ def section(evaluation, results: dict, options, directory) -> str:
   head += [f'difference, {b} - {a}' for a, b in pairs]
   above, below = evaluation.text(results, options)
   stand_ins = [
-    f'Stand-in {part}: {what}.' for part, what in evaluation.stand_ins.items()
-    if any(key.split('/')[0] == part for key in keys)
+    f'Stand-in {part}: {what}.' for part in evaluation.stand_ins
+    if (what := invented(evaluation, part, options))
+    and any(key.split('/')[0] == part for key in keys)
   ]  # fmt: skip
   return markdown.section(
     evaluation.title,
@@ -107,10 +108,11 @@ def section(evaluation, results: dict, options, directory) -> str:
   )
 
 
-def label(evaluation, key: str) -> list[str]:
+def label(evaluation, key: str, options) -> list[str]:
   """The first cells of a row: the parts of a score's name."""
   *names, last = key.rsplit('/', len(evaluation.columns) - 1)
-  mark = ' (stand-in)' * (bool(names) and names[0] in evaluation.stand_ins)
+  made = bool(names) and invented(evaluation, names[0], options)
+  mark = ' (stand-in)' * bool(made)
   return [*(n + mark for n in names), f'{int(last):,}' if last.isdecimal()
           else last]  # fmt: skip
 
@@ -210,14 +212,14 @@ def describe_rope(rope) -> str:
   return f'base {rope.base:,.0f}' + scaled * (rope.scaling != 'none')
 
 
-def summary(results: dict) -> str:
+def summary(results: dict, options) -> str:
   """All scores as a table for a terminal, a column for each model."""
   columns = {name: evals.scalars(found) for name, found in results.items()}
   tags = list(dict.fromkeys(tag for found in columns.values() for tag in found))
   rows = []
   for tag in tags:
     name, part, *_ = tag.split('/')
-    stand_in = part in table.EVALUATIONS[name].stand_ins
+    stand_in = bool(invented(table.EVALUATIONS[name], part, options))
     cells = (found.get(tag) for found in columns.values())
     rows.append([tag + ' (stand-in)' * stand_in, *map(markdown.number, cells)])
   return markdown.aligned(['score', *columns], rows)

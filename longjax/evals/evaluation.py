@@ -12,6 +12,7 @@ import numpy as np
 
 from longjax.data import pack
 from longjax.evals import haystack
+from longjax.evals.kept import Kept
 
 # What an evaluation needs beside the model.
 DOCUMENTS = 'held-out documents of eval.length tokens'
@@ -30,6 +31,8 @@ class Setup:
     store: held-out documents (data.prepare.held_out), or None.
     mesh: of axes 'data' and 'seq'.
     log: called with a line about what is running.
+    kept: what an interrupted evaluation has computed.
+    begun: prompts of which `check` has made the first, by task and length.
   """
 
   config: Any
@@ -37,11 +40,24 @@ class Setup:
   store: Any = None
   mesh: Any = None
   log: Callable[[str], object] = print
+  kept: Kept = dataclasses.field(default_factory=Kept)
+  begun: dict = dataclasses.field(default_factory=dict)
 
   @property
   def options(self):
     """The section `eval` of the config."""
     return self.config.eval
+
+  @property
+  def samples(self) -> int:
+    """Prompts of a task and length."""
+    return min(self.options.samples, self.options.limit or 2**31)
+
+  @property
+  def batch(self) -> int:
+    """Prompts at once."""
+    data = self.mesh.shape['data'] if self.mesh else 1
+    return -(-self.options.batch // data) * data
 
   def rows(self) -> list:
     """The first eval.length tokens of documents, as data.pack has them.
@@ -107,7 +123,8 @@ class Evaluation(NamedTuple):
   # (Setup, part): raises InputError for what could not be run.
   check: Callable = lambda setup, part: None
   parts: tuple[str, ...] = ()  # what may follow a slash: ruler/vt
-  stand_ins: Mapping[str, str] = {}  # parts whose data are invented: what is
+  # {part: (what is invented, name in eval.files of what takes its place)}
+  stand_ins: Mapping[str, tuple[str, str]] = {}
   any_part: bool = False  # something has to follow: lm_eval/arc_easy
   merge: Callable = one_result  # {part: its results} -> results to render
 
@@ -131,6 +148,12 @@ def means(points: dict) -> dict:
     for number, found in sorted(at.items())
     if len(found) == len(tasks)
   }
+
+
+def invented(evaluation: Evaluation, part: str, options) -> str:
+  """What is invented in place of the data of a part; '' if nothing is."""
+  what, data = evaluation.stand_ins.get(part, ('', ''))
+  return '' if data and options.files[data] else what
 
 
 def describe_documents(options) -> str:

@@ -8,8 +8,8 @@ short examples for models that were not tuned to follow instructions.
 import functools
 
 from longjax.errors import InputError
-from longjax.evals import haystack, prompts, score
-from longjax.evals.prompts import Source, Task
+from longjax.evals import fill, haystack, prompts, score
+from longjax.evals.prompts import Prompt, Source, Task
 
 WORDS = range(8, 41)  # of a sentence that is asked for
 SHOTS = (
@@ -19,12 +19,12 @@ SHOTS = (
    'My brother opened it. It was empty.'),
 )  # fmt: skip
 PROMPT = (
-  'Text:\n"""\n{text}\n"""\nRepeat the first sentence of the text exactly.\n'
-  'First sentence:'
+  'Text:\n"""\n{text}\n"""\nRepeat the first sentence of the text exactly.'
 )
+PREFIX = '\nFirst sentence:'
 
 
-def build(rng, source: Source, size, length):
+def build(rng, source: Source, size: int, number: int) -> Prompt:
   """A text of `size` + 1 sentences; its first occurs nowhere else in it."""
   start = int(rng.choice(_starts(source.text)))
   parts = haystack.sentences(source.text)
@@ -32,10 +32,11 @@ def build(rng, source: Source, size, length):
   answer = parts[0]
   rest = [s for s in parts[1:] if answer not in s]
   shots = ''.join(
-    f'{PROMPT.format(text=t)} {haystack.sentences(t)[0]}\n\n' for t in SHOTS
+    f'{PROMPT.format(text=t)}{PREFIX} {haystack.sentences(t)[0]}\n\n'
+    for t in SHOTS
   )
   text = ' '.join([answer, *haystack.first(rest, size)])
-  return shots + PROMPT.format(text=text), [answer]
+  return Prompt(shots + PROMPT.format(text=text), PREFIX, (answer,))
 
 
 @functools.lru_cache(1)
@@ -53,7 +54,11 @@ def _starts(text: str) -> list[int]:
   return found
 
 
-TASKS = dict(first_sentence=Task(build, 96, score.rouge_l, ('\n',)))
+TASKS = dict(
+  first_sentence=Task(
+    functools.partial(fill.each, build), 96, score.rouge_l, ('\n',)
+  )
+)
 EVALUATION = prompts.evaluation(
   'first_sentence', 'First-sentence retrieval, ROUGE-L', TASKS
 )

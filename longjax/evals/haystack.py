@@ -1,4 +1,4 @@
-"""Prose for haystacks: the sentences of held-out documents.
+"""Prose for haystacks: the words and sentences of held-out documents.
 
 The published haystacks are essays that no package ships; the documents of
 `eval.sources` take their place, and every report names them.
@@ -30,6 +30,14 @@ def sentences(text: str) -> tuple[str, ...]:
   """Split after . ! ? and before white space, which becomes a blank."""
   flat = ' '.join(text.split())
   return tuple(s for s in re.split(r'(?<=[.!?])\s+', flat) if s)
+
+
+@functools.lru_cache(8)
+def of_words(text: str, count: int) -> tuple[str, ...]:
+  """The sentences of the first `count` words, from the start again where there
+  are too few; the last may be cut short."""
+  words = text.split()
+  return sentences(' '.join(first(words, count)))
 
 
 def first(parts, count: int) -> list[str]:

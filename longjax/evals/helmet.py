@@ -6,21 +6,23 @@ coarse, with labels that are shuffled integers, so that only the demonstrations
 say what a label means. The questions are made from patterns, not TREC's.
 """
 
+import functools
 import uuid
 
-from longjax.evals import evaluation, prompts, ruler, score
-from longjax.evals.prompts import Source, Task
+from longjax.evals import evaluation, fill, prompts, ruler, score
+from longjax.evals.prompts import Prompt, Source, Task
 
 KV = (
   '{context}\n\nExtract the value corresponding to the specified key in the '
-  'JSON object below.\n\n{shots}Key: {key}\nCorresponding value:'
+  'JSON object below.\n\n{shots}Key: {key}'
 )
 ICL = (
   'Use the provided mapping from the text to label to assign a label to the '
   'text. Only output "label: {{label}}" and nothing else. \n\n{shots}\n\n'
-  '{text}\nlabel:'
+  '{text}'
 )
 SHOTS = 2
+DEPTHS = 6
 # Six kinds of answer, as in TREC coarse; {} are an adjective and a noun.
 KINDS = (
   ('Who invented the {} {}?', 'Who was the first owner of a {} {}?',
@@ -39,21 +41,27 @@ KINDS = (
 )  # fmt: skip
 
 
-def json_kv(rng, source: Source, size, length):
-  """The value of one of `size` + 3 random pairs in a JSON object."""
+def json_kv(rng, source: Source, size: int, number: int) -> Prompt:
+  """The value of one of `size` + 3 random pairs in a JSON object.
+
+  It is at one of DEPTHS places in turn, evenly from the first to the last.
+  """
   draw = lambda: str(uuid.UUID(bytes=rng.bytes(16), version=4))
   pairs = [(draw(), draw()) for _ in range(size + SHOTS + 1)]
-  *shots, asked = [pairs[i] for i in rng.permutation(len(pairs))[: SHOTS + 1]]
+  place = round((len(pairs) - 1) * (number % DEPTHS) / (DEPTHS - 1))
+  asked = pairs[place]
+  others = [i for i in rng.permutation(len(pairs)).tolist() if i != place]
+  shots = [pairs[i] for i in others[:SHOTS]]
   context = ',\n '.join(f'"{k}": "{v}"' for k, v in pairs)
   text = KV.format(
     context='{' + context + '}',
     shots=''.join(f'Key: {k}\nCorresponding value: {v}\n\n' for k, v in shots),
     key=asked[0],
   )
-  return text, [asked[1]]
+  return Prompt(text, '\nCorresponding value:', (asked[1],))
 
 
-def in_context(rng, source: Source, size, length):
+def in_context(rng, source: Source, size: int, number: int) -> Prompt:
   """The label of a question after `size` others, balanced in rounds."""
   labels = rng.permutation(len(KINDS))
   kind = int(rng.integers(len(KINDS)))
@@ -64,7 +72,8 @@ def in_context(rng, source: Source, size, length):
       for k in rng.permutation(len(KINDS))
     ]
   shots = '\n\n'.join(shots[:size])
-  return ICL.format(shots=shots, text=asked), [str(labels[kind])]
+  text = ICL.format(shots=shots, text=asked)
+  return Prompt(text, '\nlabel:', (str(labels[kind]),))
 
 
 def first_label(answer: str, references) -> float:
@@ -73,12 +82,19 @@ def first_label(answer: str, references) -> float:
   return score.exact_match(parts[0], references) if parts else 0.0
 
 
+def _task(build, *args, **kwargs) -> Task:
+  return Task(functools.partial(fill.each, build), *args, **kwargs)
+
+
+# RULER's own with a newline before the answer, and shorter answers.
 TASKS = dict(
-  json_kv=Task(json_kv, 100, score.substring_match),
-  niah_multikey_2=ruler.TASKS['niah_multikey_2']._replace(count=50),
-  niah_multikey_3=ruler.TASKS['niah_multikey_3']._replace(count=100),
-  niah_multivalue=ruler.TASKS['niah_multivalue']._replace(count=50),
-  icl=Task(
+  json_kv=_task(json_kv, 100, score.substring_match),
+  niah_multikey_2=ruler.needles(50, hay='needle', joint='\n'),
+  niah_multikey_3=ruler.needles(
+    100, hay='needle', key='uuids', value='uuids', joint='\n'
+  ),
+  niah_multivalue=ruler.needles(50, values=4, joint='\n'),
+  icl=_task(
     in_context, 20, first_label, ('\n',), 'questions from patterns, not TREC'
   ),
 )

@@ -10,8 +10,9 @@ import statistics
 import numpy as np
 
 from longjax.errors import InputError
-from longjax.evals import evaluation, prompts
+from longjax.evals import evaluation, prompts, score
 from longjax.evals.evaluation import PROSE, Evaluation, Point, Setup
+from longjax.evals.prompts import Sample, Task
 
 NEEDLE = (
   '\nThe best thing to do in San Francisco is eat a sandwich and sit in '
@@ -19,11 +20,11 @@ NEEDLE = (
 )
 INTRO = (
   'You are a helpful AI bot that answers questions for a user. Keep your '
-  'response short and direct.\n\n'
+  'response short and direct\n\n'
 )
 QUESTION = (
   '\n\nWhat is the best thing to do in San Francisco? Don\'t give information '
-  'outside the document or repeat your findings.\nThe best thing to do in San '
+  'outside the document or repeat your findings\nThe best thing to do in San '
   'Francisco is'
 )  # fmt: skip
 KEYWORDS = ('sandwich', 'dolores park', 'sunny')
@@ -42,25 +43,9 @@ def prompt(tokenizer, text: str, length: int, depth: float) -> np.ndarray:
   return _prompt(tokenizer, _parts(tokenizer, text), length, depth)
 
 
-def found(answer: str) -> float:
+def found(answer: str, references=KEYWORDS) -> float:
   """The share of the keywords that are in the answer."""
-  return sum(word in answer.lower() for word in KEYWORDS) / len(KEYWORDS)
-
-
-def heat_map(lm, tokenizer, text: str, lengths, depths) -> dict:
-  """Scores by length and depth.
-
-  Returns:
-    dict of lists: length, depths, and score (a list for each length).
-  """
-  result = dict(length=[], depths=list(depths), score=[])
-  parts = _parts(tokenizer, text)
-  for length in lengths:
-    asked = [_prompt(tokenizer, parts, length, depth) for depth in depths]
-    answers = prompts.answers(lm, tokenizer, asked, ANSWER_TOKENS)
-    result['length'].append(int(length))
-    result['score'].append([found(answer) for answer in answers])
-  return result
+  return score.all_references(answer, references)
 
 
 def check(setup: Setup, part: str):
@@ -69,10 +54,28 @@ def check(setup: Setup, part: str):
 
 
 def run(lm, setup: Setup, part: str) -> dict:
-  """By length, at 2 to 11 depths: eval.samples of them."""
-  options = setup.options
-  depths = np.linspace(0, 1, max(2, min(options.samples, 11))).round(3).tolist()
-  return heat_map(lm, setup.tokenizer, setup.prose(), options.lengths, depths)
+  """At 2 to 11 depths, as many as there are samples.
+
+  Returns:
+    dict of lists: length, depths, and score (a list for each length).
+  """
+  count, tokenizer = max(2, min(setup.samples, 11)), setup.tokenizer
+  depths = np.linspace(0, 1, count).round(3).tolist()
+  result = dict(length=[], depths=depths, score=[])
+  parts = _parts(tokenizer, setup.prose())
+  for length in map(int, setup.options.lengths):
+    made = [
+      Sample(_prompt(tokenizer, parts, length, depth), KEYWORDS)
+      for depth in depths
+    ]
+    label = f'needle at {length:,} tokens'
+    shares, _ = prompts.put(lm, setup, label, TASK, made, len(made))
+    result['length'].append(length)
+    result['score'].append(shares)
+  return result
+
+
+TASK = Task(lambda room: iter(()), ANSWER_TOKENS, found)
 
 
 def scores(result: dict) -> dict:
@@ -105,17 +108,15 @@ def _prompt(tokenizer, parts, length, depth):
       f'length {length} and {len(hay)} tokens of text'
     )
   hay = np.tile(hay, -(-room // len(hay)))[:room]
-  at = round(room * depth)
-  if at < room:
+  at = int(room * depth)
+  if depth < 1:
     at = _after_a_sentence(tokenizer, hay, at)
   return np.concatenate([intro, hay[:at], needle, hay[at:], question])
 
 
 def _after_a_sentence(tokenizer, hay, at: int) -> int:
-  """The last place up to `at` where the token before ends with a stop."""
-  while at and not tokenizer.decode(hay[at - 1 : at]).rstrip().endswith(
-    ('.', '!', '?')
-  ):
+  """The last place up to `at` where the token before is a full stop."""
+  while at and tokenizer.decode(hay[at - 1 : at]).strip() != '.':
     at -= 1
   return at
 

@@ -6,15 +6,16 @@ it was published. Any tuned model passes (arXiv:2309.16039, footnote 4): a
 failure tells more than a success.
 """
 
+import functools
 import re
 import statistics
 
 import numpy as np
 
 from longjax.errors import InputError
-from longjax.evals import prompts
+from longjax.evals import fill, prompts
 from longjax.evals.evaluation import NOTHING, Evaluation, Point, Setup
-from longjax.evals.prompts import Source, Task
+from longjax.evals.prompts import Prompt, Sample, Source, Task
 
 INTRO = (
   'There is an important info hidden inside a lot of irrelevant text. Find it '
@@ -49,18 +50,12 @@ def prompt(tokenizer, length: int, depth: float, key: int) -> np.ndarray:
   )
 
 
-def found(answer: str, key) -> bool:
-  """Whether the first integer of the answer is the key."""
-  numbers = re.findall(r'\d+', answer)
-  return bool(numbers) and numbers[0] == str(key)
-
-
 def first_number(answer: str, references) -> float:
   """1 if the first integer of the answer is the key."""
-  return float(found(answer, references[0]))
+  return float(re.findall(r'\d+', answer)[:1] == [*references])
 
 
-def original(rng, source: Source, size, length):
+def original(rng, source: Source, size: int, number: int) -> Prompt:
   """The prompt of Landmark Attention's run_test.py: `size` characters of
   filler, cut anywhere, and a key below 50,000 at a random place."""
   before = int(rng.integers(0, size + 1))
@@ -73,35 +68,9 @@ def original(rng, source: Source, size, length):
     filler[:before],
     f'The pass key is {key}. Remember it. {key} is the pass key.',
     filler[: size - before],
-    'What is the pass key? The pass key is',
+    'What is the pass key?',
   )
-  return '\n'.join(lines), [str(key)]
-
-
-def accuracy(lm, tokenizer, lengths, depths, seed=0) -> dict:
-  """Which keys are found.
-
-  Args:
-    lm: language_model.LM.
-    tokenizer: data.tokenizer.Tokenizer.
-    lengths: tokens of prompt and answer.
-    depths: shares of the filler before the key, 0 to 1.
-    seed: of the keys.
-
-  Returns:
-    dict of lists: length, depths, found (a list of bools for each length).
-  """
-  rng = np.random.default_rng(seed)
-  result = dict(length=[], depths=list(depths), found=[])
-  for length in lengths:
-    keys = rng.integers(10_000, 100_000, len(depths)).tolist()
-    asked = [
-      prompt(tokenizer, length, depth, key) for depth, key in zip(depths, keys)
-    ]
-    answers = prompts.answers(lm, tokenizer, asked, ANSWER_TOKENS)
-    result['length'].append(int(length))
-    result['found'].append([found(a, key) for a, key in zip(answers, keys)])
-  return result
+  return Prompt('\n'.join(lines), ' The pass key is', (str(key),))
 
 
 def lengths(options) -> tuple[int, ...]:
@@ -115,14 +84,24 @@ def check(setup: Setup, part: str):
 
 
 def run(lm, setup: Setup, part: str) -> dict:
-  options = setup.options
-  return accuracy(
-    lm,
-    setup.tokenizer,
-    lengths(options),
-    options.passkey_depths,
-    setup.config.seed,
-  )
+  """dict of lists: length, depths, found (a list of bools for each length)."""
+  rng = np.random.default_rng(setup.config.seed)
+  depths = setup.options.passkey_depths
+  result = dict(length=[], depths=list(depths), found=[])
+  for length in map(int, lengths(setup.options)):
+    keys = rng.integers(10_000, 100_000, len(depths)).tolist()
+    made = [
+      Sample(prompt(setup.tokenizer, length, depth, key), (str(key),))
+      for depth, key in zip(depths, keys)
+    ]
+    label = f'passkey at {length:,} tokens'
+    found, _ = prompts.put(lm, setup, label, TASK, made, len(made))
+    result['length'].append(length)
+    result['found'].append([x == 1 for x in found])
+  return result
+
+
+TASK = Task(lambda room: iter(()), ANSWER_TOKENS, first_number)
 
 
 def scores(result: dict) -> dict:
@@ -136,7 +115,11 @@ EVALUATION = Evaluation(
   'passkey', 'Passkey', NOTHING, run, scores, ('tokens',), percent=True,
   heat=True, text=prompts.map_text, check=check,
 )  # fmt: skip
-TASKS = dict(passkey_original=Task(original, 10, first_number))
+TASKS = dict(
+  passkey_original=Task(
+    functools.partial(fill.each, original), 10, first_number
+  )
+)
 ORIGINAL = prompts.evaluation(
   'passkey_original', 'The original passkey prompt', TASKS, needs=NOTHING
 )

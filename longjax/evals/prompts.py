@@ -1,24 +1,27 @@
 """Prompts with known answers: made to a length, put to a model, scored.
 
-A task builds a text of a given size (sentences, words, pairs: what its
-haystack is counted in) from random numbers; here the size is chosen so that
-prompt and answer fill a context length, counted in the model's own tokens.
-`evaluation` makes an evaluation of such tasks.
+A task yields prompts that fill a context length together with their answers,
+counted in the model's own tokens (evals/fill.py). `evaluation` makes an
+evaluation of such tasks.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from longjax.data import chat as chats
 from longjax.errors import InputError
-from longjax.evals import score, word_lists
+from longjax.evals import pieces, score, word_lists
 from longjax.evals.evaluation import PROSE, Axis, Evaluation, Point, Setup
 from longjax.inference import generate
+from longjax.progress import Progress
 
 INTERVALS = (
   'In percent, with the 95 % binomial interval and the number of samples.'
 )
+CHAT = "Prompts are in the tokenizer's chat template (eval.chat)."
 
 
 class Source(NamedTuple):
@@ -26,91 +29,88 @@ class Source(NamedTuple):
 
   text: str  # prose for haystacks
   words: Any = None  # evals.word_lists.Words
+  files: Mapping[str, str] = {}  # paths of data sets by name, eval.files
+
+
+class Prompt(NamedTuple):
+  """A question, and how a right answer looks."""
+
+  text: Any  # what a user says, or a list of messages
+  prefix: str  # with which the answer begins
+  references: tuple[str, ...]
 
 
 class Sample(NamedTuple):
-  """A prompt and what a right answer holds."""
+  """A prompt as ids, and what a right answer holds."""
 
-  prompt: np.ndarray  # ids
+  prompt: np.ndarray
   references: tuple[str, ...]
+
+
+class Room(NamedTuple):
+  """What prompts are made for."""
+
+  source: Source
+  tokenizer: Any
+  encode: Callable  # (text, prefix) -> ids
+  uncounted: int  # ids in front that RULER does not count
+  length: int  # tokens of prompt and answer
+  count: int  # of them of the answer
+  seed: int
 
 
 class Task(NamedTuple):
   """How a benchmark makes its prompts and scores the answers."""
 
-  # (rng, source, size, length) -> (text, references), the same for the same.
-  build: Callable
+  stream: Callable  # Room -> iterator of Samples, the same for the same
   count: int  # tokens of the answer
   score: Callable = score.all_references  # (answer, references) -> 0 to 1
   stop: tuple[str, ...] = ()  # an answer ends before these
   stand_in: str = ''  # what is invented here in place of the benchmark's data
+  data: str = ''  # name in eval.files that takes its place
+  cut: Any = pieces.SENTENCES  # what the prompts share; None is nothing
+  whole: bool = False  # all prompts are asked, whatever eval.samples
 
 
 def encode(tokenizer, text: str) -> np.ndarray:
   """A prompt as ids, with what the tokenizer puts before a document."""
-  ids = np.asarray(tokenizer.encode(text), np.int32)
+  return _started(tokenizer, tokenizer.encode(text))
+
+
+def _started(tokenizer, ids) -> np.ndarray:
   start = tokenizer.document_start
+  ids = np.asarray(ids, np.int32)
   return ids if start is None else np.concatenate([[start], ids])
+
+
+def room(
+  tokenizer, task: Task, source: Source, length: int, seed: int, chat=False
+) -> Room:
+  """For the prompts of a task; `chat` puts them in the tokenizer's template."""
+  ids_of = pieces.Encoder(tokenizer, task.cut)
+
+  def plain(text, prefix) -> np.ndarray:
+    if not isinstance(text, str):
+      raise InputError('a conversation needs config.eval.chat=true')
+    return _started(tokenizer, ids_of(text + prefix))
+
+  def in_template(text, prefix) -> np.ndarray:
+    one = isinstance(text, str)
+    messages = [dict(role='user', content=text)] if one else text
+    ids = chats.prompt(messages, tokenizer, chats.OWN)
+    return np.concatenate([ids, tokenizer.encode(prefix)])
+
+  uncounted = int(tokenizer.document_start is not None and not chat)
+  put = in_template if chat else plain
+  return Room(source, tokenizer, put, uncounted, length, task.count, seed)
 
 
 def samples(
   task: Task, tokenizer, source: Source, length: int, count: int, seed: int
 ) -> list[Sample]:
-  """`count` prompts that leave room for the answer within `length` tokens.
-
-  The haystack is the largest that fits: one unit more would not.
-  """
-  made, size = [], 0
-  for number in range(count):
-
-    def build(size, number=number):
-      rng = np.random.default_rng([seed, number])
-      return task.build(rng, source, size, length)
-
-    measure = lambda size, build=build: len(encode(tokenizer, build(size)[0]))
-    size = largest(measure, length - task.count, near=size)
-    text, references = build(size)
-    made.append(Sample(encode(tokenizer, text), tuple(references)))
-  return made
-
-
-def largest(measure, limit: int, near=0) -> int:
-  """The largest size with measure(size) <= limit, from a size it is near to.
-
-  Raises:
-    InputError: not even size 0 fits.
-  """
-  low, high, step = -1, None, 1
-  size, before = near, -1
-  while high is None or high - low > 1:
-    tokens = measure(size)
-    if tokens <= limit:
-      if tokens == before and high is None and step > 64:
-        return low  # there is no more of the haystack
-      low, before = size, tokens
-    else:
-      high = size
-    if not size:
-      check_room(tokens, limit)
-    if high is None:
-      # As if all of it were haystack: near from below.
-      step = max(step * 2, (limit - tokens) * size // max(tokens, 1))
-      size = low + step
-    elif low < 0:
-      size = max(size - max(step, (tokens - limit) * size // tokens + 1), 0)
-      step *= 2
-    else:
-      size = (low + high) // 2
-  return low
-
-
-def check_room(tokens: int, limit: int):
-  """InputError for a prompt that has no haystack and is too long."""
-  if tokens > limit:
-    raise InputError(
-      f'a prompt needs at least {tokens} tokens, but only {limit} are left '
-      'beside the answer: use longer --lengths (config.eval.lengths)'
-    )
+  """`count` prompts that leave room for the answer within `length` tokens."""
+  made = task.stream(room(tokenizer, task, source, length, seed))
+  return list(itertools.islice(made, count))
 
 
 def answers(lm, tokenizer, prompts, count: int, stop=()) -> list[str]:
@@ -133,6 +133,27 @@ def scores(lm, tokenizer, task: Task, made: list[Sample]) -> list[float]:
   return [float(task.score(a, s.references)) for a, s in zip(found, made)]
 
 
+def put(
+  lm, setup: Setup, label: str, task: Task, made: Iterable[Sample], total: int
+) -> tuple[list[float], int]:
+  """(the score of each sample, tokens of the shortest prompt).
+
+  A line every few seconds has the samples done, their rate and mean score;
+  `total` is how many there are, 0 if that is not known.
+  """
+  text = lambda n: f'{n:,.0f} samples' if n >= 10 else f'{n:.2g} samples'
+  progress = Progress(f'  {label}', total, setup.log, text)
+  found, lengths, made = [], [], iter(made)
+  while group := list(itertools.islice(made, setup.batch)):
+    key = setup.kept.key(label, task.count, task.stop, *group)
+    ask = lambda group=group: scores(lm, setup.tokenizer, task, group)
+    found += setup.kept.recall(key, ask)
+    lengths += [len(sample.prompt) for sample in group]
+    progress.what = f'  {label}, score {100 * np.mean(found):.1f}'
+    progress.add(len(group))
+  return found, min(lengths)
+
+
 def evaluation(
   name: str, title: str, tasks: dict[str, Task], needs=PROSE, lists=False,
   summary: Callable = lambda results: [],
@@ -148,57 +169,67 @@ def evaluation(
     summary: {name of a model: its results} -> paragraphs below the table.
   """
 
-  def source(setup: Setup) -> Source:
-    return Source(setup.prose(), word_lists.load(setup.log) if lists else None)
+  def stream(setup: Setup, key: str, length: int):
+    task = tasks[key]
+    words = word_lists.load(setup.log) if lists else None
+    prose = setup.prose() if needs == PROSE else ''
+    of = Source(prose, words, setup.options.files)
+    seed, chat = setup.config.seed, setup.options.chat
+    return task.stream(room(setup.tokenizer, task, of, length, seed, chat))
 
-  def asked(part: str) -> dict[str, Task]:
-    return {part: tasks[part]} if part else tasks
+  def label(key: str, length: int) -> str:
+    return f'{name}/{key} at {length:,} tokens'.replace(f'{key}/{key}', key)
+
+  def asked(setup: Setup, part: str):
+    names = [part] if part else tasks
+    return itertools.product(names, map(int, setup.options.lengths))
 
   def check(setup: Setup, part: str):
-    of = source(setup)
-    for task in asked(part).values():
-      for length in setup.options.lengths:
-        least, _ = task.build(np.random.default_rng(0), of, 0, length)
-        tokens = len(encode(setup.tokenizer, least))
-        check_room(tokens, length - task.count)
+    for key, length in asked(setup, part):
+      made = stream(setup, key, length)
+      try:
+        first = next(made, None)
+      except InputError as error:
+        raise InputError(f'{label(key, length)}: {error}') from None
+      if first is None:
+        raise InputError(
+          f'{label(key, length)}: no prompt is that short: use longer --lengths'
+        )
+      setup.begun[name, key, length] = itertools.chain([first], made)
 
   def run(lm, setup: Setup, part: str) -> dict:
-    of = source(setup)
-    return {
-      key: [
-        at_length(lm, setup, key, task, of, length)
-        for length in setup.options.lengths
-      ]
-      for key, task in asked(part).items()
-    }
+    results: dict = {key: [] for key, _ in asked(setup, part)}
+    for key, length in asked(setup, part):
+      made = setup.begun.pop((name, key, length), None)
+      made = made or stream(setup, key, length)
+      most = setup.options.limit if tasks[key].whole else setup.samples
+      made = itertools.islice(made, most or None)
+      found, least = put(lm, setup, label(key, length), tasks[key], made, most)
+      # `tokens` say how near the shortest prompt comes to the length.
+      tokens = least + tasks[key].count
+      results[key].append(
+        dict(length=length, tokens=tokens) | score.summary(found)
+      )
+    return results
 
   return Evaluation(
     name, title, needs, run, points, percent=True, axis=Axis(),
-    text=lambda results, options: ([INTERVALS], summary(results)), check=check,
+    text=lambda results, options: (
+      [INTERVALS, CHAT if options.chat else ''], summary(results)
+    ),
+    check=check,
     parts=tuple(tasks) if len(tasks) > 1 else (),
-    stand_ins={k: task.stand_in for k, task in tasks.items() if task.stand_in},
+    stand_ins={key: (task.stand_in, task.data) for key, task in tasks.items()
+               if task.stand_in},
   )  # fmt: skip
-
-
-def at_length(lm, setup: Setup, name, task: Task, of: Source, length) -> dict:
-  """{'length', 'tokens', 'score', 'low', 'high', 'samples'} of a task.
-
-  `tokens` are those of the shortest prompt and its answer: how near the
-  prompts come to their length.
-  """
-  setup.log(f'  {name} at {length:,} tokens')
-  made = samples(
-    task, setup.tokenizer, of, length, setup.options.samples, setup.config.seed
-  )
-  found = scores(lm, setup.tokenizer, task, made)
-  least = min(len(sample.prompt) for sample in made) + task.count
-  return dict(length=int(length), tokens=least) | score.summary(found)
 
 
 def points(results: dict) -> dict:
   """{'task/length': Point} of {task: its scores by length}."""
   return {
-    f'{name}/{x["length"]}': Point(x['score'], x.get('low'), x.get('high'))
+    f'{name}/{x["length"]}': Point(
+      x['score'], x.get('low'), x.get('high'), tuple(x.get('each', ()))
+    )
     for name, found in results.items()
     for x in found
   }

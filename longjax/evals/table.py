@@ -8,8 +8,11 @@ from longjax.errors import InputError, nearest
 from longjax.evals import (
   context_gain,
   first_sentence,
+  graphwalks,
   helmet,
+  longbench,
   longppl,
+  mrcr,
   needle,
   passkey,
   perplexity,
@@ -32,6 +35,9 @@ EVALUATIONS = {
     helmet.EVALUATION,
     passkey.ORIGINAL,
     first_sentence.EVALUATION,
+    longbench.EVALUATION,
+    mrcr.EVALUATION,
+    graphwalks.EVALUATION,
     short_tasks.EVALUATION,
   )
 }

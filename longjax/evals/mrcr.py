@@ -1,0 +1,36 @@
+"""OpenAI's MRCR: which of several like answers of a long conversation is it?
+
+Prompts and score (difflib's ratio after a random prefix) are those of the
+card of openai/mrcr. Conversations that are longer than a length are not asked
+at it.
+"""
+
+import difflib
+import json
+
+from longjax.evals import records
+from longjax.evals.prompts import Prompt, Room
+
+ANSWER_TOKENS = 2048  # there as many as the model likes
+FIELDS = ('prompt', 'answer', 'random_string_to_prepend')
+
+
+def make(record, room: Room) -> Prompt:
+  """The conversation, whose last turn asks for an answer again."""
+  text, answer, prefix = (record[field] for field in FIELDS)
+  return Prompt(json.loads(text), '', (answer, prefix))
+
+
+def judge(answer: str, references) -> float:
+  """How like the answer is to the right one; 0 without the prefix."""
+  right, prefix = references
+  if not answer.startswith(prefix):
+    return 0.0
+  given, right = (text.removeprefix(prefix) for text in (answer, right))
+  return difflib.SequenceMatcher(None, given, right).ratio()
+
+
+EVALUATION = records.evaluation(
+  'mrcr', 'MRCR', 'a .parquet file of openai/mrcr', make, FIELDS,
+  ANSWER_TOKENS, judge,
+)  # fmt: skip

@@ -1,0 +1,137 @@
+"""Benchmarks in files, and prompts in a chat template."""
+
+import json
+
+import numpy as np
+import pytest
+from eval_cases import SOURCE, TOKENS, model
+
+from configs import common
+from longjax import evals
+from longjax.data import encoders, tokenizer, vocabularies
+from longjax.errors import InputError
+from longjax.evals import graphwalks, longbench, mrcr, prompts, ruler, table
+
+TEMPLATE = (
+  "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
+  '{% if add_generation_prompt %}[assistant]{% endif %}'
+)
+QUESTION = dict(
+  context=' word' * 400 + ' ', question='Which? ', choice_A='a', choice_B='b',
+  choice_C='c', choice_D='d', answer='B',
+)  # fmt: skip
+TALK = [dict(role='user', content='poem'), dict(role='assistant', content='p1'),
+        dict(role='user', content='Prepend XY to the 1st poem')]  # fmt: skip
+RECORDS = dict(
+  longbench_v2=[QUESTION, QUESTION | dict(answer='A')],
+  mrcr=[dict(prompt=json.dumps(TALK), answer='XYp1 ab',
+             random_string_to_prepend='XY')],
+  graphwalks=[dict(prompt='a -> b', answer_nodes=['b', 'c']),
+              dict(prompt='x' * 5000, answer_nodes=[])],
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def tokens():
+  settings = encoders.Settings('<bos>', '<eos>', chat_template=TEMPLATE)
+  return tokenizer.Tokenizer(
+    encoders.Hub(vocabularies.from_bytes(), settings), settings
+  )
+
+
+def setup(tokens, tmp_path, **options):
+  config = common.base()
+  config.eval.update(lengths=(3000,), samples=1, **options)
+  for name, records in RECORDS.items():
+    path = tmp_path / f'{name}.jsonl'
+    path.write_text(''.join(json.dumps(x) + '\n' for x in records))
+    config.eval.files[name] = str(path)
+  return evals.Setup(config, tokens, log=lambda line: None)
+
+
+ANSWERS = {
+  '<text>': 'The correct answer is (B)', '[user]poem<eos>': 'XYp1 ax',
+  'a -> b': 'so\nFinal Answer: [b, d]',
+}  # fmt: skip
+
+
+def test_all_records_that_fit_are_asked_and_scored(tokens, tmp_path):
+  here = setup(tokens, tmp_path, chat=True)
+  reply = lambda text: next(a for mark, a in ANSWERS.items() if mark in text)
+  wanted = dict(longbench_v2=(0.5, 2), mrcr=(0.8, 1), graphwalks=(0.5, 1))
+  for name, (score, count) in wanted.items():
+    evaluation, _ = table.find(name)
+    evaluation.check(here, '')
+    (found,) = evaluation.run(model(reply), here, '')[name]
+    assert (found['score'], found['samples']) == (pytest.approx(score), count)
+  here.config.eval.limit = 1
+  assert (
+    table.find('longbench_v2')[0].run(model(reply), here, '')['longbench_v2'][
+      0
+    ]['score']
+    == 1
+  )
+
+
+@pytest.mark.parametrize('name, options, says', [
+  ('mrcr', {}, 'config.eval.chat=true'),
+  ('graphwalks', dict(lengths=(2050,)), 'no prompt is that short'),
+])  # fmt: skip
+def test_what_cannot_be_asked_is_refused(tokens, tmp_path, name, options, says):
+  here = setup(tokens, tmp_path)
+  here.config.eval.update(options)
+  with pytest.raises(InputError, match=says):
+    table.find(name)[0].check(here, '')
+  here.config.eval.files[name] = ''
+  with pytest.raises(InputError, match=f'{name} at .*config.eval.files.{name}'):
+    table.find(name)[0].check(here, '')
+
+
+def test_a_file_without_the_fields_is_refused(tokens, tmp_path):
+  here = setup(tokens, tmp_path)
+  here.config.eval.files.graphwalks = here.config.eval.files.mrcr
+  with pytest.raises(InputError, match="no field 'answer_nodes'"):
+    table.find('graphwalks')[0].check(here, '')
+
+
+def test_a_long_text_is_cut_in_the_middle(tokens):
+  task = prompts.Task(lambda room: iter(()), 128, cut=None)
+  room = prompts.room(tokens, task, SOURCE, 1000, 0, chat=True)
+  record = QUESTION | dict(context='begin' + 'x' * 5000 + 'end')
+  text = longbench.make(record, room).text
+  ids = room.encode(text, '')
+  assert len(ids) in (1000 - 128, 1000 - 129)
+  assert 'begin' in text and '\n(D) d\n' in text and 'xend' in text
+
+
+def test_the_prefix_of_an_answer_follows_the_template(tokens):
+  """RULER's, as its templates end: the answer begins where ours begins."""
+  task = ruler.TASKS['niah_single_1']
+  plain, chat = (
+    next(task.stream(prompts.room(t, task, SOURCE, 4096, 0, c)))
+    for t, c in ((TOKENS, False), (tokens, True))
+  )
+  text = tokens.decode(chat.prompt)
+  before, after = text.split('<eos>[assistant]')
+  assert before.startswith('[user]A special magic number is hidden')
+  assert after.startswith(' The special magic number for')
+  assert TOKENS.decode(plain.prompt).endswith(after)
+  assert np.array_equal(chat.references, plain.references)
+
+
+@pytest.mark.parametrize('judge, answer, references, score', [
+  (longbench.judge, 'The correct answer is **(C)**', ('C',), 1),
+  (longbench.judge, 'The correct answer is A.', ('A',), 1),
+  (longbench.judge, 'I think (A)', ('A',), 0),
+  (mrcr.judge, 'XYabc', ('XYabc', 'XY'), 1),
+  (mrcr.judge, ' XYabc', ('XYabc', 'XY'), 0),
+  (mrcr.judge, 'XYab', ('XYabcd', 'XY'), 2 * 2 / 6),
+  (graphwalks.judge, 'Final Answer: [a, b]', ('a', 'b'), 1),
+  (graphwalks.judge, 'Final Answer: [a]\n', ('a',), 0),  # not the last line
+  (graphwalks.judge, 'Final Answer: []', (), 1),
+  (graphwalks.judge, 'Final Answer: [a]', (), 0),
+  (graphwalks.judge, 'Final Answer: a', ('a',), 0),
+  (graphwalks.judge, 'Final Answer: [a, b, c]', ('a',), 0.5),
+])  # fmt: skip
+def test_scores_by_hand(judge, answer, references, score):
+  assert judge(answer, references) == pytest.approx(score)
