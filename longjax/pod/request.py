@@ -24,6 +24,7 @@ IMAGES = dict(
 TYPES = dict(v4='v4', v5e='v5litepod', v5p='v5p', v6e='v6e')  # with --topology
 NAME = re.compile(r'[a-z]([-a-z0-9]{0,38}[a-z0-9])?')
 HOST = re.compile(r'([\w.-]+@)?\w[\w.:-]*')
+ENV = re.compile(r'[A-Za-z_]\w*=.*', re.DOTALL)
 LABEL = 'longjax'  # its value is the name of the pod that made the resource
 TIERS = ('spot', 'reserved', 'flex-start')
 # Flags of `queued-resources create` that have the same name here; those of
@@ -33,8 +34,6 @@ PASSED = (
   'valid_until_duration', 'max_run_duration', 'reservation',
 )  # fmt: skip
 ALPHA = ('max_run_duration', 'reservation')
-DURATION = re.compile(r'(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?')
-WEEK = 7 * 24 * 3600  # seconds; flex-start gives no longer runs
 
 
 class Pod(NamedTuple):
@@ -107,41 +106,13 @@ def check(pod: Pod):
     if not HOST.fullmatch(host):
       raise InputError(f'--hosts: {host!r} is not a host, or USER@HOST')
   for word in pod.env:
-    if not re.fullmatch(r'[A-Za-z_]\w*=.*', word, re.DOTALL):
+    if not ENV.fullmatch(word):
       raise InputError(f'--env {word!r} is not KEY=VALUE')
-  for word in pod.gcloud_flag:
-    if not word.startswith('--'):
-      raise InputError(f'--gcloud-flag {word!r} is not --FLAG=VALUE')
-  for flag in ('valid_until_duration', 'max_run_duration'):
-    if text := getattr(pod, flag):
-      seconds(flag.replace('_', '-'), text)
-  if pod.tier == 'flex-start':
-    check_flex_start(pod)
-
-
-def check_flex_start(pod: Pod):
-  """Refuses what flex-start does not give."""
-  if pod.slice and pod.slice.generation == 'v4':
-    raise InputError('--flex-start gives v5e, v5p, v6e and tpu7x, not v4')
-  if on_gke(pod):
-    return
-  length = seconds('max-run-duration', pod.max_run_duration)
-  if length > WEEK:
-    raise InputError(
-      f'--flex-start gives at most 7d, not --max-run-duration '
-      f'{pod.max_run_duration}'
-    )
-
-
-def seconds(flag: str, text: str) -> int:
-  """The seconds of a duration as gcloud writes it, 1d12h; or InputError."""
-  found = DURATION.fullmatch(text)
-  total = 0
-  for part, unit in zip(found.groups() if found else (), (86400, 3600, 60, 1)):
-    total += int(part or 0) * unit
-  if not total:
-    raise InputError(f'--{flag} {text!r} is not a duration as 6h or 1d12h')
-  return total
+  if pod.tier == 'flex-start' and not on_gke(pod):
+    if not pod.max_run_duration:
+      raise InputError('--flex-start needs --max-run-duration, at most 7d')
+    if pod.slice and pod.slice.generation == 'v4':
+      raise InputError('--flex-start gives v5e, v5p, v6e and tpu7x, not v4')
 
 
 def on_gke(pod: Pod) -> bool:

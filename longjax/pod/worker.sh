@@ -22,6 +22,8 @@ install() {
   cd "$tree"
   if [ ! -f .installed ]; then
     # The image's own Python may be too old; uv brings one.
+    python3 -m pip --version >/dev/null 2>&1 ||
+      sudo apt-get install -qq -y python3-pip >/dev/null
     python3 -m pip install -q --target "$home/uv" uv
     export PYTHONPATH="$home/uv"
     python3 -m uv venv -q --clear --python 3.12 .venv
