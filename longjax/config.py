@@ -57,6 +57,19 @@ KEYS = {
   'model.head_dim': Key(int, 'dimension of a head, even', '[2, inf)'),
   'model.norm_eps': Key(float, 'added inside RMSNorm', '(0, inf)'),
   'model.tied': Key(bool, 'the output head is the embedding'),
+  'model.bias': Key(
+    'none', 'added to the projections of attention: qkv (Qwen2), or qkvo',
+    choices=('none', 'qkv', 'qkvo')),
+  'model.qk_norm': Key(
+    'none', 'RMSNorm of queries and keys: head, of each head (Qwen3)',
+    choices=('none', 'head')),
+  'model.nope_layers': Key(
+    (), 'layers that do not rotate, from 0 (SmolLM3)', '[0, inf)', each=int),
+  'model.window': Key(
+    0, 'that a token attends to, itself included; 0: all', '[0, inf)',
+    'tokens'),
+  'model.full_layers': Key(
+    (), 'layers without the window, from 0', '[0, inf)', each=int),
   'model.rope.base': Key(
     1e4, 'of the frequencies; raised in RoPE ABF', '(1, inf)',
     aliases=('theta', 'rope_theta')),
@@ -75,6 +88,16 @@ KEYS = {
     32.0, 'above which yarn keeps the frequency', unit=TURNS),
   'model.rope.beta_slow': Key(
     1.0, 'below which yarn divides by the factor', unit=TURNS),
+  'model.rope.attention_factor': Key(
+    0.0, "yarn: on cos and sin; 0: the paper's", '[0, inf)'),
+  'model.rope.mscale': Key(
+    0.0, 'yarn: with mscale_all_dim, gives the attention_factor', '[0, inf)'),
+  'model.rope.mscale_all_dim': Key(
+    0.0, 'yarn: with mscale, gives the attention_factor', '[0, inf)'),
+  'model.rope.truncate': Key(True, "yarn: the ramp's ends are whole pairs"),
+  'model.rope.query_beta': Key(
+    0.0, 'queries are times 1 + this * log(1 + position // original_length)',
+    '[0, inf)'),
   'model.rope.divisors': Key(
     (), 'longrope: of the frequency of each pair', '(0, inf)', each=float),
   'model.rope.xpos': Key(

@@ -8,21 +8,25 @@ def matmul_params(config) -> int:
   return config.layers * layer + config.embed * config.vocab
 
 
-def train_step(config, tokens, squares, memory_pairs=0, frozen=0) -> float:
+def train_step(
+  config, tokens, squares, memory_pairs=0, frozen=0, windowed=None
+) -> float:
   """FLOPs of forward and backward; recomputation earns no credit.
 
   6 per parameter and token, and `attention`.
 
   Args:
     config: llama.Llama.
-    tokens, squares, memory_pairs: as for `attention`.
+    tokens, squares, memory_pairs, windowed: as for `attention`.
     frozen: parameters that multiply and get no gradient: 4 each and token.
   """
   products = 6.0 * matmul_params(config) - 2.0 * frozen
-  return products * tokens + attention(config, tokens, squares, memory_pairs)
+  return products * tokens + attention(
+    config, tokens, squares, memory_pairs, windowed
+  )
 
 
-def attention(config, tokens, squares, memory_pairs=0) -> float:
+def attention(config, tokens, squares, memory_pairs=0, windowed=None) -> float:
   """FLOPs of causal attention in a step: 6 * layers * heads * head_dim *
   length^2 per document, 4 * length^2 / 2 per head and dim forward and twice
   that backward.
@@ -33,14 +37,24 @@ def attention(config, tokens, squares, memory_pairs=0) -> float:
     squares: sum over the documents of length^2.
     memory_pairs: sum over the rows of tokens of the row x tokens of other rows
       that it attends to, in each memory layer.
+    windowed: `squares` within config.window, see `within`; None is `squares`.
   """
   if config.group:
     squares = min(squares, tokens * config.group)
   heads = 6 * config.heads * config.head_dim
   # Attention to other rows is not causal: no triangle.
-  return heads * (
-    config.layers * squares + 2 * len(config.memory.layers) * memory_pairs
-  )
+  pairs = 2 * len(config.memory.layers) * memory_pairs
+  for layer in range(config.layers):
+    inside = config.kind(layer).window and windowed is not None
+    pairs += windowed if inside else squares
+  return heads * pairs
+
+
+def within(lengths, window: int):
+  """`squares` of documents of these lengths, for layers with a window: twice
+  the pairs of tokens that attend, as length^2 is without one; numpy."""
+  beyond = (lengths - window).clip(0) if window else 0 * lengths
+  return (lengths**2 - beyond**2).sum()
 
 
 def count_memory_pairs(config, batch, length) -> int:

@@ -1,6 +1,8 @@
-"""Llama 2, 3, 3.1, 3.2 and SmolLM2: the whole model in one file.
+"""Llama, and its kin that differ by a field: the whole model in one file.
 
-Modules give structure and names; training handles plain dicts of arrays:
+Mistral has a `window`, Qwen2 a `bias`, Qwen3 a `qk_norm`, SmolLM3
+`nope_layers`. Modules give structure and names; training handles plain dicts
+of arrays:
 
   params = {'embedding', 'layers': {'attn_norm', 'q', 'k', 'v', 'o',
             'mlp_norm', 'gate', 'up', 'down'}, 'norm', 'head' unless tied}
@@ -11,6 +13,7 @@ and casts them to `config.dtype` for the matmuls; norms, RoPE and softmax
 compute in float32.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -64,6 +67,11 @@ class Llama:
   head_dim: int
   norm_eps: float = 1e-5
   tied: bool = False  # the head is the embedding
+  bias: str = 'none'  # of projections: qkv (Qwen2), or qkvo
+  qk_norm: str = 'none'  # of queries and keys: of each head (Qwen3)
+  nope_layers: tuple = ()  # layers that do not rotate (SmolLM3), from 0
+  window: int = 0  # tokens that a token attends to, itself included; 0 is all
+  full_layers: tuple = ()  # layers without the window, from 0
   rope: Rope = dataclasses.field(default_factory=Rope)
   dtype: str = 'bfloat16'  # of matmuls
   attention: str = 'ring'  # a key of attention.STRATEGIES
@@ -79,15 +87,31 @@ class Llama:
       value = getattr(self, field)
       if not isinstance(value, kind):  # a mapping, as configs and files have it
         object.__setattr__(self, field, kind(**value))
+    for field in LAYERS:  # a list, as files have it
+      object.__setattr__(self, field, tuple(getattr(self, field)))
     _check(self)
 
+  def kind(self, layer: int) -> 'LayerKind':
+    """What a layer, counted from 0, has of its own."""
+    return LayerKind(
+      layer in self.memory.layers,
+      layer not in self.nope_layers,
+      0 if layer in self.full_layers else self.window,
+    )
+
   def layer_groups(self) -> list['LayerGroup']:
-    """Consecutive layers of one kind: each group is one scan."""
-    groups = []
-    of_memory = lambda layer: layer in self.memory.layers
-    for memory, layers in itertools.groupby(range(self.layers), of_memory):
-      first, *rest = layers
-      groups.append(LayerGroup(first, first + len(rest) + 1, memory))
+    """All layers as one group if their kinds repeat, else consecutive layers
+    of one kind as a group each; each group is one scan."""
+    kinds = [self.kind(layer) for layer in range(self.layers)]
+    for period in range(1, MOST_UNROLLED + 1):
+      repeats = kinds[:period] * (self.layers // period)
+      if repeats == kinds and not (period > 1 and self.memory.layers):
+        return [LayerGroup(0, self.layers, tuple(kinds[:period]))]
+    groups, start = [], 0
+    for kind, layers in itertools.groupby(kinds):
+      stop = start + len([*layers])
+      groups.append(LayerGroup(start, stop, (kind,)))
+      start = stop
     return groups
 
   def without_memory(self) -> 'Llama':
@@ -101,13 +125,17 @@ class Llama:
 
 
 ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
-                'head_dim', 'norm_eps', 'tied')  # fmt: skip
+                'head_dim', 'norm_eps', 'tied', 'bias', 'qk_norm',
+                'nope_layers')  # fmt: skip
+LAYERS = ('nope_layers', 'full_layers')
+MOST_UNROLLED = 8  # layers in the body of a scan
 COUNTS = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads', 'head_dim',
           'block')  # fmt: skip
-LIMITS = ('mlp_chunk', 'ulysses', 'group')  # 0 is none
+LIMITS = ('mlp_chunk', 'ulysses', 'group', 'window')  # 0 is none
 NAMES = dict(
-  attention=attention.STRATEGIES, remat=REMAT, dtype=('bfloat16', 'float32')
-)
+  attention=attention.STRATEGIES, remat=REMAT, dtype=('bfloat16', 'float32'),
+  bias=('none', 'qkv', 'qkvo'), qk_norm=('none', 'head'),
+)  # fmt: skip
 
 
 def _check(c: Llama):
@@ -126,10 +154,23 @@ def _check(c: Llama):
     raise ValueError(
       f'heads {c.heads} is not a multiple of kv_heads {c.kv_heads}'
     )
-  if max(c.memory.layers, default=0) >= c.layers:
+  for name, layers in (
+    ('memory layers', c.memory.layers),
+    *((field, getattr(c, field)) for field in LAYERS),
+  ):
+    if not {*layers} <= {*range(c.layers)}:
+      raise ValueError(
+        f'{name} {layers} are not all among the {c.layers} layers, which count '
+        'from 0'
+      )
+  windowed = {*range(c.layers)} - {*c.full_layers} if c.window else set()
+  if c.full_layers and not c.window:
+    raise ValueError(f'full_layers {c.full_layers} need a window, which is 0')
+  if windowed & {*c.memory.layers} or (windowed and c.group):
     raise ValueError(
-      f'memory layers {c.memory.layers} are not all among the {c.layers} '
-      'layers, which count from 0'
+      f'window {c.window} is for layers that attend to nothing beyond it: add '
+      f'the memory layers {c.memory.layers} to full_layers, and set group '
+      f'({c.group}) to 0; or window to 0'
     )
   if c.group and (c.group % 2 or c.kv_heads % 2 or c.memory.rows):
     raise ValueError(
@@ -138,12 +179,24 @@ def _check(c: Llama):
     )
 
 
+class LayerKind(NamedTuple):
+  """What layers may have of their own; static."""
+
+  memory: bool  # it attends to a memory too
+  rope: bool  # it rotates queries and keys
+  window: int  # tokens that it attends to; 0 is all
+
+
 class LayerGroup(NamedTuple):
-  """Layers `start` to `stop`, and what they have in common; static."""
+  """Layers `start` to `stop`, whose kinds repeat; static."""
 
   start: int
   stop: int
-  memory: bool  # they attend to a memory too
+  kinds: tuple[LayerKind, ...]
+
+  @property
+  def memory(self) -> bool:
+    return any(kind.memory for kind in self.kinds)
 
 
 class AttentionInputs(NamedTuple):
@@ -164,6 +217,11 @@ def param(rngs, shape, fan_in=0):
   return nnx.Param(normal / math.sqrt(fan_in))
 
 
+def zeros(*shape):
+  """A float32 parameter, of a bias."""
+  return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
 def rms_norm(x, scale, eps):
   """scale [D] * x [..., D] / rms(x), arXiv:1910.07467; float32 inside."""
   x32 = x.astype(jnp.float32)
@@ -181,14 +239,15 @@ def look_up(tokens, table):
   return table.astype(jnp.float32)[tokens].astype(table.dtype)
 
 
-def project(x, q, k, v):
+def project(x, q, k, v, *biases):
   """[B, T, D] -> queries [B, T, N, H], keys and values [B, T, K, H]."""
-  return tuple(jnp.einsum('btd,dnh->btnh', x, w) for w in (q, k, v))
+  heads = tuple(jnp.einsum('btd,dnh->btnh', x, w) for w in (q, k, v))
+  return tuple(h + b for h, b in zip(heads, biases)) if biases else heads
 
 
-def merge(heads, o):
+def merge(heads, o, *biases):
   """[B, T, N, H] -> [B, T, D]."""
-  return jnp.einsum('btnh,nhd->btd', heads, o)
+  return sum(biases, jnp.einsum('btnh,nhd->btd', heads, o))
 
 
 def swiglu(x, gate, up, down):
@@ -217,8 +276,18 @@ class Layer(nnx.Module):
     self.gate = param(rngs, (D, F), D)
     self.up = param(rngs, (D, F), D)
     self.down = param(rngs, (F, D), F)
+    if c.bias != 'none':
+      self.q_bias, self.k_bias, self.v_bias = (
+        zeros(N, H),
+        zeros(K, H),
+        zeros(K, H),
+      )
+    if c.bias == 'qkvo':
+      self.o_bias = zeros(D)
+    if c.qk_norm == 'head':
+      self.q_norm, self.k_norm = param(rngs, (H,)), param(rngs, (H,))
 
-  def __call__(self, x, cache, rotations, attend, mesh):
+  def __call__(self, x, cache, kind: LayerKind, rotations, attend, mesh):
     """x [B, T, D] and the cache of this layer -> the same, one layer on.
 
     attend(AttentionInputs, cache) -> out [B, T, N, H], cache. rotations: of
@@ -231,24 +300,32 @@ class Layer(nnx.Module):
     x = checkpoint_name(x, 'layer_in')
     with jax.named_scope('attention'):
       h = rms_norm(x, self.attn_norm[...], c.norm_eps)
-      q, k, v = local(project, [h], [self.q, self.k, self.v])
-      inputs = self.attention_inputs(q, k, v, rotations)
+      weights, o = [self.q, self.k, self.v], [self.o]
+      if c.bias != 'none':
+        weights += [self.q_bias, self.k_bias, self.v_bias]
+      if c.bias == 'qkvo':
+        o += [self.o_bias]
+      q, k, v = local(project, [h], weights)
+      inputs = self.attention_inputs(q, k, v, kind, rotations)
       out, cache = attend(inputs, cache)
-      x += local(merge, [out], [self.o])
+      x += local(merge, [out], o)
     with jax.named_scope('mlp'):
       h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
       x += local(self.feed_forward, [h], [self.gate, self.up, self.down])
     return x, cache
 
-  def attention_inputs(self, q, k, v, rotations) -> AttentionInputs:
-    """Rotates queries and keys."""
-    of_queries, of_keys, at_origin = rotations
+  def attention_inputs(self, q, k, v, kind, rotations) -> AttentionInputs:
+    """Normalizes queries and keys where the model does, and rotates them."""
+    c, (of_queries, of_keys, at_origin) = self.config, rotations
+    if c.qk_norm != 'none':
+      q = rms_norm(q, self.q_norm[...], c.norm_eps)
+      k = rms_norm(k, self.k_norm[...], c.norm_eps)
     return AttentionInputs(
       rope.rotate(q, *of_queries),
       rope.rotate(k, *of_keys),
       v,
       k_at_origin=None if at_origin is None else rope.rotate(k, *at_origin),
-      options=dict(block=self.config.block, ulysses=self.config.ulysses),
+      options=dict(block=c.block, ulysses=c.ulysses, window=kind.window),
     )
 
   def feed_forward(self, x, *weights):
@@ -275,33 +352,58 @@ class Transformer(nnx.Module):
     x = fsdp.with_gathered_weights(
       look_up, [tokens], [self.embedding], dtype=c.dtype, mesh=mesh
     )
-    rotations = rope.rotations(positions, c.rope, c.head_dim)
-    zero = jnp.zeros((1, 1), jnp.int32)
-    after = []
+    rotations, after = self.rotations(positions), []
     for group, cache in zip(c.layer_groups(), caches, strict=True):
-      at_origin = None
-      if group.memory:
-        _, at_origin = rope.rotations(zero, c.rope, c.head_dim)
-      x, cache = self.scan_layers(
-        group, x, cache, (*rotations, at_origin), attend, mesh
-      )
+      x, cache = self.scan_layers(group, x, cache, rotations, attend, mesh)
       after.append(cache)
     return rms_norm(x, self.norm[...], c.norm_eps), after
 
-  def scan_layers(self, group: LayerGroup, x, cache, rotations, attend, mesh):
-    """x [B, T, D] and stacked caches through the layers of a group."""
-    layers = self.layers
+  def rotations(self, positions) -> dict:
+    """{kind of layer: its rotations, as Layer takes them}."""
+    c, found = self.config, {}
+    origin = jnp.zeros((1, 1), jnp.int32)
+    for kind in dict.fromkeys(k for g in c.layer_groups() for k in g.kinds):
+      recipe = c.rope if kind.rope else c.rope.unrotated()
+      turn = functools.partial(rope.rotations, rope=recipe, head_dim=c.head_dim)
+      at_origin = turn(origin)[1] if kind.memory else None
+      found[kind] = (*turn(positions), at_origin)
+    return found
+
+  def scan_layers(self, group: LayerGroup, x, caches, rotations, attend, mesh):
+    """x [B, T, D] and stacked caches through the layers of a group.
+
+    Caches are a tuple, of the layers of each kind.
+    """
+    layers, period = self.layers, len(group.kinds)
     if (group.start, group.stop) != (0, self.config.layers):
       layers = jax.tree.map(lambda w: w[group.start : group.stop], layers)
+    if period > 1:
+      layers = jax.tree.map(
+        lambda w: w.reshape(-1, period, *w.shape[1:]), layers
+      )
 
-    def body(x, layer_and_cache):
-      layer, cache = layer_and_cache
-      return layer(x, cache, rotations, attend, mesh)
+    @functools.partial(
+      jax.checkpoint, policy=REMAT[self.config.remat], prevent_cse=False,
+      static_argnums=0,
+    )  # fmt: skip
+    def run_layer(kind, x, layer, cache):
+      scope = jax.named_scope('windowed_layers')  # as longjax/plan looks for it
+      with scope if kind.window else contextlib.nullcontext():
+        return layer(x, cache, kind, rotations[kind], attend, mesh)
 
-    policy = REMAT[self.config.remat]
-    body = jax.checkpoint(body, policy=policy, prevent_cse=False)
+    def body(x, layers_and_caches):
+      layers, caches = layers_and_caches
+      after = []
+      for i, kind in enumerate(group.kinds):
+        layer = (
+          jax.tree.map(lambda w, i=i: w[i], layers) if period > 1 else layers
+        )
+        x, cache = run_layer(kind, x, layer, caches[i])
+        after.append(cache)
+      return x, tuple(after)
+
     with jax.named_scope('memory_layers' if group.memory else 'layers'):
-      return jax.lax.scan(body, x, (layers, cache))
+      return jax.lax.scan(body, x, (layers, caches))
 
 
 @functools.lru_cache
@@ -350,8 +452,8 @@ def run(
     tokens, positions: [batch, seq].
     attend: (AttentionInputs, cache) -> out [batch, seq, heads, head_dim],
       cache; called once for each group of layers, inside its scan.
-    caches: a tree of arrays [layers of the group, ...] for each of
-      config.layer_groups(), or None.
+    caches: for each of config.layer_groups() a tuple, of a tree of arrays
+      [layers of the kind, ...] for each of its kinds; or None.
     mesh: shards rows and 'seq'; None is one device.
 
   Returns:
@@ -363,7 +465,7 @@ def run(
   check(params, config)
   model = nnx.merge(_abstract(config)[0], params)
   if caches is None:
-    caches = [None] * len(config.layer_groups())
+    caches = [(None,) * len(g.kinds) for g in config.layer_groups()]
   return model(tokens, positions, attend, caches, mesh)
 
 

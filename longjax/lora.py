@@ -149,5 +149,5 @@ def frozen_matmuls(params, options) -> int:
   _, frozen = split(params, options)
   return sum(
     x.size for path, x in jax.tree.leaves_with_path(frozen)
-    if path[-1].key != 'embedding' and 'norm' not in path[-1].key
+    if not any(x in path[-1].key for x in ('embedding', 'norm', 'bias'))
   )  # fmt: skip

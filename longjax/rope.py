@@ -46,6 +46,15 @@ class Rope:
   high_freq_factor: float = 4.0  # llama3
   beta_fast: float = 32.0  # yarn: turns in the window, kept above
   beta_slow: float = 1.0  # yarn: turns in the window, interpolated below
+  # yarn: the factor on cos and sin; 0 is the paper's. Or from `mscale` and
+  # `mscale_all_dim`, as DeepSeek's and Mistral's models give it.
+  attention_factor: float = 0.0
+  mscale: float = 0.0
+  mscale_all_dim: float = 0.0
+  truncate: bool = True  # yarn: the ramp's ends are whole pairs
+  # Queries at position p count 1 + beta log(1 + floor(p / original_length))
+  # times, as in Llama 4 and Ministral 3 (Scalable-Softmax, arXiv:2501.19399).
+  query_beta: float = 0.0
   divisors: tuple = ()  # longrope: of the frequency of each pair
   xpos: float = 0.0  # tokens over which xPos decays once; 0 is not at all
 
@@ -59,6 +68,7 @@ class Rope:
       )
     numbers = [x for x in dataclasses.astuple(self) if isinstance(x, float)]
     longrope, unscaled = self.scaling == 'longrope', ('none', 'nope')
+    yarn_only = self.attention_factor, self.mscale, self.mscale_all_dim
     for holds, rule in (
       (all(map(math.isfinite, (*numbers, *self.divisors))), 'finite numbers'),
       (self.base > 1, 'base > 1'),
@@ -74,8 +84,23 @@ class Rope:
       (0 < self.beta_slow < self.beta_fast, '0 < beta_slow < beta_fast'),
       (self.xpos >= 0, 'xpos >= 0 tokens'),
       (
-        self.original_length >= 2 or self.scaling not in LENGTH,
-        'original_length, the trained window in tokens, for this scaling',
+        self.original_length >= 2
+        or not (self.scaling in LENGTH or self.query_beta),
+        'original_length, the trained window in tokens, for this scaling and '
+        'query_beta',
+      ),
+      (
+        min(yarn_only, default=0) >= 0 and self.query_beta >= 0,
+        'attention_factor, mscale, mscale_all_dim and query_beta >= 0',
+      ),
+      (
+        self.scaling == 'yarn' or not (any(yarn_only) or not self.truncate),
+        'yarn for attention_factor, mscale, mscale_all_dim and truncate',
+      ),
+      (
+        bool(self.mscale) == bool(self.mscale_all_dim)
+        and not (self.mscale and self.attention_factor),
+        'both of mscale and mscale_all_dim, or attention_factor, or neither',
       ),
       (
         longrope == bool(self.divisors) and all(x > 0 for x in self.divisors),
@@ -86,6 +111,13 @@ class Rope:
         fields = [f.name for f in dataclasses.fields(self) if f.name in rule]
         given = ', '.join(f'{f} {getattr(self, f)}' for f in fields)
         raise ValueError(f'rope needs {rule}; got {given or self}')
+
+  def unrotated(self) -> 'Rope':
+    """That of a layer without RoPE: it rotates by 0."""
+    return Rope(
+      scaling='nope', original_length=self.original_length,
+      query_beta=self.query_beta,
+    )  # fmt: skip
 
 
 def _plain(rope, head_dim):
@@ -107,15 +139,17 @@ def _ntk(rope, head_dim):
 
 
 def yarn_range(rope, head_dim):
-  """First and last pair of YaRN's ramp, in pairs, as its code rounds them."""
+  """First and last pair of YaRN's ramp, as its code rounds them; not whole
+  without `truncate`."""
 
   def pair(turns):  # the pair that turns so often over the trained window
     ratio = rope.original_length / (turns * 2 * math.pi)
     return head_dim * math.log(ratio) / (2 * math.log(rope.base))
 
-  low = max(math.floor(pair(rope.beta_fast)), 0)
-  high = min(math.ceil(pair(rope.beta_slow)), head_dim - 1)
-  return low, high
+  low, high = pair(rope.beta_fast), pair(rope.beta_slow)
+  if rope.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  return max(low, 0), min(high, head_dim - 1)
 
 
 def _yarn(rope, head_dim):
@@ -181,10 +215,16 @@ def temperature(rope: Rope) -> float:
   """The factor on cos and sin of queries and of keys.
 
   1 but for YaRN (arXiv:2309.00071, eq. 22), whose code and paper agree in it,
-  and LongRoPE, as its models compute it.
+  and LongRoPE, as its models compute it. Models that were trained with YaRN may
+  say it, or two multiples of its logarithm of which it is the quotient.
   """
+  if rope.attention_factor:
+    return rope.attention_factor
   if rope.scaling in ('yarn', 'yarn_paper'):
-    return 0.1 * math.log(rope.factor) + 1
+    grown = lambda scale: 0.1 * scale * math.log(rope.factor) + 1
+    return grown(rope.mscale or 1) / (
+      grown(rope.mscale_all_dim) if rope.mscale else 1
+    )
   if rope.scaling == 'longrope':
     return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_length))
   return 1.0
@@ -247,20 +287,25 @@ def cos_sin(positions, rope: Rope, head_dim: int):
 def rotations(positions, rope: Rope, head_dim: int):
   """((cos, sin) for the queries, (cos, sin) for the keys).
 
-  They are the same, as `cos_sin` gives them, but for xPos, arXiv:2212.10554:
+  They are the same, as `cos_sin` gives them, but for `query_beta`, by which
+  queries alone are multiplied, and for xPos, arXiv:2212.10554:
   pair j of a query at m and a key at n counts z_j ** ((m - n) / xpos) times,
   z_j = (2 j + 0.4 d) / 1.4 d. Queries get z ** (m / xpos), keys z ** (-n /
   xpos), in float32; within XPOS_REACH times `xpos` tokens nothing overflows.
   """
-  cos, sin = cos_sin(positions, rope, head_dim)
+  cos, sin = keys = cos_sin(positions, rope, head_dim)
+  if rope.query_beta:
+    turns = jnp.asarray(positions) // rope.original_length
+    scale = 1 + rope.query_beta * jnp.log1p(turns.astype(jnp.float32))
+    cos, sin = (x * scale[..., None] for x in keys)
   if not rope.xpos:
-    return (cos, sin), (cos, sin)
+    return (cos, sin), keys
   pairs = np.arange(0, head_dim, 2, dtype=np.float64)
   log_z = np.log((pairs + 0.4 * head_dim) / (1.4 * head_dim)) / rope.xpos
   decay = jnp.exp(
     jnp.asarray(positions).astype(jnp.float32)[..., None] * np.float32(log_z)
   )
-  return (cos * decay, sin * decay), (cos / decay, sin / decay)
+  return (cos * decay, sin * decay), tuple(x / decay for x in keys)
 
 
 def rotate(x, cos, sin):

@@ -20,6 +20,11 @@ def rope_frequencies(
   high_freq_factor=4.0,
   beta_fast=32.0,
   beta_slow=1.0,
+  attention_factor=0.0,
+  mscale=0.0,
+  mscale_all_dim=0.0,
+  truncate=True,
+  query_beta=0.0,  # of queries alone: see `query_scale`
   divisors=(),
   xpos=0.0,
 ):
@@ -61,12 +66,16 @@ def rope_frequencies(
       turns = original_length / (times * 2 * np.pi)
       return head_dim * np.log(turns) / (2 * np.log(base))
 
-    low = max(np.floor(dim_that_turns(beta_fast)), 0)
-    high = min(np.ceil(dim_that_turns(beta_slow)), head_dim - 1)
+    floor, ceil = (np.floor, np.ceil) if truncate else (float, float)
+    low = max(floor(dim_that_turns(beta_fast)), 0)
+    high = min(ceil(dim_that_turns(beta_slow)), head_dim - 1)
     high = high + 0.001 if low == high else high
     interpolated = np.clip((pair - low) / (high - low), 0, 1)
     mixed = interpolated * plain / factor + (1 - interpolated) * plain
-    return mixed, 0.1 * np.log(factor) + 1 if factor > 1 else 1.0
+    grown = lambda m: 0.1 * m * np.log(factor) + 1 if factor > 1 else 1.0
+    pair = mscale and mscale_all_dim
+    growth = grown(mscale) / grown(mscale_all_dim) if pair else grown(1)
+    return mixed, attention_factor or growth
   raise ValueError(f'no such scaling: {scaling}')
 
 
@@ -76,6 +85,12 @@ def rotate(x, positions, frequencies, temperature):
   angles = positions[:, :, None, None] * frequencies
   turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)
   return temperature * np.concatenate([turned.real, turned.imag], axis=-1)
+
+
+def query_scale(positions, query_beta=0.0, original_length=0, **_):
+  """Llama 4's and Ministral 3's temperature of queries [B, T, N, H]."""
+  beyond = positions[:, :, None, None] // max(original_length, 1)
+  return 1 + query_beta * np.log(1 + beyond)
 
 
 def xpos_scale(positions, head_dim, base):
@@ -168,7 +183,9 @@ def forward(params, config, tokens, *, segments, positions, index):
   Args:
     params: dict of numpy arrays, layers stacked, as longjax's.
     config: dict with layers, norm_eps and rope, the keyword arguments of
-      `rope_frequencies`; dataclasses.asdict of a llama.Llama is one.
+      `rope_frequencies`, and perhaps nope_layers, window and full_layers;
+      dataclasses.asdict of a llama.Llama is one. Biases and norms of q and k
+      are used where params have them.
     tokens, segments, positions, index: [B, T].
   """
   p = {k: v for k, v in params.items() if k != 'layers'} | params['layers']
@@ -177,13 +194,25 @@ def forward(params, config, tokens, *, segments, positions, index):
   turn = rope_frequencies(head_dim, **config['rope'])
   decay = xpos_scale(positions, head_dim, config['rope'].get('xpos', 0))
   eps = config['norm_eps']
+  none = np.zeros(config['layers'])
   x = p['embedding'][tokens]
   for i in range(config['layers']):
     h = rms_norm(x, p['attn_norm'][i], eps)
-    q = rotate(_project(h, p['q'][i]), positions, *turn) * decay
-    k = rotate(_project(h, p['k'][i]), positions, *turn) / decay
-    out = attention(q, k, _project(h, p['v'][i]), segments, index)
-    x = x + np.tensordot(out, p['o'][i], axes=2)
+    q, k, v = (
+      _project(h, p[n][i]) + p.get(f'{n}_bias', none)[i] for n in 'qkv'
+    )
+    if 'q_norm' in p:
+      q, k = (
+        rms_norm(y, p[n][i], eps) for y, n in ((q, 'q_norm'), (k, 'k_norm'))
+      )
+    if i not in config.get('nope_layers', ()):
+      q = rotate(q, positions, *turn) * decay
+      k = rotate(k, positions, *turn) / decay
+    q = q * query_scale(positions, **config['rope'])
+    window = config.get('window', 0)
+    window = 0 if i in config.get('full_layers', ()) else window
+    out = attention(q, k, v, segments, index, window=window)
+    x = x + np.tensordot(out, p['o'][i], axes=2) + p.get('o_bias', none)[i]
     h = rms_norm(x, p['mlp_norm'][i], eps)
     gate = h @ p['gate'][i]
     x = x + (gate / (1 + np.exp(-gate)) * (h @ p['up'][i])) @ p['down'][i]

@@ -39,17 +39,46 @@ def one_device(params, prompts):
 forward = jax.jit(llama.forward, static_argnums=1)
 
 
+def likeliest(params, config, prompt, answer):
+  """The likeliest token at each place of an answer, by one whole pass."""
+  tokens = np.zeros(150, np.int64)
+  tokens[: len(prompt) + 70] = np.concatenate([prompt, answer])
+  logits = forward(params, config, one_document(tokens))[0]
+  return np.asarray(logits.argmax(-1))[len(prompt) - 1 :][:70]
+
+
 def test_each_token_is_that_of_a_whole_forward_pass(
   params, prompts, one_device
 ):
   """Teacher forcing: one pass over prompt and answer checks every token."""
   for prompt, answer in zip(prompts, one_device):
     assert len(answer) == 70
-    tokens = np.zeros(150, np.int64)
-    tokens[: len(prompt) + 70] = np.concatenate([prompt, answer])
-    logits = forward(params, CONFIG, one_document(tokens))[0]
-    likeliest = np.asarray(logits.argmax(-1))[len(prompt) - 1 :]
-    np.testing.assert_array_equal(likeliest[:70], answer)
+    np.testing.assert_array_equal(
+      answer, likeliest(params, CONFIG, prompt, answer)
+    )
+
+
+@pytest.mark.parametrize('devices', [
+  1, pytest.param(8, marks=pytest.mark.slow)
+])  # fmt: skip
+def test_layers_with_windows_keep_no_more_than_these(devices, make_mesh):
+  """Texts longer than the cache goes round, beside a prompt that is short."""
+  config = small(layers=4, window=9, full_layers=(1, 3), nope_layers=(3,))
+  mesh = make_mesh(1, devices) if devices > 1 else None
+  params, rng = params_of(config), np.random.default_rng(0)
+  prompts = [rng.integers(0, 96, n) for n in LENGTHS]
+  sharded = generate.place_params(params, config, mesh)
+  answers = generate.generate(
+    sharded, config, prompts, 70, Options(chunk=16), mesh
+  )
+  for prompt, answer in zip(prompts, answers):
+    np.testing.assert_array_equal(
+      answer, likeliest(params, config, prompt, answer)
+    )
+  caches = generate.empty(Program(config, mesh), 3, 80, 70, 16).cache
+  slots = [cache.k.shape[4] * devices for cache in caches]
+  assert slots[0] == slots[2] <= 16 + 16 + 9 + 7
+  assert slots[1] == slots[3] >= 150
 
 
 def test_64_bit_jax_generates_the_same(params, prompts, one_device):
@@ -149,17 +178,18 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   mesh = make_mesh(2, 4)
   sharded = generate.place_params(params, CONFIG, mesh)
   program = Program(CONFIG, mesh)
-  state = generate.empty(program, 2, 4096)
-  slots = state.cache.k.shape[4]
+  state = generate.empty(program, 2, 4000, 96, 64)
+  (cache,) = state.cache
+  slots = cache.k.shape[4]
   assert 1024 <= slots <= 1152
-  shard = state.cache.k.addressable_shards[0].data.shape
+  shard = cache.k.addressable_shards[0].data.shape
   assert shard == (CONFIG.layers, 1, 1, CONFIG.kv_heads, slots, CONFIG.head_dim)
   lengths = np.array([4000, 70], np.int32)
   reading = generate.prefill.lower(
     sharded, state, np.zeros((2, 64), np.int32), lengths, np.int32(0), program
   )
   draw = generate.SamplingArrays(0.0, 1.0, 0, np.arange(2))
-  group = generate.PromptGroup(lengths, np.int32(1000), np.full(4, -1), draw)
+  group = generate.PromptGroup(lengths, np.full(4, -1), draw)
   writing = generate.decode.lower(
     sharded, state, group, np.zeros(2, bool), np.int32(9), program
   )

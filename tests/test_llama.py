@@ -119,6 +119,71 @@ def test_logits_are_right_far_into_the_sequence(rng):
   )
 
 
+KIN = dict(
+  qwen2=dict(bias='qkv'),
+  qwen3=dict(bias='qkvo', qk_norm='head'),
+  smollm3=dict(layers=4, nope_layers=(1, 3)),  # one scan of pairs
+  odd=dict(nope_layers=(2,), tied=True),  # two scans
+  mistral=dict(window=9),
+  ministral3=dict(
+    rope=Rope(
+      scaling='yarn',
+      factor=4.0,
+      original_length=16,
+      query_beta=0.3,
+      mscale=1.0,
+      mscale_all_dim=0.5,
+      truncate=False,
+    )
+  ),
+  olmo=dict(layers=4, window=9, full_layers=(1, 3), nope_layers=(3,)),
+)
+
+
+def random_vectors(params, rng):
+  """Biases and norms are born as zeros and ones, which would hide mistakes."""
+  draw = lambda path, x: (
+    rng.normal(1, 0.3, x.shape).astype(np.float32)
+    if path[-1].key.endswith(('norm', 'bias')) else x
+  )  # fmt: skip
+  return jax.tree.map_with_path(draw, params)
+
+
+@pytest.mark.parametrize('name, devices', [
+  ('qwen3', 1), ('olmo', 8),
+  *(pytest.param(name, n, marks=pytest.mark.slow)
+    for name in KIN for n in (1, 8)
+    if (name, n) not in (('qwen3', 1), ('olmo', 8))),
+])  # fmt: skip
+def test_losses_of_kin_equal_the_oracle_on_one_device_and_on_eight(
+  name, devices, rng, make_mesh
+):
+  fields = dict(KIN[name])
+  config = small(LLAMA3 | fields, fields.pop('rope', ABF))
+  params = random_vectors(params_of(config), rng)
+  batch = packed(rng, 96)
+  want = reference.token_nll(oracle(params, config, batch), batch.targets)
+  real = batch.segments > 0
+  mesh = make_mesh(1, 8) if devices == 8 else None
+  got = jax.jit(lambda p, b: llama.nll(p, config, b, mesh=mesh))(params, batch)
+  got = np.asarray(got)[real]
+  np.testing.assert_allclose(got, want[real], rtol=0, atol=1e-4)
+
+
+def test_layers_are_scanned_by_what_repeats():
+  kinds = lambda **fields: [
+    (g.start, g.stop, len(g.kinds))
+    for g in small(LLAMA3 | fields).layer_groups()
+  ]
+  every_4th = tuple(range(3, 36, 4))
+  assert kinds() == [(0, 3, 1)]
+  assert kinds(layers=36, nope_layers=every_4th) == [(0, 36, 4)]
+  assert kinds(layers=36, window=8, full_layers=every_4th) == [(0, 36, 4)]
+  assert kinds(layers=36, window=8, full_layers=range(28)) == [
+    (0, 28, 1), (28, 36, 1)
+  ]  # fmt: skip
+
+
 def test_packed_documents_get_the_logits_of_separate_runs(rng):
   config = small()
   params, batch = params_of(config), packed(rng, 96)
@@ -293,7 +358,7 @@ def test_groups_are_shifted_by_half_in_half_of_the_heads(
   with monkeypatch.context() as patch:
     patch.setattr(
       reference, 'attention',
-      lambda q, k, v, *ids, plain=reference.attention: (
+      lambda q, k, v, *ids, plain=reference.attention, window=0: (
         plain(q, k, v, *ids) if q.shape[1] < 64 else attend(q, k, v)
       ),
     )  # fmt: skip
@@ -331,7 +396,8 @@ def test_init_is_the_same_on_any_mesh(make_mesh):
 
 OTHER = dict(
   vocab=128, layers=2, embed=64, mlp=96, heads=4, kv_heads=4, head_dim=16,
-  norm_eps=1e-6, tied=True, rope=Rope(base=1e4), dtype='bfloat16',
+  norm_eps=1e-6, tied=True, bias='qkv', qk_norm='head', nope_layers=(1,),
+  window=8, full_layers=(1,), rope=Rope(base=1e4), dtype='bfloat16',
   attention='reference', block=8, remat='full', mlp_chunk=16, ulysses=1,
   memory=Memory(layers=(1,), rows=((-1,),)), group=8,
 )  # fmt: skip
@@ -352,6 +418,8 @@ def test_every_model_config_field_changes_the_program(field, make_mesh):
   config, mesh = small(), None
   if field == 'ulysses':  # read by hybrid attention on a mesh
     config, mesh = small(attention='hybrid'), make_mesh(1, 4)
+  if field == 'full_layers':
+    config = small(window=8)
   other = dataclasses.replace(config, **{field: OTHER[field]})
   assert program(config, mesh) != program(other, mesh)
 
@@ -360,9 +428,11 @@ SCALINGS = dict(
   none=Rope(),
   linear=Rope(scaling='linear', factor=8.0),
   llama3=Rope(**SCALED | dict(original_length=8192)),
-  yarn=Rope(scaling='yarn', factor=16.0, original_length=4096),
+  yarn=Rope(scaling='yarn', factor=16.0, original_length=32),
+  mscale=Rope(scaling='yarn', factor=16.0, original_length=32, mscale=1.0,
+              mscale_all_dim=1.5),
   longrope=Rope(**LONGROPE | dict(divisors=(1.0,) * 32)),
-)
+)  # fmt: skip
 
 
 @pytest.mark.parametrize('scaling, field, value', [
@@ -374,9 +444,14 @@ SCALINGS = dict(
   ('llama3', 'original_length', 4096),
   ('llama3', 'low_freq_factor', 2.0),
   ('llama3', 'high_freq_factor', 8.0),
-  ('yarn', 'original_length', 2048),
+  ('yarn', 'original_length', 16),
   ('yarn', 'beta_fast', 16.0),
   ('yarn', 'beta_slow', 2.0),
+  ('yarn', 'attention_factor', 1.1),
+  ('yarn', 'truncate', False),
+  ('mscale', 'mscale', 2.0),
+  ('mscale', 'mscale_all_dim', 2.0),
+  ('yarn', 'query_beta', 0.1),
 ])  # fmt: skip
 def test_every_rope_field_changes_the_rotation(scaling, field, value):
   """By the tables of cos and sin, which are all that it has of a Rope."""
@@ -412,6 +487,12 @@ def test_an_invalid_config_is_refused():
     small(attention='rings')
   with pytest.raises(ValueError, match='must be even'):
     small(group=15)
+  with pytest.raises(ValueError, match=r'nope_layers \(3,\) .* 3 layers'):
+    small(nope_layers=(3,))
+  with pytest.raises(ValueError, match=r'window 8 .* memory layers \(1,\)'):
+    small(window=8, full_layers=(0,), memory=Memory(layers=(1,)))
+  with pytest.raises(ValueError, match='need a window'):
+    small(full_layers=(0,))
   with pytest.raises(ValueError, match='4 for 8 pairs'):
     small(dict(heads=8, kv_heads=2, head_dim=16), Rope(**LONGROPE))
 

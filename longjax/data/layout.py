@@ -80,7 +80,7 @@ def order(layout: str, seq_len: int, n: int) -> np.ndarray:
   return tokens
 
 
-def executed_blocks(segments, index, n: int, block: int) -> np.ndarray:
+def executed_blocks(segments, index, n: int, block: int, window=0):
   """Blocks of attention that a ring executes, by row, member and hop.
 
   Member m holds the m-th of n parts of a row. At hop h its queries attend to
@@ -92,6 +92,7 @@ def executed_blocks(segments, index, n: int, block: int) -> np.ndarray:
     segments, index: [rows, seq] in the order of a layout.
     n: members of the ring; divides seq.
     block: queries and keys of a block; the last of a part may be smaller.
+    window: as for `mask.may_attend`.
 
   Returns:
     int64 [rows, member, hop].
@@ -100,7 +101,7 @@ def executed_blocks(segments, index, n: int, block: int) -> np.ndarray:
   bounds = mask.block_bounds(ids)
   queries = mask.BlockBounds(*(x[:, :, None] for x in bounds))
   keys = mask.BlockBounds(*(x[:, None, :] for x in bounds))
-  live = mask.block_may_attend(queries, keys)
+  live = mask.block_may_attend(queries, keys, window)
   rows, blocks, _ = live.shape
   shape = rows, n, blocks // n, n, blocks // n
   pairs = live.reshape(shape).sum((2, 4), dtype=np.int64)

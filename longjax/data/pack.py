@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, flops
 from longjax.batch import Batch
 from longjax.data import positions
 
@@ -285,10 +285,11 @@ class RowPlan(NamedTuple):
     """int64 [jumps]: columns inside a segment where another text begins."""
     return self.column[~self.new_segment]
 
-  def squares(self) -> float:
-    """The sum of length^2 over segments, to which attention is proportional."""
-    segment = np.cumsum(self.new_segment)
-    return float(np.square(np.bincount(segment, self.length)).sum())
+  def squares(self, window: int = 0) -> float:
+    """The sum of length^2 over segments, to which attention is proportional;
+    of layers with a window as flops.within."""
+    lengths = np.bincount(np.cumsum(self.new_segment), self.length)
+    return float(flops.within(lengths, window))
 
 
 def row_plans(

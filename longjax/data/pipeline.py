@@ -30,9 +30,9 @@ class BatchPlan(NamedTuple):
   row_order: np.ndarray  # int64 [batch]; row r of the batch: rows[row_order[r]]
   tokens: int  # of all rows, without padding
 
-  def squares(self) -> float:
-    """The sum of length^2 over the segments of all rows."""
-    return sum(row.squares() for row in self.rows)
+  def squares(self, window: int = 0) -> float:
+    """The sum of length^2 over the segments of all rows, see RowPlan."""
+    return sum(row.squares(window) for row in self.rows)
 
 
 def check(config):

@@ -6,6 +6,7 @@ rounded up, so that one compiled program serves many lengths.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ DEFAULT = Options()
 class State(NamedTuple):
   """What generation carries from token to token."""
 
-  cache: Cache
+  cache: tuple[Cache, ...]  # of each of kv_cache.kinds
   last: Any  # [batch, embed] hidden state of the newest token
   drawn: Any  # number of tokens generated
 
@@ -76,7 +77,6 @@ class PromptGroup(NamedTuple):
   """What stays the same while a group of prompts is continued."""
 
   lengths: Any  # [batch] tokens of each prompt; 0 is a row without one
-  slot: Any  # where generated tokens begin on each device
   ends: Any  # [any] ids that end an answer, filled up with -1
   draw: SamplingArrays
 
@@ -161,7 +161,7 @@ def _continue_group(params, program: Program, prompts, first, count, options):
                     np.int32)  # fmt: skip
   for row, prompt in zip(tokens, prompts):
     row[: len(prompt)] = prompt
-  state = empty(program, len(prompts), tokens.shape[1] + count)
+  state = empty(program, len(prompts), tokens.shape[1], count, chunk)
   for start in range(0, tokens.shape[1], chunk):
     part = tokens[:, start : start + chunk]
     state = prefill(params, state, part, lengths, np.int32(start), program)
@@ -173,7 +173,7 @@ def _continue_group(params, program: Program, prompts, first, count, options):
     np.int32(sampling.seed),
     np.arange(first, first + len(prompts), dtype=np.int32),
   )
-  group = PromptGroup(lengths, np.int32(tokens.shape[1] // n), stop, draw)
+  group = PromptGroup(lengths, stop, draw)
   done, answers = lengths == 0, np.zeros((len(prompts), 0), np.int32)
   while answers.shape[1] < count and not done.all():
     steps = min(BURST, count - answers.shape[1])
@@ -185,15 +185,13 @@ def _continue_group(params, program: Program, prompts, first, count, options):
   return [until(answer, ends) for answer in answers]
 
 
-def empty(program: Program, rows: int, tokens: int) -> State:
-  """A State before the first token, with room for `tokens` in each row."""
-  return _empty(program, rows, kv_cache.rounded(-(-tokens // program.ring)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(program, rows, slots):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def empty(program: Program, rows: int, prompt: int, count: int, chunk: int):
+  """A State before the first token; arguments as for `kv_cache.sizes`."""
+  program = program._replace(config=program.config.without_memory())
+  cache = kv_cache.empty(program, rows, prompt, count, chunk)
   last = jnp.zeros((rows, program.config.embed), program.config.dtype)
-  state = State(kv_cache.empty(program, rows, slots), last, jnp.int32(0))
+  state = State(cache, last, jnp.int32(0))
   return _constrained(state, program.mesh)
 
 
@@ -248,9 +246,7 @@ def decode(
       kv_cache.replicated(logits, mesh), group.draw, state.drawn
     )
     ids = Ids(one, (group.lengths + state.drawn)[:, None])
-    slots = Slots(
-      group.slot + state.drawn // n, jnp.arange(n) == state.drawn % n
-    )
+    slots = Slots(state.drawn // n, jnp.arange(n) == state.drawn % n)
     x, cache = _run(params, program, state.cache, token[:, None], ids, slots)
     done |= (token[:, None] == group.ends).any(1)
     state = State(cache, x[:, 0], state.drawn + 1)
@@ -264,20 +260,23 @@ def decode(
   return state, kv_cache.replicated(out, mesh)
 
 
-def _run(params, program: Program, cache: Cache, tokens, ids: Ids, slots):
-  """Hidden states [batch, seq, embed] of new tokens, and the cache with them.
+def _run(params, program: Program, caches, tokens, ids: Ids, slots: Slots):
+  """Hidden states [batch, seq, embed] of new tokens, and caches with them.
 
   Args:
-    params, program, cache: the model and what it has read.
+    params, program, caches: the model and what it has read.
     tokens: [batch, seq].
     ids: Ids of [batch, seq].
     slots: where they are kept.
   """
-  config, mesh = program
+  config, mesh = program.config.without_memory(), program.mesh
   shares = functools.partial(kv_cache.shares, slots=slots, n=program.ring)
-  write = functools.partial(kv_cache.write, slots=slots)
-  kv_ids = Ids(*(write(old, shares(x), -1) for old, x in zip(cache.ids, ids)))
-  flat_ids = Ids(*map(kv_cache.flat, kv_ids))
+  places, kv_ids = {}, {}  # by window
+  for cache, (_, window) in zip(caches, kv_cache.kinds(config), strict=True):
+    places[window] = at = slots.within(cache, window, ids)
+    kv_ids[window] = Ids(*(
+      kv_cache.write(old, shares(x), -1, at) for old, x in zip(cache.ids, ids)
+    ))  # fmt: skip
   # A chunk is sharded over the ring, a single token is on each of its devices;
   # there the weights stay and the token moves, as XLA does by itself. Also over
   # `data`: rows of single tokens weigh less than a gathered weight.
@@ -287,10 +286,12 @@ def _run(params, program: Program, cache: Cache, tokens, ids: Ids, slots):
 
   def attend(x: llama.AttentionInputs, cached):
     q, k, v = map(spread, (x.q, x.k, x.v))
+    window = x.options['window']
+    flat_ids = Ids(*map(kv_cache.flat, kv_ids[window]))
     # [batch, n, kv_heads, slots, dim]
     new = shares(k).swapaxes(2, 3), shares(v).swapaxes(2, 3)
     k, v = (
-      kv_cache.flat(write(old, x, -2).swapaxes(2, 3))
+      kv_cache.flat(kv_cache.write(old, x, -2, places[window]).swapaxes(2, 3))
       for old, x in zip(cached, new)
     )
     out = attention.attend(
@@ -298,12 +299,21 @@ def _run(params, program: Program, cache: Cache, tokens, ids: Ids, slots):
     )
     return spread(out), new
 
-  x, (new,) = llama.run(
-    params, config.without_memory(), tokens, ids.index, attend,
-    [(cache.k, cache.v)], mesh if chunk else None,
-  )  # fmt: skip
-  k, v = (write(old, x, -2) for old, x in zip((cache.k, cache.v), new))
-  return x, Cache(k, v, kv_ids)
+  each, groups = iter([(c.k, c.v) for c in caches]), config.layer_groups()
+  cached = [tuple(next(each) for _ in group.kinds) for group in groups]
+  x, new = llama.run(
+    params, config, tokens, ids.index, attend, cached, mesh if chunk else None
+  )
+  after = []
+  for cache, (_, window), kv in zip(
+    caches, kv_cache.kinds(config), itertools.chain(*new), strict=True
+  ):
+    k, v = (
+      kv_cache.write(old, x, -2, places[window])
+      for old, x in zip((cache.k, cache.v), kv)
+    )
+    after.append(cache._replace(k=k, v=v, ids=kv_ids[window]))
+  return x, tuple(after)
 
 
 def _draw_tokens(logits, draw: SamplingArrays, number):
@@ -345,7 +355,7 @@ def _check(prompts, config):
 def _constrained(state: State, mesh) -> State:
   """The state, with its shardings told to the compiler."""
   return State(
-    kv_cache.constrained(state.cache, mesh),
+    tuple(kv_cache.constrained(cache, mesh) for cache in state.cache),
     kv_cache.replicated(state.last, mesh),
     kv_cache.replicated(state.drawn, mesh),
   )

@@ -3,7 +3,8 @@
 Each device of the ring holds a share of the slots and the ids that say what is
 in them: chunks of a prompt stay where they were computed, generated tokens go
 to the devices in turn, so memory per device is O(seq / n) and nothing moves
-once it is written.
+once it is written. Layers with a window keep what is in it: both parts of
+their cache, the prompt's and the answer's, go round.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +32,7 @@ class Program(NamedTuple):
 
 
 class Cache(NamedTuple):
-  """Keys and values of the tokens that were read, and their ids.
+  """Keys and values of the tokens that layers of one kind keep, and their ids.
 
   The slots of device i of the ring of n are [:, :, i]. RoPE is in the keys.
   Those of a head lie together, as a matrix that a single query multiplies.
@@ -40,6 +41,7 @@ class Cache(NamedTuple):
   k: Any  # [layers, batch, n, kv_heads, slots, dim]
   v: Any  # [layers, batch, n, kv_heads, slots, dim]
   ids: Ids  # of [batch, n, slots]; segment 0 is an empty slot
+  prompt: Any  # slots that tokens of prompts go round in; answers have the rest
 
 
 class Slots(NamedTuple):
@@ -49,16 +51,60 @@ class Slots(NamedTuple):
   # [n] bool: the device that keeps a single token. None is a chunk: each device
   # keeps an equal share.
   owner: Any = None
+  real: Any = None  # [batch, n, slots] bool: of a chunk, what is written
+
+  def within(self, cache: Cache, window: int, ids: Ids) -> 'Slots':
+    """Those of a cache, `start` being counted as if nothing went round.
+
+    Padding after a short prompt must not take the place of its tokens.
+    """
+    answer = cache.ids.segment.shape[2] - cache.prompt
+    if self.owner is not None:
+      return self._replace(start=cache.prompt + self.start % answer)
+    n = cache.ids.segment.shape[1]
+    real = shares(ids.segment > 0, self, n) if window else None
+    return self._replace(start=self.start % cache.prompt, real=real)
 
 
-def empty(program: Program, rows: int, slots: int) -> Cache:
-  """A cache with nothing in it, of so many slots a device."""
+def kinds(config: llama.Llama) -> list[tuple[int, int]]:
+  """(layers, window) of each Cache of a model, as llama.run takes them."""
+  return [
+    ((group.stop - group.start) // len(group.kinds), kind.window)
+    for group in config.layer_groups()
+    for kind in group.kinds
+  ]
+
+
+def sizes(n: int, window: int, prompt: int, count: int, chunk: int):
+  """Slots of a device for prompts and for answers.
+
+  Args:
+    n: devices of the ring.
+    window: tokens that a layer attends to; 0 is all.
+    prompt: tokens of the longest prompt, to a multiple of the chunk.
+    count: tokens to generate.
+    chunk: tokens of a prompt that are computed at once.
+  """
+  prompts = prompt // n
+  answers = rounded(-(-(prompt + count) // n)) - prompts
+  if window:  # that before a chunk, in whole chunks, and the chunk itself
+    prompts = min(prompts, (-(-(window - 1) // chunk) + 1) * chunk // n)
+    answers = min(answers, rounded(-(-window // n)))
+  return prompts, answers
+
+
+def empty(program: Program, rows: int, *tokens: int) -> tuple[Cache, ...]:
+  """Caches with nothing in them; tokens: prompt, count, chunk of `sizes`."""
   config, n = program.config, program.ring
-  shape = (config.layers, rows, n, config.kv_heads, slots, config.head_dim)
-  dtype = jnp.dtype(config.dtype)
-  slot = jnp.zeros((rows, n, slots), jnp.int32)
-  return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype),
-               Ids(slot, slot))  # fmt: skip
+  dtype, caches = jnp.dtype(config.dtype), []
+  for layers, window in kinds(config):
+    prompts, answers = sizes(n, window, *tokens)
+    slots = prompts + answers
+    shape = (layers, rows, n, config.kv_heads, slots, config.head_dim)
+    slot = jnp.zeros((rows, n, slots), jnp.int32)
+    caches.append(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype),
+                        Ids(slot, slot), jnp.int32(prompts)))  # fmt: skip
+  return tuple(caches)
 
 
 def shares(x, slots: Slots, n: int):
@@ -79,10 +125,11 @@ def write(old, new, axis: int, slots: Slots):
   """
   at = [jnp.int32(0)] * old.ndim
   at[axis] = jnp.int32(slots.start)
-  if slots.owner is not None:
+  kept = slots.real if slots.owner is None else slots.owner[None, :, None]
+  if kept is not None:
     there = jax.lax.dynamic_slice(old, at, new.shape)
-    owner = slots.owner.reshape(-1, *[1] * (1 if axis == -1 else 3))
-    new = jnp.where(owner, new, there)
+    kept = kept if axis == -1 else kept[:, :, None, :, None]
+    new = jnp.where(kept, new, there)
   return jax.lax.dynamic_update_slice(old, new, at)
 
 
@@ -103,6 +150,7 @@ def constrained(cache: Cache, mesh) -> Cache:
     place(cache.k, None, rows, 'seq'),
     place(cache.v, None, rows, 'seq'),
     Ids(*(place(x, rows, 'seq') for x in cache.ids)),
+    cache.prompt,
   )
 
 

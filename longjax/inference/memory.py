@@ -282,13 +282,13 @@ def _run(
     if bank and group.memory:
       at = slice(remembered, remembered + group.stop - group.start)
       stored, remembered = (bank.k[at], bank.v[at]), at.stop
-    caches.append((here, stored))
+    caches.append(((here, stored),))
   x, caches = llama.run(
     params, config, window.tokens, window.slots, attend, caches, mesh
   )
   together = lambda parts: jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
-  cache = together([here for here, _ in caches])
-  kept = [kept for _, kept in caches if kept]
+  cache = together([here for ((here, _),) in caches])
+  kept = [kept for ((_, kept),) in caches if kept]
   return x, cache, together(kept) if kept else None
 
 

@@ -14,6 +14,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from longjax import checks, flops, hbm, llama, lora, slices
@@ -213,12 +214,13 @@ def speed(job: Job, real, static) -> dict:
   """Seconds, tokens and utilization of a step."""
   tokens = job.config.train.batch * job.config.train.seq_len
   peak = job.slice.chip.peak * job.mesh.devices.size
-  causal = job.config.train.batch * job.config.train.seq_len**2
+  rows = np.full(job.config.train.batch, job.config.train.seq_len)
+  causal = [flops.within(rows, window) for window in (0, job.model.window)]
   frozen = lora.frozen_matmuls(llama.abstract(job.model), job.config.lora)
   batch = job.config.train.batch, job.config.train.seq_len
   seen = flops.count_memory_pairs(job.model, *batch)
-  done = lambda squares: (
-    flops.train_step(job.model, tokens, squares, seen, frozen) / peak
+  done = lambda squares, windowed: (
+    flops.train_step(job.model, tokens, squares, seen, frozen, windowed) / peak
   )
 
   def figures(modelled):
@@ -226,8 +228,8 @@ def speed(job: Job, real, static) -> dict:
     return dict(
       seconds=seconds,
       tokens_per_second_per_chip=tokens / seconds / job.slice.chips,
-      mfu_causal=done(causal) / seconds,
-      mfu_documents=done(job.work.squares) / seconds,
+      mfu_causal=done(*causal) / seconds,
+      mfu_documents=done(job.work.squares, job.work.windowed) / seconds,
     )
 
   parts = sorted(real.parts.items(), key=lambda item: -item[1])
@@ -244,6 +246,7 @@ def attention(job: Job) -> dict:
   remember, special = len(model.memory.layers), work.special
   layers = (model.layers - remember) * 2 * special.get('', 0.5)
   layers += remember * special.get('memory_layers', 1.0)
+  layers -= work.windows_save(model)
   times = passes * layers
   if 'longce' in special:  # forward, for each turn of the windows
     turns = 1 + step.longce.short // step.longce.stride
@@ -251,7 +254,7 @@ def attention(job: Job) -> dict:
   # 6 a pair of tokens, and one more matmul of the backward pass.
   needed = flops.attention(
     model, step.batch * step.seq_len, work.squares,
-    flops.count_memory_pairs(model, step.batch, step.seq_len),
+    flops.count_memory_pairs(model, step.batch, step.seq_len), work.windowed,
   ) * 7 / 6  # fmt: skip
   executed = work.executed * unit * times
   busiest = sum(work.hops) * step.micro_batches

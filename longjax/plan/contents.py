@@ -84,6 +84,8 @@ def known_shapes(config, model, mesh, params) -> dict[tuple, str]:
     attn_lse=(model.heads,),
     layer_in=(model.embed,),
   )
-  for name, rest in saved.items():
-    names[model.layers, *local, *rest] = f'{name} of all layers, saved'
+  for group in model.layer_groups():
+    for name, rest in saved.items():
+      layers = (group.stop - group.start) // len(group.kinds)
+      names[layers, *local, *rest] = f'{name} of {layers} layers, saved'
   return names

@@ -91,7 +91,8 @@ def estimated_seconds(config, target, documents: str) -> float:
   # float32.
   weights = (2 + 2 + 4) * count(abstract) / (2 * len(target.dims) * chip.link)
   layer = attention_seconds(model, work, chip, tokens)
-  seconds = model.layers * layer + weights + matmul_seconds(model, chip, tokens)
+  layers = model.layers - work.windows_save(model)
+  seconds = layers * layer + weights + matmul_seconds(model, chip, tokens)
   return config.train.micro_batches * seconds
 
 

@@ -28,6 +28,12 @@ class Workload(NamedTuple):
   # Blocks of a call of attention in the program's scope of that name, in parts
   # of what is counted above; '' is every other scope.
   special: dict[str, float]
+  windowed: float  # `squares` within the window of the model
+
+  def windows_save(self, model) -> float:
+    """Layers' worth of attention that layers with a window do not do."""
+    layers = sum(bool(model.kind(i).window) for i in range(model.layers))
+    return layers * (1 - self.special.get('windowed_layers', 1.0))
 
 
 def workload(config, documents: str = '') -> Workload:
@@ -67,11 +73,12 @@ def workload(config, documents: str = '') -> Workload:
     hops=tuple(_busiest(rows / swap, step.micro_batches, data).tolist()),
     pairs=pairs * step.batch / (step.micro_batches * data),
     block=block,
-    special=_special(config, members, block, executed),
+    special=_special(config, lengths, members, block, executed),
+    windowed=sum(_squares(x, step.seq_len, model.window) for x in lengths),
   )
 
 
-def _special(config, members, block, executed) -> dict[str, float]:
+def _special(config, lengths, members, block, executed) -> dict[str, float]:
   """Workload.special: what recipes do to attention besides documents."""
   step, model, found = config.train, config.model, {}
   cut = lambda size: (
@@ -83,6 +90,10 @@ def _special(config, members, block, executed) -> dict[str, float]:
   if model.memory.rows:
     seen = flops.count_memory_pairs(model, step.batch, step.seq_len) / block**2
     found['memory_layers'] = 1 + seen / executed
+  if model.window:
+    work = {x: _work(config, x, members, model.window) for x in set(lengths)}
+    inside = sum(work[x].sum() for x in lengths)
+    found['windowed_layers'] = float(inside / executed)
   if model.group:  # a call for each half of the heads
     found[''] = float(cut(model.group) / executed / 2)
   return found
@@ -125,18 +136,19 @@ def _mix(documents: str, seq_len: int) -> list[tuple[int, float]]:
   return [(length, share / total) for length, share in mix]
 
 
-def _squares(length: int, seq_len: int) -> float:
+def _squares(length: int, seq_len: int, window: int = 0) -> float:
   whole, rest = divmod(seq_len, length)
-  return float(whole * length**2 + rest**2)
+  return float(flops.within(np.array([length] * whole + [rest]), window))
 
 
-def _work(config, length: int, members: int) -> np.ndarray:
+def _work(config, length: int, members: int, window: int = 0) -> np.ndarray:
   """Blocks of a row of such documents, [member, hop]."""
   row = one_document(np.zeros(config.train.seq_len, np.int32))
   row = row._replace(segments=1 + row.index // length)
   block = config.model.block
   row = layout.arrange(row, config.data.layout, config.mesh.seq, block)
-  return layout.executed_blocks(row.segments, row.index, members, block)[0]
+  ids = row.segments, row.index
+  return layout.executed_blocks(*ids, members, block, window)[0]
 
 
 def _busiest(rows: np.ndarray, micro_batches: int, data: int) -> np.ndarray:

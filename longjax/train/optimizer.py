@@ -40,10 +40,10 @@ def schedule(config, steps: int):
 
 
 def decayed(params):
-  """True for matrices. By name: stacked norms have two dims as well."""
+  """True for matrices. By name: stacked norms and biases have two dims too."""
 
   def is_matrix(path, _):
-    return 'norm' not in jax.tree_util.keystr(path[-1:])
+    return not path[-1].key.endswith(('norm', 'bias'))
 
   return jax.tree.map_with_path(is_matrix, params)
 

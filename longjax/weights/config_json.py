@@ -5,30 +5,85 @@ The rope is read in either form, `rope_theta` with `rope_scaling` or
 otherwise take base 10,000.
 """
 
+import dataclasses
 import math
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from longjax import errors, llama, rope
 from longjax.weights.tensors import count, flag, positive
 
 NAME = 'config.json'
-ARCHITECTURES = ('LlamaForCausalLM', 'LLaMAForCausalLM', 'LongLlamaForCausalLM')
+
+
+NOTHING: Mapping = MappingProxyType({})
+
+
+class Family(NamedTuple):
+  """A class of transformers that is our model with some fields."""
+
+  architectures: tuple[str, ...]  # written is the first
+  reads: tuple[str, ...] = ()  # keys of NEUTRAL that it reads
+  fields: Mapping = NOTHING  # that all its models have
+  defaults: Mapping = NOTHING  # of absent keys, where they are not Llama's
+
+
+WINDOWS = ('sliding_window', 'use_sliding_window', 'layer_types')
+FAMILIES = dict(  # by model_type; what several can express is the first's
+  llama=Family(
+    ('LlamaForCausalLM', 'LLaMAForCausalLM', 'LongLlamaForCausalLM'),
+    ('attention_bias',),
+  ),
+  mistral=Family(
+    ('MistralForCausalLM',),
+    ('sliding_window',),
+    defaults=dict(sliding_window=4096),
+  ),
+  qwen2=Family(
+    ('Qwen2ForCausalLM',),
+    WINDOWS,
+    fields=dict(bias='qkv'),
+    defaults=dict(sliding_window=4096),
+  ),
+  qwen3=Family(
+    ('Qwen3ForCausalLM',),
+    ('attention_bias', *WINDOWS),
+    fields=dict(qk_norm='head'),
+    defaults=dict(sliding_window=4096, head_dim=128),
+  ),
+  ministral3=Family(('Ministral3ForCausalLM',), ('sliding_window',)),
+  smollm3=Family(
+    ('SmolLM3ForCausalLM',),
+    ('attention_bias', 'no_rope_layers', *WINDOWS),
+    defaults=dict(rope_theta=2e6, tie_word_embeddings=True),
+  ),
+)
+FULL, SLIDING = 'full_attention', 'sliding_attention'
 # What would change the maths, and the values with which it does not.
 NEUTRAL = {
   'hidden_act': ('silu', 'swish'),
   'attention_bias': (False, None),
   'mlp_bias': (False, None),
   'sliding_window': (None,),
+  'use_sliding_window': (False, None),
+  'layer_types': (None, FULL),
   'partial_rotary_factor': (1, None),
   'quantization_config': (None,),
   'num_local_experts': (None, 0, 1),
+  'num_experts': (None, 0, 1),
   'no_rope_layers': (None, []),
+  'attention_chunk_size': (None,),
+  'attn_temperature_tuning': (None, False, 0),
+  'clip_qkv': (None,),
   'attn_logit_softcapping': (None,),
   'final_logit_softcapping': (None,),
   'embedding_multiplier': (1, None),
   'attention_multiplier': (None,),
   'residual_multiplier': (1, None),
   'logits_scaling': (1, None),
+  'logit_scale': (1, None),
 }
 LENGTH = 'original_max_position_embeddings'
 # By type, its keys and the fields of rope.Rope that they are. LongRoPE, whose
@@ -49,7 +104,19 @@ ROPES = {
     'beta_slow': 'beta_slow',
   },
 }
+# Of yarn, and of Ministral 3; written where they are not the default.
+OPTIONAL = dict(
+  attention_factor='attention_factor',
+  mscale='mscale',
+  mscale_all_dim='mscale_all_dim',
+  llama_4_scaling_beta='query_beta',
+)
 LONGROPE = ('factor', LENGTH, 'short_factor', 'long_factor', 'attention_factor')
+DEFAULTS = {
+  field.name: field.default
+  for field in dataclasses.fields(llama.Llama)
+  if field.name in ('bias', 'qk_norm', 'nope_layers', 'window', 'full_layers')
+}
 MOST_TEMPERATURE = 4  # of LongRoPE; published ones are below 1.5
 
 
@@ -62,7 +129,12 @@ def fields(config) -> dict:
   Raises:
     InputError: names the key that is wrong or would be another model.
   """
-  _refuse_other_models(config)
+  name = family(config)
+  config = FAMILIES[name].defaults | {
+    k: v
+    for k, v in config.items()
+    if k in FAMILIES[name].reads or v is not None
+  }
   heads = 'num_attention_heads'
   embed, head_count = count(config, 'hidden_size'), count(config, heads)
   if 'head_dim' not in config and embed % head_count:
@@ -80,7 +152,58 @@ def fields(config) -> dict:
     norm_eps=positive(config, 'rms_norm_eps', 1e-6),
     tied=flag(config, 'tie_word_embeddings'),
     rope=_rope(config),
+    **_of_family(config, name),
   )
+
+
+def _of_family(config, name) -> dict:
+  """The fields that only some families have, where they are not the default."""
+  layers, reads = config['num_hidden_layers'], FAMILIES[name].reads
+  found = dict(FAMILIES[name].fields)
+  if 'attention_bias' in reads and flag(config, 'attention_bias'):
+    found['bias'] = 'qkvo'
+  if 'no_rope_layers' in reads:
+    every = count(config, 'no_rope_layer_interval', 4)
+    rotates = config.get('no_rope_layers') or [
+      int((i + 1) % every != 0) for i in range(layers)
+    ]
+    found['nope_layers'] = _where(config, 'no_rope_layers', rotates, 0, (0, 1))
+  types = 'layer_types' in reads and config.get('layer_types')
+  types = types or _layer_types(config, name)
+  sliding = _where(config, 'layer_types', types, SLIDING, (FULL, SLIDING))
+  if 'sliding_window' in reads and sliding:
+    found['window'] = count(config, 'sliding_window')
+    found['full_layers'] = tuple(i for i in range(layers) if i not in sliding)
+  return {k: v for k, v in found.items() if v != ()}
+
+
+def _layer_types(config, name) -> list[str]:
+  """What transformers takes for `layer_types` where they are not given."""
+  layers = config['num_hidden_layers']
+  windowed = config.get('sliding_window') is not None
+  if 'use_sliding_window' in FAMILIES[name].reads:
+    windowed &= flag(config, 'use_sliding_window')
+  if windowed and name == 'smollm3':
+    raise errors.InputError(
+      'use_sliding_window needs layer_types, which say what layers it is of'
+    )
+  first = 0 if 'stral' in name else count(config, 'max_window_layers', 28)
+  return [SLIDING if windowed and i >= first else FULL for i in range(layers)]
+
+
+def _where(config, key, values, wanted, known) -> tuple[int, ...]:
+  """The layers for which a list that a key holds has the wanted value."""
+  layers = config['num_hidden_layers']
+  if (
+    not isinstance(values, list)
+    or len(values) != layers
+    or any(x not in known for x in values)
+  ):
+    raise errors.InputError(
+      f'{key} = {str(values)[:80]} is not one of {known} for each of the '
+      f'{layers} layers'
+    )
+  return tuple(i for i, x in enumerate(values) if x == wanted)
 
 
 def window(config) -> int:
@@ -89,23 +212,42 @@ def window(config) -> int:
   return tokens if type(tokens) is int and tokens > 0 else 0
 
 
-def _refuse_other_models(config):
+def family(config) -> str:
+  """The key of FAMILIES of a config.json; refuses settings of no effect here.
+
+  Raises:
+    InputError: another model, or a key that would change the maths.
+  """
   names, kind = config.get('architectures') or [], config.get('model_type')
   if not isinstance(names, list):
     raise errors.InputError(f'architectures = {names!r} is not a list')
-  if not all(name in ARCHITECTURES for name in names) or (
-    not names and kind not in ('llama', 'longllama')
+  kind = 'llama' if kind == 'longllama' else kind
+  found = {
+    name for name, it in FAMILIES.items() if {*names} & {*it.architectures}
+  } or {kind}
+  known = {x for it in FAMILIES.values() for x in it.architectures}
+  if (
+    not {*names} <= known
+    or kind not in (None, *found)
+    or (len(found) > 1 or not found <= FAMILIES.keys())
   ):
     raise errors.InputError(
-      f'architectures {names}, model_type {kind!r}; supported: '
-      f'{", ".join(ARCHITECTURES)}'
+      f'architectures {names}, model_type {config.get("model_type")!r}; '
+      f'supported: {", ".join(sorted(known))}'
     )
+  (name,) = found
   for key, neutral in NEUTRAL.items():
-    if key in config and config[key] not in neutral:
+    given = config.get(key)
+    if key == 'layer_types' and isinstance(given, list) and {*given} == {FULL}:
+      given = None
+    if (
+      key in config and key not in FAMILIES[name].reads and given not in neutral
+    ):
       raise errors.InputError(
         f'{key} = {str(config[key])[:80]} is a setting that longjax does '
-        'not support'
+        f'not support in a {FAMILIES[name].architectures[0]}'
       )
+  return name
 
 
 def _rope(config) -> dict:
@@ -147,6 +289,9 @@ def _rope_from(config, settings, where) -> dict:
     elif kind != 'default':
       found |= dict(scaling=kind, **_numbers(config, settings, kind))
     known = {*ROPES.get(kind, LONGROPE)}
+    if kind == 'yarn':
+      found |= _optional(config, settings, rope.Rope(**found))
+      known |= {*OPTIONAL, 'truncate'}
     known |= _harmless(settings, rope.Rope(**found))
   except ValueError as error:
     raise errors.InputError(f'{where}: {error}') from None
@@ -169,6 +314,27 @@ def _numbers(config, settings, kind) -> dict:
   }
   if 'original_length' in found:
     found['original_length'] = int(found['original_length'])
+  return found
+
+
+def _optional(config, settings, plain: rope.Rope) -> dict:
+  """What yarn may have besides, where it is not as without it."""
+  given = {k: positive(settings, k) for k in OPTIONAL if settings.get(k)}
+  if 'llama_4_scaling_beta' in given and family(config) != 'ministral3':
+    raise errors.InputError(
+      'llama_4_scaling_beta is read in a Ministral3ForCausalLM alone'
+    )
+  # As transformers: the attention_factor, else both of the others, else none.
+  if 'attention_factor' in given or not {'mscale', 'mscale_all_dim'} <= {
+    *given
+  }:
+    given = {k: v for k, v in given.items() if 'mscale' not in k}
+  usual = rope.temperature(plain)
+  if math.isclose(given.get('attention_factor', 0), usual, rel_tol=1e-6):
+    del given['attention_factor']
+  found: dict = {OPTIONAL[k]: v for k, v in given.items()}
+  if settings.get('truncate', True) is False:
+    found['truncate'] = False
   return found
 
 
@@ -212,8 +378,6 @@ def _harmless(settings, recipe: rope.Rope) -> set[str]:
   given = positive(settings, 'attention_factor', wanted)
   if math.isclose(given, wanted, rel_tol=1e-6):
     found.add('attention_factor')
-  if settings.get('truncate') is True:
-    found.add('truncate')
   if settings.get('partial_rotary_factor') == 1:
     found.add('partial_rotary_factor')
   if recipe.scaling in ('none', 'linear'):
@@ -224,7 +388,9 @@ def _harmless(settings, recipe: rope.Rope) -> set[str]:
 # Written
 
 
-def content(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
+def content(
+  config: llama.Llama, window: int, dtype: str, tokens, kind='llama'
+) -> dict:
   """What config.json holds.
 
   Args:
@@ -232,14 +398,49 @@ def content(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
     window: tokens that it was trained for.
     dtype: of the tensors.
     tokens: the data.tokenizer.Tokenizer, or None.
+    kind: the key of FAMILIES that it was, taken if it can still express it.
 
   Raises:
-    InputError: transformers has no such rope.
+    InputError: transformers has no such model.
   """
+  general = _general(config, window, dtype, tokens)
+  ours = dataclasses.asdict(config)
+  names = (kind, *FAMILIES) if not config.rope.query_beta else ('ministral3',)
+  for name in dict.fromkeys(names):
+    if name == 'ministral3' and not config.rope.query_beta:
+      continue
+    found = general | _written(config, name)
+    read = fields(found)
+    if all(ours[k] == v for k, v in (DEFAULTS | read).items() if k != 'rope'):
+      return found
+  own = ', '.join(
+    f'{k} {ours[k]!r}' for k in DEFAULTS if ours[k] != DEFAULTS[k]
+  )
+  raise errors.InputError(
+    f'no model of transformers has all of {own}; only longjax runs this one'
+  )
+
+
+def _written(config: llama.Llama, name: str) -> dict:
+  """The keys by which a family differs from others."""
+  it, layers = FAMILIES[name], range(config.layers)
+  windows = [config.kind(layer).window for layer in layers]
+  own = dict(
+    attention_bias=config.bias == 'qkvo',
+    sliding_window=config.window or None,
+    use_sliding_window=any(windows),
+    layer_types=[SLIDING if window else FULL for window in windows],
+    no_rope_layers=[int(layer not in config.nope_layers) for layer in layers],
+  )
+  found = {key: own[key] for key in it.reads}
+  return dict(architectures=[it.architectures[0]], model_type=name) | found
+
+
+def _general(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
+  """The keys that all families have."""
   settings = rope_parameters(config)
   scaling = {k: v for k, v in settings.items() if k != 'rope_theta'}
   return dict(
-    architectures=['LlamaForCausalLM'],
     attention_bias=False,
     attention_dropout=0.0,
     bos_token_id=tokens and tokens.bos,
@@ -251,7 +452,6 @@ def content(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
     intermediate_size=config.mlp,
     max_position_embeddings=window,
     mlp_bias=False,
-    model_type='llama',
     num_attention_heads=config.heads,
     num_hidden_layers=config.layers,
     num_key_value_heads=config.kv_heads,
@@ -270,8 +470,10 @@ def content(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
 def rope_parameters(config: llama.Llama) -> dict:
   """`rope_parameters` of transformers 5."""
   settings, dim = config.rope, config.head_dim
-  if settings.scaling == 'nope' or settings.xpos:
+  beta = settings.query_beta and settings.scaling != 'yarn'
+  if settings.scaling == 'nope' or settings.xpos or beta:
     name = 'xpos' if settings.xpos else 'nope'
+    name = 'query_beta without yarn' if beta else name
     raise errors.InputError(
       f"rope {name!r} has no equivalent in transformers' Llama; only longjax "
       'runs this model'
@@ -283,7 +485,12 @@ def rope_parameters(config: llama.Llama) -> dict:
     return dict(rope_type='default', rope_theta=base)
   if kind in ROPES:
     numbers = {k: getattr(settings, ours) for k, ours in ROPES[kind].items()}
-    return dict(rope_type=kind, rope_theta=base, **numbers)
+    more = {
+      k: x for k, ours in OPTIONAL.items() if (x := getattr(settings, ours))
+    }
+    if not settings.truncate:
+      more['truncate'] = False
+    return dict(rope_type=kind, rope_theta=base, **numbers, **more)
   # Any other divides each frequency by a number, as LongRoPE does.
   plain, _ = rope.frequencies(rope.Rope(base=base), dim)
   scaled, temperature = rope.frequencies(settings, dim)

@@ -170,7 +170,11 @@ def to_huggingface(
   tokens = _load_tokenizer(kept, metadata.get('tokenizer'), log)
   configs = {
     config_json.NAME: config_json.content(
-      config, _window(metadata, max_length), dtypes['embedding'], tokens
+      config,
+      _window(metadata, max_length),
+      dtypes['embedding'],
+      tokens,
+      metadata.get('family', 'llama'),
     ),
     released.GENERATION: released.generation(metadata, tokens),
   }

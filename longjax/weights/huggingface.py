@@ -1,7 +1,8 @@
 """Reads a directory in Hugging Face's form: config.json and files of tensors.
 
-Llama 2, 3, 3.1, 3.2, SmolLM2, OpenLLaMA and LongLLaMA (its memory layers are
-set by the config that trains it, its weights are OpenLLaMA's).
+The families of config_json: Llama (SmolLM2, OpenLLaMA and LongLLaMA too, whose
+memory layers are set by the config that trains it), Mistral, Qwen2 and 3,
+SmolLM3.
 """
 
 import os
@@ -38,6 +39,7 @@ def source(directory) -> TensorSource:
     tensors,
     (path, *read),
     window=config_json.window(config),
+    family=config_json.family(config),
   )
 
 

@@ -17,7 +17,11 @@ INTERLEAVED = ('gguf', 'meta')
 
 
 class Row(NamedTuple):
-  """One parameter; names have a {} for the layer and lack '.weight'."""
+  """One parameter; names have a {} for the layer and lack '.weight'.
+
+  Fields of the model decide whether it has biases and norms of q and k, which
+  only Hugging Face's form stores.
+  """
 
   path: str  # ours, with '/' between dict keys
   dims: str  # ours, one letter a dim
@@ -35,15 +39,27 @@ TABLE = (
   Row('layers/q', 'DNH', 'NH D', True,
       'blk.{}.attn_q', 'model.layers.{}.self_attn.q_proj',
       'layers.{}.attention.wq'),
+  Row('layers/q_bias', 'NH', 'NH', False,
+      '', 'model.layers.{}.self_attn.q_proj.bias', ''),
   Row('layers/k', 'DKH', 'KH D', True,
       'blk.{}.attn_k', 'model.layers.{}.self_attn.k_proj',
       'layers.{}.attention.wk'),
+  Row('layers/k_bias', 'KH', 'KH', False,
+      '', 'model.layers.{}.self_attn.k_proj.bias', ''),
   Row('layers/v', 'DKH', 'KH D', False,
       'blk.{}.attn_v', 'model.layers.{}.self_attn.v_proj',
       'layers.{}.attention.wv'),
+  Row('layers/v_bias', 'KH', 'KH', False,
+      '', 'model.layers.{}.self_attn.v_proj.bias', ''),
   Row('layers/o', 'NHD', 'D NH', False,
       'blk.{}.attn_output', 'model.layers.{}.self_attn.o_proj',
       'layers.{}.attention.wo'),
+  Row('layers/o_bias', 'D', 'D', False,
+      '', 'model.layers.{}.self_attn.o_proj.bias', ''),
+  Row('layers/q_norm', 'H', 'H', False,
+      '', 'model.layers.{}.self_attn.q_norm', ''),
+  Row('layers/k_norm', 'H', 'H', False,
+      '', 'model.layers.{}.self_attn.k_norm', ''),
   Row('layers/gate', 'DF', 'F D', False,
       'blk.{}.ffn_gate', 'model.layers.{}.mlp.gate_proj',
       'layers.{}.feed_forward.w1'),
@@ -68,8 +84,15 @@ TABLE = (
 
 
 def rows(fields) -> list[Row]:
-  """The rows of a model: all of them, without the head if it is tied."""
-  return [row for row in TABLE if not (row.path == 'head' and fields['tied'])]
+  """The rows of a model: what all have, and what its fields add."""
+  bias, norm = (fields.get(k, 'none') for k in ('bias', 'qk_norm'))
+  present = dict(
+    head=not fields['tied'],
+    o_bias=bias == 'qkvo',
+    **dict.fromkeys(('q_bias', 'k_bias', 'v_bias'), bias != 'none'),
+    **dict.fromkeys(('q_norm', 'k_norm'), norm != 'none'),
+  )
+  return [r for r in TABLE if present.get(r.path.rpartition('/')[2], True)]
 
 
 def layers(row, fields):
@@ -84,7 +107,8 @@ def is_layered(path) -> bool:
 
 def name(row, format, layer=None) -> str:
   """The tensor's name in `format`: 'gguf', 'huggingface' or 'meta'."""
-  return getattr(row, format).format(layer) + '.weight'
+  found = getattr(row, format).format(layer)
+  return found if found.endswith('.bias') else f'{found}.weight'
 
 
 def sizes(letters, fields) -> tuple[int, ...]:

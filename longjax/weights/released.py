@@ -22,19 +22,22 @@ def read(path) -> dict:
 
   Returns:
     window: tokens that the model was trained for, 0 if that is not known;
-    generation: the content of generation_config.json, or None.
+    generation: the content of generation_config.json, or None;
+    family: a key of config_json.FAMILIES, if it is not llama.
   """
   if (source := weights.find(path)) is None:
     metadata = checkpoint.metadata(path)
+    kept = {k: metadata[k] for k in ('family',) if k in metadata}
     generation = metadata.get('generation')
-    return dict(window=window(metadata), generation=generation)
+    return dict(window=window(metadata), generation=generation, **kept)
   beside = path if os.path.isdir(path) else os.path.dirname(path)
   file, generation = os.path.join(beside, GENERATION), None
   if os.path.isfile(file):
     generation = tensor_files.load_json(
       tensor_files.inside(os.fspath(beside), GENERATION)
     )
-  return dict(window=source.window, generation=generation)
+  kept = {} if source.family == 'llama' else dict(family=source.family)
+  return dict(window=source.window, generation=generation, **kept)
 
 
 def tokenizer_digest(path) -> str | None:

@@ -98,14 +98,14 @@ def later(path, lengths):
     *np.float32([0, 1]), np.int32(0), np.zeros(1, np.int32)
   )
   for length in lengths:
-    state = generate.empty(program, 1, length + BURST * (RUNS + 1))
-    index = np.arange(state.cache.ids.index.shape[2], dtype=np.int32)
+    state = generate.empty(program, 1, length, BURST * (RUNS + 1), CHUNK)
+    (cache,) = state.cache
+    index = np.arange(cache.ids.index.shape[2], dtype=np.int32)
     ids = Ids((index < length).astype(np.int32)[None, None], index[None, None])
-    state = state._replace(cache=state.cache._replace(ids=ids))
+    state = state._replace(cache=(cache._replace(ids=ids),))
     group = generate.PromptGroup(
-      np.array([length], np.int32), np.int32(length), np.full(4, -1, np.int32),
-      draw,
-    )  # fmt: skip
+      np.array([length], np.int32), np.full(4, -1, np.int32), draw
+    )
     spent = []
     for _ in range(RUNS + 1):  # the first compiles
       began = clocks()
@@ -125,7 +125,7 @@ def reading(path, tokens: int, run: bool):
   mesh = sharding.make_mesh(1, len(jax.devices()))
   params = generate.place_params(params, config, mesh)
   program = kv_cache.Program(config, mesh)
-  state = generate.empty(program, 1, tokens)
+  state = generate.empty(program, 1, tokens, 0, CHUNK)
   rng = np.random.default_rng(0)
   prompt = rng.integers(0, config.vocab, (1, tokens)).astype(np.int32)
   lengths = np.array([tokens], np.int32)
@@ -135,7 +135,7 @@ def reading(path, tokens: int, run: bool):
   )  # fmt: skip
   compiled = step(state, 0).compile()
   memory = compiled.memory_analysis()
-  cache = state.cache.k.addressable_shards[0].data.nbytes * 2
+  cache = state.cache[0].k.addressable_shards[0].data.nbytes * 2
   print(
     f'{tokens:,} tokens on {len(jax.devices())} devices, chunks of {CHUNK:,}: '
     f'cache {cache / 2**20:.0f} MiB, arguments '
