@@ -14,6 +14,11 @@ LLAMA2 = dict(vocab=32_000, norm_eps=1e-5, tied=False, head_dim=128)
 LLAMA1 = LLAMA2 | dict(norm_eps=1e-6)
 LLAMA3 = LLAMA2 | dict(vocab=128_256)
 SMOLLM2 = dict(vocab=49_152, norm_eps=1e-5, tied=True, head_dim=64)
+MISTRAL = LLAMA2  # v0.1, whose window is 4096; later ones have none
+QWEN3 = dict(
+  vocab=151_936, norm_eps=1e-6, tied=False, head_dim=128, qk_norm='head'
+)
+SMOLLM3 = dict(vocab=128_256, norm_eps=1e-6, tied=True, head_dim=128)
 TINY = dict(vocab=384, norm_eps=1e-5, tied=False, head_dim=16)
 
 
@@ -44,6 +49,13 @@ SIZES = dict(  # layers, embed, mlp, heads, kv_heads
   smollm2_135m=architecture(SMOLLM2, 30, 576, 1536, 9, 3),
   smollm2_360m=architecture(SMOLLM2, 32, 960, 2560, 15, 5),
   smollm2_1b7=architecture(SMOLLM2, 24, 2048, 8192, 32, 32),
+  # config.json of mistralai/Mistral-7B-v0.1, Qwen/Qwen3-8B and
+  # HuggingFaceTB/SmolLM3-3B.
+  mistral_7b=architecture(MISTRAL, 32, 4096, 14_336, 32, 8, window=4096),
+  qwen3_8b=architecture(QWEN3, 36, 4096, 12_288, 32, 8),
+  smollm3_3b=architecture(
+    SMOLLM3, 36, 2048, 11_008, 16, 4, nope_layers=tuple(range(3, 36, 4))
+  ),
 )
 # Of Llama 3.1; Llama 3.2 has a factor of 32.
 LLAMA31_ROPE = dict(

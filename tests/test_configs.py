@@ -29,7 +29,8 @@ NAMES = sorted(
 TRACED = [
   'llama2_7b_32k', 'llama2_7b_32k:70b', 'llama2_long_ablations:xpos_abf',
   'llama2_longce', 'llama2_longlora:7b_32k', 'llama2_yarn', 'llama3_8b_512k',
-  'llama_superhot_8k', 'nope_107m', 'openllama_3b_fot', 'tiny',
+  'llama_superhot_8k', 'nope_107m', 'openllama_3b_fot', 'smollm3_3b_64k',
+  'tiny',
 ]  # fmt: skip
 
 
@@ -101,7 +102,9 @@ WINDOWS = {
   'llama3_8b_skipalign': 65_536, 'llama_ntk': 32_768, 'llama_pi': 32_768,
   'llama_pi:llama1_7b_8k': 8192, 'llama_pose': 16_384,
   'llama_pose:yarn_128k': 131_072, 'llama_superhot_8k': 8192,
-  'nope_107m': 1024, 'openllama_3b_fot': 2048, 'smollm2_135m_abf_16k': 1024,
+  'mistral_7b_128k': 131_072, 'qwen3_8b_128k': 131_072,
+  'smollm3_3b_64k': 65_536, 'nope_107m': 1024, 'openllama_3b_fot': 2048,
+  'smollm2_135m_abf_16k': 1024,
   'smollm2_135m_pi_16k': 1024, 'smollm2_135m_prolong_mini': 4096, 'tiny': 256,
 }  # fmt: skip
 

@@ -472,6 +472,9 @@ def test_every_rope_field_changes_the_rotation(scaling, field, value):
   ('llama32_1b', 1_235_814_400),
   ('llama32_3b', 3_212_749_824),
   ('smollm2_135m', 134_515_008),
+  ('mistral_7b', 7_241_732_096),
+  ('qwen3_8b', 8_190_735_360),
+  ('smollm3_3b', 3_075_098_624),
 ])  # fmt: skip
 def test_published_models_have_their_published_parameters(size, count):
   fields = common.model(size).to_dict()
