@@ -1,11 +1,12 @@
 """Evaluates a checkpoint, or two side by side, and writes a report.
 
-  python launch/evaluate.py --config configs/C.py --checkpoint DIR
+  python launch/evaluate.py [--config configs/C.py] --checkpoint DIR
       [--against DIR] [--tasks a,b] [--lengths 4096,8192] [--out DIR]
       [--limit N]
 
 A checkpoint is a run directory, or weights in any known format; it is
-evaluated with its own RoPE and tokenizer. The config sets the mesh, the
+evaluated with its own RoPE and tokenizer. Without a config, name tasks that
+need no documents. The config sets the mesh, the
 held-out documents (eval.sources, eval.length, eval.documents) and the number
 of prompts (eval.samples). Tasks: position_loss, perplexity, context_gain,
 longppl, passkey, passkey_original, needle, first_sentence, ruler or ruler/vt,

@@ -1,13 +1,14 @@
 """Continues a prompt, a file, or a chat with a checkpoint.
 
-  python launch/generate.py --config configs/C.py --checkpoint DIR
+  python launch/generate.py [--config configs/C.py] --checkpoint DIR
       --prompt 'Once upon a time' [--tokens 128] [--temperature 0.8]
   python launch/generate.py ... --file book.txt --prompt 'Who is Ahab?'
   python launch/generate.py ... --chat smollm2
 
 A file's text comes before the prompt. --chat names the template and reads a
-line for each turn, until an empty one. The config sets the mesh; the KV cache
-is sharded over mesh.seq, so a prompt may be as long as all devices hold.
+line for each turn, until an empty one. The config sets the mesh,
+one device without it (--config.mesh.seq=N sets it as well); the KV cache is
+sharded over mesh.seq, so a prompt may be as long as all devices hold.
 """
 
 import pathlib

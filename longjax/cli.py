@@ -17,6 +17,8 @@ from longjax import config as schema
 from longjax import errors, typed
 from longjax.errors import InputError
 
+MODEL = ('model', 'weights')  # a key and its value: the shape is the weights'
+DESCRIBES_ITSELF = 'checkpoint'  # a flag that may stand in for --config
 BOOLS = [name for name, key in schema.KEYS.items() if key.kind is bool]
 
 
@@ -49,14 +51,20 @@ def run(
     found, overrides = read_flags(
       rest, known, [*map(dashed, switches)], [*map(dashed, lists)]
     )
-    if 'config' not in found:
-      raise InputError('--config=configs/NAME.py is needed; see --help')
-    config = load(found['config'], overrides)
+    described = found.get(DESCRIBES_ITSELF)
+    if 'config' not in found and not described:
+      raise InputError(
+        '--config=configs/NAME.py is needed; see --help'
+        + (
+          '' if DESCRIBES_ITSELF not in flags else f', or --{DESCRIBES_ITSELF}'
+        )
+      )
+    config = load(found.get('config', ''), overrides, described)
     checks.check(config)
     values = {name: name not in switches and '' for name in flags}
     values |= dict.fromkeys(lists, ())
     values |= {k.replace('-', '_'): v for k, v in found.items()}
-    words = [f'--config={values.pop("config")}']
+    words = [f'--config={values.pop("config", "")}']
     words += [f'--config.{key}={text}' for key, text in overrides]
     return main(*([verb, words] if verb else []), config, **values)
 
@@ -186,8 +194,32 @@ def nearest(name: str, known) -> str:
   return f'; nearest is {close!r}' if close else ''
 
 
-def load(path: str, overrides=()) -> Any:
-  """The config of a file, with the overrides [(key, text), ...] applied."""
+def load(path: str, overrides=(), checkpoint='') -> Any:
+  """The config of a file, with the overrides [(key, text), ...] applied.
+
+  Its model may be 'weights', that of what config.weights names. Without a file
+  all is that of a checkpoint.
+  """
+  if path:
+    config = load_file(path)
+  else:
+    from longjax.weights import section
+
+    config = section.config_of(checkpoint).lock()
+  if config.model == MODEL[1] or MODEL in overrides:
+    from longjax.weights import section  # jax takes a second or more
+
+    spec = dict(overrides).get('weights', config.weights)
+    with config.unlocked(), config.ignore_type():
+      config.model = section.model_of(spec, config.model)
+  for key, text in overrides:
+    if (key, text) != MODEL:
+      typed.override(config, key, text)
+  return config
+
+
+def load_file(path: str) -> Any:
+  """What the get_config of a file returns."""
   name, _, variant = path.partition(':')
   file = pathlib.Path(name)
   if not file.is_file():
@@ -197,14 +229,11 @@ def load(path: str, overrides=()) -> Any:
     spec: Any = importlib.util.spec_from_file_location('config_file', file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(*filter(None, [variant])).lock()
+    return module.get_config(*filter(None, [variant])).lock()
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
   except Exception as error:  # a config is a program: anything may be raised
     raise InputError(f'{path}: {type(error).__name__}: {error}') from error
-  for key, text in overrides:
-    typed.override(config, key, text)
-  return config
 
 
 def config_file(arguments) -> str:
@@ -218,7 +247,7 @@ def config_file(arguments) -> str:
 
 def help_text(doc, known, file: str) -> str:
   """The docstring, the flags, and all keys with their values and meanings."""
-  config = load(file) if file else {}
+  config = load_file(file) if file else {}
   lines = [(doc or '').strip(), '', 'flags:', *flag_lines(known)]
   lines += ['', f'keys of {file or "a config"}, set by --config.KEY=VALUE:', '']
   for value, meaning in typed.describe(config):

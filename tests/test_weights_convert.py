@@ -23,6 +23,7 @@ from configs import tiny
 from launch import convert as convert_command
 from longjax import (
   checkpoint,
+  checks,
   cli,
   digest,
   errors,
@@ -790,3 +791,94 @@ def test_bad_arguments_are_one_line(arguments, words, capsys, monkeypatch):
   assert run_command(monkeypatch, *arguments) == 2
   error = capsys.readouterr().err
   assert words in error and error.count('\n') == 1
+
+
+def test_a_config_may_have_the_model_of_its_weights(tmp_path):
+  files.write_huggingface(
+    tmp_path, TIED, LLAMA31, architectures=['MistralForCausalLM'],
+    model_type='mistral', sliding_window=64,
+  )  # fmt: skip
+  wanted = weights.config(tmp_path)
+  assert wanted.window == 64
+  typed = [('weights', str(tmp_path)), ('model', 'weights')]
+  for config in (
+    cli.load('configs/tiny.py', [*typed, ('model.rope.base', '1e6')]),
+    cli.load('', [('model.rope.base', '1e6')], str(tmp_path)),
+  ):
+    model = checks.llama_config(config)
+    longer = dataclasses.replace(wanted.rope, base=1e6)
+    assert dataclasses.replace(wanted, rope=longer, dtype=model.dtype,
+                               block=model.block) == model  # fmt: skip
+  with pytest.raises(errors.InputError, match=r"must name .* 'random'"):
+    cli.load('configs/tiny.py', [('weights', 'random'), typed[1]])
+
+
+def read_as(kind, **more):
+  """Our fields of a config.json of another class; rope left out."""
+  names = dict(architectures=[f'{kind}ForCausalLM'], model_type=kind.lower())
+  found = config_json.fields(told(dict(base=1e4)) | names | more)
+  return {k: v for k, v in found.items() if k not in {*GQA, 'rope'}}
+
+
+FULL, SLIDING = 'full_attention', 'sliding_attention'
+SLIDES = dict(sliding_window=64, use_sliding_window=True)
+
+
+@pytest.mark.parametrize('kind, settings, wanted', [
+  ('Llama', dict(attention_bias=True), dict(bias='qkvo')),
+  ('Mistral', {}, dict(window=4096)),  # transformers' default
+  ('Mistral', dict(sliding_window=None), {}),
+  ('Qwen2', dict(sliding_window=64), dict(bias='qkv')),  # which it has not on
+  ('Qwen2', SLIDES | dict(max_window_layers=2),
+   dict(bias='qkv', window=64, full_layers=(0, 1))),
+  ('Qwen3', SLIDES | dict(layer_types=[SLIDING, FULL, SLIDING]),
+   dict(qk_norm='head', window=64, full_layers=(1,))),
+  ('SmolLM3', dict(no_rope_layer_interval=3), dict(nope_layers=(2,))),
+  ('SmolLM3', dict(no_rope_layers=[0, 1, 1]), dict(nope_layers=(0,))),
+])  # fmt: skip
+def test_config_json_of_kin_has_what_differs(kind, settings, wanted):
+  assert read_as(kind, **settings) == wanted
+
+
+@pytest.mark.parametrize('kind, key, value', [
+  ('Llama', 'mlp_bias', True),
+  ('Llama', 'layer_types', [FULL, SLIDING, FULL]),
+  ('Llama', 'use_sliding_window', True),
+  ('Llama', 'partial_rotary_factor', 0.5),
+  ('Llama', 'no_rope_layers', [1, 1, 0]),
+  ('Mistral', 'hidden_act', 'gelu'),
+  ('Mistral', 'attention_bias', True),
+  ('Mistral', 'layer_types', [SLIDING] * 3),
+  ('Qwen2', 'attention_bias', True),
+  ('Qwen3', 'quantization_config', dict(quant_method='awq')),
+  ('Qwen3', 'layer_types', [FULL, 'linear_attention', FULL]),
+  ('Qwen3', 'layer_types', [FULL]),
+  ('Qwen3', 'num_hidden_layers', 10**9),
+  ('SmolLM3', 'no_rope_layers', [1, 1, 2]),
+  ('SmolLM3', 'use_sliding_window', 'yes'),
+  ('Qwen3', 'model_type', 'qwen2'),
+  ('Llama', 'rope_parameters', dict(
+    rope_type='yarn', rope_theta=1e4, factor=4.0, llama_4_scaling_beta=0.1,
+    original_max_position_embeddings=64)),
+])  # fmt: skip
+def test_what_would_be_another_model_is_refused_by_name(kind, key, value):
+  named = 'llama_4_scaling_beta' if key == 'rope_parameters' else key
+  with pytest.raises(errors.InputError, match=named):
+    read_as(
+      kind, **SLIDES | {key: value} if kind == 'SmolLM3' else {key: value}
+    )
+
+
+@pytest.mark.parametrize('fields, kind', [
+  (dict(bias='qkvo'), 'llama'),
+  (dict(window=8), 'mistral'),
+  (dict(bias='qkv', window=8, full_layers=(0,)), 'qwen2'),
+  (dict(qk_norm='head', window=8), 'qwen3'),
+  (dict(nope_layers=(0, 2)), 'smollm3'),
+])  # fmt: skip
+def test_an_export_is_of_the_class_that_can_express_the_model(fields, kind):
+  found = told(dict(base=1e4), GQA | fields)
+  assert found['model_type'] == kind
+  assert found['architectures'] == list(config_json.FAMILIES[kind][0][:1])
+  with pytest.raises(errors.InputError, match=r'qkv.* nope_layers'):
+    told(dict(base=1e4), GQA | dict(bias='qkv', nope_layers=(1,)))

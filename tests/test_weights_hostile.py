@@ -276,9 +276,12 @@ CASES = {
   'number beyond floats': (
     of(huggingface, rms_norm_eps=10**400), ('config.json', 'rms_norm_eps')
   ),
-  'model with biases': (of(huggingface, attention_bias=True), ('_bias',)),
+  'model with biases': (
+    of(huggingface, attention_bias=True), ('lacks', 'proj.bias')
+  ),
   'model with a window': (
-    of(huggingface, sliding_window=4096), ('sliding_window = 4096',)
+    of(huggingface, sliding_window=4096),
+    ('sliding_window = 4096', 'LlamaForCausalLM'),
   ),
   'another model': (
     of(huggingface, architectures=['MistralForCausalLM']), ('Mistral',)
@@ -290,9 +293,6 @@ CASES = {
     of(huggingface, rope_parameters=None,
        rope_scaling=dict(rope_type='llama3', type='linear', factor=8.0)),
     ('config.json', "'linear and llama3'"),
-  ),
-  'temperature of yarn': (
-    rope(**YARN | dict(attention_factor=1.0)), ('attention_factor',)
   ),
   'temperature beyond floats': (
     rope(**YARN | dict(attention_factor=10**400)), ('attention_factor',)

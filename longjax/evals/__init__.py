@@ -97,8 +97,8 @@ def load(path, like: llama.Llama, mesh):
 
 def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
   """`model` with the fields of `like` that say how, not what, to compute."""
-  fields = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
-  return dataclasses.replace(model, **{f: getattr(like, f) for f in fields})
+  computed = {f: getattr(like, f) for f in llama.COMPUTED}
+  return dataclasses.replace(model, **computed)
 
 
 def scalars(results: dict) -> dict[str, float]:

@@ -117,6 +117,7 @@ DEFAULTS = {
   for field in dataclasses.fields(llama.Llama)
   if field.name in ('bias', 'qk_norm', 'nope_layers', 'window', 'full_layers')
 }
+MOST_LAYERS = 10_000
 MOST_TEMPERATURE = 4  # of LongRoPE; published ones are below 1.5
 
 
@@ -162,6 +163,12 @@ def _of_family(config, name) -> dict:
   found = dict(FAMILIES[name].fields)
   if 'attention_bias' in reads and flag(config, 'attention_bias'):
     found['bias'] = 'qkvo'
+  if 'sliding_window' not in reads:
+    return found
+  if layers > MOST_LAYERS:  # damaged: don't list as many
+    raise errors.InputError(
+      f'num_hidden_layers {layers} is above {MOST_LAYERS}'
+    )
   if 'no_rope_layers' in reads:
     every = count(config, 'no_rope_layer_interval', 4)
     rotates = config.get('no_rope_layers') or [
@@ -171,7 +178,7 @@ def _of_family(config, name) -> dict:
   types = 'layer_types' in reads and config.get('layer_types')
   types = types or _layer_types(config, name)
   sliding = _where(config, 'layer_types', types, SLIDING, (FULL, SLIDING))
-  if 'sliding_window' in reads and sliding:
+  if sliding:
     found['window'] = count(config, 'sliding_window')
     found['full_layers'] = tuple(i for i in range(layers) if i not in sliding)
   return {k: v for k, v in found.items() if v != ()}

@@ -1,0 +1,44 @@
+"""Configs whose model is that of weights: config.model = 'weights'."""
+
+import dataclasses
+from typing import Any
+
+from longjax import checkpoint, config, llama, weights
+from longjax.data import downloads
+from longjax.errors import InputError
+
+
+def model_of(spec: str, like) -> dict:
+  """The section `model` of a config for weights.
+
+  Args:
+    spec: config.weights.
+    like: a section `model`, for what says how to compute; or none.
+
+  Raises:
+    InputError: no weights, or what they are is not known.
+  """
+  if spec in ('', 'random'):
+    raise InputError(
+      "config.model is 'weights': config.weights must name a checkpoint or "
+      f'files whose model is known, but it is {spec!r}'
+    )
+  found = dataclasses.asdict(weights.config(downloads.locate(spec)))
+  for name in llama.COMPUTED:
+    default = config.KEYS[f'model.{name}'].default
+    found[name] = default if isinstance(like, str) else like[name]
+  return found
+
+
+def config_of(spec: str) -> Any:
+  """A config of all defaults for a checkpoint, or weights in another format.
+
+  A model with memory layers reads windows of what it was trained on.
+  """
+  values = config.flat(model_of(spec, 'weights'), 'model.')
+  path = downloads.locate(spec)
+  if weights.find(path) is None:
+    trained = checkpoint.metadata(path).get('config', {}).get('train', {})
+    if 'seq_len' in trained:
+      values['train.seq_len'] = trained['seq_len']
+  return config.build(values | {'weights': spec, 'name': path.name})
