@@ -428,7 +428,8 @@ SCALINGS = dict(
   none=Rope(),
   linear=Rope(scaling='linear', factor=8.0),
   llama3=Rope(**SCALED | dict(original_length=8192)),
-  yarn=Rope(scaling='yarn', factor=16.0, original_length=32),
+  yarn=Rope(scaling='yarn', factor=16.0, original_length=4096),
+  query=Rope(scaling='yarn', factor=16.0, original_length=32),
   mscale=Rope(scaling='yarn', factor=16.0, original_length=32, mscale=1.0,
               mscale_all_dim=1.5),
   longrope=Rope(**LONGROPE | dict(divisors=(1.0,) * 32)),
@@ -444,14 +445,14 @@ SCALINGS = dict(
   ('llama3', 'original_length', 4096),
   ('llama3', 'low_freq_factor', 2.0),
   ('llama3', 'high_freq_factor', 8.0),
-  ('yarn', 'original_length', 16),
+  ('yarn', 'original_length', 2048),
   ('yarn', 'beta_fast', 16.0),
   ('yarn', 'beta_slow', 2.0),
   ('yarn', 'attention_factor', 1.1),
   ('yarn', 'truncate', False),
   ('mscale', 'mscale', 2.0),
   ('mscale', 'mscale_all_dim', 2.0),
-  ('yarn', 'query_beta', 0.1),
+  ('query', 'query_beta', 0.1),
 ])  # fmt: skip
 def test_every_rope_field_changes_the_rotation(scaling, field, value):
   """By the tables of cos and sin, which are all that it has of a Rope."""

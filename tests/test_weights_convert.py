@@ -40,6 +40,7 @@ from longjax.weights import (
   config_json,
   convert,
   directories,
+  families,
   names,
   released,
   tensor_files,
@@ -826,14 +827,13 @@ SLIDES = dict(sliding_window=64, use_sliding_window=True)
 
 @pytest.mark.parametrize('kind, settings, wanted', [
   ('Llama', dict(attention_bias=True), dict(bias='qkvo')),
-  ('Mistral', {}, dict(window=4096)),  # transformers' default
+  ('Mistral', dict(sliding_window=64), dict(window=64)),
   ('Mistral', dict(sliding_window=None), {}),
   ('Qwen2', dict(sliding_window=64), dict(bias='qkv')),  # which it has not on
-  ('Qwen2', SLIDES | dict(max_window_layers=2),
+  ('Qwen2', SLIDES | dict(layer_types=[FULL, FULL, SLIDING]),
    dict(bias='qkv', window=64, full_layers=(0, 1))),
   ('Qwen3', SLIDES | dict(layer_types=[SLIDING, FULL, SLIDING]),
    dict(qk_norm='head', window=64, full_layers=(1,))),
-  ('SmolLM3', dict(no_rope_layer_interval=3), dict(nope_layers=(2,))),
   ('SmolLM3', dict(no_rope_layers=[0, 1, 1]), dict(nope_layers=(0,))),
 ])  # fmt: skip
 def test_config_json_of_kin_has_what_differs(kind, settings, wanted):
@@ -842,6 +842,9 @@ def test_config_json_of_kin_has_what_differs(kind, settings, wanted):
 
 @pytest.mark.parametrize('kind, key, value', [
   ('Llama', 'mlp_bias', True),
+  ('Mistral', 'vocab_size', 96),  # without sliding_window, which has a default
+  ('Qwen2', 'use_sliding_window', True),  # of layers that nothing names
+  ('Qwen2', 'layer_types', [FULL, SLIDING, FULL]),  # use_sliding_window is off
   ('Llama', 'layer_types', [FULL, SLIDING, FULL]),
   ('Llama', 'use_sliding_window', True),
   ('Llama', 'partial_rotary_factor', 0.5),
@@ -853,9 +856,7 @@ def test_config_json_of_kin_has_what_differs(kind, settings, wanted):
   ('Qwen3', 'quantization_config', dict(quant_method='awq')),
   ('Qwen3', 'layer_types', [FULL, 'linear_attention', FULL]),
   ('Qwen3', 'layer_types', [FULL]),
-  ('Qwen3', 'num_hidden_layers', 10**9),
   ('SmolLM3', 'no_rope_layers', [1, 1, 2]),
-  ('SmolLM3', 'use_sliding_window', 'yes'),
   ('Qwen3', 'model_type', 'qwen2'),
   ('Llama', 'rope_parameters', dict(
     rope_type='yarn', rope_theta=1e4, factor=4.0, llama_4_scaling_beta=0.1,
@@ -879,6 +880,6 @@ def test_what_would_be_another_model_is_refused_by_name(kind, key, value):
 def test_an_export_is_of_the_class_that_can_express_the_model(fields, kind):
   found = told(dict(base=1e4), GQA | fields)
   assert found['model_type'] == kind
-  assert found['architectures'] == list(config_json.FAMILIES[kind][0][:1])
+  assert found['architectures'] == [families.FAMILIES[kind].architecture]
   with pytest.raises(errors.InputError, match=r'qkv.* nope_layers'):
     told(dict(base=1e4), GQA | dict(bias='qkv', nope_layers=(1,)))

@@ -8,83 +8,14 @@ otherwise take base 10,000.
 import dataclasses
 import math
 import sys
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import NamedTuple
 
 from longjax import errors, llama, rope
+from longjax.weights import families
 from longjax.weights.tensors import count, flag, positive
 
 NAME = 'config.json'
 
 
-NOTHING: Mapping = MappingProxyType({})
-
-
-class Family(NamedTuple):
-  """A class of transformers that is our model with some fields."""
-
-  architectures: tuple[str, ...]  # written is the first
-  reads: tuple[str, ...] = ()  # keys of NEUTRAL that it reads
-  fields: Mapping = NOTHING  # that all its models have
-  defaults: Mapping = NOTHING  # of absent keys, where they are not Llama's
-
-
-WINDOWS = ('sliding_window', 'use_sliding_window', 'layer_types')
-FAMILIES = dict(  # by model_type; what several can express is the first's
-  llama=Family(
-    ('LlamaForCausalLM', 'LLaMAForCausalLM', 'LongLlamaForCausalLM'),
-    ('attention_bias',),
-  ),
-  mistral=Family(
-    ('MistralForCausalLM',),
-    ('sliding_window',),
-    defaults=dict(sliding_window=4096),
-  ),
-  qwen2=Family(
-    ('Qwen2ForCausalLM',),
-    WINDOWS,
-    fields=dict(bias='qkv'),
-    defaults=dict(sliding_window=4096),
-  ),
-  qwen3=Family(
-    ('Qwen3ForCausalLM',),
-    ('attention_bias', *WINDOWS),
-    fields=dict(qk_norm='head'),
-    defaults=dict(sliding_window=4096, head_dim=128),
-  ),
-  ministral3=Family(('Ministral3ForCausalLM',), ('sliding_window',)),
-  smollm3=Family(
-    ('SmolLM3ForCausalLM',),
-    ('attention_bias', 'no_rope_layers', *WINDOWS),
-    defaults=dict(rope_theta=2e6, tie_word_embeddings=True),
-  ),
-)
-FULL, SLIDING = 'full_attention', 'sliding_attention'
-# What would change the maths, and the values with which it does not.
-NEUTRAL = {
-  'hidden_act': ('silu', 'swish'),
-  'attention_bias': (False, None),
-  'mlp_bias': (False, None),
-  'sliding_window': (None,),
-  'use_sliding_window': (False, None),
-  'layer_types': (None, FULL),
-  'partial_rotary_factor': (1, None),
-  'quantization_config': (None,),
-  'num_local_experts': (None, 0, 1),
-  'num_experts': (None, 0, 1),
-  'no_rope_layers': (None, []),
-  'attention_chunk_size': (None,),
-  'attn_temperature_tuning': (None, False, 0),
-  'clip_qkv': (None,),
-  'attn_logit_softcapping': (None,),
-  'final_logit_softcapping': (None,),
-  'embedding_multiplier': (1, None),
-  'attention_multiplier': (None,),
-  'residual_multiplier': (1, None),
-  'logits_scaling': (1, None),
-  'logit_scale': (1, None),
-}
 LENGTH = 'original_max_position_embeddings'
 # By type, its keys and the fields of rope.Rope that they are. LongRoPE, whose
 # keys are no fields, has functions of its own.
@@ -117,7 +48,6 @@ DEFAULTS = {
   for field in dataclasses.fields(llama.Llama)
   if field.name in ('bias', 'qk_norm', 'nope_layers', 'window', 'full_layers')
 }
-MOST_LAYERS = 10_000
 MOST_TEMPERATURE = 4  # of LongRoPE; published ones are below 1.5
 
 
@@ -130,12 +60,9 @@ def fields(config) -> dict:
   Raises:
     InputError: names the key that is wrong or would be another model.
   """
-  name = family(config)
-  config = FAMILIES[name].defaults | {
-    k: v
-    for k, v in config.items()
-    if k in FAMILIES[name].reads or v is not None
-  }
+  name = families.family(config)
+  if 'rope_parameters' not in config:
+    config = dict(rope_theta=families.FAMILIES[name].base) | config
   heads = 'num_attention_heads'
   embed, head_count = count(config, 'hidden_size'), count(config, heads)
   if 'head_dim' not in config and embed % head_count:
@@ -153,108 +80,14 @@ def fields(config) -> dict:
     norm_eps=positive(config, 'rms_norm_eps', 1e-6),
     tied=flag(config, 'tie_word_embeddings'),
     rope=_rope(config),
-    **_of_family(config, name),
+    **families.fields(config, name),
   )
-
-
-def _of_family(config, name) -> dict:
-  """The fields that only some families have, where they are not the default."""
-  layers, reads = config['num_hidden_layers'], FAMILIES[name].reads
-  found = dict(FAMILIES[name].fields)
-  if 'attention_bias' in reads and flag(config, 'attention_bias'):
-    found['bias'] = 'qkvo'
-  if 'sliding_window' not in reads:
-    return found
-  if layers > MOST_LAYERS:  # damaged: don't list as many
-    raise errors.InputError(
-      f'num_hidden_layers {layers} is above {MOST_LAYERS}'
-    )
-  if 'no_rope_layers' in reads:
-    every = count(config, 'no_rope_layer_interval', 4)
-    rotates = config.get('no_rope_layers') or [
-      int((i + 1) % every != 0) for i in range(layers)
-    ]
-    found['nope_layers'] = _where(config, 'no_rope_layers', rotates, 0, (0, 1))
-  types = 'layer_types' in reads and config.get('layer_types')
-  types = types or _layer_types(config, name)
-  sliding = _where(config, 'layer_types', types, SLIDING, (FULL, SLIDING))
-  if sliding:
-    found['window'] = count(config, 'sliding_window')
-    found['full_layers'] = tuple(i for i in range(layers) if i not in sliding)
-  return {k: v for k, v in found.items() if v != ()}
-
-
-def _layer_types(config, name) -> list[str]:
-  """What transformers takes for `layer_types` where they are not given."""
-  layers = config['num_hidden_layers']
-  windowed = config.get('sliding_window') is not None
-  if 'use_sliding_window' in FAMILIES[name].reads:
-    windowed &= flag(config, 'use_sliding_window')
-  if windowed and name == 'smollm3':
-    raise errors.InputError(
-      'use_sliding_window needs layer_types, which say what layers it is of'
-    )
-  first = 0 if 'stral' in name else count(config, 'max_window_layers', 28)
-  return [SLIDING if windowed and i >= first else FULL for i in range(layers)]
-
-
-def _where(config, key, values, wanted, known) -> tuple[int, ...]:
-  """The layers for which a list that a key holds has the wanted value."""
-  layers = config['num_hidden_layers']
-  if (
-    not isinstance(values, list)
-    or len(values) != layers
-    or any(x not in known for x in values)
-  ):
-    raise errors.InputError(
-      f'{key} = {str(values)[:80]} is not one of {known} for each of the '
-      f'{layers} layers'
-    )
-  return tuple(i for i, x in enumerate(values) if x == wanted)
 
 
 def window(config) -> int:
   """Tokens that the model was trained for; 0 if the config does not say."""
   tokens = config.get('max_position_embeddings')
   return tokens if type(tokens) is int and tokens > 0 else 0
-
-
-def family(config) -> str:
-  """The key of FAMILIES of a config.json; refuses settings of no effect here.
-
-  Raises:
-    InputError: another model, or a key that would change the maths.
-  """
-  names, kind = config.get('architectures') or [], config.get('model_type')
-  if not isinstance(names, list):
-    raise errors.InputError(f'architectures = {names!r} is not a list')
-  kind = 'llama' if kind == 'longllama' else kind
-  found = {
-    name for name, it in FAMILIES.items() if {*names} & {*it.architectures}
-  } or {kind}
-  known = {x for it in FAMILIES.values() for x in it.architectures}
-  if (
-    not {*names} <= known
-    or kind not in (None, *found)
-    or (len(found) > 1 or not found <= FAMILIES.keys())
-  ):
-    raise errors.InputError(
-      f'architectures {names}, model_type {config.get("model_type")!r}; '
-      f'supported: {", ".join(sorted(known))}'
-    )
-  (name,) = found
-  for key, neutral in NEUTRAL.items():
-    given = config.get(key)
-    if key == 'layer_types' and isinstance(given, list) and {*given} == {FULL}:
-      given = None
-    if (
-      key in config and key not in FAMILIES[name].reads and given not in neutral
-    ):
-      raise errors.InputError(
-        f'{key} = {str(config[key])[:80]} is a setting that longjax does '
-        f'not support in a {FAMILIES[name].architectures[0]}'
-      )
-  return name
 
 
 def _rope(config) -> dict:
@@ -327,7 +160,9 @@ def _numbers(config, settings, kind) -> dict:
 def _optional(config, settings, plain: rope.Rope) -> dict:
   """What yarn may have besides, where it is not as without it."""
   given = {k: positive(settings, k) for k in OPTIONAL if settings.get(k)}
-  if 'llama_4_scaling_beta' in given and family(config) != 'ministral3':
+  if (
+    'llama_4_scaling_beta' in given and families.family(config) != 'ministral3'
+  ):
     raise errors.InputError(
       'llama_4_scaling_beta is read in a Ministral3ForCausalLM alone'
     )
@@ -405,18 +240,22 @@ def content(
     window: tokens that it was trained for.
     dtype: of the tensors.
     tokens: the data.tokenizer.Tokenizer, or None.
-    kind: the key of FAMILIES that it was, taken if it can still express it.
+    kind: of families.FAMILIES, taken if it can still express the model.
 
   Raises:
     InputError: transformers has no such model.
   """
   general = _general(config, window, dtype, tokens)
   ours = dataclasses.asdict(config)
-  names = (kind, *FAMILIES) if not config.rope.query_beta else ('ministral3',)
+  names = (
+    (kind, *families.FAMILIES)
+    if not config.rope.query_beta
+    else ('ministral3',)
+  )
   for name in dict.fromkeys(names):
     if name == 'ministral3' and not config.rope.query_beta:
       continue
-    found = general | _written(config, name)
+    found = general | families.written(config, name)
     read = fields(found)
     if all(ours[k] == v for k, v in (DEFAULTS | read).items() if k != 'rope'):
       return found
@@ -426,21 +265,6 @@ def content(
   raise errors.InputError(
     f'no model of transformers has all of {own}; only longjax runs this one'
   )
-
-
-def _written(config: llama.Llama, name: str) -> dict:
-  """The keys by which a family differs from others."""
-  it, layers = FAMILIES[name], range(config.layers)
-  windows = [config.kind(layer).window for layer in layers]
-  own = dict(
-    attention_bias=config.bias == 'qkvo',
-    sliding_window=config.window or None,
-    use_sliding_window=any(windows),
-    layer_types=[SLIDING if window else FULL for window in windows],
-    no_rope_layers=[int(layer not in config.nope_layers) for layer in layers],
-  )
-  found = {key: own[key] for key in it.reads}
-  return dict(architectures=[it.architectures[0]], model_type=name) | found
 
 
 def _general(config: llama.Llama, window: int, dtype: str, tokens) -> dict:

@@ -1,6 +1,6 @@
 """Reads a directory in Hugging Face's form: config.json and files of tensors.
 
-The families of config_json: Llama (SmolLM2, OpenLLaMA and LongLLaMA too, whose
+The families of families.py: Llama (SmolLM2, OpenLLaMA and LongLLaMA too, whose
 memory layers are set by the config that trains it), Mistral, Qwen2 and 3,
 SmolLM3.
 """
@@ -9,7 +9,7 @@ import os
 import re
 
 from longjax import errors
-from longjax.weights import config_json
+from longjax.weights import config_json, families
 from longjax.weights import tensor_files as files
 from longjax.weights.tensors import TensorSource, is_plain_rope, same
 
@@ -39,7 +39,7 @@ def source(directory) -> TensorSource:
     tensors,
     (path, *read),
     window=config_json.window(config),
-    family=config_json.family(config),
+    family=families.family(config),
   )
 
 

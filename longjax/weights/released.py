@@ -23,7 +23,7 @@ def read(path) -> dict:
   Returns:
     window: tokens that the model was trained for, 0 if that is not known;
     generation: the content of generation_config.json, or None;
-    family: a key of config_json.FAMILIES, if it is not llama.
+    family: a key of families.FAMILIES, if it is not llama.
   """
   if (source := weights.find(path)) is None:
     metadata = checkpoint.metadata(path)

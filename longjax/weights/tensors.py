@@ -42,7 +42,7 @@ class TensorSource(NamedTuple):
   tensors: dict[str, Tensor]  # by their stored names
   files: tuple[str, ...]  # everything that is read
   window: int = 0  # tokens it was trained for, 0 if the files do not say
-  family: str = 'llama'  # a key of config_json.FAMILIES
+  family: str = 'llama'  # a key of families.FAMILIES
 
 
 def mapped(path, dtype, shape, offset) -> Tensor:
