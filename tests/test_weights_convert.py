@@ -842,7 +842,7 @@ def test_config_json_of_kin_has_what_differs(kind, settings, wanted):
 
 @pytest.mark.parametrize('kind, key, value', [
   ('Llama', 'mlp_bias', True),
-  ('Mistral', 'vocab_size', 96),  # without sliding_window, which has a default
+  ('Mistral', 'vocab_size', 96),  # without sliding_window
   ('Qwen2', 'use_sliding_window', True),  # of layers that nothing names
   ('Qwen2', 'layer_types', [FULL, SLIDING, FULL]),  # use_sliding_window is off
   ('Llama', 'layer_types', [FULL, SLIDING, FULL]),
@@ -863,7 +863,11 @@ def test_config_json_of_kin_has_what_differs(kind, settings, wanted):
     original_max_position_embeddings=64)),
 ])  # fmt: skip
 def test_what_would_be_another_model_is_refused_by_name(kind, key, value):
-  named = 'llama_4_scaling_beta' if key == 'rope_parameters' else key
+  named = {
+    ('Llama', 'rope_parameters'): 'llama_4_scaling_beta',
+    ('Mistral', 'vocab_size'): 'sliding_window',
+    ('Qwen2', 'use_sliding_window'): 'layer_types = None',
+  }.get((kind, key), key)
   with pytest.raises(errors.InputError, match=named):
     read_as(
       kind, **SLIDES | {key: value} if kind == 'SmolLM3' else {key: value}

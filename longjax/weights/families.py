@@ -81,10 +81,11 @@ def family(config) -> str:
     raise errors.InputError(
       f'architectures {names}, model_type {kind!r}; supported: {", ".join(OF)}'
     )
-  for key in NEUTRAL.keys() & config.keys() - {*FAMILIES[name].reads}:
+  for key in (k for k in NEUTRAL if k in config):
     value = config[key]
     full = key == 'layer_types' and {*map(str, value or ())} <= {FULL}
-    if value not in NEUTRAL[key] and not full:
+    known = key in FAMILIES[name].reads or full
+    if value not in NEUTRAL[key] and not known:
       raise errors.InputError(
         f'{key} = {str(value)[:80]} is a setting that longjax does not support '
         f'in a {FAMILIES[name].architecture}'
