@@ -43,10 +43,10 @@ def attention(config, tokens, squares, memory_pairs=0, windowed=None) -> float:
     squares = min(squares, tokens * config.group)
   heads = 6 * config.heads * config.head_dim
   # Attention to other rows is not causal: no triangle.
+  windowed = squares if windowed is None else windowed
   pairs = 2 * len(config.memory.layers) * memory_pairs
   for layer in range(config.layers):
-    inside = config.kind(layer).window and windowed is not None
-    pairs += windowed if inside else squares
+    pairs += windowed if config.kind(layer).window else squares
   return heads * pairs
 
 

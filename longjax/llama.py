@@ -156,19 +156,17 @@ def _check(c: Llama):
     raise ValueError(
       f'heads {c.heads} is not a multiple of kv_heads {c.kv_heads}'
     )
-  for name, layers in (
-    ('memory layers', c.memory.layers),
-    *((field, getattr(c, field)) for field in LAYERS),
-  ):
-    if not {*layers} <= {*range(c.layers)}:
+  lists = {field: getattr(c, field) for field in LAYERS}
+  for name, layers in (lists | {'memory layers': c.memory.layers}).items():
+    if not all(0 <= layer < c.layers for layer in layers):
       raise ValueError(
         f'{name} {layers} are not all among the {c.layers} layers, which count '
         'from 0'
       )
-  windowed = {*range(c.layers)} - {*c.full_layers} if c.window else set()
   if c.full_layers and not c.window:
     raise ValueError(f'full_layers {c.full_layers} need a window, which is 0')
-  if windowed & {*c.memory.layers} or (windowed and c.group):
+  remember = any(c.kind(layer).window for layer in c.memory.layers)
+  if remember or (c.window and c.group):
     raise ValueError(
       f'window {c.window} is for layers that attend to nothing beyond it: add '
       f'the memory layers {c.memory.layers} to full_layers, and set group '
@@ -279,11 +277,8 @@ class Layer(nnx.Module):
     self.up = param(rngs, (D, F), D)
     self.down = param(rngs, (F, D), F)
     if c.bias != 'none':
-      self.q_bias, self.k_bias, self.v_bias = (
-        zeros(N, H),
-        zeros(K, H),
-        zeros(K, H),
-      )
+      self.q_bias = zeros(N, H)
+      self.k_bias, self.v_bias = zeros(K, H), zeros(K, H)
     if c.bias == 'qkvo':
       self.o_bias = zeros(D)
     if c.qk_norm == 'head':
@@ -397,9 +392,8 @@ class Transformer(nnx.Module):
       layers, caches = layers_and_caches
       after = []
       for i, kind in enumerate(group.kinds):
-        layer = (
-          jax.tree.map(lambda w, i=i: w[i], layers) if period > 1 else layers
-        )
+        pick = lambda w, i=i: w[i] if period > 1 else w
+        layer = jax.tree.map(pick, layers)
         x, cache = run_layer(kind, x, layer, caches[i])
         after.append(cache)
       return x, tuple(after)

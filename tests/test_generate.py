@@ -63,7 +63,7 @@ def test_each_token_is_that_of_a_whole_forward_pass(
 ])  # fmt: skip
 def test_layers_with_windows_keep_no_more_than_these(devices, make_mesh):
   """Texts longer than the cache goes round, beside a prompt that is short."""
-  config = small(layers=4, window=9, full_layers=(1, 3), nope_layers=(3,))
+  config = small(layers=2, window=9, full_layers=(1,), nope_layers=(1,))
   mesh = make_mesh(1, devices) if devices > 1 else None
   params, rng = params_of(config), np.random.default_rng(0)
   prompts = [rng.integers(0, 96, n) for n in LENGTHS]
@@ -77,8 +77,7 @@ def test_layers_with_windows_keep_no_more_than_these(devices, make_mesh):
     )
   caches = generate.empty(Program(config, mesh), 3, 80, 70, 16).cache
   slots = [cache.k.shape[4] * devices for cache in caches]
-  assert slots[0] == slots[2] <= 16 + 16 + 9 + 7
-  assert slots[1] == slots[3] >= 150
+  assert slots[0] <= 16 + 16 + 9 + 7 and slots[1] >= 150
 
 
 def test_64_bit_jax_generates_the_same(params, prompts, one_device):

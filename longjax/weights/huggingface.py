@@ -11,7 +11,7 @@ import re
 from longjax import errors
 from longjax.weights import config_json, families
 from longjax.weights import tensor_files as files
-from longjax.weights.tensors import TensorSource, is_plain_rope, same
+from longjax.weights.tensors import TensorSource, same
 
 # Whole or as an index of shards, in the order in which transformers looks.
 WEIGHTS = (
@@ -30,7 +30,9 @@ def source(directory) -> TensorSource:
   except errors.InputError as error:
     raise errors.InputError(f'{path}: {error}') from None
   tensors, read = _tensors(directory)
-  tensors = _without_frequencies(directory, tensors, fields)
+  # Old files hold RoPE's plain frequencies, which transformers ignores too.
+  old = re.compile(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq')
+  tensors = {k: x for k, x in tensors.items() if not old.fullmatch(k)}
   tensors = _without_tied_head(directory, tensors, fields)
   return TensorSource(
     str(directory),
@@ -74,22 +76,6 @@ def _tensors(directory):
         raise errors.InputError(f'{shard}: {verb} tensor {min(wrong)}')
     tensors |= here
   return tensors, (path, *paths.values())
-
-
-def _without_frequencies(directory, tensors, fields):
-  """Old files hold RoPE's plain frequencies; they must be those we use."""
-  kept = {}
-  for name, tensor in tensors.items():
-    if not re.fullmatch(
-      r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq', name
-    ):
-      kept[name] = tensor
-    elif not is_plain_rope(tensor, fields):
-      raise errors.InputError(
-        f'{directory}: {name} is not the rope of base {fields["rope"]["base"]} '
-        f'in {config_json.NAME}'
-      )
-  return kept
 
 
 def _without_tied_head(directory, tensors, fields):

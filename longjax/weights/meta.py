@@ -19,7 +19,6 @@ from longjax.weights.tensors import (
   TensorSource,
   count,
   flag,
-  is_plain_rope,
   positive,
   same,
 )
@@ -64,12 +63,7 @@ def source(directory) -> TensorSource:
       name: _joined(name, [x[name] for x in loaded], fields)
       for name in loaded[0]
     }
-    stored = tensors.pop('rope.freqs', None)
-    if stored and not is_plain_rope(stored, fields):
-      raise errors.InputError(
-        f'rope.freqs is not the rope of base {fields["rope"]["base"]} in '
-        f'{PARAMS}'
-      )
+    tensors.pop('rope.freqs', None)  # Meta's code computes them anew
   except errors.InputError as error:
     raise errors.InputError(f'{directory}: {error}') from None
   embedding = tensors.get(EMBEDDING)  # a lacking one is refused later

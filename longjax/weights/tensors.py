@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from longjax import errors, rope
+from longjax import errors
 from longjax.weights import names
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -133,18 +133,6 @@ def same(one: Tensor, other: Tensor) -> bool:
   return all(
     np.array_equal(a[i : i + 256].view(bits), b[i : i + 256].view(bits))
     for i in range(0, len(a), 256)
-  )
-
-
-def is_plain_rope(tensor: Tensor, fields) -> bool:
-  """Whether a tensor holds the unscaled frequencies of our base, rounded.
-
-  Old files store them; scaling came later than the habit.
-  """
-  base = fields['rope']['base']
-  wanted, _ = rope.frequencies(rope.Rope(base=base), fields['head_dim'])
-  return tensor.shape == wanted.shape and np.allclose(
-    tensor.read().astype('f8'), wanted, rtol=1e-2, atol=1e-6
   )
 
 
