@@ -10,7 +10,14 @@ import test_data_released
 
 from configs import common
 from longjax import errors
-from longjax.data import conversations, mds, prepare, sources, synthetic
+from longjax.data import (
+  conversations,
+  formats,
+  mds,
+  prepare,
+  sources,
+  synthetic,
+)
 
 ROWS = [dict(text=f'Document {i}\n' + 'word ' * i, id=i) for i in range(5)]
 TEXTS = [row['text'] for row in ROWS]
@@ -433,3 +440,17 @@ def test_questions_are_asked_about_text_only(keys, tmp_path):
   )
   with pytest.raises(errors.InputError, match=f"'s'.*'{keys['kind']}'"):
     list(synthetic._documents(config, 0))
+
+
+def test_code_with_a_file_of_records_among_it_is_no_data_set(
+  tmp_path, monkeypatch
+):
+  code = dict(README_md='# Code', train_py='a = 1', tests__test_py='b = 2')
+  root = write(tmp_path, **code, package_json='[{"text": "x"}]')
+  names = ['README.md', 'package.json:0', 'tests/test.py', 'train.py']
+  assert [d.name for d in listed(root)] == names
+  # Nor does a format of files that lie among code make it one.
+  monkeypatch.setitem(formats.FORMATS, '.md', formats.FORMATS['.json'])
+  assert formats.are_data_set(['a.py', 'b.py', 'README.md']) is False
+  assert formats.are_data_set(['a.py', 'b.py', 'c.parquet'])
+  assert formats.are_data_set(['eval.py', 'train.json', 'dev.json'])

@@ -91,6 +91,7 @@ class Format(NamedTuple):
     b''  # how a file of any name begins that has this format
   )
   tokens: bool = False  # it holds token ids and nothing else
+  anywhere: bool = True  # such files also lie among code and text
 
 
 def read(
@@ -146,9 +147,15 @@ def check(names):
         raise _missing(name, package)
 
 
-def has_records(name: str) -> bool:
-  """Whether a file of this name holds records."""
-  return _by_name(_stem(name)[0]) is not None
+def are_data_set(names) -> bool:
+  """Whether files are a data set, not code or text with some records among it.
+
+  So a directory of code stays one whatever formats are known: it may have a
+  package.json, but no parquet.
+  """
+  forms = [_by_name(_stem(name)[0]) for name in names]
+  found = [form for form in forms if form]
+  return 2 * len(found) > len(forms) or not all(f.anywhere for f in found)
 
 
 def _missing(name: str, package: str) -> errors.InputError:
@@ -448,16 +455,16 @@ def _json_or_text(raw: bytes):
 
 FORMATS = {
   '.json': Format(_json),
-  '.jsonl': Format(_json),
-  '.ndjson': Format(_json),
+  '.jsonl': Format(_json, anywhere=False),
+  '.ndjson': Format(_json, anywhere=False),
   '.csv': Format(_csv(',')),
   '.tsv': Format(_csv('\t')),
-  '.parquet': Format(_parquet, 'pyarrow', b'PAR1'),
-  '.arrow': Format(_arrow, 'pyarrow', (b'ARROW1', b'\xff' * 4)),
-  '.feather': Format(_arrow, 'pyarrow'),
-  '.arrayrecord': Format(_array_record, 'array_record'),
-  '.array_record': Format(_array_record, 'array_record'),
-  '.mds': Format(lambda file, options: mds.read(file)),
+  '.parquet': Format(_parquet, 'pyarrow', b'PAR1', anywhere=False),
+  '.arrow': Format(_arrow, 'pyarrow', (b'ARROW1', b'\xff' * 4), anywhere=False),
+  '.feather': Format(_arrow, 'pyarrow', anywhere=False),
+  '.arrayrecord': Format(_array_record, 'array_record', anywhere=False),
+  '.array_record': Format(_array_record, 'array_record', anywhere=False),
+  '.mds': Format(lambda file, options: mds.read(file), anywhere=False),
   '.npy': Format(_npy, sign=b'\x93NUMPY', tokens=True),
   '.bin': Format(_bin, tokens=True),
 }

@@ -99,6 +99,9 @@ def locate(location: str):
   return epath.Path(location)
 
 
+_path = pathlib.PurePosixPath
+
+
 def list_files(name, settings) -> Listing:
   """The files of a path source that may hold documents."""
   title = f'source {name!r}'
@@ -120,10 +123,10 @@ def list_files(name, settings) -> Listing:
       f'({type(error).__name__})'
     ) from error
   files = _of_one_revision(title, files)
-  if settings['kind'] not in JOINED and any(
-    formats.has_records(file.name) for file in files
+  if settings['kind'] not in JOINED and formats.are_data_set(
+    f.name for f in files if not METADATA.fullmatch(_path(f.name).name)
   ):
-    saved = [_parent(f.name) for f in files if _is_dictionary(f.name)]
+    saved = [_path(f.name).parent for f in files if _is_dictionary(f.name)]
     files, described = _without_metadata(title, files)
     left_out += described
     files = _of_one_split(title, files, saved, settings)
@@ -223,10 +226,6 @@ def _without_metadata(title: str, files) -> tuple[list[File], list[str]]:
     else:
       kept.append(file)
   return kept, left_out
-
-
-def _parent(name: str):
-  return pathlib.PurePosixPath(name).parent
 
 
 def _read_json(file: File, key: str) -> list:
