@@ -7,6 +7,7 @@ used. The digest does not depend on the mesh.
 
 import contextlib
 import functools
+import json
 import logging
 import re
 import time
@@ -364,6 +365,11 @@ def load_moments(path, abstract):
 
 def metadata(path) -> dict:
   """What was saved beside the newest checkpoint of a run directory."""
+  root, step = find(path)
+  # Orbax would start the devices, whose number the metadata may decide.
+  with contextlib.suppress(OSError, ValueError, KeyError):
+    text = (root / str(step) / '_CHECKPOINT_METADATA').read_text()
+    return json.loads(text)['custom_metadata'] or {}
   with _opened(path) as (orbax, step):
     return orbax.metadata(step).custom_metadata or {}
 

@@ -206,7 +206,7 @@ def load(path: str, overrides=(), checkpoint='') -> Any:
     from longjax.weights import section
 
     config = section.config_of(checkpoint).lock()
-  if config.model == MODEL[1] or MODEL in overrides:
+  if config.get('model') == MODEL[1] or MODEL in overrides:
     from longjax.weights import section  # jax takes a second or more
 
     spec = dict(overrides).get('weights', config.weights)
