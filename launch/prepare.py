@@ -14,7 +14,8 @@ the first batch holds, and plots it into runs/NAME/plots/batch_0.png.
 keeps the half of these documents whose parts depend most on each other by the
 losses of MODEL (a run or weights in any format), and writes each score into
 DIR.scores.jsonl (Prospector, arXiv:2405.17915). Train with
---config.data.directory=DIR.
+--config.data.directory=DIR. --score gzip keeps the middle 0.6 instead, without
+those that gzip compresses most and least (OLMo 3, arXiv:2512.13961).
 
   python launch/prepare.py --config configs/C.py --synthesize CHATS.jsonl \\
     --synthesis endpoint=http://localhost:8000/v1,model=NAME
@@ -124,8 +125,10 @@ if __name__ == '__main__':
       out='directory for the shards, default: a place in the cache',
       synthesize='a jsonl file to append conversations to',
       synthesis='KEY=VALUE,... for --synthesize',
-      score='keep documents by their score; a run or weights to score with',
-      keep='with --score: the share of documents to keep, default 0.5',
+      score='keep documents by their score; a run or weights to score with, or '
+      'gzip',
+      keep='with --score: the share of documents to keep, default 0.5, of gzip '
+      '0.6',
       pairs='with --score: pairs of 128 tokens scored a document, default 500',
     )
   )

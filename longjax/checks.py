@@ -17,6 +17,7 @@ def check(config) -> Any:
   schema.check(config)
   check_batch(config)
   check_moments(config)
+  check_schedule(config)
   pipeline.check(config)
   from longjax import llama, longce, lora  # jax takes a second or more
 
@@ -76,6 +77,18 @@ def check_moments(config):
       f'config.moments must be False with config.lora.rank '
       f'{config.lora.rank}: it loads the moments of all weights, but LoRA has '
       'moments of its factors alone, which start at 0'
+    )
+
+
+def check_schedule(config):
+  """The steps in which warm-up-stable-decay decays."""
+  optim, wsd = config.optim, config.optim.schedule == 'wsd'
+  most = config.train.steps - optim.warmup_steps
+  if not 1 <= optim.decay_steps <= most if wsd else optim.decay_steps:
+    must = f'from 1 to train.steps - optim.warmup_steps = {most}' if wsd else 0
+    raise InputError(
+      f'config.optim.decay_steps is {optim.decay_steps}; it must be {must} '
+      f'with optim.schedule {optim.schedule}'
     )
 
 

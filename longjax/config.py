@@ -176,6 +176,9 @@ KEYS = {
   'train.seq_len': Key(
     2048, 'of a row', '[1, inf)', 'tokens',
     aliases=('context_length', 'max_length')),
+  'train.lengths': free(
+    (), 'shorter rows that are compiled too: a micro-batch is computed at the '
+    'shortest that holds it', '[1, inf)', 'tokens', each=int),
   'train.loss_chunk': free(
     1024, 'whose logits exist at once, per device', '[1, inf)', 'tokens'),
   'train.longce.gamma': Key(
@@ -193,7 +196,10 @@ KEYS = {
   'optim.learning_rate': free(
     2e-5, 'the peak', '[0, inf)', aliases=('lr', 'max_lr', 'peak_lr')),
   'optim.schedule': free(
-    'cosine', 'after the warm-up', choices=('cosine', 'linear', 'constant')),
+    'cosine', 'after the warm-up; wsd: constant, then linear',
+    choices=('cosine', 'linear', 'constant', 'wsd')),
+  'optim.decay_steps': free(
+    0, 'at the end, in which wsd decays', '[0, inf)', 'steps'),
   'optim.warmup_steps': free(0, 'of linear warm-up', '[0, inf)', 'steps'),
   'optim.warmup_from': free(0.0, 'share of the peak at step 0', '[0, inf)'),
   'optim.min_ratio': free(
@@ -202,7 +208,10 @@ KEYS = {
   'optim.b2': free(0.95, 'AdamW: decay of the mean of squares', '[0, 1)'),
   'optim.eps': free(1e-8, "AdamW: added to the squares' root", '[0, inf)'),
   'optim.weight_decay': free(
-    0.1, 'of matrices, never of norms', '[0, inf)', aliases=('wd',)),
+    0.1, 'of optim.decayed, never of norms', '[0, inf)', aliases=('wd',)),
+  'optim.decayed': free(
+    'matrices', 'what weight_decay is of',
+    choices=('matrices', 'not_embedding')),
   'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
   'optim.spike_sigmas': free(
     6.0, 'a step so many deviations above the mean is skipped; 0: never',

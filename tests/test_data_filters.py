@@ -61,6 +61,20 @@ def test_the_kept_documents_are_a_store_that_trains(config, tmp_path):
     filters.keep(config, tokens, str(tmp_path), '', '', out, remembering)
 
 
+def test_gzip_keeps_the_documents_in_the_middle(config, tmp_path):
+  """OLMo 3: 60 % without those that are compressed most and least."""
+  assert filters.middle([5, 1, 3, 2, 4], 0.6).tolist() == [2, 3, 4]
+  assert filters.middle(np.arange(9), 0.6).tolist() == [2, 3, 4, 5, 6]
+  rng = np.random.default_rng(0)
+  letters = [chr(c) for c in rng.integers(33, 127, 3000)]
+  (tmp_path / 'docs' / 'c.txt').write_text(''.join(letters))
+  tokens, out = tokenizer.load('bytes'), str(tmp_path / 'kept')
+  store = filters.keep(config, tokens, 'gzip', '0.4', '', out, None)
+  assert [name.split('/')[-1] for name in store.names] == ['a.txt']
+  with pytest.raises(errors.InputError, match='--pairs'):
+    filters.keep(config, tokens, 'gzip', '', '3', f'{out}2', None)
+
+
 @pytest.mark.parametrize(
   ('share', 'pairs', 'told'),
   [('2', '', '--keep'), ('half', '', '--keep'), ('', '0', '--pairs')],

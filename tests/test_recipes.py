@@ -321,7 +321,13 @@ GOLDEN = json.loads(
 
 @pytest.mark.parametrize('name', GOLDEN['schedules'])
 def test_the_rate_of_each_step_is_that_of_the_original(name):
-  config = config_of(name)
+  config = config_of('tiny' if name == 'wsd' else name)
+  if name == 'wsd':  # transformers' own
+    config.train.steps = 200
+    config.optim.update(
+      schedule='wsd', learning_rate=2e-4, warmup_steps=10, decay_steps=40,
+      min_ratio=0.0,
+    )  # fmt: skip
   rate = optimizer.schedule(config.optim, config.train.steps)
   for step, want in GOLDEN['schedules'][name]:
     # The step is a float32: late in a run its share is off by 1e-7 of it.

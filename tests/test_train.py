@@ -189,12 +189,26 @@ def test_only_matrices_decay():
   model = checks.llama_config(tiny_config())
   from longjax import llama
 
-  decayed = optimizer.decayed(llama.abstract(model))
-  names = {
-    jax.tree_util.keystr(p, simple=True, separator='/')
-    for p, d in jax.tree.leaves_with_path(decayed) if not d
-  }  # fmt: skip
-  assert names == {'norm', 'layers/attn_norm', 'layers/mlp_norm'}
+  section = tiny.get_config().optim
+  norms = {'norm', 'layers/attn_norm', 'layers/mlp_norm'}
+  for section.decayed, others in (
+    ('matrices', norms), ('not_embedding', norms | {'embedding'}),
+  ):  # fmt: skip
+    decayed = optimizer.decayed(section, llama.abstract(model))
+    names = {
+      jax.tree_util.keystr(p, simple=True, separator='/')
+      for p, d in jax.tree.leaves_with_path(decayed) if not d
+    }  # fmt: skip
+    assert names == others
+
+
+@pytest.mark.parametrize('schedule, steps', [
+  ('wsd', 0), ('wsd', 37), ('cosine', 5),
+])  # fmt: skip
+def test_steps_of_a_decay_that_cannot_be_are_refused(schedule, steps):
+  config = tiny_config(optim__schedule=schedule, optim__decay_steps=steps)
+  with pytest.raises(InputError, match=f'decay_steps is {steps}'):
+    checks.check(config)
 
 
 def test_a_row_that_groups_of_longlora_do_not_divide_is_refused():

@@ -1,4 +1,13 @@
-"""A store of the documents that a model scores best: prepare --score."""
+"""A store of the documents that a score keeps: prepare --score.
+
+By a model, the best (prospector); by gzip, the middle: OLMo 3 (2512.13961)
+leaves out the 20 % of its long documents that gzip compresses most, which
+repeat themselves, and the 20 % that it compresses least.
+"""
+
+import gzip
+
+import numpy as np
 
 from longjax import errors
 from longjax.data import downloads, prepare, prospector
@@ -6,13 +15,13 @@ from longjax.data import store as stores
 
 
 def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
-  """Makes a store of the documents that a model scores best (prospector).
+  """Makes a store of the documents that a score keeps.
 
   Args:
     config: its data is prepared first.
     tokens: the tokenizer.
-    model: a path or 'package:...', which `nll` loads.
-    share: text of the share of documents to keep; '' is a half.
+    model: a path or 'package:...', which `nll` loads; or 'gzip'.
+    share: text of the share of documents to keep; '' is a half, of gzip 0.6.
     pairs: text of the pairs of chunks scored; '' is prospector.PAIRS.
     out: a new directory; the scores go into OUT.scores.jsonl.
     nll: (model, tokens) -> the function that gives the prospector losses;
@@ -21,25 +30,53 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
   Returns:
     The opened store.
   """
-  share = _number('keep', share or '0.5', float, 1)
+  by_gzip = model == 'gzip'
+  share = _number('keep', share or ('0.6' if by_gzip else '0.5'), float, 1)
+  if by_gzip and pairs:
+    raise errors.InputError('--pairs has no effect with --score=gzip')
   pairs = _number('pairs', pairs or str(prospector.PAIRS), int, 10**6)
   if not out:
     raise errors.InputError('--score needs --out=DIR for what is kept')
   if stores.exists(out):
     raise errors.InputError(f'{out} holds a store already; choose another')
-  downloads.locate(model)
+  if not by_gzip:
+    downloads.locate(model)
   whole = prepare.prepare(config, tokens)
-  scores = prospector.score_store(
-    whole, nll(model, tokens), f'{out.rstrip("/")}.scores.jsonl',
-    dict(model=model), pairs=pairs,
-  )  # fmt: skip
-  best = prospector.best([s.score for s in scores], share)
-  made_by = dict(kept=share, of=whole.digest, scored_by=model, pairs=pairs)
+  made_by = dict(kept=share, of=whole.digest, scored_by=model)
+  if by_gzip:
+    kept = middle(compression(whole, tokens), share)
+  else:
+    made_by['pairs'] = pairs
+    scores = prospector.score_store(
+      whole, nll(model, tokens), f'{out.rstrip("/")}.scores.jsonl',
+      dict(model=model), pairs=pairs,
+    )  # fmt: skip
+    kept = prospector.best([s.score for s in scores], share)
+  if not len(kept):
+    raise errors.InputError(
+      f'--keep {share} of {len(whole.lengths)} documents keeps none'
+    )
   stores.write(
-    out, prospector.entries(whole, best), vocab=tokens.vocab,
+    out, prospector.entries(whole, kept), vocab=tokens.vocab,
     tokenizer=tokens.digest, spec=[made_by, whole.manifest['spec']],
   )  # fmt: skip
   return stores.open_store(out)
+
+
+def compression(store, tokens) -> np.ndarray:
+  """float [documents]: bytes of the text over those that gzip makes of it."""
+  ratios = []
+  for number in range(len(store.lengths)):
+    text = tokens.decode(store.tokens(number)).encode('utf-8', 'replace')
+    ratios.append(len(text) / len(gzip.compress(text, mtime=0)))
+  return np.array(ratios)
+
+
+def middle(ratios, share: float) -> np.ndarray:
+  """Numbers of the documents in the middle share of these ratios, rising."""
+  order = np.argsort(ratios, kind='stable')
+  cut = round(len(order) * (1 - share) / 2)
+  return np.sort(order[cut : len(order) - cut])
 
 
 def _number(flag, text, kind, most):

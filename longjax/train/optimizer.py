@@ -4,6 +4,8 @@ Another optimizer needs a change of `transformation` alone: all else reads its
 state by optax's own functions.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,12 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 
 def schedule(config, steps: int):
-  """Learning rate by step: warm-up, then cosine, linear or constant.
+  """Learning rate by step: warm-up, then cosine, linear, constant or wsd.
 
   After warm-up, cosine and linear fall from the peak, as Hugging Face's and
   ProLong's (arXiv:2410.02660, table 9); they would be at peak * min_ratio one
-  step after the last. Position Interpolation warms up from 10 % of the peak
-  (arXiv:2306.15595, section 3.1).
+  step after the last. So does wsd in the last decay_steps, constant before
+  (warm-up-stable-decay, arXiv:2404.06395, section 4). Position Interpolation
+  warms up from 10 % of the peak (arXiv:2306.15595, section 3.1).
 
   Args:
     config: the section `optim` of a config.
@@ -31,7 +34,11 @@ def schedule(config, steps: int):
     cosine=optax.cosine_decay_schedule(peak, rest, config.min_ratio),
     linear=optax.linear_schedule(peak, peak * config.min_ratio, rest),
     constant=optax.constant_schedule(peak),
-  )[config.schedule]
+    wsd=optax.linear_schedule(
+      peak, peak * config.min_ratio, max(config.decay_steps, 1),
+      rest - config.decay_steps,
+    ),
+  )[config.schedule]  # fmt: skip
   if not config.warmup_steps:
     return after
   start = peak * config.warmup_from
@@ -39,13 +46,21 @@ def schedule(config, steps: int):
   return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def decayed(params):
-  """True for matrices. By name: stacked norms and biases have two dims too."""
+def decayed(config, params):
+  """True for matrices. By name: stacked norms and biases have two dims too.
 
-  def is_matrix(path, _):
-    return not path[-1].key.endswith(('norm', 'bias'))
+  Without the embedding as OLMo 2 (arXiv:2501.00656, section 3.3.2).
 
-  return jax.tree.map_with_path(is_matrix, params)
+  Args:
+    config: the section `optim` of a config.
+    params: tree.
+  """
+  others = ('norm', 'bias')
+  if config.decayed == 'not_embedding':
+    others += ('embedding',)
+  return jax.tree.map_with_path(
+    lambda path, _: not path[-1].key.endswith(others), params
+  )
 
 
 def transformation(config, steps: int) -> optax.GradientTransformation:
@@ -59,7 +74,7 @@ def transformation(config, steps: int) -> optax.GradientTransformation:
     optax.clip_by_global_norm(config.clip),
     optax.adamw(
       schedule(config, steps), config.b1, config.b2, config.eps,
-      weight_decay=config.weight_decay, mask=decayed,
+      weight_decay=config.weight_decay, mask=functools.partial(decayed, config),
     ),
   )  # fmt: skip
 

@@ -39,10 +39,12 @@ def names_of(path, *names, **around):
   return [scope[name] for name in names]
 
 
-def rates(steps, warmup, scheduler, peak, least=0.0):
+def rates(steps, warmup, scheduler, peak, least=0.0, **more):
   """[step, rate] of a schedule of transformers, as its Trainer steps it."""
   optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=peak)
-  made = transformers.get_scheduler(scheduler, optimizer, warmup, steps)
+  made = transformers.get_scheduler(
+    scheduler, optimizer, warmup, steps, scheduler_specific_kwargs=more
+  )
   if least:  # as ProLong's trainer wraps it
     (bound,) = names_of('ProLong/training/trainer.py', 'min_lr_bound')
     made.lr_lambdas = [
@@ -51,16 +53,8 @@ def rates(steps, warmup, scheduler, peak, least=0.0):
       )
       for f in made.lr_lambdas
     ]
-  wanted = {
-    0,
-    1,
-    warmup - 1,
-    warmup,
-    warmup + 1,
-    steps // 2,
-    steps - 2,
-    steps - 1,
-  }
+  wanted = {0, 1, *range(warmup - 1, warmup + 2), steps // 2, steps * 9 // 10}
+  wanted |= {steps - 2, steps - 1}
   return [[s, peak * made.lr_lambdas[0](s)] for s in sorted(wanted)]
 
 
@@ -71,6 +65,15 @@ def schedules():
     llama3_8b_64k=rates(5000, ratio(0.1, 5000), 'cosine', 1e-5, 0.1),
     llama3_8b_512k_sft=rates(250, ratio(0.05, 250), 'cosine', 2e-5, 0.1),
     llama2_longalign=rates(2000, ratio(0.03, 2000), 'cosine', 2e-5),
+    wsd=rates(
+      200,
+      10,
+      'warmup_stable_decay',
+      2e-4,
+      num_decay_steps=40,
+      decay_type='linear',
+      min_lr_ratio=0.0,
+    ),
     llama2_longlora=rates(1000, 20, 'constant_with_warmup', 2e-5),
   )
 
