@@ -111,7 +111,8 @@ class Numbers:
           whole = np.full(shape, number, np.int32)
           weights = np.ones(shape, np.float32)
           parts.append(Batch(*[whole] * 2, weights, *[whole] * 3))
-      yield pipeline.BatchPlan(number, [], [], np.arange(0), TOKENS), parts
+      none = np.arange(0)
+      yield pipeline.BatchPlan(number, [], [], none, TOKENS, none), parts
 
 
 def looped(workdir, monkeypatch, losses, **changes):

@@ -80,6 +80,21 @@ def order(layout: str, seq_len: int, n: int) -> np.ndarray:
   return tokens
 
 
+def lengthen(shorter: np.ndarray, seq_len: int, n: int) -> np.ndarray:
+  """The order of a row of which only the first columns hold text.
+
+  They lie first on each device, so that all can leave out the rest.
+
+  Args:
+    shorter: [length] `permutation` of the columns with text.
+    seq_len: tokens of the row.
+    n: devices of the ring.
+  """
+  padding = np.arange(len(shorter), seq_len)
+  parts = shorter.reshape(n, -1), padding.reshape(n, -1)
+  return np.concatenate(parts, axis=1).reshape(-1)
+
+
 def executed_blocks(segments, index, n: int, block: int, window=0):
   """Blocks of attention that a ring executes, by row, member and hop.
 

@@ -29,6 +29,7 @@ class BatchPlan(NamedTuple):
   components: list[int]  # of the mixture, for each of `rows`
   row_order: np.ndarray  # int64 [batch]; row r of the batch: rows[row_order[r]]
   tokens: int  # of all rows, without padding
+  lengths: np.ndarray  # int64 [batch]; tokens that row r is computed at
 
   def squares(self, window: int = 0) -> float:
     """The sum of length^2 over the segments of all rows, see RowPlan."""
@@ -52,7 +53,24 @@ def check(config):
     )
   positions.check(config.data.positions, seq_len)
   curriculum.check(config.data.curriculum, seq_len)
-  layout.check(config.data.layout, seq_len, config.mesh.seq)
+  for length in (seq_len, *config.train.lengths):
+    layout.check(config.data.layout, length, config.mesh.seq)
+  check_lengths(config)
+
+
+def check_lengths(config):
+  """InputError if train.lengths cannot be lengths of the rows."""
+  longest, seq_len = max(config.train.lengths, default=0), config.train.seq_len
+  if longest > seq_len:
+    raise InputError(
+      f'config.train.lengths has {longest}; it must be at most train.seq_len '
+      f'{seq_len}'
+    )
+  if longest and (config.model.group or config.model.memory.rows):
+    raise InputError(
+      f'config.train.lengths is {tuple(config.train.lengths)}; it must be () '
+      'with model.group or model.memory.rows, which need whole rows'
+    )
 
 
 class Pipeline:
@@ -112,7 +130,8 @@ class Pipeline:
         costs, config.mesh.data, config.train.micro_batches
       )
     tokens = sum(int(row.length.sum()) for row in rows)
-    return BatchPlan(step, rows, components, row_order, tokens)
+    lengths = self._lengths([rows[number] for number in row_order])
+    return BatchPlan(step, rows, components, row_order, tokens, lengths)
 
   def read(self, plan: BatchPlan, rows=ALL, columns=(ALL,)) -> list[Batch]:
     """Some rows of a batch, in the layout's order, cut to some columns.
@@ -130,9 +149,10 @@ class Pipeline:
     numbers = plan.row_order[rows].tolist()
     widths = [len(range(self._seq_len)[cut]) for cut in columns]
     batches = [_empty(len(numbers), width) for width in widths]
-    for i, number in enumerate(numbers):
+    lengths = plan.lengths[rows].tolist()
+    for i, (number, length) in enumerate(zip(numbers, lengths)):
       row = self._row(plan, number)
-      order = self._column_order(row.segments)
+      order = self._column_order(row.segments, length)
       for batch, cut in zip(batches, columns):
         for target, source in zip(batch, row):
           np.take(source, order[cut], out=target[i], mode='clip')
@@ -196,13 +216,26 @@ class Pipeline:
       row = row._replace(positions=place)
     return row
 
-  def _column_order(self, segments) -> np.ndarray:
+  def _lengths(self, rows) -> np.ndarray:
+    """BatchPlan.lengths: of a micro-batch, the shortest that holds its rows.
+
+    train.step.at_shortest finds the same on the devices.
+    """
+    train = self._config.train
+    lengths = np.array(sorted({*train.lengths, train.seq_len}))
+    ends = np.array([(row.column + row.length).max(initial=0) for row in rows])
+    # Row r is computed in micro-batch r % micro_batches.
+    longest = ends.reshape(-1, train.micro_batches).max(axis=0)
+    of_parts = lengths[np.searchsorted(lengths, longest)]
+    return np.tile(of_parts, len(rows) // train.micro_batches)
+
+  def _column_order(self, segments, length: int) -> np.ndarray:
     """The columns of the text in the layout's order, [seq_len]."""
-    config = self._config
+    config, members = self._config, self._config.mesh.seq
     order = layout.permutation(
-      segments[None], config.data.layout, config.mesh.seq, config.model.block
+      segments[None, :length], config.data.layout, members, config.model.block
     )
-    return order.reshape(-1)
+    return layout.lengthen(order.reshape(-1), self._seq_len, members)
 
   def _digest(self) -> str:
     config = self._config

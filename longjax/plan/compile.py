@@ -90,6 +90,7 @@ def plan(config, target: slices.Slice, documents: str, log) -> dict:
   job = Job(config, model, target, mesh, workload(config, documents))
   log(f'compiling for {target.name} ...')
   began, cpu = time.monotonic(), time.process_time()
+  config.train.lengths = ()  # whole rows take most memory and time
   step, state = train_step.build(config, job.model, mesh)
   batch = train_step.abstract_batch(config, mesh)
   try:

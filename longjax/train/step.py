@@ -105,6 +105,9 @@ def gradients(config, params, batch, model, mesh):
     return (weights * nll).sum() / total
 
   loss_and_grads = jax.value_and_grad(loss)
+  if config.train.lengths:
+    lengths = sorted({*config.train.lengths, config.train.seq_len})
+    loss_and_grads = at_shortest(loss_and_grads, lengths, mesh)
   if config.train.micro_batches == 1:
     return loss_and_grads(learning, batch)
   parts = micro_batches(batch, config.train.micro_batches, mesh)
@@ -117,6 +120,37 @@ def gradients(config, params, batch, model, mesh):
     return jax.tree.map(jnp.add, sums, loss_and_grads(learning, part)), None
 
   return jax.lax.scan(add, (jnp.zeros(()), zeros), parts)[0]
+
+
+def at_shortest(compute, lengths, mesh):
+  """`compute` at the shortest of some lengths that holds a batch.
+
+  All are in one program, of which a step executes a branch for each
+  micro-batch. layout.lengthen puts the text first on each device.
+
+  Args:
+    compute: (params, Batch) -> any.
+    lengths: tokens of a row, rising; the last is that of the batch.
+    mesh: the devices.
+  """
+
+  def shorter(x, length):
+    parts = x.reshape(len(x), mesh.shape['seq'], -1)
+    parts = parts[:, :, : length // mesh.shape['seq']]
+    spec = NamedSharding(mesh, sharding.batch_spec(mesh, len(x)))
+    return jax.lax.with_sharding_constraint(parts.reshape(-1, length), spec)
+
+  def at(length, params, batch):
+    return compute(params, Batch(*(shorter(x, length) for x in batch)))
+
+  branches = [functools.partial(at, length) for length in lengths]
+
+  def computed(params, batch):
+    ends = jnp.where(batch.segments > 0, batch.index + 1, 0)
+    number = jnp.searchsorted(jnp.array(lengths), ends.max())
+    return jax.lax.switch(number, branches, params, batch)
+
+  return computed
 
 
 def micro_batches(batch, count: int, mesh) -> Batch:

@@ -161,7 +161,7 @@ def write_line(run, writer, step, values):
   """Writes the metrics of a step, as the loop does."""
   line = {k: float(v) for k, v in jax.device_get(values).items()}
   tokens = run.config.train.batch * run.config.train.seq_len
-  batch = pipeline.BatchPlan(step, [], [], np.arange(0), tokens)
+  batch = pipeline.BatchPlan(step, [], [], np.arange(0), tokens, np.arange(0))
   line |= loop.usage(run, batch, 1.0, 0.0) | dict(tokens=tokens)
   writer.step(step, tokens, 1.0, line)
 
