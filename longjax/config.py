@@ -100,6 +100,12 @@ KEYS = {
     '[0, inf)'),
   'model.rope.divisors': Key(
     (), 'longrope: of the frequency of each pair', '(0, inf)', each=float),
+  'model.rope.short_divisors': Key(
+    (), 'longrope: those within original_length; (): divisors', '(0, inf)',
+    each=float),
+  'model.rope.unscaled': Key(
+    0, 'longrope: positions, from 0, that are not scaled', '[0, inf)',
+    'tokens'),
   'model.rope.xpos': Key(
     0.0, 'over which xPos decays once; 0: no decay', '[0, inf)', 'tokens'),
   'model.dtype': free(

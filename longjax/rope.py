@@ -56,12 +56,17 @@ class Rope:
   # times, as in Llama 4 and Ministral 3 (Scalable-Softmax, arXiv:2501.19399).
   query_beta: float = 0.0
   divisors: tuple = ()  # longrope: of the frequency of each pair
+  # longrope: those of rows within original_length; () is `divisors`.
+  short_divisors: tuple = ()
+  unscaled: int = 0  # longrope: the first so many positions are as in RoPE
   xpos: float = 0.0  # tokens over which xPos decays once; 0 is not at all
 
   def __post_init__(self):
     scaling = str(self.scaling).lower()
     object.__setattr__(self, 'scaling', ALIASES.get(scaling, scaling))
-    object.__setattr__(self, 'divisors', tuple(map(float, self.divisors)))
+    for field in ('divisors', 'short_divisors'):
+      given = tuple(map(float, getattr(self, field)))
+      object.__setattr__(self, field, given)
     if self.scaling not in SCALINGS:
       raise ValueError(
         f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
@@ -106,6 +111,16 @@ class Rope:
         longrope == bool(self.divisors) and all(x > 0 for x in self.divisors),
         'positive divisors, one for each pair, with longrope and only there',
       ),
+      (
+        (longrope and self.unscaled >= 0)
+        or not (self.unscaled or self.short_divisors),
+        'longrope for unscaled and short_divisors',
+      ),
+      (
+        len(self.short_divisors) in (0, len(self.divisors))
+        and all(0 < x < math.inf for x in self.short_divisors),
+        'as many short_divisors as divisors, positive',
+      ),
     ):
       if not holds:
         fields = [f.name for f in dataclasses.fields(self) if f.name in rule]
@@ -118,6 +133,12 @@ class Rope:
       scaling='nope', original_length=self.original_length,
       query_beta=self.query_beta,
     )  # fmt: skip
+
+  def at_length(self, tokens: int) -> 'Rope':
+    """That of rows of so many tokens: one list of divisors for all."""
+    short = self.short_divisors and tokens <= self.original_length
+    divisors = self.short_divisors if short else self.divisors
+    return dataclasses.replace(self, divisors=divisors, short_divisors=())
 
 
 def _plain(rope, head_dim):
@@ -171,7 +192,10 @@ def _by_parts(rope, head_dim):
 
 
 def _longrope(rope, head_dim):
-  """LongRoPE, arXiv:2402.13753: each pair has a divisor, found by a search."""
+  """LongRoPE, arXiv:2402.13753: each pair has a divisor, found by a search.
+
+  Those of long rows; `cos_sin` has the rules of short rows and first tokens.
+  """
   if len(rope.divisors) != head_dim // 2:
     raise ValueError(
       f'rope divisors: {len(rope.divisors)} for {head_dim // 2} pairs'
@@ -264,6 +288,10 @@ def _high_product(a, b):
 def cos_sin(positions, rope: Rope, head_dim: int):
   """cos and sin of position x frequency, within 1e-6 at any position.
 
+  LongRoPE (arXiv:2402.13753, section 3.2): the first `unscaled` positions turn
+  as in RoPE, without a temperature, and a row without a position beyond
+  original_length by short_divisors, as in transformers.
+
   Args:
     positions: [batch, seq] int32.
     rope: the recipe.
@@ -272,9 +300,27 @@ def cos_sin(positions, rope: Rope, head_dim: int):
   Returns:
     Two float32 arrays [batch, seq, head_dim/2], times the temperature.
   """
-  frequency, factor = frequencies(rope, head_dim)
+  positions = jnp.asarray(positions)
+  long = _cos_sin(positions, *frequencies(rope, head_dim))
+  if rope.short_divisors:
+    short = frequencies(rope.at_length(0), head_dim)
+    within = positions.max(-1, keepdims=True) < rope.original_length
+    long = _select(within, _cos_sin(positions, *short), long)
+  if rope.unscaled:
+    plain = _cos_sin(positions, _plain(rope, head_dim), 1.0)
+    long = _select(positions < rope.unscaled, plain, long)
+  return long
+
+
+def _select(where, first, second):
+  """Where true the first (cos, sin), else the second."""
+  return tuple(jnp.where(where[..., None], x, y) for x, y in zip(first, second))
+
+
+def _cos_sin(positions, frequency, factor):
+  """cos and sin, times a factor, of float64 frequencies [head_dim/2]."""
   high, low = (jnp.asarray(x) for x in _turns(frequency))
-  p = jnp.asarray(positions).astype(jnp.uint32)[..., None]
+  p = positions.astype(jnp.uint32)[..., None]
   turns = high * p + _high_product(low, p)  # modulo one turn, in 2^-32 turns
   turns -= low * (p >> 31)  # a position below 0 was read as 2^32 more
   # As a signed number the fraction is in [-1/2, 1/2) turn.

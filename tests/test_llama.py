@@ -441,6 +441,7 @@ SCALINGS = dict(
   ('none', 'scaling', 'nope'),
   ('none', 'xpos', 512.0),
   ('longrope', 'divisors', (2.0,) * 32),
+  ('longrope', 'short_divisors', (2.0,) * 32), ('longrope', 'unscaled', 4),
   ('linear', 'factor', 4.0),
   ('llama3', 'original_length', 4096),
   ('llama3', 'low_freq_factor', 2.0),

@@ -1,5 +1,9 @@
 """RoPE against numbers of the papers and against 50-digit arithmetic."""
 
+import dataclasses
+import json
+import pathlib
+
 import mpmath
 import numpy as np
 import pytest
@@ -129,6 +133,38 @@ def test_yarn_s_paper_ramps_in_turns_and_its_code_in_pairs():
   )
   assert (code[25:40] > paper[25:40]).all()
   assert temperature == same
+
+
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parent / 'golden' / 'recipes.json').read_text()
+)['longrope']
+LONGROPE = Rope(
+  base=GOLDEN['base'], scaling='longrope', factor=GOLDEN['factor'],
+  original_length=GOLDEN['original'], divisors=GOLDEN['factors'],
+)  # fmt: skip
+
+
+def test_longrope_keeps_its_first_positions_as_its_code_does():
+  recipe = dataclasses.replace(LONGROPE, unscaled=GOLDEN['first'])
+  length = len(GOLDEN['cos'])
+  got = rope.cos_sin(np.arange(length)[None], recipe, GOLDEN['dim'])
+  for values, name in zip(got, ('cos', 'sin')):
+    np.testing.assert_allclose(values[0], GOLDEN[name], rtol=0, atol=2e-6)
+
+
+def test_longrope_has_two_lists_as_in_transformers():
+  """By the largest position of a row, or by a length that is known."""
+  recipe = dataclasses.replace(LONGROPE, short_divisors=GOLDEN['factors'][::-1])
+  ends = [int(n) for n in GOLDEN['transformers']]
+  rows = np.stack([np.arange(n - 8, n) for n in ends])  # 16 and 17 tokens
+  got = rope.cos_sin(rows, recipe, GOLDEN['dim'])
+  for i, (n, (want, scale)) in enumerate(GOLDEN['transformers'].items()):
+    fixed = recipe.at_length(int(n))
+    frequency, factor = rope.frequencies(fixed, GOLDEN['dim'])
+    np.testing.assert_allclose(frequency, want, rtol=1e-6)
+    assert factor == pytest.approx(scale)
+    for x, y in zip(got, rope.cos_sin(rows[i : i + 1], fixed, GOLDEN['dim'])):
+      np.testing.assert_array_equal(x[i], y[0])
 
 
 def test_longrope_divides_each_pair_by_its_own():

@@ -429,6 +429,8 @@ def test_either_form_of_config_json_has_the_whole_rope(settings):
   YARN | dict(scaling='ntk_by_parts'), YARN | dict(scaling='yarn_paper'),
   dict(scaling='longrope', factor=4.0, original_length=4096,
        divisors=tuple(np.linspace(1, 5, 8))),
+  dict(scaling='longrope', factor=4.0, original_length=4096,
+       divisors=tuple(np.linspace(1, 5, 8)), short_divisors=(1.5,) * 8),
 ])  # fmt: skip
 def test_what_is_exported_as_longrope_rotates_alike_when_read(settings):
   whole = told(settings)
@@ -436,6 +438,7 @@ def test_what_is_exported_as_longrope_rotates_alike_when_read(settings):
     config = {k: v for k, v in whole.items() if k not in without}
     found = rope.Rope(**config_json.fields(config)['rope'])
     assert found.scaling == 'longrope'
+    assert found.short_divisors == settings.get('short_divisors', ())
     for x, y in zip(
       rope.frequencies(found, 16), rope.frequencies(rope.Rope(**settings), 16)
     ):

@@ -297,14 +297,14 @@ CASES = {
   'temperature beyond floats': (
     rope(**YARN | dict(attention_factor=10**400)), ('attention_factor',)
   ),
-  'factors that differ': (
-    longrope(**ONES | dict(short_factor=[2.0] * 8)), ('short_factor',)
+  'factors of other lengths': (
+    longrope(**ONES | dict(short_factor=[2.0] * 7)), ('short_divisors',)
   ),
   'no factors': (longrope(**ONES | dict(long_factor='all')), ('long_factor',)),
   'too few factors': (
     longrope(short_factor=[1.0] * 7, long_factor=[1.0] * 7), ('7 for 8',)
   ),
-  'factors beyond floats': (longrope(**FAR), ('long_factor',)),
+  'factors beyond floats': (longrope(**FAR), ('_factor',)),
   'large temperature': (
     longrope(**ONES, attention_factor=1e300), ('attention_factor',)
   ),

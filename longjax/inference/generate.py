@@ -5,6 +5,7 @@ token attends to the keys where they lie (strategy `decode`). Shapes are
 rounded up, so that one compiled program serves many lengths.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -119,6 +120,9 @@ def generate(
     InputError: an empty prompt, or an id that the model does not have.
   """
   _check(prompts, config)
+  # Cached keys keep their rotation: one for all that will be in the cache.
+  longest = count + max(map(len, prompts), default=0)
+  config = dataclasses.replace(config, rope=config.rope.at_length(longest))
   rows = options.rows or max(len(prompts), 1)
   program, answers = Program(config, mesh), []
   progress = make_progress('generating', len(prompts), 'prompts', options.log)

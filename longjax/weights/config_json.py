@@ -182,16 +182,13 @@ def _optional(config, settings, plain: rope.Rope) -> dict:
 
 def _longrope(config, settings) -> dict:
   """Divisors, and the factor whose temperature is `attention_factor`."""
-  divisors = settings.get('long_factor')
-  if not isinstance(divisors, list) or not all(
-    type(x) in (int, float) and 0 < x <= sys.float_info.max for x in divisors
-  ):
-    raise errors.InputError('long_factor is not a list of positive numbers')
-  if divisors != settings.get('short_factor'):
-    raise errors.InputError(
-      'short_factor and long_factor differ, but longjax has one list for all '
-      'lengths: set both to the factors that you want'
-    )
+  for key in ('short_factor', 'long_factor'):
+    if not isinstance(settings.get(key), list) or not all(
+      type(x) in (int, float) and 0 < x <= sys.float_info.max
+      for x in settings[key]
+    ):
+      raise errors.InputError(f'{key} is not a list of positive numbers')
+  short, divisors = settings['short_factor'], settings['long_factor']
   length = int(positive(settings, LENGTH, config.get(LENGTH, window(config))))
   default = max(window(config) / max(length, 1), 1.0)
   found: dict = dict(
@@ -199,6 +196,7 @@ def _longrope(config, settings) -> dict:
     factor=max(positive(settings, 'factor', default), 1.0),
     original_length=length,
     divisors=tuple(divisors),
+    short_divisors=() if short == divisors else tuple(short),
   )
   if 'attention_factor' in settings:
     given = positive(settings, 'attention_factor')
@@ -301,10 +299,14 @@ def _general(config: llama.Llama, window: int, dtype: str, tokens) -> dict:
 def rope_parameters(config: llama.Llama) -> dict:
   """`rope_parameters` of transformers 5."""
   settings, dim = config.rope, config.head_dim
-  beta = settings.query_beta and settings.scaling != 'yarn'
-  if settings.scaling == 'nope' or settings.xpos or beta:
-    name = 'xpos' if settings.xpos else 'nope'
-    name = 'query_beta without yarn' if beta else name
+  scaling = settings.scaling
+  names = {
+    'query_beta without yarn': settings.query_beta and scaling != 'yarn',
+    'xpos': settings.xpos,
+    'unscaled': settings.unscaled,
+    'nope': scaling == 'nope',
+  }
+  for name in filter(names.get, names):
     raise errors.InputError(
       f"rope {name!r} has no equivalent in transformers' Llama; only longjax "
       'runs this model'
@@ -331,7 +333,7 @@ def rope_parameters(config: llama.Llama) -> dict:
     'rope_theta': base,
     'factor': settings.factor,
     LENGTH: settings.original_length,
-    'short_factor': divisors,
+    'short_factor': list(settings.short_divisors) or divisors,
     'long_factor': divisors,
     'attention_factor': temperature,
   }

@@ -175,7 +175,19 @@ def longrope(dim=16, first=4, length=32, original=16, base=10_000.0):
   half = lambda values: [
     [round(float(v), 6) for v in row[: dim // 2]] for row in values[0]
   ]
+  config = transformers.LlamaConfig(
+    hidden_size=dim, num_attention_heads=1, max_position_embeddings=length,
+    rope_theta=base, rope_scaling=dict(
+      rope_type='longrope', short_factor=factors[::-1], long_factor=factors,
+      original_max_position_embeddings=original, factor=length / original)
+  )  # fmt: skip
+  inverse = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS['longrope']
+  lengths = {n: inverse(config, 'cpu', n) for n in (original, original + 1)}
   return dict(
+    transformers={
+      n: [frequency.double().tolist(), scale]
+      for n, (frequency, scale) in lengths.items()
+    },
     dim=dim, first=first, original=original, base=base, factors=factors,
     factor=length / original, cos=half(cos), sin=half(sin),
   )  # fmt: skip
