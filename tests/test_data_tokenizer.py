@@ -103,9 +103,59 @@ def test_ends_that_only_the_special_tokens_map_names_are_taken(tmp_path):
   told = dict(bos_token='<eos>', eos_token=dict(content='<eos>'))
   (tmp_path / 'special_tokens_map.json').write_text(json.dumps(told))
   assert tokenizer.load(tmp_path).document_end == 257
-  config.write_text(json.dumps(dict(bos_token=None, eos_token='<bos>')))
+  other = dict(bos_token=None, eos_token='<bos>')
+  config.write_text(json.dumps(other))  # as old versions of transformers
+  assert tokenizer.load(tmp_path).eos == 257
+  config.write_text(json.dumps(other | dict(added_tokens_decoder={})))
   again = tokenizer.load(tmp_path)
   assert (again.bos, again.eos) == (None, 256)
+
+
+SAYS = [
+  (dict(add_bos_token=True, bos_token=None), {}, 'bos_token is not set'),
+  (dict(additional_special_tokens=['<new>']), {}, "'<new>'"),
+  ({}, dict(added_tokens={'<eos>': 300}), "'<eos>' as 300"),
+  (dict(add_prefix_space=True), {}, 'puts no space'),
+]
+
+
+@pytest.mark.parametrize('config, others, fact', SAYS)
+def test_files_beside_that_change_the_ids_are_refused(
+  config, others, fact, tmp_path
+):
+  small_json(tmp_path, **config)
+  for name, value in others.items():
+    (tmp_path / f'{name}.json').write_text(json.dumps(value))
+  with pytest.raises(errors.InputError, match=fact):
+    tokenizer.load(tmp_path)
+
+
+def test_two_files_that_are_two_tokenizers_are_refused(tmp_path):
+  small_sentencepiece(tmp_path)
+  small_json(tmp_path)
+  with pytest.raises(
+    errors.InputError, match=r"json and tokenizer.model .*'<unk>'"
+  ):
+    tokenizer.load(tmp_path)
+
+
+def test_what_the_file_puts_around_a_text_stands_around_documents(tmp_path):
+  small_json(tmp_path, bos_token='<unused_300>', eos_token=None)
+  path = tmp_path / 'tokenizer.json'
+  made = tokenizers.Tokenizer.from_str(path.read_text())
+
+  def load(single):
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+      single=single, special_tokens=[('<bos>', 256), ('<eos>', 257)]
+    )
+    path.write_text(made.to_str())
+    tokens = tokenizer.load(tmp_path)
+    return tokens.document_start, tokens.document_end
+
+  assert load('<bos> $A <eos>') == (256, 257)
+  assert load('$A') == (None, None)
+  with pytest.raises(errors.InputError, match='puts 2 tokens'):
+    load('<bos> <bos> $A')
 
 
 def test_damaged_and_missing_definitions_are_named(tmp_path):

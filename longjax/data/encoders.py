@@ -5,8 +5,11 @@ each is exact for the models that its own authors wrote. An encoder has
 
   vocab            number of ids
   settings         the model's own settings of its special tokens
-  starts_document  whether a text begins with `bos` where no setting says so
+  around           ids before and after a text where no setting says so;
+                   `bos`, which the settings may have changed, is given
   ident            name of a token -> id or None
+  names            id -> name of its token
+  prefix_space     whether texts get a space before them; None: no setting says
   encode           texts -> lists of ids, on all cores; special names are text
   special          names of its special tokens
   encode_marked    a text in parts, some of them special tokens, and which of
@@ -66,16 +69,27 @@ class Hub:
     self._inner.encode_special_tokens = True  # special names are plain text
     self._inner.no_truncation()
     self._inner.no_padding()
+    if isinstance(self._inner.model, tokenizers.models.BPE):
+      self._inner.model.dropout = None  # ids would be drawn at random
     # Not their number: somebody may have left ids out.
     self.vocab = 1 + max(self._inner.get_vocab().values(), default=-1)
     self.settings = settings
-    self._around = self._inner.encode('').ids  # from its post-processor
     self.ident = self._inner.token_to_id
     added = self._inner.get_added_tokens_decoder().values()
     self.special = frozenset(token.content for token in added if token.special)
+    splitter = self._inner.pre_tokenizer
+    of_bytes = isinstance(splitter, tokenizers.pre_tokenizers.ByteLevel)
+    self.prefix_space = splitter.add_prefix_space if of_bytes else None
 
-  def starts_document(self, bos: int | None) -> bool:
-    return bos in self._around
+  def around(self, bos: int | None) -> tuple[list[int], list[int]]:
+    whole = self._inner.encode('a')  # its post-processor adds the specials
+    text = [i for i, x in enumerate(whole.special_tokens_mask) if not x]
+    if not text:
+      return whole.ids, []
+    return whole.ids[: text[0]], whole.ids[text[-1] + 1 :]
+
+  def names(self) -> dict[int, str]:
+    return {i: name for name, i in self._inner.get_vocab().items()}
 
   def encode(self, texts) -> list[list[int]]:
     encoded = self._inner.encode_batch_fast(texts, add_special_tokens=False)
@@ -160,11 +174,13 @@ class SentencePiece:
     ends = (self._inner.bos_id(), self._inner.eos_id())
     own_bos, own_eos = (names[i] if i >= 0 else '' for i in ends)
     self.settings = settings.over(Settings(own_bos, own_eos))
+    self.prefix_space = self._proto.normalizer_spec.add_dummy_prefix
+    self.names = lambda: dict(enumerate(names))
     self.ident = {name: i for i, name in enumerate(names)}.get
     self.special = frozenset(self._control.values())
 
-  def starts_document(self, bos: int | None) -> bool:
-    return bos is not None
+  def around(self, bos: int | None) -> tuple[list[int], list[int]]:
+    return ([] if bos is None else [bos]), []
 
   def encode(self, texts) -> list[list[int]]:
     return self._inner.encode(texts, out_type=int)

@@ -25,7 +25,8 @@ from typing import NamedTuple
 import numpy as np
 
 from longjax import errors
-from longjax.data import encoders, vocabularies
+from longjax.data import encoders, tokenizer_files, vocabularies
+from longjax.data.tokenizer_files import FILES
 
 # What ends a document of a pretraining corpus. An instruction-tuned model has
 # another `eos` (the end of a turn), which must not stand for this.
@@ -35,11 +36,6 @@ TURN_END = re.compile(
   r'|<\|end\|>|\bturn_end\b',
   re.IGNORECASE,
 )
-# Written again as they were found: a tokenizer is more than the ids it gives.
-FILES = (
-  'tokenizer.json', 'tokenizer.model', 'spiece.model', 'tokenizer_config.json',
-  'special_tokens_map.json', 'added_tokens.json', 'chat_template.jinja',
-)  # fmt: skip
 HEAD_BYTES = 1 << 12  # of a file, to tell what it is
 NEEDED = (
   'a tokenizer is a tokenizer.json, a tokenizer.model of SentencePiece or '
@@ -73,11 +69,13 @@ class Tokenizer:
     self.chat_template, self.vocab = settings.chat_template, encoder.vocab
     self.bos, self.eos = (self._known(x) for x in (settings.bos, settings.eos))
     self.pad = self.ident(settings.pad)
-    adds = settings.add_bos
-    if adds is None:
-      adds = encoder.starts_document(self.bos)
-    self.document_start = self.bos if adds else None
-    self.document_end = self._document_end()
+    before, after = encoder.around(self.bos)
+    if settings.add_bos and self.bos is None:
+      raise errors.InputError('add_bos_token is true, but bos_token is not set')
+    self.document_start = self.bos if settings.add_bos else None
+    if settings.add_bos is None and before:
+      self.document_start = self._alone(before)
+    self.document_end = self._document_end(after)
 
   def _known(self, name) -> int | None:
     """The id of a special token; InputError if its name is no token's."""
@@ -85,10 +83,22 @@ class Tokenizer:
       raise errors.InputError(f'{name!r} is not in the vocabulary')
     return self.ident(name)
 
-  def _document_end(self) -> int | None:
+  def _alone(self, ids) -> int:
+    """The only id of what is put before or after a text."""
+    if len(ids) != 1:
+      raise errors.InputError(
+        f'it puts {len(ids)} tokens before or after a text; set add_bos_token '
+        'and add_eos_token in tokenizer_config.json to say which one'
+      )
+    return ids[0]
+
+  def _document_end(self, after) -> int | None:
     """The id that ended documents when the model was pretrained."""
-    eos = self.settings.eos
-    if not eos or (self.settings.add_eos and not TURN_END.search(eos)):
+    eos, adds = self.settings.eos, self.settings.add_eos
+    ends_turn = eos and TURN_END.search(eos)
+    if after and adds is None and not ends_turn:
+      return self._alone(after)
+    if not eos or (adds and not ends_turn):
       return self.eos
     others = (eos, self.encoder.settings.eos, '</s>')
     names = [*DOCUMENT_ENDS, *(n for n in others if not TURN_END.search(n))]
@@ -143,6 +153,15 @@ class Tokenizer:
   def ident(self, name: str) -> int | None:
     """The id of a token, special ones included, or None."""
     return self.encoder.ident(name) if name else None
+
+  def names(self) -> dict[int, str]:
+    """The token of each id."""
+    return self.encoder.names()
+
+  @property
+  def adds_prefix_space(self) -> bool | None:
+    """Whether a text gets a space before it; None if no setting decides it."""
+    return self.encoder.prefix_space
 
   def save(self, directory):
     """Writes the files that `load` and transformers' AutoTokenizer read."""
@@ -245,17 +264,27 @@ def load(spec) -> Tokenizer:
   if not form:
     where = file if file.is_file() else path
     raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
+  encoder = _read(file, form)
   try:
     if form.sign == b'GGUF':
-      return Tokenizer(form.read(file))
-    return Tokenizer(form.read(file), _settings_beside(file), _files(file))
-  except OSError as error:
-    raise errors.InputError(f'{file}: {error.strerror or error}') from error
+      return Tokenizer(encoder)
+    beside = tokenizer_files.read(file)
+    made = Tokenizer(encoder, beside.settings, beside.contents)
+    beside.check(made)
+    return made
   except errors.InputError as error:
     raise errors.InputError(f'{file}: {error}') from error
+
+
+def _read(path, form):
+  """The encoder of a file; InputError if it is damaged."""
+  try:
+    return form.read(path)
+  except OSError as error:
+    raise errors.InputError(f'{path}: {error.strerror or error}') from error
   except Exception as error:  # the libraries raise plain Exception
     reason = ' '.join(str(error).split())
-    raise errors.InputError(f'{file}: not {form.name}: {reason}') from error
+    raise errors.InputError(f'{path}: not {form.name}: {reason}') from error
 
 
 def _format(path) -> Format | None:
@@ -284,11 +313,10 @@ def _find(path) -> pathlib.Path:
     places.append(root.resolve().parent)
   for place in places:
     whole, model = place / 'tokenizer.json', place / 'tokenizer.model'
-    if whole.is_file() and model.is_file():
-      form = _format(model)
-      authors = form and form.name == 'a SentencePiece model'
-      as_many = authors and load(model).vocab >= load(whole).vocab
-      return model if as_many else whole
+    if whole.is_file() and (form := _format(model)):
+      as_many = _is_contained(whole, model)
+      authors = form.name == 'a SentencePiece model'
+      return model if authors and as_many else whole
     for file in (whole, model):
       if file.is_file():
         return file
@@ -297,38 +325,23 @@ def _find(path) -> pathlib.Path:
   return root / 'tokenizer.json'
 
 
-def _files(path) -> dict[str, bytes]:
-  """{name: content} of a tokenizer's file and of those beside it."""
-  if path.name not in FILES:
-    return {}
-  found = ((name, path.with_name(name)) for name in FILES)
-  return {name: file.read_bytes() for name, file in found if file.is_file()}
+def _is_contained(whole, model) -> bool:
+  """Whether a tokenizer.json has no ids but those of the model beside it.
 
-
-def _settings_beside(path) -> encoders.Settings:
-  """What the files of transformers beside a tokenizer say."""
-  settings, file = {}, path
-  try:
-    # Of what both say, the second is right; some models have the first alone.
-    for name in ('special_tokens_map.json', 'tokenizer_config.json'):
-      file = path.with_name(name)
-      if file.is_file():
-        settings |= json.loads(file.read_text('utf-8'))
-    names = (settings.get(f'{x}_token') or '' for x in ('bos', 'eos', 'pad'))
-    bos, eos, pad = (n if isinstance(n, str) else n['content'] for n in names)
-    add_bos, add_eos = (settings.get(f'add_{x}_token') for x in ('bos', 'eos'))
-    for value in (add_bos, add_eos):
-      if value not in (None, True, False):
-        raise ValueError(f'add_bos_token or add_eos_token is {value!r}')
-    template = settings.get('chat_template') or ''
-    if isinstance(template, list):  # several by name
-      template = {t['name']: t['template'] for t in template}.get('default', '')
-    file = path.with_name('chat_template.jinja')
-    if file.is_file():
-      template = file.read_text('utf-8')
-  except (ValueError, TypeError, KeyError) as error:
-    raise errors.InputError(f'{file}: not a {file.name} ({error})') from error
-  return encoders.Settings(bos, eos, pad, template, add_bos, add_eos)
+  Raises:
+    InputError: an id is another token in the other.
+  """
+  one, other = (
+    _read(path, form).names() if (form := _format(path)) else {}
+    for path in (model, whole)
+  )
+  for i in sorted(one.keys() & other.keys()):
+    if one[i] != other[i]:
+      raise errors.InputError(
+        f'{whole} and {model.name} are two tokenizers: id {i} is {other[i]!r} '
+        f'and {one[i]!r}; keep the one that the model was trained with'
+      )
+  return other.keys() <= one.keys()
 
 
 def without_surrogates(text: str) -> str:
