@@ -272,3 +272,42 @@ def test_sharegpt_is_prepared_with_the_tokenizers_own_template(
   with pytest.raises(errors.InputError, match='no chat template'):
     config.data.sources.talk.template = ''
     prepare.prepare(config, tokenizer.load('bytes'), quiet)
+
+
+@pytest.mark.parametrize('space', ['first', 'always'])
+def test_what_stands_before_a_text_may_change_its_ids(space, tmp_path):
+  """A space goes before the first text alone in Mistral's tokenizer.json."""
+  import tokenizers
+
+  special = SPECIAL['mistral'].split()
+  vocab = ['<unk>', *'▁abq12 ', '▁a', *special]
+  model = tokenizers.models.BPE(
+    {name: i for i, name in enumerate(vocab)}, [('▁', 'a')], unk_token='<unk>'
+  )
+  made = tokenizers.Tokenizer(model)
+  made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=space)
+  made.add_special_tokens(special)
+  made.save(str(tmp_path / 'tokenizer.json'))
+  config = dict(bos_token='<s>', eos_token='</s>')
+  config['chat_template'] = (HERE / 'mistral.jinja').read_text()
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  tokens = tokenizer.load(tmp_path)
+  messages = [
+    dict(role=role, content=text)
+    for role, text in zip(('user', 'assistant') * 2, ('q1', 'a1', 'q2', 'ba'))
+  ]
+  text = '<s>[INST] q1[/INST] a1</s>[INST] q2[/INST] ba</s>'
+  want = made.encode(text, add_special_tokens=False)
+  found = chat.encode(messages, tokens, 'tokenizer')
+  assert found.tokens.tolist() == want.ids
+  learned = [text.index(' a1</s>') + i for i in range(7)]
+  learned += [text.index(' ba</s>') + i for i in range(7)]
+  overlap = [any(a <= i < b for i in learned) for a, b in want.offsets]
+  assert found.weights.astype(bool).tolist() == overlap
+  messages[0]['content'] = 'q</s>'
+  if space == 'first':
+    with pytest.raises(errors.InputError, match='name of a special token'):
+      chat.encode(messages, tokens, 'tokenizer')
+  else:
+    found = chat.encode(messages, tokens, 'tokenizer')
+    assert found.tokens.tolist().count(tokens.ident('</s>')) == 2

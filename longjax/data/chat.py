@@ -24,7 +24,6 @@ import datetime
 import functools
 import json
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,7 +120,7 @@ def encode(
     InputError: what is not a conversation, a template for another tokenizer, or
       one that leaves out what the conversation has.
   """
-  writer = _writer(messages, tokenizer, template, tools)
+  writer = _Writer(messages, tokenizer, template, tools)
   if loss not in LOSSES:
     raise errors.InputError(
       f'chat loss {loss!r} is none of {", ".join(LOSSES)}'
@@ -141,7 +140,7 @@ def encode(
 
 def prompt(messages, tokenizer, template: str) -> np.ndarray:
   """int32 [tokens] up to where the assistant's next answer begins."""
-  writer = _writer(messages, tokenizer, template)
+  writer = _Writer(messages, tokenizer, template)
   if messages[-1]['role'] == 'assistant':
     raise errors.InputError('the last message is an answer already')
   return writer.encode(writer.text(writer.messages, opened=True)).tokens
@@ -152,30 +151,15 @@ def end(tokenizer, template: str) -> str:
   if template in TEMPLATES:
     return TEMPLATES[template][-1]
   turns = [dict(role='user', content='a'), dict(role='assistant', content='a')]
-  writer = _writer(turns, tokenizer, template)
+  writer = _Writer(turns, tokenizer, template)
   return writer.end(writer.text(turns).replace(CLOSE, ''))
-
-
-def _writer(messages, tokenizer, template, tools=None) -> '_Writer':
-  text = source(template, tokenizer)
-  if not isinstance(messages, list) or not messages:
-    raise errors.InputError('a conversation is a list of messages, not empty')
-  try:
-    messages = conversations.plain(messages)
-  except ValueError as error:
-    raise errors.InputError(str(error)) from None
-  writer = _Writer(text, template, tokenizer)
-  writer.messages, writer.tools = writer.protected(messages), tools
-  if tools:
-    writer.tools = writer.protected(tools)
-  return writer
 
 
 class _Writer:
   """Writes one conversation with one template, for one tokenizer."""
 
-  def __init__(self, source: str, name: str, tokenizer):
-    self.name, self._template = name, _compiled(source)
+  def __init__(self, messages, tokenizer, name: str, tools=None):
+    self.name, self._template = name, _compiled(source(name, tokenizer))
     ours = name in TEMPLATES
     self._encoder = tokenizer.encoder if ours else tokenizer.chat_encoder
     settings = tokenizer.settings
@@ -183,9 +167,14 @@ class _Writer:
       bos_token=settings.bos, eos_token=settings.eos, pad_token=settings.pad
     )
     special = self._encoder.special.union(TEMPLATES.get(name, ()))
-    self._special = _any_of(special)
-    self.messages: list = []
-    self.tools: Any = None
+    self._special = encoders.any_of(special)
+    if not isinstance(messages, list) or not messages:
+      raise errors.InputError('a conversation is a list of messages, not empty')
+    try:
+      self.messages = self.protected(conversations.plain(messages))
+    except ValueError as error:
+      raise errors.InputError(str(error)) from None
+    self.tools = self.protected(tools)
 
   def protected(self, value) -> Any:
     """Messages in which no text is the name of a special token."""
@@ -246,16 +235,15 @@ class _Writer:
           f'writes what comes before message {number} otherwise once there '
           'are more messages, so that what it answers is uncertain'
         )
-      answer = closed[len(before) :]
-      name = self.end(answer)
-      if answer.count(name) > 1:
+      name = self.end(closed[len(before) :])
+      answer, found, _ = text[len(before) :].partition(name)
+      if not found or closed.count(name, len(before)) > 1:
         raise errors.InputError(
-          f'the chat template {self.name!r} writes {name} more than once in '
-          f'message {number}, so that its end is uncertain'
+          f'the chat template {self.name!r} writes {name} not once in message '
+          f'{number}, so that its end is uncertain'
         )
-      at = text.find(name, len(before)) + len(name)
-      marked += [text[done : len(before)], OPEN, text[len(before) : at], CLOSE]
-      done = at
+      marked += [text[done : len(before)], OPEN, answer, name, CLOSE]
+      done = len(before) + len(answer) + len(name)
     return ''.join([*marked, text[done:]])
 
   def end(self, answer: str) -> str:
@@ -289,13 +277,6 @@ def _part(text: str) -> encoders.Part:
   for mark in MARKS:
     text = text.replace(mark, '')
   return encoders.Part(text)
-
-
-@functools.lru_cache
-def _any_of(names) -> re.Pattern:
-  """Matches any of these names, and nothing if there are none."""
-  longest = sorted(names, key=len, reverse=True)
-  return re.compile('|'.join(map(re.escape, longest)) or '(?!)')
 
 
 @functools.lru_cache

@@ -24,6 +24,7 @@ import base64
 import functools
 import itertools
 import json
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -96,30 +97,36 @@ class Hub:
     return [e.ids for e in encoded]
 
   def encode_marked(self, parts, marked) -> tuple[list[int], np.ndarray]:
-    # All parts together, as transformers encodes them: what stands before a
-    # text may change its ids. So the name of a special token that is text, for
-    # which parts must be encoded one by one, is refused where that matters.
-    groups = [parts]
-    if any(name in p.text for p in parts if not p.special
-           for name in self.special):  # fmt: skip
-      if not self._parts_are_independent:
-        raise errors.InputError(
-          'it has the name of a special token in its text, which this '
-          'tokenizer cannot tell from the token'
-        )
-      groups = [[part] for part in parts]
+    if not self._parts_are_independent:
+      return self._encode_together(parts, marked)
     ids, flags, at = [], [np.zeros(0, bool)], 0
-    for group in groups:
-      text = ''.join(part.text for part in group)
-      encoded = self._encode(text, special=len(group) > 1 or group[0].special)
-      ids += encoded.ids
-      flags.append(_overlap(encoded.offsets, marked[at : at + len(text)]))
-      at += len(text)
+    for part in parts:
+      here = marked[at : at + len(part.text)]
+      at += len(part.text)
+      if part.special or here.all() or not here.any():
+        one = [self.ident(part.text)] if part.special else None
+        ids += one or self.encode([part.text])[0]
+        flags.append(np.full(len(ids) - sum(map(len, flags)), here.any()))
+      else:
+        encoded = self._inner.encode(part.text, add_special_tokens=False)
+        ids += encoded.ids
+        flags.append(_overlap(encoded.offsets, here))
     return ids, np.concatenate(flags)
 
-  def _encode(self, text: str, special: bool):
-    """The library's encoding, in which names are special tokens or text."""
-    self._inner.encode_special_tokens = not special
+  def _encode_together(self, parts, marked) -> tuple[list[int], np.ndarray]:
+    """As transformers encodes them, where what stands before a text matters."""
+    find = any_of(self.special).search
+    if any(find(part.text) for part in parts if not part.special):
+      raise errors.InputError(
+        'it has the name of a special token in its text, which this tokenizer '
+        'cannot tell from the token'
+      )
+    encoded = self._with_special(''.join(part.text for part in parts))
+    return encoded.ids, _overlap(encoded.offsets, marked)
+
+  def _with_special(self, text: str):
+    """The library's encoding, in which names are special tokens."""
+    self._inner.encode_special_tokens = False
     try:
       return self._inner.encode(text, add_special_tokens=False)
     finally:
@@ -127,10 +134,17 @@ class Hub:
 
   @functools.cached_property
   def _parts_are_independent(self) -> bool:
-    name = min(self.special)
-    parts = ['a', name, ' a', name, 'a']
-    ids = [i for part in parts for i in self._encode(part, part == name).ids]
-    return ids == self._encode(''.join(parts), True).ids
+    """Whether special tokens change nothing in the texts around them."""
+    added = self._inner.get_added_tokens_decoder().values()
+    if any(
+      token.lstrip or token.rstrip or token.single_word for token in added
+    ):
+      return False
+    name = min(self.special, default='')
+    (text,), (spaced,) = self.encode(['a']), self.encode([' a'])
+    mark = [self.ident(name)] if name else []
+    whole = self._with_special(f'a{name} a{name}a').ids
+    return not name or whole == [*text, *mark, *spaced, *mark, *text]
 
   def decode(self, ids: list[int]) -> str:
     return self._inner.decode(ids, skip_special_tokens=False)
@@ -252,6 +266,17 @@ class SentencePiece:
       and not normal.precompiled_charsmap
       and normal.escape_whitespaces
     )
+
+
+@functools.lru_cache
+def any_of(names) -> re.Pattern:
+  """Matches any of these names, a longer one first; nothing if there are none.
+
+  Args:
+    names: a frozenset.
+  """
+  longest = sorted(names, key=len, reverse=True)
+  return re.compile('|'.join(map(re.escape, longest)) or '(?!)')
 
 
 def _overlap(offsets, marked) -> np.ndarray:

@@ -355,6 +355,5 @@ def _split(text: str, special) -> list[str]:
   """`text` cut before and after each special name, without empty parts."""
   if not special:
     return [text] if text else []
-  longest = sorted(special, key=len, reverse=True)
-  pattern = '|'.join(re.escape(name) for name in longest)
+  pattern = encoders.any_of(frozenset(special)).pattern
   return [part for part in re.split(f'({pattern})', text) if part]
