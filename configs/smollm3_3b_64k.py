@@ -31,5 +31,6 @@ def get_config(name='64k'):
   config.optim.update(
     learning_rate=2e-5, schedule='linear', min_ratio=0.0, warmup_steps=1000,
     weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0,
+    decayed='not_embedding',  # as in its pretraining
   )  # fmt: skip
   return config

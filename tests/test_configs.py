@@ -99,6 +99,7 @@ WINDOWS = {
   'llama32_1b_64k': 65_536, 'smollm2_1b7_64k': 65_536,
   'llama3_70b_128k': 131_072, 'llama3_8b_512k': 524_288,
   'llama3_8b_512k_sft': 65_536, 'llama3_8b_64k': 65_536,
+  'llama3_8b_olmo3_64k': 65_536, 'llama31_ultralong': 2**20,
   'llama3_8b_skipalign': 65_536, 'llama_ntk': 32_768, 'llama_pi': 32_768,
   'llama_pi:llama1_7b_8k': 8192, 'llama_pose': 16_384,
   'llama_pose:yarn_128k': 131_072, 'llama_superhot_8k': 8192,

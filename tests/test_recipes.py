@@ -43,6 +43,9 @@ LONGALIGN = ADAM | dict(
   base=2e6, seq_len=64 * K, schedule='cosine', learning_rate=2e-5,
   weight_decay=0.0,
 )  # fmt: skip
+ULTRALONG = dict(
+  base=5e5, scaling='yarn', original_length=8192, beta_fast=4, beta_slow=1
+)
 SUPERHOT = dict(
   scaling='linear', factor=4, seq_len=8 * K, steps=3 * 1200 // 16, alpha=8,
   weights=('q', 'k', 'v', 'o'), whole=(), learning_rate=3e-4, b1=0.9, b2=0.99,
@@ -141,6 +144,19 @@ TABLE = [
     factor=8, learning_rate=1e-5)),
   ('llama2_longlora', '7b_100k', dict(
     factor=25, rank=0, seq_len=100_000, group=25_000)),
+  # arXiv:2504.06214
+  ('llama31_ultralong', '1m', ULTRALONG | dict(
+    factor=128, seq_len=M, batch=2, steps=480)),
+  ('llama31_ultralong', '2m', ULTRALONG | dict(
+    factor=256, seq_len=2 * M, steps=140)),
+  ('llama31_ultralong', '4m', ULTRALONG | dict(
+    factor=512, seq_len=4 * M, batch=2, steps=150)),
+  # arXiv:2512.13961 and its script of OLMo-core
+  ('llama3_8b_olmo3_64k', '', ADAM | dict(
+    scaling='yarn', factor=8, original_length=8192, beta_fast=32, beta_slow=1,
+    seq_len=64 * K, batch_tokens=4 * M, learning_rate=0.00020712352850360292,
+    schedule='linear', warmup_steps=200, min_ratio=0, weight_decay=0.1, clip=1,
+    decayed='not_embedding', spike_sigmas=6)),
   # arXiv:2406.00605, arXiv:2405.17915
   ('llama2_longskywork', 'sft', dict(steps=200, seq_len=204_800)),
   ('llama2_prospector', '', dict(base=160_000, seq_len=32 * K, batch=128)),
@@ -335,8 +351,9 @@ def test_the_rate_of_each_step_is_that_of_the_original(name):
 
 
 def test_a_published_recipe_skips_no_step_for_a_spike():
-  for name, variant, _ in TABLE:
-    assert config_of(name, variant).optim.spike_sigmas == 0, name
+  for name, variant, constants in TABLE:
+    sigmas = constants.get('spike_sigmas', 0)  # OLMo does
+    assert config_of(name, variant).optim.spike_sigmas == sigmas, name
 
 
 @pytest.mark.parametrize('name', ['llama2_yarn', 'llama2_longlora'])
