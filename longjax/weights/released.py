@@ -90,8 +90,10 @@ def window(metadata) -> int:
   if positions.get('kind', 'plain') != 'plain':
     lengths.append(positions.get('target', 0))
   scaled = rope.get('scaling', 'none') != 'none'
-  # The factor of a longrope that was read is made from its temperature.
-  if scaled and not (rope['scaling'] == 'longrope' and max(lengths)):
+  # The factor of a longrope that was read is made from its temperature, and
+  # that of Llama 3.2, 32, is not of its window of 131,072.
+  other = rope.get('scaling') in ('longrope', 'llama3')
+  if scaled and not (other and max(lengths)):
     length = rope.get('original_length', 0) * rope.get('factor', 1)
     lengths.append(round(length))
   return max(lengths)
