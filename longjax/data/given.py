@@ -42,60 +42,36 @@ def indexed(path, settings) -> Iterator[str | list[Given]] | None:
     settings: of the source.
 
   Returns:
-    As `documents`, of each sample; or None of a shard that has anything but
-    ids of 32 bits, indices and a mask of bytes: `documents` reads it.
+    As `documents`, of each sample; or None of a shard that must be copied: its
+    ids are not of 32 bits, its mask not of bytes, or it has padding or labels.
   """
   try:
     shard = mds.find(np.memmap(path, np.uint8, 'r'))
   except (ValueError, OSError):
     return None  # formats.read says why
   encodings = {name: encoding for name, encoding, _ in shard.columns}
-  ids, others = settings['text'], {*MASKS, 'attention_mask'} - {'mask'}
-  fits = encodings.get(ids) in ('ndarray:uint32', 'ndarray:int32')
+  others = {*MASKS, 'attention_mask'} - {'mask'}
+  fits = encodings.get(settings['text']) in ('ndarray:uint32', 'ndarray:int32')
   fits &= encodings.get('mask', 'ndarray:uint8') == 'ndarray:uint8'
-  fits &= encodings.get('indices', 'ndarray').startswith('ndarray')
   if not fits or others & encodings.keys():
     return None
-  return (_indexed(str(path), shard, a, settings) for a in mds.arrays(shard))
-
-
-def _indexed(path, shard, arrays, settings) -> str | list[Given]:
-  def values(name):
-    at, dtype, shape = arrays[name]
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    found = shard.raw[at : at + size].view(np.dtype(dtype).newbyteorder('<'))
-    return found.reshape(shape)
-
-  ids, mask = values(settings['text']), None
-  if ids.ndim != 1:
-    return f'wrong: ids of {ids.ndim} dimensions'
-  record = {k: values(k) for k in ('indices', 'mask') if k in arrays}
-  try:
-    if settings['loss'] != 'all' and 'mask' in record:
-      mask = _mask(record, ids)
-    spans = _spans(record, len(ids))
-  except ValueError as error:
-    return f'wrong: {error}'
-  first = arrays[settings['text']].at
-  made = []
-  for begin, end in spans:
-    of_mask = -1 if mask is None else arrays['mask'].at + begin
-    made.append(
-      Given(
-        ids[begin:end],
-        None if mask is None else mask[begin:end],
-        (path, first + 4 * begin, of_mask),
-      )
+  return (
+    documents(
+      {name: mds.view(shard, array) for name, array in arrays.items()},
+      settings,
+      (str(path), {name: array.at for name, array in arrays.items()}),
     )
-  return made
+    for arrays in mds.arrays(shard)
+  )
 
 
-def documents(record, settings) -> str | list[Given]:
+def documents(record, settings, places=None) -> str | list[Given]:
   """The documents of a record, or what is wrong with it.
 
   Args:
     record: a mapping, or what else a file held.
-    settings: of the source, with `text` and `dtype`.
+    settings: of the source, with `text`, `loss` and `dtype`.
+    places: (path, byte of each field) where they lie in a file.
   """
   if not isinstance(record, Mapping):
     return 'text, not a record with token ids'
@@ -106,18 +82,24 @@ def documents(record, settings) -> str | list[Given]:
   if ids is None:
     return lacks(record, settings['text'], list, int)
   try:
-    keep, mask = _kept(record, ids), None
-    if settings['loss'] != 'all':
-      mask = _mask(record, ids)
+    keep = _aligned(record, 'attention_mask', ids)  # 0 is padding
+    mask = _mask(record, ids) if settings['loss'] != 'all' else None
     spans = _spans(record, len(ids))
   except ValueError as error:
     return f'wrong: {error}'
   made = []
   for begin, end in spans:
-    here = slice(begin, end)
-    inside = keep[here]
-    part = None if mask is None else mask[here][inside]
-    made.append(Given(ids[here][inside], part))
+    inside = slice(begin, end)
+    if keep is not None:
+      inside = begin + np.flatnonzero(keep[inside])
+    place = None
+    if places:
+      path, at = places
+      of_mask = -1 if mask is None else at['mask'] + begin
+      place = (path, at[settings['text']] + 4 * begin, of_mask)
+    made.append(
+      Given(ids[inside], None if mask is None else mask[inside], place)
+    )
   return made
 
 
@@ -149,14 +131,14 @@ def _fits(value, kind: type, each) -> bool:
 
 
 def _integers(value) -> np.ndarray | None:
-  """int64 [n] of a list or array of whole numbers, else None."""
+  """[n] of a list or array of whole numbers, else None."""
   if isinstance(value, list):
     if not all(type(x) is int and abs(x) < 2**63 for x in value):
       return None
     value = np.array(value, np.int64)
   if not isinstance(value, np.ndarray) or value.ndim != 1:
     return None
-  return value.astype(np.int64) if value.dtype.kind in 'iu' else None
+  return value if value.dtype.kind in 'iu' else None
 
 
 def _aligned(record, key: str, ids) -> np.ndarray | None:
@@ -194,12 +176,6 @@ def _mask(record, ids) -> np.ndarray | None:
   if not np.isin(value, (0, 1)).all():
     raise ValueError(f'{key} has values other than 0 and 1')
   return value.astype(np.uint8)
-
-
-def _kept(record, ids) -> np.ndarray:
-  """bool [tokens]: those that are no padding."""
-  mask = _aligned(record, 'attention_mask', ids)
-  return np.ones(len(ids), bool) if mask is None else mask != 0
 
 
 def _spans(record, length: int) -> list[tuple[int, int]]:

@@ -68,6 +68,13 @@ def arrays(shard: Shard) -> Iterator[dict[str, Array]]:
     yield found
 
 
+def view(shard: Shard, array: Array) -> np.ndarray:
+  """An array of a shard whose bytes are an array, not copied."""
+  dtype = np.dtype(array.dtype).newbyteorder('<')
+  end = array.at + int(np.prod(array.shape)) * dtype.itemsize
+  return shard.raw[array.at : end].view(dtype).reshape(array.shape)
+
+
 def find(raw) -> Shard:
   """The samples of a shard; ValueError where it is damaged.
 
