@@ -209,7 +209,7 @@ def test_a_missing_optional_package_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_document_longer_than_a_batch_is_one_document(tmp_path, monkeypatch):
-  monkeypatch.setattr(prepare, 'BATCH_CHARS', 1 << 12)
+  monkeypatch.setattr(prepare.entries, 'BATCH_CHARS', 1 << 12)
   text = 'abcdefghij' * 5_000
   data = made(tmp_path, text=dict(path=tree(tmp_path / 'r', a=text)))
   assert data.lengths.tolist() == [50_001]
