@@ -220,6 +220,26 @@ def forward(params, config, tokens, *, segments, positions, index):
   return rms_norm(x, p['norm'], eps) @ head
 
 
+def random_params(shapes, seed=0):
+  """Float32 arrays for a tree of shapes as `forward` has it.
+
+  Matrices of variance 1 / fan-in, norms around 1; the norms of a model that
+  was only initialized are ones, which would hide mistakes.
+  """
+  rng = np.random.default_rng(seed)
+
+  def draw(name, shape):
+    if 'norm' in name:
+      return rng.uniform(0.8, 1.2, shape).astype(np.float32)
+    fan_in = dict(embedding=shape[-1], head=shape[0]).get(name, shape[1])
+    fan_in *= shape[2] if name == 'o' else 1
+    return rng.standard_normal(shape, np.float32) / np.float32(fan_in) ** 0.5
+
+  top = {k: draw(k, x.shape) for k, x in shapes.items() if k != 'layers'}
+  layers = {k: draw(k, x.shape) for k, x in shapes['layers'].items()}
+  return top | dict(layers=layers)
+
+
 def _project(x, matrix):
   """x [B, T, D] times matrix [D, N, H]: [B, T, N, H]."""
   return np.tensordot(x, matrix, axes=1)

@@ -37,6 +37,7 @@ def one_device(params, prompts):
 
 
 forward = jax.jit(llama.forward, static_argnums=1)
+nll = jax.jit(llama.nll, static_argnums=1)
 
 
 def likeliest(params, config, prompt, answer):
@@ -103,14 +104,8 @@ def test_samples_are_those_of_the_seed_on_any_mesh_and_in_any_group(
   def draw(seed, mesh=None, rows=0):
     sampling = generate.SamplingOptions(1.0, 0.9, seed)
     options = Options(sampling=sampling, rows=rows, chunk=32)
-    return generate.generate(
-      generate.place_params(params, CONFIG, mesh),
-      CONFIG,
-      prompts,
-      16,
-      options,
-      mesh,
-    )
+    placed = generate.place_params(params, CONFIG, mesh)
+    return generate.generate(placed, CONFIG, prompts, 16, options, mesh)
 
   first = draw(7)
   np.testing.assert_array_equal(first, draw(7, make_mesh(2, 2), rows=2))
@@ -205,7 +200,7 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
 
 def test_losses_come_back_in_the_order_of_the_text(params, rng, make_mesh):
   batch = packed(rng, CONFIG.vocab, (3, 61 + 3))
-  wanted = np.asarray(llama.nll(params, CONFIG, batch))
+  wanted = np.asarray(nll(params, CONFIG, batch))
   mesh = make_mesh(2, 4)
   model = language_model.with_cache(
     params, CONFIG, mesh, Options(rows=2), layout='zigzag', chunk=16
@@ -226,7 +221,6 @@ def test_matrices_are_kept_in_the_dtype_of_the_matmuls(rng):
   assert kept['layers']['q'].dtype == 'bfloat16'
   assert kept['layers']['attn_norm'].dtype == 'float32'
   batch = packed(rng, config.vocab)
-  nll = jax.jit(llama.nll, static_argnums=1)
   np.testing.assert_array_equal(
     nll(params, config, batch), nll(kept, config, batch)
   )

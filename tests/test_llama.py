@@ -27,6 +27,8 @@ LONGROPE = dict(
   scaling='longrope', factor=4.0, original_length=16, divisors=(1, 1.5, 3, 4)
 )
 ABF = Rope(base=5e5)
+FORWARD = jax.jit(llama.forward, static_argnums=1)
+NLL = jax.jit(llama.nll, static_argnums=1, static_argnames=('chunk', 'mesh'))
 
 
 def small(architecture=LLAMA3, rope=ABF, **how):
@@ -35,8 +37,8 @@ def small(architecture=LLAMA3, rope=ABF, **how):
   return llama.Llama(**fields | architecture | dict(rope=rope) | how)
 
 
-def params_of(config, seed=0):
-  return jax.jit(llama.init, static_argnums=0)(config, jax.random.key(seed))
+def params_of(config):
+  return jax.device_put(reference.random_params(llama.abstract(config)))
 
 
 def packed(rng, vocab, shape=(2, 64)):
@@ -103,7 +105,7 @@ def test_logits_equal_the_float64_oracle_on_packed_documents(
   config = small(architecture | dict(tied=kind == 'tied'), ROPES[scaling])
   params, batch = params_of(config), packed(rng, config.vocab)
   want = oracle(params, config, batch)
-  got = jax.jit(llama.forward, static_argnums=1)(params, config, batch)
+  got = FORWARD(params, config, batch)
   real = batch.segments > 0
   np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
 
@@ -113,7 +115,7 @@ def test_logits_are_right_far_into_the_sequence(rng):
   params = params_of(config)
   batch = one_document(rng.integers(0, config.vocab, (1, 64)))
   batch = batch._replace(positions=batch.positions + np.int32(524_224))
-  got = llama.forward(params, config, batch)
+  got = FORWARD(params, config, batch)
   np.testing.assert_allclose(
     got, oracle(params, config, batch), rtol=0, atol=1e-4
   )
@@ -187,8 +189,8 @@ def test_layers_are_scanned_by_what_repeats():
 def test_packed_documents_get_the_logits_of_separate_runs(rng):
   config = small()
   params, batch = params_of(config), packed(rng, 96)
-  whole = llama.forward(params, config, batch)
-  alone = llama.forward(params, config, one_document(batch.tokens[:1, 13:40]))
+  whole = FORWARD(params, config, batch)
+  alone = FORWARD(params, config, one_document(batch.tokens[:1, 13:40]))
   np.testing.assert_allclose(whole[0, 13:40], alone[0], rtol=0, atol=2e-5)
 
 
@@ -215,10 +217,9 @@ def test_the_mean_loss_over_tokens_does_not_depend_on_the_packing(rng):
     batch = Batch(
       tokens, targets, weights.astype(np.float32), segments, index, index
     )
-    nll = np.asarray(nll_of(batch), np.float64)
+    nll = np.asarray(NLL(params, config, batch), np.float64)
     return (weights * nll).sum() / weights.sum()
 
-  nll_of = jax.jit(lambda batch: llama.nll(params, config, batch))
   want = mean((0, 1, 2), (3,))
   np.testing.assert_allclose(mean((3, 1), (2, 0)), want, rtol=1e-6)
 
@@ -228,13 +229,12 @@ def test_chunked_nll_equals_that_of_whole_logits(chunk, rng, make_mesh):
   config = small()
   params, batch = params_of(config), packed(rng, 96)
   want = reference.token_nll(oracle(params, config, batch), batch.targets)
-  got = llama.nll(params, config, batch, chunk=chunk)
+  got = NLL(params, config, batch, chunk=chunk)
   real = batch.segments > 0
   np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
   mesh = make_mesh(2, 4)
-  got = jax.jit(lambda p, b: llama.nll(p, config, b, chunk=chunk, mesh=mesh))(
-    params, sharding.put(batch, mesh)
-  )
+  put = sharding.put(batch, mesh)
+  got = NLL(params, config, put, chunk=chunk, mesh=mesh)
   np.testing.assert_allclose(
     np.asarray(got)[real], want[real], rtol=0, atol=1e-4
   )
@@ -364,9 +364,9 @@ def test_groups_are_shifted_by_half_in_half_of_the_heads(
     )  # fmt: skip
     want = oracle(params, config, batch)
   real = batch.segments > 0
-  got = llama.forward(params, config, batch)
+  got = FORWARD(params, config, batch)
   np.testing.assert_allclose(got[real], want[real], rtol=0, atol=1e-4)
-  nll = llama.nll(params, config, batch, mesh=mesh)
+  nll = np.asarray(NLL(params, config, sharding.put(batch, mesh), mesh=mesh))
   want = reference.token_nll(want, batch.targets)
   np.testing.assert_allclose(nll[real], want[real], rtol=0, atol=1e-4)
 
@@ -376,21 +376,20 @@ def test_groups_are_causal(rng):
   params, batch = params_of(config), one_document(rng.integers(0, 96, (1, 64)))
   late = batch._replace(tokens=batch.tokens.copy())
   late.tokens[:, 40:] = 5
-  a, b = (llama.forward(params, config, x) for x in (batch, late))
+  a, b = (FORWARD(params, config, x) for x in (batch, late))
   np.testing.assert_array_equal(a[:, :40], b[:, :40])
   assert config.for_inference() == small()
 
 
 def test_init_is_the_same_on_any_mesh(make_mesh):
-  config = small()
-  mesh = make_mesh(2, 4)
-  shardings = sharding.params(llama.abstract(config), mesh)
-  spread = jax.jit(llama.init, static_argnums=0, out_shardings=shardings)(
-    config, jax.random.key(0)
+  config = small(layers=1)
+  shardings = sharding.params(llama.abstract(config), make_mesh(2, 4))
+  spread, alone = (
+    jax.jit(llama.init, static_argnums=0, **where)(config, jax.random.key(0))
+    for where in (dict(out_shardings=shardings), {})
   )
   jax.tree.map(
-    np.testing.assert_array_equal,
-    *(jax.device_get(x) for x in (spread, params_of(config))),
+    np.testing.assert_array_equal, *map(jax.device_get, (spread, alone))
   )
 
 
