@@ -179,6 +179,7 @@ def test_an_end_is_found_and_a_prompt_ends_before_the_answer(tokens):
     whole = chat.encode(messages, tokenizer_, 'tokenizer')
     begin = chat.prompt(messages[:-1], tokenizer_, 'tokenizer')
     assert begin.tolist() == whole.tokens[: len(begin)].tolist()
+    assert chat.learns_end(tokenizer_, 'tokenizer')
     assert whole.weights[len(begin) :].tolist().count(0) <= 1  # a line end
 
 
@@ -204,6 +205,12 @@ def test_generation_blocks_are_those_of_transformers(tmp_path):
     tokens.decode(made.tokens[a:b]) for a, b in zip(edges[::2], edges[1::2])
   ]
   assert got == [text[a:b] for a, b in spans]
+  assert chat.learns_end(tokens, 'tokenizer')
+  end = '<|im_end|>{% endgeneration %}'
+  without = template.replace(end, '{% endgeneration %}<|im_end|>')
+  assert not chat.learns_end(
+    own(tmp_path / 'other', without, SPECIAL['qwen3']), 'tokenizer'
+  )
 
 
 @pytest.mark.parametrize(

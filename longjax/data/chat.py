@@ -155,6 +155,18 @@ def end(tokenizer, template: str) -> str:
   return writer.end(writer.text(turns).replace(CLOSE, ''))
 
 
+def learns_end(tokenizer, template: str) -> bool:
+  """Whether an answer is learned with the token that ends it."""
+  turns = [dict(role='user', content='a'), dict(role='assistant', content='a')]
+  try:
+    made = encode(turns, tokenizer, template)
+    name = end(tokenizer, template)
+  except errors.InputError:  # each conversation will tell
+    return True
+  (ends,) = np.nonzero(made.tokens == tokenizer.ident(name))
+  return bool(made.weights[ends[-1]])
+
+
 class _Writer:
   """Writes one conversation with one template, for one tokenizer."""
 
@@ -233,7 +245,8 @@ class _Writer:
         raise errors.InputError(
           f'the chat template {self.name!r} has no generation blocks, and '
           f'writes what comes before message {number} otherwise once there '
-          'are more messages, so that what it answers is uncertain'
+          'are more messages, so that what it answers is uncertain; name a '
+          '.jinja file with such blocks as template'
         )
       name = self.end(closed[len(before) :])
       answer, found, _ = text[len(before) :].partition(name)

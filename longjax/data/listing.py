@@ -222,7 +222,6 @@ def _without_metadata(title: str, files) -> tuple[list[File], list[str]]:
       left_out.append(f'{name}: not of the saved data set')
     elif inside.name == 'index.json' and (about := _read_json(file, 'shards')):
       _check_shards(title, inside, about, names)
-      left_out.append(f'{name}: about the data')
     else:
       kept.append(file)
   return kept, left_out

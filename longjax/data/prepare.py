@@ -183,6 +183,7 @@ def _make(place, wanted, tokens, spec, log):
       return  # another process made it while we waited
     log(f'preparing {", ".join(sorted(wanted))} into {place}')
     _begin(partial, metadata, log)
+    _check_chats(wanted, tokens, log)
     units = []
     for name in sorted(wanted):
       of_source = sources.units(name, wanted[name], log)
@@ -204,6 +205,18 @@ def _make(place, wanted, tokens, spec, log):
     }
     parts.assemble(partial, names, place, metadata, drop, made_by)
     parts.clear(partial)
+
+
+def _check_chats(wanted, tokens, log):
+  """Names templates with which a model does not learn to end an answer."""
+  for name in sorted(wanted):
+    settings = sources.check(name, wanted[name])
+    chats = settings['kind'] == 'chat' and settings['loss'] == 'answers'
+    if chats and not chat.learns_end(tokens, settings['template']):
+      log(
+        f'{name}: answers are learned without their end: the generation blocks '
+        f'of the chat template {settings["template"]!r} leave it out'
+      )
 
 
 def _grouped(units, partial, tokens, log) -> list[reading.Unit]:
