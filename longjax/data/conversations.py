@@ -17,7 +17,6 @@ NAMES = dict(  # of roles, in ShareGPT and elsewhere
   function='tool', ipython='tool', tool_results='tool',
 )  # fmt: skip
 FIELDS = ('messages', 'conversations', 'instruction')
-CONTENT = 'a message has a role, and a text as content'
 
 
 class Conversation(NamedTuple):
@@ -41,17 +40,16 @@ def read(value, field: str) -> Conversation | None:
   if isinstance(value, list):
     return Conversation(plain(value))
   names = FIELDS if field == FIELDS[0] else (field,)
-  found = [n for n in names if isinstance(value.get(n), str | list)]
-  if not found or (found[0] == 'instruction') != (found == ['instruction']):
-    return None
-  messages = value[found[0]]
-  if found == ['instruction']:
+  name = next((n for n in names if isinstance(value.get(n), str | list)), '')
+  messages = value.get(name)
+  if name == 'instruction':
     messages = _alpaca(value)
   if not isinstance(messages, list):
     return None
   system = value.get('system')
   messages = plain(messages)
-  if isinstance(system, str) and system and _role(messages) != 'system':
+  own = messages and messages[0]['role'] == 'system'
+  if isinstance(system, str) and system and not own:
     messages = [dict(role='system', content=system), *messages]
   return Conversation(messages, _tools(value.get('tools')))
 
@@ -68,11 +66,12 @@ def plain(messages: list) -> list[dict]:
   made = []
   for number, message in enumerate(messages):
     message = _plain(message) if isinstance(message, Mapping) else {}
-    known = message.get('role') in ROLES
-    if not known or not isinstance(message.get('content'), str):
+    role, content = message.get('role'), message.get('content')
+    if role not in ROLES or not isinstance(content, str):
+      what = f'the role {role!r}' if role not in ROLES else 'no text'
       raise ValueError(
-        f'message {number} of a conversation needs a role, one of '
-        f'{", ".join(ROLES)}, and a text as content'
+        f'message {number} of a conversation has {what}; it needs a role, one '
+        f'of {", ".join(ROLES)}, and a text as content'
       )
     made.append(message)
   return made
@@ -131,10 +130,6 @@ def _tools(given) -> list | None:
   if tools is not None and not isinstance(tools, list):
     raise ValueError(f'tools are {str(tools)[:40]!r}, not a list of them')
   return tools or None
-
-
-def _role(messages) -> str:
-  return messages[0]['role'] if messages else ''
 
 
 def _alpaca(record) -> list | None:
