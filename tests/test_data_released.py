@@ -230,3 +230,21 @@ def test_recipes_name_a_directory_for_every_share_of_their_mix(module, tokens):
     assert not named or int(named[1]) == length
   train = lambda c: c.train.to_dict() | c.optim.to_dict()
   assert train(released) == train(ours)
+
+
+def test_a_sample_that_is_wrong_is_named_and_one_without_documents_is_not(
+  tmp_path,
+):
+  columns = dict(indices='ndarray:uint32', input_ids='ndarray:uint32')
+  rows = [
+    dict(indices=spans, input_ids=np.arange(9))
+    for spans in (np.zeros((0, 2)), [[0, 9]], [[0, 10]])
+  ]
+  path = tmp_path / 'a.mds'
+  config = config_of(sources=dict(a=dict(path=str(path), kind='tokens')))
+  path.write_bytes(shard(rows[:2], columns))
+  data = made(config, tmp_path / 'out')
+  assert data.lengths.tolist() == [9] and data.name(0) == 'a.mds:1'
+  path.write_bytes(shard(rows, columns))
+  with pytest.raises(errors.InputError, match=r'a\.mds:2 .*leave the 9 ids'):
+    made(config, tmp_path / 'other')

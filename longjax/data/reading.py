@@ -191,17 +191,10 @@ def readable_documents(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   )  # fmt: skip
   for name, opener in _opened(settings, files):
     with opener() as file:
-      found = _indexed(unit, name, file)
-      for item in found or formats.read(name, file, options):
-        bad = isinstance(item, formats.Unreadable)
-        made = [item] if bad else _from_record(unit, *item)
-        if settings['where'] and not bad:
-          lacks = matches(settings['where'], item[1])
-          if lacks is False:
-            tally.where += 1
-            continue
-          if lacks is not True:
-            made = [formats.Unreadable(str(item[0]), lacks)]
+      for fits, made in _items(unit, name, file, options):
+        if not fits:
+          tally.where += 1
+          continue
         for one in made:
           if isinstance(one, formats.Unreadable):
             tally.add(one, settings['max_bad'])
@@ -211,13 +204,37 @@ def readable_documents(unit: Unit, files, tally: Tally) -> Iterator[Document]:
           tally.read += 1
 
 
-def _indexed(unit: Unit, name: str, file) -> Iterator | None:
-  """As formats.read, of a shard on a disk whose ids need not be copied."""
+def _items(unit: Unit, name: str, file, options) -> Iterator[tuple[bool, list]]:
+  """Yields (whether `where` keeps it, its documents) of a record or file.
+
+  A document is Unreadable where it cannot be read.
+  """
+  settings, indexed = unit.settings, None
   on_disk = name.endswith('.mds') and isinstance(file, io.BufferedReader)
-  if unit.settings['kind'] != 'tokens' or unit.settings['where'] or not on_disk:
-    return None
-  made = given.indexed(file.name, unit.settings)
-  return made and ((f'{name}:{i}', found) for i, found in enumerate(made))
+  if settings['kind'] == 'tokens' and on_disk and not settings['where']:
+    indexed = given.indexed(file.name, settings)
+  if indexed:
+    for number, found in enumerate(indexed):
+      yield True, _of_ids(f'{name}:{number}', found)
+    return
+  for item in formats.read(name, file, options):
+    if isinstance(item, formats.Unreadable):
+      yield True, [item]
+    elif isinstance(fits := matches(settings['where'], item[1]), str):
+      yield True, [formats.Unreadable(item[0], fits)]
+    elif settings['kind'] == 'tokens':
+      yield fits, _of_ids(item[0], given.documents(item[1], settings))
+    else:
+      yield fits, [_document(unit, *item)] if fits else []
+
+
+def _of_ids(name: str, made: list[Given] | str) -> list:
+  """The documents of a record with ids, or why it cannot be read."""
+  if isinstance(made, str):
+    return [formats.Unreadable(name, made)]
+  several = len(made) > 1
+  names = [f'{name}:{i}' if several else name for i in range(len(made))]
+  return [Document(title, '', given=one) for title, one in zip(names, made)]
 
 
 def _opened(settings, files) -> Iterator:
@@ -230,23 +247,6 @@ def _opened(settings, files) -> Iterator:
       globs = settings['include'], settings['exclude']
       for name, raw in downloads.members(path, *globs):
         yield name, lambda raw=raw: io.BytesIO(raw)
-
-
-def _from_record(
-  unit: Unit, name: str, value
-) -> list[Document | formats.Unreadable]:
-  """The document, or documents, that a file's bytes or a record are."""
-  if unit.settings['kind'] != 'tokens':
-    return [_document(unit, name, value)]
-  made = value
-  if not isinstance(value, list) or not isinstance(value[0], Given):
-    made = given.documents(value, unit.settings)
-  if isinstance(made, str):
-    return [formats.Unreadable(name, made)]
-  names = (
-    [name] if len(made) == 1 else [f'{name}:{i}' for i in range(len(made))]
-  )
-  return [Document(title, '', given=one) for title, one in zip(names, made)]
 
 
 def _document(unit: Unit, name: str, value) -> Document | formats.Unreadable:
