@@ -6,7 +6,8 @@
 
 pretrain: base times 200, 10B tokens. packing: whole chats in rows of 64K with
 each of them weighing the same (section 3.3). sorted: a chat a row, in
-groups of 8 rows of like length, 12 groups a step. Its scripts decay to 0. The
+groups of 8 rows of like length, 12 groups a step, each computed at the shortest
+of a few lengths that holds it. Its scripts decay to 0. The
 batch and the rate of the pretraining are not in the sources we have: 4M tokens,
 2e-5. For 64 chips of TPU v5p. Not run on a TPU.
 """
@@ -35,7 +36,9 @@ def get_config(name='7b_packing'):
     # Section 4.1: 8 packs of 12 chats on average, or as many chats.
     batch = 8 if stage == 'packing' else 96
     config.train.update(steps=2000, batch=batch)
-    config.train.micro_batches = 3 if stage == 'sorted' else 1
+  if stage == 'sorted':
+    # llama_sort.sh: 12 groups of 8, each padded to its longest chat.
+    config.train.update(micro_batches=12, lengths=(4096, 8192, 16_384, 32_768))
   config.optim.update(
     learning_rate=2e-5, schedule='cosine', min_ratio=0.0, weight_decay=0.0,
     warmup_steps=round(0.03 * config.train.steps), b1=0.9, b2=0.95,

@@ -3,9 +3,9 @@
   python tests/golden/make_recipes.py REPOSITORIES
 
 REPOSITORIES holds clones of princeton-nlp/ProLong, dwzhu-pku/PoSE,
-jquesnelle/yarn, THUDM/LongAlign and microsoft/LongRoPE, each in a directory of
-its name after the slash. Their functions are read from there and run; nothing
-of them is kept. Needs torch and transformers. It shares no code with longjax.
+jquesnelle/yarn and microsoft/LongRoPE, each in a directory of its name after
+the slash. Their functions are read from there and run; nothing of them is kept.
+Needs torch and transformers. It shares no code with longjax.
 """
 
 import ast
