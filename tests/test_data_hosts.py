@@ -11,6 +11,7 @@ import batches_of_hosts as hosts
 import jax
 import numpy as np
 import pytest
+import test_data_released as released
 
 from longjax.data import pipeline, store
 from longjax.parallel import sharding
@@ -107,3 +108,32 @@ def test_any_number_of_processes_gives_the_same_batches_from_any_step(
 ):
   left = {step: d for step, d in straight.items() if int(step) >= start}
   assert run(data, processes, rings, seq, start) == [left] * processes
+
+
+@pytest.mark.slow
+def test_two_processes_read_released_shards_as_one_reads_their_copy(tmp_path):
+  rng, lengths = np.random.default_rng(3), dict(code=(16, 112), web=(24, 40))
+  for name, cut in lengths.items():
+    packs = [[rng.integers(0, 256, n) for n in cut] for _ in range(40)]
+    masks = [rng.integers(0, 2, sum(cut)) for _ in packs]
+    released.release(tmp_path, name, packs, masks=masks)
+  config = released.config_of(
+    root=str(tmp_path),
+    sources={name: dict(path=name, kind='tokens') for name in lengths},
+  )
+  indexed = released.made(config, tmp_path / 'indexed')
+  copies = (
+    store.Entry(
+      indexed.name(i), indexed.source(i), indexed.tokens(i), 0, indexed.mask(i)
+    )
+    for i in range(len(indexed.lengths))
+  )
+  store.write(tmp_path / 'copy', copies, vocab=384, tokenizer='', spec=[])
+  pipe = pipeline.Pipeline(
+    store.open_store(tmp_path / 'copy'), hosts.config(1, 1)
+  )
+  straight = {
+    str(step): hosts.digest(pipe.batch(step), pipe.plan(step).row_order)
+    for step in range(hosts.STEPS)
+  }
+  assert run(tmp_path / 'indexed', 2, 2, 2, 0) == [straight] * 2
