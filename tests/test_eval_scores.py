@@ -47,6 +47,14 @@ def test_the_interval_is_wilsons(right, count):
   assert found == pytest.approx((wanted.low, wanted.high), abs=1e-7)
 
 
+def test_the_interval_of_a_difference_is_that_of_the_paired_t_test(rng):
+  before, after = rng.random((2, 12))
+  wanted = stats.ttest_rel(after, before).confidence_interval(0.95)
+  assert score.paired_interval(before, after) == pytest.approx(tuple(wanted))
+  assert score.paired_interval([1, 0], [1, 0]) is None  # nothing differs
+  assert score.paired_interval([1], [0]) is None
+
+
 def test_a_summary_counts_its_samples():
   summary = score.summary([1, 0.5, 0, 0.5])
   assert summary['score'] == 0.5 and summary['samples'] == 4

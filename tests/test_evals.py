@@ -28,6 +28,7 @@ def test_loss_by_position_by_hand():
   np.testing.assert_allclose(curve['loss'][:3], [0.5, 2.5, 4.5])
   assert curve['loss'][-1] == 30  # position 31 has no target
   assert curve['tokens'] == [4.0] * 15 + [2.0]
+  assert curve['each'][1] == [2.5, 2.5]
   assert position_loss.mean(curve, 0, 8) == 3.5
 
 

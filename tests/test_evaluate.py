@@ -185,6 +185,12 @@ def test_sections_show_scores_intervals_and_effective_lengths(tmp_path):
   assert '| old | 4,096: 50.0 | 0 | 0 | 50.0 | 50.0 |' in text
   assert '| new | 4,096: 90.0 | 4,096 | 4,096 | 90.0 | 90.0 |' in text
   assert (tmp_path / 'plots' / 'ruler.png').exists()
+  for mine, each in zip(stages.values(), ((0.5, 0.5, 0, 1), (1, 1, 1, 0.6))):
+    mine['ruler']['vt'][0]['each'] = each
+  (text,) = comparison.sections(stages, common.base().eval, tmp_path)
+  assert (
+    '| 50.0 (25-100, 4) | 90.0 (45-100, 4) | +40.0 (-52.8 to +132.8) |' in text
+  )
   part = {'one': {'ruler/vt': {'vt': by_length(0.5)}}}
   assert 'ruler: not all of its tasks' in comparison.not_measured(part)
   named = {'one': {'ruler/qa_1': {'qa_1': by_length(0.5)}}}

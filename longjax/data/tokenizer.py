@@ -117,6 +117,9 @@ class Tokenizer:
   def encode_batch(self, texts, special=()) -> list[np.ndarray]:
     """`encode` of many texts on all cores."""
     marks = {name: i for name in special if (i := self.ident(name)) is not None}
+    if not marks:
+      texts = [without_surrogates(text) for text in texts]
+      return [np.array(ids, np.int32) for ids in self.encoder.encode(texts)]
     parts = [_split(without_surrogates(text), marks) for text in texts]
     plain = [p for text in parts for p in text if p not in marks]
     encoded = iter(self.encoder.encode(plain))

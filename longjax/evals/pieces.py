@@ -12,9 +12,16 @@ import weakref
 
 import numpy as np
 
-SENTENCES = re.compile(r'(?<=[.!?])(?= [A-Za-z0-9])')
-WORDS = re.compile(r'(?<=\S)(?= [A-Za-z0-9.])')
-MOST = 1 << 20  # pieces that are remembered
+LINE = r'(?<=\S\n)(?=[A-Za-z0-9])'
+SENTENCES = re.compile(rf'(?<=[.!?])(?= [A-Za-z0-9])|{LINE}').split
+WORDS = re.compile(
+  rf'(?<=\S)(?= [A-Za-z0-9.])|(?<=[a-z])(?=-[a-z])|{LINE}'
+).split
+# For text that is all new: as much as is worth a thread of its own.
+CHUNKS = re.compile(
+  r'.{8000}.*?(?<=\S)(?= [A-Za-z0-9])|.+\Z', re.DOTALL
+).findall
+MOST, LONGEST = 1 << 18, 1000  # pieces that are remembered, and characters
 _memory: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -41,13 +48,15 @@ class Encoder:
     return found
 
   def _in_pieces(self, text: str) -> np.ndarray:
-    way, parts = self.ways[0], self.cut.split(text)
+    way, parts = self.ways[0], self.cut(text)
     known = _memory.setdefault(self.tokenizer, {})
     known = known.setdefault(len(self.ways), {})
     if len(known) > MOST:
       known.clear()
     new = [part for part in dict.fromkeys(parts) if part not in known]
-    for part, ids in zip(new, self.tokenizer.encode_batch(map(way, new))):
-      known[part] = ids.tolist()
+    encoded = self.tokenizer.encode_batch(map(way, new))
+    if parts and len(parts[0]) > LONGEST:
+      return np.concatenate(encoded)
+    known.update(zip(new, map(np.ndarray.tolist, encoded)))
     flat = itertools.chain.from_iterable(map(known.__getitem__, parts))
     return np.fromiter(flat, np.int32)

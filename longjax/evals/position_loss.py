@@ -23,19 +23,24 @@ def curve(nll, batches, length: int) -> dict:
     length: tokens of a row.
 
   Returns:
-    dict of lists: end (last position of the bucket + 1), loss (nats), tokens.
+    dict of lists: end (last position of the bucket + 1), loss (nats), tokens,
+    each (the loss of each document in the bucket).
   """
   count = min(BUCKETS, length)
-  total, tokens = np.zeros(count), np.zeros(count)
+  total, tokens, each = np.zeros(count), np.zeros(count), []
   for batch in batches:
     loss = np.asarray(nll(batch), np.float64)
     bucket = batch.index.astype(np.int64) * count // length
     np.add.at(total, bucket, loss * batch.weights)
     np.add.at(tokens, bucket, batch.weights)
+    for row, at, weights in zip(loss, bucket, batch.weights):
+      sums = (np.bincount(at, w, count) for w in (row * weights, weights))
+      each.append(np.divide(*sums))
   return dict(
     end=[int(-(-length * (i + 1) // count)) for i in range(count)],
     loss=list(total / np.maximum(tokens, 1e-9)),
     tokens=list(tokens),
+    each=np.transpose(each).tolist(),
   )
 
 
@@ -59,7 +64,11 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 
 def scores(result: dict) -> dict:
-  return {str(end): Point(x) for end, x in zip(result['end'], result['loss'])}
+  each = result.get('each', [()] * len(result['end']))
+  return {
+    str(end): Point(loss, each=tuple(of_documents))
+    for end, loss, of_documents in zip(result['end'], result['loss'], each)
+  }
 
 
 def text(curves: dict, options):

@@ -24,7 +24,10 @@ from longjax.evals.prompts import Task
 
 def needles(count=128, **kinds) -> Task:
   """A task of magic numbers, see ruler_prompts.niah."""
-  return Task(functools.partial(ruler_prompts.niah, **kinds), count)
+  cut = pieces.WORDS if kinds.get('hay') == 'needle' else pieces.SENTENCES
+  if kinds.get('key') == 'uuids':
+    cut = pieces.CHUNKS
+  return Task(functools.partial(ruler_prompts.niah, **kinds), count, cut=cut)
 
 
 def _questions(data: str, stand_in: str) -> Task:

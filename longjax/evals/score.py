@@ -101,7 +101,9 @@ def paired_interval(before, after) -> tuple[float, float] | None:
 
 
 def summary(scores) -> dict:
-  """{'score', 'low', 'high', 'samples'} of scores from 0 to 1."""
+  """{'score', 'low', 'high', 'samples', 'each'} of scores from 0 to 1."""
   low, high = interval(scores)
   mean = math.fsum(scores) / len(scores) if len(scores) else float('nan')
-  return dict(score=mean, low=low, high=high, samples=len(scores))
+  return dict(
+    score=mean, low=low, high=high, samples=len(scores), each=list(scores)
+  )  # fmt: skip
