@@ -37,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 def main(
-  config, checkpoint, against='', tasks='', lengths='', out='', limit='0'
+  config, checkpoint, against='', tasks='', lengths='', out='', limit=''
 ):
   """Evaluates and writes; returns the exit code."""
   if not checkpoint:

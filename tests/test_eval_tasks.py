@@ -170,6 +170,18 @@ def test_too_short_a_length_is_refused_in_one_line():
     needle.prompt(TOKENS, SOURCE.text, 100, 0.5)
 
 
+def test_what_is_made_ahead_comes_in_order_and_with_its_errors():
+  def made():
+    yield from range(5)
+    raise InputError('six')
+
+  assert [*prompts.ahead(range(9), 2)] == [*range(9)]
+  found = []
+  with pytest.raises(InputError, match='six'):
+    found.extend(prompts.ahead(made(), 2))
+  assert found == [*range(5)]
+
+
 def test_effective_length_and_weighted_means_of_the_paper():
   """Llama 3.1 8B, table 3: 32K, and 85.4 and 91.3."""
   lengths = [4096 << i for i in range(6)]

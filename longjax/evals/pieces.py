@@ -13,6 +13,7 @@ import weakref
 import numpy as np
 
 LINE = r'(?<=\S\n)(?=[A-Za-z0-9])'
+LINES = re.compile(LINE).split
 SENTENCES = re.compile(rf'(?<=[.!?])(?= [A-Za-z0-9])|{LINE}').split
 WORDS = re.compile(
   rf'(?<=\S)(?= [A-Za-z0-9.])|(?<=[a-z])(?=-[a-z])|{LINE}'

@@ -6,7 +6,9 @@ evaluation of such tasks.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,7 +145,7 @@ def put(
   """
   text = lambda n: f'{n:,.0f} samples' if n >= 10 else f'{n:.2g} samples'
   progress = Progress(f'  {label}', total, setup.log, text)
-  found, lengths, made = [], [], iter(made)
+  found, lengths, made = [], [], ahead(made, 2 * setup.batch)
   while group := list(itertools.islice(made, setup.batch)):
     key = setup.kept.key(label, task.count, task.stop, *group)
     ask = lambda group=group: scores(lm, setup.tokenizer, task, group)
@@ -152,6 +154,28 @@ def put(
     progress.what = f'  {label}, score {100 * np.mean(found):.1f}'
     progress.add(len(group))
   return found, min(lengths)
+
+
+def ahead(made: Iterable, count: int) -> Iterator:
+  """The same, up to `count` of them made while the caller is at work."""
+  ready: queue.Queue = queue.Queue(count)
+
+  def fill():
+    try:
+      for one in made:
+        ready.put((one, None))
+      ready.put((None, StopIteration()))
+    except Exception as error:  # whatever it is, it is the caller's
+      ready.put((None, error))
+
+  threading.Thread(target=fill, daemon=True).start()
+  while True:
+    one, error = ready.get()
+    if isinstance(error, StopIteration):
+      return
+    if error:
+      raise error
+    yield one
 
 
 def evaluation(

@@ -24,7 +24,8 @@ from longjax.evals.prompts import Task
 
 def needles(count=128, **kinds) -> Task:
   """A task of magic numbers, see ruler_prompts.niah."""
-  cut = pieces.WORDS if kinds.get('hay') == 'needle' else pieces.SENTENCES
+  cuts = dict(noise=pieces.LINES, needle=pieces.WORDS)
+  cut = cuts.get(kinds.get('hay', ''), pieces.SENTENCES)
   if kinds.get('key') == 'uuids':
     cut = pieces.CHUNKS
   return Task(functools.partial(ruler_prompts.niah, **kinds), count, cut=cut)
@@ -46,7 +47,7 @@ TASKS = dict(
   niah_multikey_3=needles(hay='needle', key='uuids', value='uuids'),
   niah_multivalue=needles(values=4),
   niah_multiquery=needles(keys=4, queries=4),
-  vt=Task(ruler_prompts.tracking, 30),
+  vt=Task(ruler_prompts.tracking, 30, cut=pieces.LINES),
   cwe=Task(ruler_prompts.common_words, 120, cut=pieces.WORDS),
   fwe=Task(ruler_prompts.frequent_words, 50, cut=pieces.WORDS),
   qa_1=_questions('squad', 'invented documents, not SQuAD'),

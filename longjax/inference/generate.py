@@ -125,7 +125,8 @@ def generate(
   config = dataclasses.replace(config, rope=config.rope.at_length(longest))
   rows = options.rows or max(len(prompts), 1)
   program, answers = Program(config, mesh), []
-  progress = make_progress('generating', len(prompts), 'prompts', options.log)
+  log = options.log if len(prompts) > rows else None  # or the caller's own
+  progress = make_progress('generating', len(prompts), 'prompts', log)
   for first in range(0, len(prompts), rows):
     group = list(prompts[first : first + rows])
     filled = group + [np.zeros(0, np.int32)] * (rows - len(group))

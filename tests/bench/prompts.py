@@ -23,6 +23,27 @@ from longjax.data import downloads, prepare, tokenizer
 from longjax.evals import haystack, prompts, ruler, word_lists
 
 
+def measure(name: str, flags, tokens, source):
+  """Prints a line; returns the seconds that all prompts would take."""
+  task = ruler.TASKS[name]
+  clock, cpu = [time.perf_counter()], time.process_time()
+  made = task.stream(prompts.room(tokens, task, source, flags.length, 42))
+  least = len(next(made).prompt)  # the search, and the first
+  clock.append(time.perf_counter())
+  for sample in itertools.islice(made, flags.samples):
+    least = min(least, len(sample.prompt))
+  clock.append(time.perf_counter())
+  each = (clock[2] - clock[1]) / flags.samples
+  whole = clock[1] - clock[0] + each * (flags.of - 1)
+  cpu = (time.process_time() - cpu) * whole / (clock[2] - clock[0])
+  print(
+    f'{name:16}{least + task.count:9,}{clock[1] - clock[0]:9.2f}s{each:9.3f}s'
+    f'{whole:11.1f}s{cpu:9.1f}s',
+    flush=True,
+  )
+  return whole, cpu
+
+
 def main():
   parser = argparse.ArgumentParser(description='Seconds that prompts take.')
   parser.add_argument('--length', type=int, default=131_072)
@@ -37,25 +58,8 @@ def main():
   print(
     f'{"":16}{"tokens":>9}{"search":>10}{"prompt":>10}{flags.of:>8} take    CPU'
   )
-  totals = np.zeros(2)
-  for name in flags.tasks.split(','):
-    task = ruler.TASKS[name]
-    clock, cpu = [time.perf_counter()], time.process_time()
-    made = task.stream(prompts.room(tokens, task, source, flags.length, 42))
-    least = len(next(made).prompt)  # the search, and the first
-    clock.append(time.perf_counter())
-    for sample in itertools.islice(made, flags.samples):
-      least = min(least, len(sample.prompt))
-    clock.append(time.perf_counter())
-    each = (clock[2] - clock[1]) / flags.samples
-    whole = clock[1] - clock[0] + each * (flags.of - 1)
-    cpu = (time.process_time() - cpu) * whole / (clock[2] - clock[0])
-    totals += whole, cpu
-    print(
-      f'{name:16}{least + task.count:9,}{clock[1] - clock[0]:9.2f}s{each:9.3f}s'
-      f'{whole:11.1f}s{cpu:9.1f}s',
-      flush=True,
-    )
+  names = flags.tasks.split(',')
+  totals = np.sum([measure(n, flags, tokens, source) for n in names], axis=0)
   print(f'{"all":16}{totals[0]:49.1f}s{totals[1]:9.1f}s')
 
 
