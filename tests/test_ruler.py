@@ -98,4 +98,4 @@ def test_text_in_pieces_has_the_ids_of_the_whole():
 
   encoder = pieces.Encoder(Joins())
   assert encoder(text).tolist() == Joins().encode(text).tolist()
-  assert not encoder.ways
+  assert encoder.cut is None

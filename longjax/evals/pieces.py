@@ -9,6 +9,7 @@ are also encoded whole, and if the ids differ, all texts are.
 import itertools
 import re
 import weakref
+from typing import Any
 
 import numpy as np
 
@@ -30,34 +31,29 @@ class Encoder:
   """text -> int32 ids, as the tokenizer gives them."""
 
   def __init__(self, tokenizer, cut=SENTENCES):
-    self.tokenizer, self.cut, self.tried = tokenizer, cut, 0
-    # With the blank before a piece, or without: SentencePiece adds its own.
-    self.ways = [lambda piece: piece, lambda piece: piece.removeprefix(' ')]
-    if cut is None:
-      self.ways = []
+    """`cut` is one of the above; None encodes texts whole."""
+    self.tokenizer, self.tried = tokenizer, 0
+    self.cut: Any = cut
 
   def __call__(self, text: str) -> np.ndarray:
-    if not self.ways:
+    if self.cut is None:
       return self.tokenizer.encode(text)
     found = self._in_pieces(text)
     if len(text) > 2 * self.tried:
-      whole = self.tokenizer.encode(text)
-      while self.ways and not np.array_equal(found, whole):
-        self.ways.pop(0)
-        found = self._in_pieces(text) if self.ways else whole
-      self.tried = len(text)
+      self.tried, whole = len(text), self.tokenizer.encode(text)
+      if not np.array_equal(found, whole):
+        self.cut, found = None, whole
     return found
 
   def _in_pieces(self, text: str) -> np.ndarray:
-    way, parts = self.ways[0], self.cut(text)
+    parts = self.cut(text)
+    if len(parts[0]) > LONGEST:
+      return np.concatenate(self.tokenizer.encode_batch(parts))
     known = _memory.setdefault(self.tokenizer, {})
-    known = known.setdefault(len(self.ways), {})
     if len(known) > MOST:
       known.clear()
     new = [part for part in dict.fromkeys(parts) if part not in known]
-    encoded = self.tokenizer.encode_batch(map(way, new))
-    if parts and len(parts[0]) > LONGEST:
-      return np.concatenate(encoded)
+    encoded = self.tokenizer.encode_batch(new)
     known.update(zip(new, map(np.ndarray.tolist, encoded)))
     flat = itertools.chain.from_iterable(map(known.__getitem__, parts))
     return np.fromiter(flat, np.int32)
