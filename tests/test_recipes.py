@@ -356,6 +356,25 @@ def test_a_published_recipe_skips_no_step_for_a_spike():
     assert config_of(name, variant).optim.spike_sigmas == sigmas, name
 
 
+@pytest.mark.parametrize('scale', GOLDEN['yarn']['by_scale'])
+def test_yarn_rotates_as_its_code_does(scale):
+  config = config_of('llama2_yarn', {'16': '7b_64k', '32': '7b_128k'}[scale])
+  recipe = checks.llama_config(config).rope
+  want, factor = GOLDEN['yarn']['by_scale'][scale]
+  frequency, temperature = rope.frequencies(recipe, GOLDEN['yarn']['dim'])
+  np.testing.assert_allclose(frequency, want, rtol=2e-6)  # theirs are float32
+  assert temperature == pytest.approx(factor)
+
+
+def test_longalign_s_groups_are_those_of_its_code():
+  component = mixture.parse(config_of('llama2_longalign', '7b_sorted'))['all']
+  lengths = np.array(GOLDEN['longalign']['lengths'])
+  packs = pack.packs(component, lengths, np.arange(len(lengths)), None)
+  found = [packs[i][0].length for i in range(len(packs))]
+  groups = np.reshape(found, (-1, component.group)).tolist()
+  assert sorted(groups) == GOLDEN['longalign']['groups']
+
+
 @pytest.mark.parametrize('name', ['llama2_yarn', 'llama2_longlora'])
 def test_documents_are_joined_without_masks_as_in_the_original(name):
   """yarn's tokenization.py, LongLoRA's fine-tune.py: one segment, in which

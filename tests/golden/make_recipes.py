@@ -3,21 +3,25 @@
   python tests/golden/make_recipes.py REPOSITORIES
 
 REPOSITORIES holds clones of princeton-nlp/ProLong, dwzhu-pku/PoSE,
-jquesnelle/yarn and microsoft/LongRoPE, each in a directory of its name after
-the slash. Their functions are read from there and run; nothing of them is kept.
-Needs torch and transformers. It shares no code with longjax.
+jquesnelle/yarn, THUDM/LongAlign and microsoft/LongRoPE, each in a directory of
+its name after the slash. Their functions are read from there and run; nothing
+of them is kept. Needs torch and transformers. It shares no code with longjax.
 """
 
 import ast
+import contextlib
 import functools
 import json
 import math
+import os
 import pathlib
 import random
 import sys
+import tempfile
 import types
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import transformers
 
@@ -193,8 +197,40 @@ def longrope(dim=16, first=4, length=32, original=16, base=10_000.0):
   )  # fmt: skip
 
 
+def yarn(dim=128, length=4096):
+  """Radians per position and the factor on cos and sin, by scale."""
+  path = 'yarn/scaled_rope/LlamaYaRNScaledRotaryEmbedding.py'
+  *_, rotary = names_of(
+    path, 'find_correction_dim', 'find_correction_range', 'linear_ramp_mask',
+    'get_mscale', 'LlamaYaRNScaledRotaryEmbedding',
+  )  # fmt: skip
+  found = {}
+  for scale in (16, 32):
+    made = rotary(dim, 8, scale=scale, original_max_position_embeddings=length)
+    found[scale] = [made.inv_freq.double().tolist(), made.mscale]
+  return dict(dim=dim, length=length, by_scale=found)
+
+
+def longalign(rows=24, length=64):
+  """Lengths of rows, and of the groups that its sorted batching makes."""
+  random.seed(0)
+  lengths = [random.randrange(2, length) for _ in range(rows)]
+  rows = np.stack([np.arange(length) < n for n in lengths]).astype(np.int64)
+  (sort,) = names_of(
+    'LongAlign/sort_and_group.py', 'main', np=np, os=os, json=json
+  )
+  with tempfile.TemporaryDirectory() as directory:
+    for name in ('inputs', 'labels'):
+      np.save(f'{directory}/{name}.npy', rows)
+    with contextlib.suppress(RuntimeError):  # its packing needs longer rows
+      sort(types.SimpleNamespace(train_file=directory, group_size=8))
+    made = np.load(f'{directory}/inputs_sort.npy').sum(1).reshape(-1, 8)
+  return dict(lengths=lengths, groups=sorted(made.tolist()))
+
+
 def main():
   found = dict(
+    yarn=yarn(), longalign=longalign(),
     schedules=schedules(), pose=pose(), perplexity=perplexity(),
     longrope=longrope(),
   )  # fmt: skip
