@@ -27,8 +27,11 @@ def rope_frequencies(
   query_beta=0.0,  # of queries alone: see `query_scale`
   divisors=(),
   xpos=0.0,
+  short_divisors=(),
+  unscaled=0,
 ):
   """Radians per position, [head_dim/2], and the factor on cos and sin."""
+  assert not short_divisors and not unscaled  # these depend on the position
   pair = np.arange(head_dim // 2, dtype=np.float64)
   if scaling == 'ntk':  # NTK-aware: the slowest pair is slowed by `factor`
     return (base * factor ** (head_dim / (head_dim - 2))) ** (

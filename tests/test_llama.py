@@ -456,7 +456,8 @@ SCALINGS = dict(
 ])  # fmt: skip
 def test_every_rope_field_changes_the_rotation(scaling, field, value):
   """By the tables of cos and sin, which are all that it has of a Rope."""
-  tables = lambda r: rope.rotations(np.arange(64)[None], r, 64)
+  rows = np.stack([np.arange(64), np.arange(64) % 8])  # long and short
+  tables = lambda r: rope.rotations(rows, r, 64)
   changed = dataclasses.replace(SCALINGS[scaling], **{field: value})
   a, b = (np.stack(jax.tree.leaves(tables(r))) for r in (
     SCALINGS[scaling], changed
