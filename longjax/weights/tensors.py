@@ -18,6 +18,7 @@ from longjax import errors
 from longjax.weights import names
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+MOST = 1 << 24  # of any size of a model: more is a damaged file
 BLOCK = 1 << 18  # elements copied at once: they stay in cache, also transposed
 
 
@@ -56,12 +57,12 @@ def mapped(path, dtype, shape, offset) -> Tensor:
 
 
 def count(metadata, key, default=None, prefix='') -> int:
-  """The value of a key that is a whole number above 0."""
+  """The value of a key that is a whole number from 1 to MOST."""
   value = metadata.get(key)
   value = default if value is None else value
-  if type(value) is not int or value < 1:
+  if type(value) is not int or not 1 <= value <= MOST:
     raise errors.InputError(
-      f'needs a whole number as {prefix}{key}, got {value!r}'
+      f'needs a whole number from 1 to {MOST} as {prefix}{key}, got {value!r}'
     )
   return value
 
