@@ -77,8 +77,9 @@ def rename(rng, root):
 def beside(rng, root):
   """Another model in the same directory, in another format."""
   other = SMALL | dict(layers=1)
-  meta = [] if (root / 'params.json').exists() else ['meta']
-  kind = rng.choice([*meta, 'pytorch', 'bare'])
+  names = dict(meta='params.json', pytorch='pytorch_model.bin')
+  new = [k for k, name in names.items() if not (root / name).exists()]
+  kind = rng.choice([*new, 'bare'])
   tensors = files.huggingface(files.params(other, 77))
   if kind == 'meta':
     files.write_meta(root, other)

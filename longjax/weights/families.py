@@ -70,7 +70,8 @@ def family(config) -> str:
   Raises:
     InputError: another model, or a key that would change the maths.
   """
-  names, kind = config.get('architectures') or [], config.get('model_type')
+  names = config.get('architectures') or []
+  kind = str(config.get('model_type'))
   if not isinstance(names, list):
     raise errors.InputError(f'architectures = {names!r} is not a list')
   found = {OF.get(str(name)) for name in names} or {kind}
@@ -83,7 +84,11 @@ def family(config) -> str:
     )
   for key in (k for k in NEUTRAL if k in config):
     value = config[key]
-    full = key == 'layer_types' and {*map(str, value or ())} <= {FULL}
+    full = (
+      key == 'layer_types'
+      and isinstance(value, list)
+      and ({*map(str, value)} <= {FULL})
+    )
     known = key in FAMILIES[name].reads or full
     if value not in NEUTRAL[key] and not known:
       raise errors.InputError(

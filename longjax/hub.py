@@ -1,0 +1,167 @@
+"""Repositories of the Hugging Face Hub as local directories.
+
+  hf://ORG/NAME[@REVISION][/PATH]            a model
+  hf://datasets/ORG/NAME[@REVISION][/PATH]   a data set
+
+`huggingface_hub` fetches what is asked for into its own cache, where it also
+resumes; HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE hold as its
+documentation has them. The commit of what was fetched is in the local path.
+"""
+
+import os
+import pathlib
+import re
+from collections.abc import Callable
+
+from longjax import errors
+
+PREFIX = 'hf://'
+NAME = re.compile(
+  r'hf://(?P<kind>(datasets|models)/)?(?P<repo>[\w.-]+/[\w.-]+)'
+  r'(@(?P<revision>refs/(pr/\d+|convert/\w+)|[^/@]+))?(/(?P<inside>.+))?'
+)
+CACHED = re.compile(
+  r'(?P<kind>model|dataset)s--(?P<org>.+?)--(?P<name>[^/]+)'
+  r'/snapshots/(?P<commit>[0-9a-f]{40})'
+)
+TOKENIZER = re.compile(
+  r'(tokenizer|spiece|special_tokens|added_tokens|chat_template)[^/]*'
+  r'|config\.json'
+)
+# Of weights in several formats, the first that there is.
+FORMATS = (
+  r'.*\.safetensors', r'.*\.gguf', r'consolidated\.\d+\.pth',
+  r'pytorch_model.*\.bin',
+)  # fmt: skip
+
+
+def is_name(path) -> bool:
+  """Whether a path names something on the Hub."""
+  return str(path).startswith(PREFIX)
+
+
+def origin(path) -> str:
+  """The name of what lies in the cache, with its commit; '' of other paths."""
+  match = CACHED.search(pathlib.Path(path).absolute().as_posix())
+  if not match:
+    return ''
+  kind = 'datasets/' if match['kind'] == 'dataset' else ''
+  return f'{PREFIX}{kind}{match["org"]}/{match["name"]}@{match["commit"]}'
+
+
+def of_weights(names: list[str]) -> list[str]:
+  """The files of a model: its weights in one format, settings, tokenizer."""
+  top = [n for n in names if '/' not in n]
+  for pattern in FORMATS:
+    found = [n for n in top if re.fullmatch(pattern, n)]
+    if len(found) > 1 and pattern.endswith('gguf'):
+      raise errors.InputError(
+        f'{len(found)} .gguf files: name one, as {found[0]}'
+      )
+    if found:
+      others = re.compile(r'.*\.json|' + TOKENIZER.pattern)
+      return found + [n for n in top if others.fullmatch(n)]
+  return names  # a run directory of ours
+
+
+def of_tokenizer(names: list[str]) -> list[str]:
+  """The files of a tokenizer, or those of weights that hold one."""
+  found = [n for n in names if TOKENIZER.fullmatch(n)]
+  if any(n in ('tokenizer.json', 'tokenizer.model') for n in found):
+    return found
+  return of_weights(names)
+
+
+def local(name, choose: Callable, log=print) -> pathlib.Path:
+  """The file or directory of a name, fetched if it is not in the cache.
+
+  Args:
+    name: as above.
+    choose: names of the files below PATH -> those to fetch.
+    log: called with a line that gives the commit.
+
+  Raises:
+    InputError: the name is none, the Hub or the cache does not have it, or it
+      may not be read.
+  """
+  match = NAME.fullmatch(str(name).rstrip('/'))
+  if not match:
+    raise errors.InputError(
+      f'{name} is not {PREFIX}ORG/NAME@REVISION/PATH, of data '
+      f'{PREFIX}datasets/ORG/NAME@REVISION/PATH'
+    )
+  try:
+    import huggingface_hub
+  except ImportError:
+    raise errors.InputError(
+      f'{name} needs pip install huggingface_hub'
+    ) from None
+  where = dict(
+    repo_id=match['repo'],
+    repo_type='dataset' if match['kind'] == 'datasets/' else 'model',
+    revision=match['revision'] or 'main',
+  )
+  inside = match['inside'] or ''
+  try:
+    fetched, wanted = _fetch(huggingface_hub, where, inside, choose)
+  except errors.InputError as error:
+    raise errors.InputError(f'{name}: {error}') from None
+  except Exception as error:  # of the library, of HTTP, of the disk
+    reason = _reason(huggingface_hub.errors, error, where)
+    raise errors.InputError(f'{name}: {reason}') from error
+  root = pathlib.Path(fetched) / inside
+  missing = [n for n in wanted if not (pathlib.Path(fetched) / n).exists()]
+  if missing or not root.exists():
+    raise errors.InputError(f'{name}: {(missing or [inside])[0]} is missing')
+  log(f'{name} is {origin(root)}')
+  return root
+
+
+def _fetch(library, where, inside, choose) -> tuple[str, list[str]]:
+  """(the local copy of the repository, the files that it must have)."""
+  try:
+    info = library.HfApi().repo_info(**where)
+  except Exception as error:
+    if not _is_unreachable(library.errors, error):
+      raise
+    # What the cache has is taken; readers name a file that is missing.
+    found = library.snapshot_download(**where, local_files_only=True)
+    return found, []
+  names = [file.rfilename for file in info.siblings or []]
+  if inside in names:
+    wanted = [inside]
+  else:
+    below = f'{inside}/' if inside else ''
+    short = [n.removeprefix(below) for n in names if n.startswith(below)]
+    wanted = [below + n for n in choose(short)] if short else []
+  if not wanted:
+    some = ', '.join(sorted(names)[:5])
+    raise errors.InputError(f'it has no {inside or "such file"}; it has {some}')
+  patterns = [re.sub(r'([*?[])', r'[\1]', n) for n in wanted]
+  return library.snapshot_download(**where, allow_patterns=patterns), wanted
+
+
+def _is_unreachable(known, error) -> bool:
+  """Whether an error means that there is no way to the Hub."""
+  import httpx
+
+  offline = known.OfflineModeIsEnabled, known.LocalEntryNotFoundError
+  return isinstance(error, (*offline, httpx.TransportError, ConnectionError))
+
+
+def _reason(known, error, where) -> str:
+  """The cause and the cure, in one line."""
+  repo = where['repo_id']
+  if isinstance(error, known.GatedRepoError):
+    return f'access to {repo} is gated; ask for it there, and set HF_TOKEN'
+  if isinstance(error, known.RevisionNotFoundError):
+    return f'{repo} has no revision {where["revision"]}'
+  if isinstance(error, known.RepositoryNotFoundError):
+    return f'there is no {repo}, or it is private and HF_TOKEN may not read it'
+  if _is_unreachable(known, error):
+    offline = os.environ.get('HF_HUB_OFFLINE') or 'not set'
+    return (
+      'it is not in the cache, and the Hub cannot be reached '
+      f'(HF_HUB_OFFLINE is {offline})'
+    )
+  return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'
