@@ -6,8 +6,9 @@
 
 import makes a run directory, with a checkpoint, the tokenizer and the model's
 configuration, from a GGUF file or from a directory in the form of Hugging Face
-(safetensors, one file or shards) or Meta (consolidated.*.pth, all shards); the
-format is detected. PyTorch's files (.pth, .bin) need torch. export writes a
+(safetensors, one file or shards) or Meta (consolidated.*.pth, all shards), on
+this machine, in a bucket or on the Hub (hf://ORG/NAME@REVISION); the format is
+detected. PyTorch's files (.pth, .bin) need torch. export writes a
 checkpoint in the form that transformers loads. show prints format, model,
 tensors and digests. import and export need little memory for any size of model.
 """

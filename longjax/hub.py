@@ -8,12 +8,15 @@ resumes; HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE hold as its
 documentation has them. The commit of what was fetched is in the local path.
 """
 
+import functools
+import hashlib
+import json
 import os
 import pathlib
 import re
 from collections.abc import Callable
 
-from longjax import errors
+from longjax import cache, errors
 
 PREFIX = 'hf://'
 NAME = re.compile(
@@ -28,11 +31,18 @@ TOKENIZER = re.compile(
   r'(tokenizer|spiece|special_tokens|added_tokens|chat_template)[^/]*'
   r'|config\.json'
 )
+RESOLVED: dict[str, str] = {}  # by this process: name -> with its commit
 # Of weights in several formats, the first that there is.
 FORMATS = (
   r'.*\.safetensors', r'.*\.gguf', r'consolidated\.\d+\.pth',
   r'pytorch_model.*\.bin',
 )  # fmt: skip
+
+
+def forget():
+  """Asks the Hub again for what this process has asked before."""
+  _listed.cache_clear()
+  RESOLVED.clear()
 
 
 def is_name(path) -> bool:
@@ -47,6 +57,18 @@ def origin(path) -> str:
     return ''
   kind = 'datasets/' if match['kind'] == 'dataset' else ''
   return f'{PREFIX}{kind}{match["org"]}/{match["name"]}@{match["commit"]}'
+
+
+def sha256(path) -> str:
+  """What the Hub says of a file in its cache; '' where it says nothing.
+
+  The library names large files so, and compares only their size.
+  """
+  real = pathlib.Path(path).resolve()
+  digest = real.parent.name == 'blobs' and re.fullmatch(
+    '[0-9a-f]{64}', real.name
+  )
+  return real.name if digest else ''
 
 
 def of_weights(names: list[str]) -> list[str]:
@@ -72,13 +94,17 @@ def of_tokenizer(names: list[str]) -> list[str]:
   return of_weights(names)
 
 
-def local(name, choose: Callable, log=print) -> pathlib.Path:
+def resolve(path, choose: Callable = of_weights):
+  """The local path of a name on the Hub; any other path as it is."""
+  return local(path, choose) if is_name(path) else path
+
+
+def local(name, choose: Callable) -> pathlib.Path:
   """The file or directory of a name, fetched if it is not in the cache.
 
   Args:
     name: as above.
     choose: names of the files below PATH -> those to fetch.
-    log: called with a line that gives the commit.
 
   Raises:
     InputError: the name is none, the Hub or the cache does not have it, or it
@@ -91,7 +117,7 @@ def local(name, choose: Callable, log=print) -> pathlib.Path:
       f'{PREFIX}datasets/ORG/NAME@REVISION/PATH'
     )
   try:
-    import huggingface_hub
+    import huggingface_hub.errors
   except ImportError:
     raise errors.InputError(
       f'{name} needs pip install huggingface_hub'
@@ -113,21 +139,15 @@ def local(name, choose: Callable, log=print) -> pathlib.Path:
   missing = [n for n in wanted if not (pathlib.Path(fetched) / n).exists()]
   if missing or not root.exists():
     raise errors.InputError(f'{name}: {(missing or [inside])[0]} is missing')
-  log(f'{name} is {origin(root)}')
+  RESOLVED[str(name)] = origin(root)
   return root
 
 
 def _fetch(library, where, inside, choose) -> tuple[str, list[str]]:
   """(the local copy of the repository, the files that it must have)."""
-  try:
-    info = library.HfApi().repo_info(**where)
-  except Exception as error:
-    if not _is_unreachable(library.errors, error):
-      raise
-    # What the cache has is taken; readers name a file that is missing.
-    found = library.snapshot_download(**where, local_files_only=True)
-    return found, []
-  names = [file.rfilename for file in info.siblings or []]
+  names, options = _listed(**where)
+  if names is None:  # fetched by other means; the library checks that it is all
+    return library.snapshot_download(**where, **options), []
   if inside in names:
     wanted = [inside]
   else:
@@ -137,8 +157,32 @@ def _fetch(library, where, inside, choose) -> tuple[str, list[str]]:
   if not wanted:
     some = ', '.join(sorted(names)[:5])
     raise errors.InputError(f'it has no {inside or "such file"}; it has {some}')
-  patterns = [re.sub(r'([*?[])', r'[\1]', n) for n in wanted]
-  return library.snapshot_download(**where, allow_patterns=patterns), wanted
+  options['allow_patterns'] = [re.sub(r'([*?[])', r'[\1]', n) for n in wanted]
+  return library.snapshot_download(**where, **options), wanted
+
+
+@functools.lru_cache
+def _listed(**where) -> tuple[list[str] | None, dict]:
+  """(the files of a repository, how to get them); asked once for all paths.
+
+  Without the network they are those of the last time, or None.
+  """
+  import huggingface_hub.errors
+
+  name = hashlib.sha256(repr(sorted(where.items())).encode()).hexdigest()[:16]
+  kept = cache.directory() / 'hub' / f'{name}.json'
+  try:
+    names = huggingface_hub.HfApi().list_repo_files(**where)
+  except Exception as error:
+    if not _is_unreachable(huggingface_hub.errors, error):
+      raise
+    names = json.loads(kept.read_text()) if kept.is_file() else None
+    return names, dict(local_files_only=True)
+  kept.parent.mkdir(parents=True, exist_ok=True)
+  partial = kept.with_suffix(f'.{os.getpid()}')
+  partial.write_text(json.dumps(names))
+  partial.replace(kept)
+  return names, {}
 
 
 def _is_unreachable(known, error) -> bool:
@@ -161,7 +205,7 @@ def _reason(known, error, where) -> str:
   if _is_unreachable(known, error):
     offline = os.environ.get('HF_HUB_OFFLINE') or 'not set'
     return (
-      'it is not in the cache, and the Hub cannot be reached '
+      'it is not (or not whole) in the cache, and the Hub cannot be reached '
       f'(HF_HUB_OFFLINE is {offline})'
     )
   return f'{type(error).__name__}: {" ".join(str(error).split())[:200]}'

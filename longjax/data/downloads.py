@@ -27,7 +27,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-from longjax import cache, errors
+from longjax import cache, errors, hub
 
 REQUIREMENT = r'[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+'
 LOCATION = re.compile(
@@ -36,17 +36,23 @@ LOCATION = re.compile(
 )
 
 
-def locate(spec: str, log=print) -> pathlib.Path:
+def locate(spec: str, log=print, choose=hub.of_weights) -> pathlib.Path:
   """The local path of a file or directory.
 
   Args:
     spec: a path, or 'package:NAME==VERSION/MEMBER#sha256=HEX', where MEMBER is
-      a glob for one file of the archive and HEX the digest of the archive.
+      a glob for one file of the archive and HEX the digest of the archive; or
+      a name on the Hub as longjax/hub.py has them.
+    choose: of a repository on the Hub, the files to fetch.
     log: called with a line when something is fetched.
 
   Returns:
     The path; a package that is missing in the cache is fetched.
   """
+  if hub.is_name(spec):
+    path = hub.local(spec, choose)
+    log(f'{spec} is in {path}')
+    return path
   if not spec.startswith('package:'):
     path = pathlib.Path(spec).expanduser()
     if not path.exists():

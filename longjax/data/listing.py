@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, hub
 from longjax.data import downloads, formats
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -99,6 +99,16 @@ def locate(location: str):
   return epath.Path(location)
 
 
+def find_root(settings):
+  """The path of a source, fetched if it is on the Hub."""
+  keep = lambda names: [
+    n
+    for n in names
+    if downloads.matches(n, settings['include'], settings['exclude'])
+  ]
+  return locate(str(hub.resolve(settings['path'], keep)))
+
+
 _path = pathlib.PurePosixPath
 
 
@@ -106,7 +116,7 @@ def list_files(name, settings) -> Listing:
   """The files of a path source that may hold documents."""
   title = f'source {name!r}'
   try:
-    root = locate(settings['path'])
+    root = find_root(settings)
     if root.is_file():
       return Listing([File(root.name, str(root), _size(root))], [])
     if not root.is_dir():

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import cache, errors, progress
+from longjax import cache, errors, hub, progress
 from longjax.data import (
   chat,
   downloads,
@@ -83,7 +83,7 @@ def find_tokenizer(config, log=print) -> tokenizer.Tokenizer:
   if spec in ('', 'random', 'bytes'):
     return tokenizer.load('bytes')
   try:
-    return tokenizer.load(downloads.locate(spec, log))
+    return tokenizer.load(downloads.locate(spec, log, hub.of_tokenizer))
   except errors.InputError as error:
     if config.data.tokenizer:
       raise
@@ -176,6 +176,11 @@ def _cached(spec, tokens) -> pathlib.Path:
 def _make(place, wanted, tokens, spec, log):
   """Makes the store, or resumes where a killed process left off."""
   metadata = dict(vocab=tokens.vocab, tokenizer=tokens.digest, spec=spec)
+  paths = {name: wanted[name].get('path', '') for name in sorted(wanted)}
+  if fetched := {
+    n: hub.RESOLVED[p] for n, p in paths.items() if hub.is_name(p)
+  }:
+    metadata['hub'] = fetched
   partial = place.with_name(f'.{place.name}.partial')
   place.parent.mkdir(parents=True, exist_ok=True)
   with _locked(place.with_name(f'.{place.name}.lock'), log):

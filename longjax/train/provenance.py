@@ -8,6 +8,8 @@ import subprocess
 import sys
 from importlib import metadata
 
+from longjax import hub
+
 PACKAGES = (
   'jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'grain',
 )  # fmt: skip
@@ -28,6 +30,7 @@ def code() -> dict:
     command=shlex.join(['python', *sys.argv]),
     commit=commit(),
     versions=versions(),
+    **(dict(hub=hub.RESOLVED) if hub.RESOLVED else {}),
   )
 
 

@@ -13,7 +13,7 @@ import os
 
 import jax
 
-from longjax import errors, llama
+from longjax import errors, hub, llama
 from longjax.weights import (
   config_json,
   gguf,
@@ -48,6 +48,7 @@ def load(path, *, dtype='float32', place=None):
   Raises:
     InputError: names the file or tensor that is missing or damaged.
   """
+  path = hub.resolve(path)
   source, config = _described(path, dtype)
   if source is None:
     from longjax import checkpoint
@@ -66,7 +67,7 @@ def config(path) -> llama.Llama:
   Raises:
     InputError: as `load`, but for what only the arrays show.
   """
-  return _described(path, 'float32')[1]
+  return _described(hub.resolve(path), 'float32')[1]
 
 
 def _described(path, dtype):

@@ -17,7 +17,7 @@ import threading
 
 import numpy as np
 
-from longjax import checkpoint, digest, errors, lora, weights
+from longjax import checkpoint, digest, errors, hub, lora, weights
 from longjax.data import tokenizer
 from longjax.progress import Progress
 from longjax.weights import checkpoint_arrays as arrays
@@ -66,7 +66,9 @@ def _to_checkpoint(path, directory, dtype, log):
   with directories.create(directory, needed) as made:
     digest = _import_tokenizer(path, made, vocab, log)
     writer = arrays.Writer(made / 'checkpoints', source.fields, dtype)
+    there = hub.origin(path)
     origin = dict(
+      **(dict(hub=there) if there else {}),
       format=source.format,
       dtypes=tensors.dtypes(source),
       sha256=_import(source, writer, log),
@@ -89,7 +91,11 @@ def _import(source, writer, log) -> dict[str, str]:
   progress = Progress('importing', total, log)
 
   def hash_file(path):
-    digests[os.path.basename(path)] = sha256(path)
+    found = digests[os.path.basename(path)] = sha256(path)
+    if hub.sha256(path) not in ('', found):
+      raise errors.InputError(
+        f'{path}: damaged: its sha256 is {found}; delete it and run again'
+      )
     progress.add(sizes[path])
 
   def write(name, row, layer):
