@@ -115,6 +115,15 @@ def test_demonstrations_are_balanced_and_their_labels_shuffled():
   assert label[0] in '012345'
 
 
+@pytest.mark.parametrize('answer, right', [
+  (' 3', 1), ('label: 3', 1), ('x Label: 3\nlabel: 4', 1), ('the 3.', 1),
+  ('foo\nlabel:3', 1), ('3 7', 0), ('\n3', 0), ('', 0),
+])  # fmt: skip
+def test_a_label_is_found_as_helmet_finds_it(answer, right):
+  """Values of its parse_output and normalize_answer."""
+  assert helmet.label_match(answer, ('3',)) == right
+
+
 def test_pairs_of_a_json_object_are_random_and_asked_after_two_shots():
   text, (value,) = text_of('helmet_json_kv', 10, number=3)
   pairs = dict(re.findall(r'"(\S+)": "(\S+)"', text))

@@ -16,7 +16,6 @@ from configs import common, tiny
 from launch import evaluate
 from launch import generate as continue_
 from longjax import checkpoint, evals, llama
-from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
 from longjax.evals import comparison, ruler, table, word_lists
@@ -198,22 +197,21 @@ def test_sections_show_scores_intervals_and_effective_lengths(tmp_path):
   assert line.split() == ['ruler/qa_1/4096', '(stand-in)', '0.500']
 
 
-def test_a_model_with_memory_reads_in_windows(rng, make_mesh):
-  """Losses of memory.nll; answers of at most so many tokens."""
+def test_a_model_with_memory_reads_in_windows(monkeypatch, make_mesh):
+  """Of train.seq_len tokens, through inference.memory."""
   config, tokens = common.base(), tokenizer.load('bytes')
   config.train.seq_len = 64
   model = llama.Llama(**MODEL, dtype='float32', memory=dict(layers=(1,)))
-  params = llama.init(model, jax.random.key(0))
-  lm = language_model.from_config(
-    params, model, make_mesh(1, 1), config, language_model.ends_of(tokens)
-  )
-  batch = one_document(rng.integers(0, 256, 150))
-  wanted = memory.nll(params, model, batch, memory.Options(64))
-  np.testing.assert_allclose(lm.nll(batch), wanted, atol=1e-5)
-  prompts = [rng.integers(0, 256, 100)]
-  assert len(lm.generate(prompts, 5)[0]) <= 5
+  params = {'norm': np.ones(2)}
+  ends = language_model.ends_of(tokens)
+  lm = language_model.from_config(params, model, make_mesh(1, 1), config, ends)
+  monkeypatch.setattr(memory, 'nll', lambda p, m, batch, options, *_: options)
+  assert lm.nll(None).window == 64
+  found = [np.array([5, ends[0], 6])]
+  monkeypatch.setattr(memory, 'greedy', lambda p, m, prompts, count, o: found)
+  assert [x.tolist() for x in lm.generate([[1, 2]], 5)] == [[5]]
   with pytest.raises(InputError, match='--temperature 0'):
-    lm.generate(prompts, 5, sampling=generate.SamplingOptions(1.0))
+    lm.generate([[1, 2]], 5, sampling=generate.SamplingOptions(1.0))
 
 
 @pytest.mark.parametrize('name, lengths, says', [

@@ -7,6 +7,7 @@ say what a label means. The questions are made from patterns, not TREC's.
 """
 
 import functools
+import re
 import uuid
 
 from longjax.evals import evaluation, fill, prompts, ruler, score
@@ -76,10 +77,12 @@ def in_context(rng, source: Source, size: int, number: int) -> Prompt:
   return Prompt(text, '\nlabel:', (str(labels[kind]),))
 
 
-def first_label(answer: str, references) -> float:
-  """1 if what stands first in the answer is the label."""
-  parts = answer.lower().replace('label:', ' ').split()
-  return score.exact_match(parts[0], references) if parts else 0.0
+def label_match(answer: str, references) -> float:
+  """1 if what follows 'label:', else the first line, is the label."""
+  found = re.search(r'label:(.*)', answer, re.IGNORECASE)
+  text = found[1] if found else answer.partition('\n')[0]
+  text = re.sub(r'^label:', '', text.strip(), flags=re.IGNORECASE)
+  return score.exact_match(text, references)
 
 
 def _task(build, *args, **kwargs) -> Task:
@@ -95,7 +98,7 @@ TASKS = dict(
   ),
   niah_multivalue=ruler.needles(50, values=4, joint='\n'),
   icl=_task(
-    in_context, 20, first_label, ('\n',), 'questions from patterns, not TREC'
+    in_context, 20, label_match, ('\n',), 'questions from patterns, not TREC'
   ),
 )
 RECALL = ('json_kv', 'niah_multikey_2', 'niah_multikey_3', 'niah_multivalue')
