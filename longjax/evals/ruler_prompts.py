@@ -156,25 +156,30 @@ def _in_essay(rng, text: str, size: int, needles) -> str:
 def tracking(room: Room):
   """Variable tracking: which variables have a value, through HOPS copies."""
   rng = Draws(room.seed)
-  small = room._replace(length=EXAMPLE_TOKENS, count=0)
-  measured = lambda size, letters: fill.encoded(
-    room, *_chain(rng, size, letters)[:2]
-  )[1]
-  size = fill.search(small, lambda n: measured(n, 3) - room.count, 5)
+  # The example is outside of a chat template, and so is its length.
+  plain = room._replace(
+    length=EXAMPLE_TOKENS, count=0, uncounted=0,
+    encode=lambda text, prefix: room.tokenizer.encode(text + prefix),
+  )  # fmt: skip
+
+  def measure(of: Room, size: int, letters: int) -> int:
+    return fill.encoded(of, *_chain(rng, size, letters)[:2])[1]
+
+  size = fill.search(plain, lambda n: measure(plain, n, 3), 5)
   text, prefix, names = _chain(rng, size, 3)
-  while fill.encoded(small, text, prefix)[1] > EXAMPLE_TOKENS and size > 5:
-    size -= 5
-    text, prefix, names = _chain(rng, max(size, 5), 3)
+  while fill.encoded(plain, text, prefix)[1] > EXAMPLE_TOKENS and size > 5:
+    size = max(size - 5, 5)
+    text, prefix, names = _chain(rng, size, 3)
   example = f'{text}{prefix} {" ".join(names)}\n'
-  shot = len(room.encode(example, '')) - room.uncounted
+  shot = len(room.tokenizer.encode(example))
 
   def build(size: int, number: int) -> Prompt:
     text, prefix, names = _chain(rng, size, 5)
     return Prompt(f'{_renamed(rng, example)}\n{text}', prefix, names)
 
   step = 10 if room.length >= 4096 else 5
-  measure = lambda size: measured(size, 5) + shot
-  return fill.stream(room, build, step, measure, extra=shot)
+  tokens = lambda size: measure(room, size, 5) + shot
+  return fill.stream(room, build, step, tokens, extra=shot)
 
 
 def _chain(rng: Draws, noises: int, letters: int) -> Prompt:
