@@ -97,7 +97,7 @@ TABLE = [
   ('llama_pi', 'llama1_13b_32k', PI | dict(
     factor=16, seq_len=32 * K, batch=128, learning_rate=2e-5)),
   ('llama_pi', 'llama2_7b_32k', PI | dict(factor=8)),
-  ('llama_ntk', 'llama2_7b_32k', PI | dict(scaling='ntk', factor=8)),
+  ('llama_pi', 'ntk_llama2_7b_32k', PI | dict(scaling='ntk', factor=8)),
   # Model cards of superhot-30b-8k and superhot-13b-8k: 3 epochs of 1,200.
   ('llama_superhot_8k', '30b', SUPERHOT | dict(rank=4)),
   ('llama_superhot_8k', '13b', SUPERHOT | dict(rank=2)),
