@@ -4,11 +4,13 @@ The tokenizers have a token for each byte and each special token, so that a mask
 of tokens is one of characters.
 """
 
+import io
 import json
 import pathlib
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from configs import common
 from longjax import errors
@@ -318,3 +320,43 @@ def test_what_stands_before_a_text_may_change_its_ids(space, tmp_path):
   else:
     found = chat.encode(messages, tokens, 'tokenizer')
     assert found.tokens.tolist().count(tokens.ident('</s>')) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('legacy', [None, True, False])
+@pytest.mark.parametrize('bos', ['{{ bos_token }}', ''])
+def test_a_sentencepiece_model_is_encoded_as_transformers_does(
+  legacy, bos, tmp_path
+):
+  transformers = pytest.importorskip('transformers')
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['who are you? it is me'] * 20), minloglevel=2,
+    model_writer=model, vocab_size=300, model_type='bpe', byte_fallback=True,
+    hard_vocab_limit=False, normalization_rule_name='identity',
+    remove_extra_whitespaces=False,
+  )  # fmt: skip
+  (tmp_path / 'tokenizer.model').write_bytes(model.getvalue())
+  template = (
+    bos + "{% for m in messages %}{% if m.role == 'user' %}"
+    "{{ '[INST] ' + m.content + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m.content + ' ' + eos_token }}{% endif %}{% endfor %}"
+  )
+  config = dict(
+    tokenizer_class='LlamaTokenizer', bos_token='<s>', eos_token='</s>',
+    unk_token='<unk>', chat_template=template,
+  )  # fmt: skip
+  if legacy is not None:
+    config['legacy'] = legacy
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  messages = [
+    dict(role=role, content=text)
+    for role, text in zip(('user', 'assistant') * 2, ('who', 'me', '', 'it is'))
+  ]
+  want = theirs.apply_chat_template(messages, return_dict=False)
+  tokens = tokenizer.load(tmp_path)
+  made = chat.encode(messages, tokens, 'tokenizer')
+  assert made.tokens.tolist() == want
+  learned = tokens.decode(made.tokens[made.weights > 0]).replace(' ', '')
+  assert learned == 'me</s>itis</s>'

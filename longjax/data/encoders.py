@@ -21,6 +21,7 @@ each is exact for the models that its own authors wrote. An encoder has
 """
 
 import base64
+import copy
 import functools
 import itertools
 import json
@@ -178,6 +179,7 @@ class SentencePiece:
       if not self._proto.pieces or not self._proto.HasField(part):
         raise ValueError(f'it has {len(self._proto.pieces)} pieces, no {part}')
     self._inner = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self._later = self._inner  # for what is not the first of marked parts
     self.vocab = self._inner.get_piece_size()
     names = [piece.piece for piece in self._proto.pieces]
     self._control = {
@@ -193,6 +195,16 @@ class SentencePiece:
     self.ident = {name: i for i, name in enumerate(names)}.get
     self.special = frozenset(self._control.values())
 
+  def with_one_prefix(self):
+    """This, but of marked parts only the first gets a space before it."""
+    other, proto = copy.copy(self), type(self._proto)()
+    proto.CopyFrom(self._proto)
+    proto.normalizer_spec.add_dummy_prefix = False
+    other._later = sentencepiece.SentencePieceProcessor(
+      model_proto=proto.SerializeToString()
+    )
+    return other
+
   def around(self, bos: int | None) -> tuple[list[int], list[int]]:
     return ([] if bos is None else [bos]), []
 
@@ -203,29 +215,21 @@ class SentencePiece:
     ids, flags, at = [], [], 0
     for part in parts:
       here = marked[at : at + len(part.text)]
+      encode = self._later.encode if at else self._inner.encode
       at += len(part.text)
       if part.special:
         made, flag = [self.ident(part.text)], np.array([here.any()])
       else:
-        made = self._inner.encode(part.text)
+        made = encode(part.text)
         flag = np.zeros(len(made), bool)
         edges = np.flatnonzero(np.diff(here, prepend=False, append=False))
         for begin, end in edges.reshape(-1, 2).tolist():
-          first, _ = self._shared(made, part.text[:begin])
-          last, cut = self._shared(made, part.text[:end])
+          first, _ = _shared(made, encode(part.text[:begin]))
+          last, cut = _shared(made, encode(part.text[:end]))
           flag[first : last + cut] = True
       ids += made
       flags.append(flag)
     return ids, np.concatenate([np.zeros(0, bool), *flags])
-
-  def _shared(self, ids, begin: str) -> tuple[int, bool]:
-    """(ids that the begin of a text has too, whether it cuts the next one)."""
-    other = self._inner.encode(begin)
-    pairs = zip(ids, other)
-    same = len(
-      list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    )
-    return same, same < len(other)
 
   def decode(self, ids: list[int]) -> str:
     # The library gives nothing for control tokens.
@@ -266,6 +270,15 @@ class SentencePiece:
       and not normal.precompiled_charsmap
       and normal.escape_whitespaces
     )
+
+
+def _shared(ids, of_begin) -> tuple[int, bool]:
+  """(ids that the begin of a text has too, whether it cuts the next one)."""
+  pairs = zip(ids, of_begin)
+  same = sum(
+    1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+  )
+  return same, same < len(of_begin)
 
 
 @functools.lru_cache

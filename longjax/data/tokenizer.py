@@ -140,13 +140,10 @@ class Tokenizer:
       return self.encoder
     if 'tokenizer.json' in self._files:
       return encoders.Hub(self._files['tokenizer.json'].decode())
-    config = json.loads(self._files.get('tokenizer_config.json', '{}'))
-    if config.get('legacy') is False:
-      raise errors.InputError(
-        'the chat template of a SentencePiece model with legacy=false is '
-        'encoded by transformers alone; save a tokenizer.json with it'
-      )
-    return self.encoder
+    config = self._files.get('tokenizer_config.json')
+    if not config or json.loads(config).get('legacy'):
+      return self.encoder
+    return self.encoder.with_one_prefix()  # as transformers 5 does
 
   def decode(self, ids) -> str:
     """The text of ids, special tokens included; unknown ids give nothing."""
