@@ -1,5 +1,8 @@
 """Evaluations and generation against what can be worked out by hand."""
 
+import functools
+import re
+
 import numpy as np
 import pytest
 from eval_cases import TOKENS, blind, reader
@@ -12,7 +15,14 @@ from configs import tiny
 from longjax import checks, evals
 from longjax.batch import one_document
 from longjax.data import layout, prepare, tokenizer
-from longjax.evals import evaluation, kept, passkey, position_loss, stages
+from longjax.evals import (
+  evaluation,
+  kept,
+  passkey,
+  position_loss,
+  prompts,
+  stages,
+)
 from longjax.inference import language_model
 from longjax.inference.language_model import LM
 from longjax.parallel import sharding
@@ -61,11 +71,13 @@ def test_a_copying_model_finds_every_key_and_a_blind_one_none():
   assert passkey.run(blind, setup, '')['found'] == [[False, False]] * 2
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
+def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
   """It asks the model for what it lacks, and a line cut short is not taken."""
   config, file = tiny.get_config(), tmp_path / 'unfinished.jsonl'
   config.eval.update(lengths=(600,), samples=5, batch=2)
-  evaluation_, lines, asked = passkey.ORIGINAL, [], []
+  lines, asked = [], []
+  often = functools.partial(prompts.Progress, every_seconds=0)
+  monkeypatch.setattr(prompts, 'Progress', often)
 
   def run(most, model='a'):
     def answer(prompts, count, stopped=None):
@@ -78,10 +90,14 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path):
     setup = evaluation.Setup(
       config, TOKENS, log=lines.append, kept=kept.Kept(file, model)
     )
-    return evaluation_.run(LM(None, answer), setup, '')
+    return passkey.ORIGINAL.run(LM(None, answer), setup, '')
 
   with pytest.raises(KeyboardInterrupt):
     run(2)
+  assert re.fullmatch(
+    '  passkey_original at 600 tokens, score 100.0: 4 samples of 5 samples, '
+    r'\S+ samples/s, \S+ left', lines[-1],
+  )  # fmt: skip
   file.write_text(file.read_text()[:-9])
   found = run(9)
   assert asked == [2, 1] and run(9) == found and asked == []

@@ -32,7 +32,8 @@ def judge(answer: str, references) -> float:
   return 2 * len(named & right) / (len(named) + len(right))
 
 
-EVALUATION = records.evaluation(
-  'graphwalks', 'GraphWalks', 'a .parquet file of openai/graphwalks', make,
-  ('prompt', 'answer_nodes'), ANSWER_TOKENS, judge,
+DATA = records.DataSet(
+  'graphwalks', 'GraphWalks', 'a .parquet file of openai/graphwalks',
+  ('prompt', 'answer_nodes'),
 )  # fmt: skip
+EVALUATION = records.evaluation(DATA, make, ANSWER_TOKENS, judge)

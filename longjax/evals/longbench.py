@@ -44,7 +44,8 @@ def judge(answer: str, references) -> float:
   return float(bool(found) and found[1] == references[0])
 
 
-EVALUATION = records.evaluation(
-  'longbench_v2', 'LongBench v2', 'data.json of THUDM/LongBench-v2', make,
-  (*FIELDS, 'answer'), ANSWER_TOKENS, judge,
+DATA = records.DataSet(
+  'longbench_v2', 'LongBench v2', 'data.json of THUDM/LongBench-v2',
+  (*FIELDS, 'answer'),
 )  # fmt: skip
+EVALUATION = records.evaluation(DATA, make, ANSWER_TOKENS, judge)

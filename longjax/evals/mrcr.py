@@ -30,7 +30,5 @@ def judge(answer: str, references) -> float:
   return difflib.SequenceMatcher(None, given, right).ratio()
 
 
-EVALUATION = records.evaluation(
-  'mrcr', 'MRCR', 'a .parquet file of openai/mrcr', make, FIELDS,
-  ANSWER_TOKENS, judge,
-)  # fmt: skip
+DATA = records.DataSet('mrcr', 'MRCR', 'a .parquet file of openai/mrcr', FIELDS)
+EVALUATION = records.evaluation(DATA, make, ANSWER_TOKENS, judge)

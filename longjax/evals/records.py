@@ -7,6 +7,7 @@ asks all of them, or those that fit a length.
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 from longjax.data import formats
 from longjax.errors import InputError
@@ -15,31 +16,38 @@ from longjax.evals.evaluation import NOTHING, Evaluation
 from longjax.evals.prompts import Room, Sample, Task
 
 
+class DataSet(NamedTuple):
+  """A published data set, one file of it."""
+
+  name: str  # of the evaluation, and of the file in eval.files
+  title: str  # of its section in the report
+  where: str  # the file is found
+  fields: tuple[str, ...]  # of a record that are read
+
+
 def evaluation(
-  name: str, title: str, where: str, make: Callable, fields, count: int,
-  judge: Callable,
-) -> Evaluation:  # fmt: skip
-  """The evaluation of one data set.
+  data: DataSet, make: Callable, count: int, judge: Callable
+) -> Evaluation:
+  """The evaluation of a data set.
 
   Args:
-    name: of the evaluation, and of its file in eval.files.
-    title: of its section in the report.
-    where: the file is found.
+    data: what it is.
     make: (record, Room) -> Prompt.
-    fields: of a record that `make` reads.
     count: tokens of an answer.
     judge: (answer, references) -> 0 to 1.
   """
-  stream = functools.partial(_stream, name, where, make, fields)
-  task = Task(stream, count, judge, data=name, cut=None, whole=True)
-  return prompts.evaluation(name, title, {name: task}, NOTHING)
+  stream = functools.partial(_stream, data, make)
+  task = Task(stream, count, judge, data=data.name, cut=None, whole=True)
+  return prompts.evaluation(data.name, data.title, {data.name: task}, NOTHING)
 
 
-def _stream(name, where, make, fields, room: Room) -> Iterator[Sample]:
-  path = room.source.files.get(name)
+def _stream(data: DataSet, make: Callable, room: Room) -> Iterator[Sample]:
+  path = room.source.files.get(data.name)
   if not path:
-    raise InputError(f'needs its data: set config.eval.files.{name} to {where}')
-  for record in read(name, path, fields):
+    raise InputError(
+      f'needs its data: set config.eval.files.{data.name} to {data.where}'
+    )
+  for record in read(data.name, path, data.fields):
     prompt = make(record, room)
     ids = room.encode(prompt.text, prompt.prefix)
     if len(ids) + room.count <= room.length:
