@@ -172,6 +172,11 @@ def _check(c: Llama):
       f'the memory layers {c.memory.layers} to full_layers, and set group '
       f'({c.group}) to 0; or window to 0'
     )
+  if c.memory.layers and c.rope.short_divisors:
+    raise ValueError(
+      'rope.short_divisors must be () with memory layers, for which a row is '
+      'read in parts'
+    )
   if c.group and (c.group % 2 or c.kv_heads % 2 or c.memory.rows):
     raise ValueError(
       f'group {c.group} shifts half of the heads by half of it: group and '

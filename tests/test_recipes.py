@@ -105,6 +105,8 @@ TABLE = [
   ('llama2_yarn', '7b_64k', YARN | dict(factor=16, steps=400)),
   ('llama2_yarn', '13b_128k', YARN | dict(
     factor=32, steps=200, beta_fast=32, beta_slow=1)),
+  ('llama2_yarn', '70b_32k', YARN | CONSTANT | dict(
+    factor=8, steps=400, seq_len=8 * K, learning_rate=1e-5)),
   ('llama31_8b_128k', '', dict(
     base=5e5, scaling='llama3', factor=8, original_length=8192,
     low_freq_factor=1, high_freq_factor=4, seq_len=128 * K)),
