@@ -63,6 +63,7 @@ def main(
   if inspect:
     pipeline.check(config)
   tokens = prepare.find_tokenizer(config)
+  check_tokenizer(config, tokens)
   if score:
     store = filters.keep(config, tokens, score, keep, pairs, out, load_nll)
   else:
@@ -78,6 +79,15 @@ def main(
     path = pathlib.Path('runs') / config.name / 'plots' / 'batch_0.png'
     inspection.plot(pipe, 0, path)
     print(path)
+
+
+def check_tokenizer(config, tokens):
+  """InputError if weights that lie here were trained with another."""
+  path = pathlib.Path(config.weights).expanduser()
+  if config.data.tokenizer and config.weights and path.exists():
+    from longjax.weights import released
+
+    released.check_tokenizer(path, tokens, config)
 
 
 def local_model(model: str, template: str):

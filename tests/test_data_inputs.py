@@ -215,6 +215,9 @@ def test_links_that_leave_are_named_and_others_followed_once(tmp_path):
   (root / 'same.txt').unlink()
   (root / 'same.txt').symlink_to('.hidden/a.txt')
   assert texts(root) == ['one']
+  data, said = prepared(root)
+  assert data.manifest['left_out'][0]['no_documents'] == 3
+  assert any('.hidden: its name starts' in line for line in said)
 
 
 def test_a_wrong_field_names_those_there_and_the_key(tmp_path):

@@ -139,6 +139,17 @@ def test_two_files_that_are_two_tokenizers_are_refused(tmp_path):
     tokenizer.load(tmp_path)
 
 
+def test_two_files_of_one_tokenizer_are_alike(tmp_path):
+  model = tokenizer.load(small_sentencepiece(tmp_path))
+  model.save(tmp_path / 'json')
+  (tmp_path / 'json' / 'tokenizer.model').unlink()
+  other = tokenizer.load(tmp_path / 'json')
+  assert other.digest != model.digest and tokenizer.are_alike(other, model)
+  for change in (dict(bos_token='</s>'), dict(add_bos_token=False)):
+    small_sentencepiece(tmp_path, **change)
+    assert not tokenizer.are_alike(other, tokenizer.load(tmp_path))
+
+
 def test_what_the_file_puts_around_a_text_stands_around_documents(tmp_path):
   small_json(tmp_path, bos_token='<unused_300>', eos_token=None)
   path = tmp_path / 'tokenizer.json'

@@ -185,6 +185,11 @@ def test_steps_without_loss_weights_end_no_run_and_are_counted(
     looped(again, monkeypatch, [*bad[:7], nan], optim__max_skipped=2)
 
 
+def test_a_run_without_any_target_is_no_success(tmp_path, monkeypatch):
+  with pytest.raises(InputError, match='steps 1 to 8 had no target'):
+    looped(tmp_path, monkeypatch, [None] * 8)
+
+
 def test_batches_of_skip_steps_are_passed_over(tmp_path, monkeypatch):
   computed, saved = looped(
     tmp_path, monkeypatch, [3.0] * 6, data__skip_steps=(2, 3), train__steps=6

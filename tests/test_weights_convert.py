@@ -21,6 +21,7 @@ from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
 
 from configs import tiny
 from launch import convert as convert_command
+from launch import prepare as prepare_command
 from longjax import (
   checkpoint,
   checks,
@@ -656,6 +657,9 @@ def test_another_tokenizer_than_that_of_the_weights_is_refused(
   words = rf'{other.digest[:12]}.*{theirs.digest[:12]}.*tokenizer_may_differ'
   with pytest.raises(errors.InputError, match=words):
     released.check_tokenizer(path, other, config)
+  config.weights, config.data.tokenizer = str(path), 'bytes'
+  with pytest.raises(errors.InputError, match=words):
+    prepare_command.check_tokenizer(config, other)
   config.data.tokenizer_may_differ = True
   released.check_tokenizer(path, other, config)
   for file in tokenizer.FILES:

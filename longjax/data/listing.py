@@ -1,9 +1,10 @@
 """Which files a source has, and which of them make up a document.
 
-Files and directories whose name starts with a dot are no part of it. What else
-holds no document is left out and named: links that leave the source (but those
-from snapshots/ into blobs/, as the cache of the hub has them), and beside files
-of records what describes them (README.md, dataset_infos.json, ...).
+What holds no document is left out and named: files and directories whose name
+starts with a dot (but those of git and of caches), links that leave the source
+(but those from snapshots/ into blobs/, as the cache of the hub has them), and
+beside files of records what describes them (README.md, dataset_infos.json,
+...).
 """
 
 import hashlib
@@ -30,6 +31,7 @@ class File(NamedTuple):
   size: int
 
 
+UNNAMED = ('.git', '.gitattributes', '.gitignore', '.cache', '.huggingface')
 METADATA = re.compile(
   r'readme(\.\w+)?|licen[cs]e(\.\w+)?|dataset_infos?\.json|dataset_dict\.json'
   r'|state\.json|croissant\.json',
@@ -150,18 +152,23 @@ def list_files(name, settings) -> Listing:
 
 def _walk(root, settings) -> tuple[list[File], list[str]]:
   """(files that match the globs, links that are left out)."""
-  files, links, left_out = [], [], []
+  files, links, left_out, hidden = [], [], [], set()
   for path in root.rglob('*'):
     inside = path.relative_to(root)
-    if any(part.startswith('.') for part in inside.parts):
-      continue
     name = inside.as_posix()
     if not downloads.matches(name, settings['include'], settings['exclude']):
+      continue
+    dots = [i for i, x in enumerate(inside.parts, 1) if x.startswith('.')]
+    if dots:
+      hidden.add('/'.join(inside.parts[: dots[0]]))
       continue
     if isinstance(path, pathlib.Path) and path.is_symlink():
       links.append((name, path))
     elif path.is_file():
       files.append(File(name, str(path), _size(path)))
+  for name in sorted(hidden):
+    if _path(name).name not in UNNAMED:
+      left_out.append(f'{name}: its name starts with a dot')
   known = {str(pathlib.Path(f.location).resolve()) for f in files if links}
   known = {name for name in known if '/blobs/' not in name}
   blobs = _blobs(root) if links else []

@@ -19,6 +19,9 @@ from longjax.errors import InputError
 
 MAX_STEPS = 1 << 48  # more than any run has
 ALL = slice(None)
+# Of batches of sorted or joined packs, whose order changed in November 2026: a
+# run that began with the old one is refused.
+ORDER = 2
 
 
 class BatchPlan(NamedTuple):
@@ -243,6 +246,8 @@ class Pipeline:
     data = {key: config.data.to_dict()[key] for key in keys}
     steps = config.train.steps if data['curriculum'] else None
     content = [self._store.digest, data, steps, config.seed]
+    if any(c.joined or c.group > 1 for c in self.components):
+      content.append(ORDER)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -36,6 +36,11 @@ TURN_END = re.compile(
   r'|<\|end\|>|\bturn_end\b',
   re.IGNORECASE,
 )
+PROBE = (
+  ' Two  spaces, THREE   LINES\n\n\n\ttabs, 3.14 12345; naïve e\u0301 ½ ﬁn\r\n'
+  "def f(x):\n    return x**2 != 'it\u2019s'  # I'll we've \u00a0\u3000\u200b "
+  '你好\uff0c世界 привет नमस्ते १२३ السلام 🙂👩\u200d👧 https://x.y/?a=b&c=%20 '
+) * 3
 HEAD_BYTES = 1 << 12  # of a file, to tell what it is
 NEEDED = (
   'a tokenizer is a tokenizer.json, a tokenizer.model of SentencePiece or '
@@ -210,6 +215,20 @@ class Tokenizer:
     return hashlib.sha256(
       json.dumps(parts, sort_keys=True).encode()
     ).hexdigest()
+
+
+def are_alike(one: Tokenizer, other: Tokenizer) -> bool:
+  """Whether two tokenizers give the same ids, also from unlike files.
+
+  A tokenizer.model and the tokenizer.json that its authors made of it have
+  digests of their own. Their names, ends and the ids of `PROBE` are compared.
+  """
+  ends = lambda t: (t.bos, t.eos, t.document_start, t.document_end)
+  return one.digest == other.digest or (
+    ends(one) == ends(other)
+    and one.names() == other.names()
+    and one.encode(PROBE).tolist() == other.encode(PROBE).tolist()
+  )
 
 
 class Format(NamedTuple):

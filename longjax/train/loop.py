@@ -143,6 +143,7 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
   if start.step == steps:
     return state
   tokens, skipped = start.tokens, int(state['guard']['skipped'])
+  empty = 0  # steps without targets
   bad = list(range(start.step + 1 - skipped, start.step + 1))  # in a row
   batches = placed_batches(run, data, start.step)
   with (
@@ -168,6 +169,7 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
         if writer:
           writer.step(step, batch.tokens, seconds, line)
         batch = next_batch
+        empty += bool(line['empty'])
         if not line['empty']:
           bad = [*bad, step] if line['skipped'] else []
         if len(bad) > config.optim.max_skipped:
@@ -180,6 +182,12 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
         break
       with watch.paused():
         evaluator.while_training(step, state['params'])
+  if empty == steps - start.step:
+    raise InputError(
+      f'steps {start.step + 1} to {steps} had no target with a weight, so '
+      'nothing was learned: in chats only answers have, and one that is cut '
+      'off by config.train.seq_len has none'
+    )
   return state
 
 

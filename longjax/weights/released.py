@@ -64,13 +64,24 @@ def check_tokenizer(path, tokens, config):
   if config.data.tokenizer_may_differ:
     return
   theirs = tokenizer_digest(path)
-  if theirs not in (None, tokens.digest):
+  if theirs not in (None, tokens.digest) and not _is_alike(
+    path, theirs, tokens
+  ):
     raise errors.InputError(
       f'the tokenizer {config.data.tokenizer or "beside the weights"} (digest '
       f'{tokens.digest[:12]}) is not that of the weights {path} (digest '
       f'{theirs[:12]}); use theirs, or set --config.data.tokenizer_may_differ '
       'to train or evaluate with another'
     )
+
+
+def _is_alike(path, digest: str, tokens) -> bool:
+  """Whether the tokenizer beside weights, if it is theirs, gives these ids."""
+  try:
+    beside = tokenizer.load(path)
+  except errors.InputError:
+    return False
+  return beside.digest == digest and tokenizer.are_alike(beside, tokens)
 
 
 def window(metadata) -> int:
