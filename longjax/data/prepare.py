@@ -189,14 +189,15 @@ def _make(place, wanted, tokens, spec, log):
     log(f'preparing {", ".join(sorted(wanted))} into {place}')
     _begin(partial, metadata, log)
     _check_chats(wanted, tokens, log)
+    run = lambda jobs: _run([Job(*job) for job in jobs], tokens, log)
     units = []
     for name in sorted(wanted):
       of_source = sources.units(name, wanted[name], log)
       if of_source[0].settings['group']:
-        of_source = _grouped(of_source, partial, tokens, log)
+        of_source = reading.regroup(of_source, partial, run)
       units += of_source
     jobs = [Job(u, partial / f'part_{i:05}') for i, u in enumerate(units)]
-    _run([job for job in jobs if not job.place.exists()], tokens, log)
+    _run(jobs, tokens, log)
     for name in wanted:
       _check_source([job for job in jobs if job.unit.source == name], log)
     drop = duplicates.find(
@@ -222,17 +223,6 @@ def _check_chats(wanted, tokens, log):
         f'{name}: answers are learned without their end: the generation blocks '
         f'of the chat template {settings["template"]!r} leave it out'
       )
-
-
-def _grouped(units, partial, tokens, log) -> list[reading.Unit]:
-  """The units of a source whose records are joined by a key."""
-  buckets = reading.buckets(units)
-  places = [
-    partial / f'group_{units[0].source}_{i:05}' for i in range(len(units))
-  ]
-  jobs = [Job(*job, buckets) for job in zip(units, places)]
-  _run([job for job in jobs if not job.place.exists()], tokens, log)
-  return reading.of_groups(units[0], places, buckets)
 
 
 @contextlib.contextmanager
@@ -267,6 +257,7 @@ def _begin(partial, metadata, log):
 
 def _run(jobs, tokens, log):
   """Does what is left to do, on all cores if it is much."""
+  jobs = [job for job in jobs if not job.place.exists()]
   sizes = [
     sum(file.size for _, files in job.unit.groups for file in files)
     for job in jobs

@@ -133,6 +133,28 @@ def read(unit: Unit, tally: Tally) -> Iterator[Document]:
       return
 
 
+def regroup(units, directory: pathlib.Path, run) -> list[Unit]:
+  """The units of a source whose records are joined by a key.
+
+  Args:
+    units: of the source.
+    directory: for the buckets, which lie in it as long as the units are read.
+    run: does jobs, each the arguments of `spill`.
+  """
+  source, settings = units[0].source, units[0].settings
+  sizes = (file.size for u in units for _, files in u.groups for file in files)
+  buckets = 1 if settings['limit'] else grouping.count(sum(sizes))
+  places = [directory / f'group_{source}_{i:05}' for i in range(len(units))]
+  run([(unit, place, buckets) for unit, place in zip(units, places)])
+  made = []
+  for bucket in range(buckets):
+    paths = grouping.files(places, bucket)
+    files = [listing.File(p.name, str(p), p.stat().st_size) for p in paths]
+    made.append(Unit(source, settings, [('', files)], grouped=True))
+  tallies = tuple(str(place / grouping.TALLY) for place in places)
+  return [made[0]._replace(tallies=tallies), *made[1:]]
+
+
 def spill(unit: Unit, place: pathlib.Path, buckets: int):
   """Writes the records of a unit into the buckets of its groups."""
   tally = Tally(unit.source)
@@ -140,32 +162,9 @@ def spill(unit: Unit, place: pathlib.Path, buckets: int):
   records = (
     grouping.Record(document.key, document.name, document.text)
     for _, files in unit.groups
-    for document in readable_documents(unit, files, tally)
+    for document in _readable(unit, files, tally)
   )
   grouping.spill(records, tally, place, buckets)
-
-
-def of_groups(unit: Unit, places, buckets: int) -> list[Unit]:
-  """The units of a source that was spilled into buckets.
-
-  Args:
-    unit: any of those that it had.
-    places: where each was spilled, in order.
-    buckets: as of `spill`.
-  """
-  made = []
-  for bucket in range(buckets):
-    paths = grouping.files(places, bucket)
-    files = [listing.File(p.name, str(p), p.stat().st_size) for p in paths]
-    made.append(Unit(unit.source, unit.settings, [('', files)], grouped=True))
-  tallies = tuple(str(place / grouping.TALLY) for place in places)
-  return [made[0]._replace(tallies=tallies), *made[1:]]
-
-
-def buckets(units) -> int:
-  """How many a source needs."""
-  sizes = (file.size for u in units for _, files in u.groups for file in files)
-  return 1 if units[0].settings['limit'] else grouping.count(sum(sizes))
 
 
 def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
@@ -175,14 +174,14 @@ def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
       for key, group in grouping.read([file.location for file in files]):
         yield _join(key, group, unit.settings)
       continue
-    readable = readable_documents(unit, files, tally)
+    readable = _readable(unit, files, tally)
     if unit.settings['kind'] in listing.JOINED:
       yield _join(title, readable, unit.settings)
     else:
       yield from readable
 
 
-def readable_documents(unit: Unit, files, tally: Tally) -> Iterator[Document]:
+def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   """Yields a document for each file or record that can be read."""
   settings = unit.settings
   options = formats.Options(

@@ -208,20 +208,16 @@ def documents(
   whole = units(name, source, log)
   with tempfile.TemporaryDirectory() as place:
     if whole[0].settings['group']:
-      whole = _grouped(whole, pathlib.Path(place))
+      whole = reading.regroup(
+        whole,
+        pathlib.Path(place),
+        lambda jobs: [reading.spill(*job) for job in jobs],
+      )
     for unit in whole:
       for document in reading.read(unit, tally):
         yield document
         count += 1
   finish(check(name, source), tally, count)
-
-
-def _grouped(units, place) -> list[reading.Unit]:
-  buckets = reading.buckets(units)
-  places = [place / str(i) for i in range(len(units))]
-  for unit, where in zip(units, places):
-    reading.spill(unit, where, buckets)
-  return reading.of_groups(units[0], places, buckets)
 
 
 def finish(settings: dict, tally: reading.Tally, count: int):
