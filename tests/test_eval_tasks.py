@@ -2,10 +2,13 @@
 
 import bisect
 import collections
+import hashlib
+import json
 import re
 
 import numpy as np
 import pytest
+from commands import ROOT
 from eval_cases import SOURCE, TOKENS, blind, reader
 
 from configs import common
@@ -159,6 +162,18 @@ def test_a_needle_stands_after_the_sentence_at_its_depth():
     longest = max(map(len, sentences)) + 1
     assert depth * room - longest <= len(hay) <= depth * room
     assert depth == 1 or not hay or hay.rstrip().endswith('.')
+
+
+def test_haystacks_are_those_of_the_original():
+  """Digests of tests/golden/make_needle.py, by length and depth."""
+  golden = json.loads((ROOT / 'tests/golden/needle.json').read_text())
+  around = len(needle.INTRO + needle.QUESTION) + needle.ANSWER_TOKENS
+  for key, wanted in golden.items():
+    length, depth = map(int, key.split())
+    made = needle.prompt(TOKENS, SOURCE.text, length + around, depth / 100)
+    text = TOKENS.decode(made).removeprefix(needle.INTRO)
+    text = text.removesuffix(needle.QUESTION)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == wanted, key
 
 
 def test_a_reader_finds_needles_and_a_blind_model_none(monkeypatch):
