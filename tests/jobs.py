@@ -75,11 +75,12 @@ def train_here(monkeypatch, workdir, data, log=print, **changes) -> int:
   config = tiny.get_config()
   config.update_from_flattened_dict(changed(str(data), **changes))
   make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-    loop.sharding, 'make_mesh',
-    lambda rows, seq: make_mesh(rows, seq, jax.devices()[: rows * seq]),
-  )  # fmt: skip
-  with compilation_cache(data.parent / 'compiled'):
+  cache = compilation_cache(data.parent / 'compiled')
+  with monkeypatch.context() as patch, cache:
+    patch.setattr(
+      loop.sharding, 'make_mesh',
+      lambda rows, seq: make_mesh(rows, seq, jax.devices()[: rows * seq]),
+    )  # fmt: skip
     return loop.main(config, workdir, log)
 
 
@@ -89,7 +90,7 @@ def compilation_cache(directory):
   JAX_COMPILATION_CACHE_DIR names one."""
   settings = dict(
     jax_compilation_cache_dir=str(directory),
-    jax_persistent_cache_min_compile_time_secs=0.2,
+    jax_persistent_cache_min_compile_time_secs=0.05,
   )
   if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     settings = {}
@@ -121,12 +122,10 @@ class Job:
     command = [sys.executable, 'launch/tpu.py']
     command += arguments(workdir, data, **changes)
     shared = dict(
-      # The compiler's time is most of ours.
-      XLA_FLAGS='--xla_backend_optimization_level=0',
       JAX_COMPILATION_CACHE_DIR=os.environ.get(
         'JAX_COMPILATION_CACHE_DIR', str(data.parent / 'compiled')
       ),
-      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.2',
+      JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0.05',
     )
     if processes > 1:
       shared |= dict(

@@ -173,16 +173,32 @@ def test_every_command_refuses_alike_at_once_and_without_jax(script, tmp_path):
   assert after.ru_utime - before.ru_utime < 1.5
 
 
-@pytest.mark.parametrize('script', [*SCRIPTS, 'convert', 'lab'])
-def test_help_is_enough_to_use_a_command_and_needs_no_jax(script, tmp_path):
+ALL_HELP = """
+import runpy, sys
+for script in sys.argv[1:]:
+  sys.argv = [f'launch/{script}.py', '--help']
+  try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+  except SystemExit as ended:
+    assert not ended.code, script
+  print(chr(12))
+"""
+
+
+def test_help_is_enough_to_use_a_command_and_needs_no_jax(tmp_path):
   (tmp_path / 'jax.py').write_text('raise AssertionError("jax was imported")')
-  done = commands.run(f'{script}.py', '--help', PYTHONPATH=str(tmp_path))
+  scripts = [*SCRIPTS, 'convert', 'lab']
+  done = subprocess.run(
+    [sys.executable, '-c', ALL_HELP, *scripts], cwd=commands.ROOT, text=True,
+    env=os.environ | dict(PYTHONPATH=f'{tmp_path}:.'), capture_output=True,
+    check=False,
+  )  # fmt: skip
   assert done.returncode == 0, done.stderr
-  assert f'launch/{script}.py' in done.stdout
-  if script in SCRIPTS:
-    for name, key in schema.KEYS.items():
-      assert re.search(rf'^  {name}\b', done.stdout, re.MULTILINE), name
-      assert key.help.split()[0] in done.stdout
+  for script, text in zip(scripts, done.stdout.split(chr(12))):
+    assert f'launch/{script}.py' in text
+    for name, key in schema.KEYS.items() if script in SCRIPTS else ():
+      assert re.search(rf'^  {name}\b', text, re.MULTILINE), name
+      assert key.help.split()[0] in text
 
 
 def test_help_of_a_config_shows_its_values(monkeypatch, capsys):

@@ -9,6 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import reference
 from commands import ROOT, run
 from eval_cases import TOKENS, WORDS
 
@@ -34,7 +35,8 @@ def trained(tmp_path_factory):
       **MODEL, rope=llama.rope.Rope(base=5e5), dtype='float32'
     )
     workdir = tmp_path_factory.mktemp(name)
-    params = llama.init(config, jax.random.key(seed))
+    params = reference.random_params(llama.abstract(config), seed)
+    params = jax.device_put(params)
     saved = checkpoint.Checkpoints(workdir / 'checkpoints', 1)
     saved.save(
       dict(params=params, step=jax.numpy.int32(7)),
