@@ -40,7 +40,8 @@ def test_a_run_interrupted_and_resumed_has_the_same_losses(
   losses = jobs.losses(whole)
   assert losses[-1] < 0.95 * losses[0]
   assert f'after {STEPS} steps' in (whole / 'REPORT.md').read_text()
-  assert (whole / 'plots' / 'loss_by_position.png').stat().st_size > 5000
+  (plot,) = (whole / 'plots').iterdir()
+  assert plot.stat().st_size > 5000
   for name in ('config.json', 'code.json', 'checkpoints', 'tb'):
     assert (whole / name).exists()
   with pytest.raises(InputError, match=r'rope.base 500000.0 \(now 1000.0\)'):
