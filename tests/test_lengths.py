@@ -33,8 +33,7 @@ def config_of(lengths=LENGTHS, **changes):
 
 
 @pytest.fixture(scope='module')
-def batches(tmp_path_factory):
-  """The first step, with shorter rows and without, and its plan."""
+def data(tmp_path_factory):
   directory = tmp_path_factory.mktemp('lengths') / 'data'
   rng = np.random.default_rng(0)
   entries = (
@@ -42,7 +41,12 @@ def batches(tmp_path_factory):
     for i, n in enumerate(DOCUMENTS)
   )
   store.write(directory, entries, vocab=384, tokenizer='t', spec=[])
-  data = store.open_store(directory)
+  return store.open_store(directory)
+
+
+@pytest.fixture(scope='module')
+def batches(data):
+  """The plan of the first step, its batch, and that of whole rows."""
   made = [pipeline.Pipeline(data, config_of(n)) for n in (LENGTHS, ())]
   return made[0].plan(0), *(pipe.batch(0) for pipe in made)
 
@@ -81,8 +85,7 @@ def test_the_devices_choose_the_lengths_of_the_plan(batches, make_mesh):
 
 
 @pytest.mark.slow
-def test_loss_and_gradients_are_those_of_whole_rows(batches, make_mesh):
-  _, *made = batches
+def test_loss_and_gradients_are_those_of_whole_rows(data, make_mesh):
   mesh, model = make_mesh(1, 2), checks.llama_config(config_of())
   rng = np.random.default_rng(0)
   params = jax.tree.map(
@@ -91,13 +94,13 @@ def test_loss_and_gradients_are_those_of_whole_rows(batches, make_mesh):
   )
   params = jax.device_put(params, sharding.params(params, mesh))
 
-  def run(lengths, batch):
-    step = functools.partial(
-      train_step.gradients, config_of(lengths), model=model, mesh=mesh
-    )
-    return jax.jit(step)(params, sharding.put(batch, mesh))
+  def run(*lengths):
+    config = config_of(lengths)
+    batch = sharding.put(pipeline.Pipeline(data, config).batch(0), mesh)
+    step = functools.partial(train_step.gradients, model=model, mesh=mesh)
+    return jax.jit(functools.partial(step, config))(params, batch)
 
-  got, want = run(LENGTHS, made[0]), run((), made[1])
+  got, want = run(32), run()
   np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
   for g, w in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1])):
     np.testing.assert_allclose(g, w, rtol=0, atol=1e-5 * np.abs(w).max())
