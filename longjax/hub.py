@@ -31,6 +31,9 @@ TOKENIZER = re.compile(
   r'(tokenizer|spiece|special_tokens|added_tokens|chat_template)[^/]*'
   r'|config\.json'
 )
+# What git has instead of a large file where git-lfs did not fetch it.
+POINTER = b'version https://git-lfs.github.com/'
+POINTS = 'a pointer of git-lfs; fetch the file: git lfs pull'
 RESOLVED: dict[str, str] = {}  # by this process: name -> with its commit
 # Of weights in several formats, the first that there is.
 FORMATS = (

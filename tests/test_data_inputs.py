@@ -220,6 +220,16 @@ def test_links_that_leave_are_named_and_others_followed_once(tmp_path):
   assert any('.hidden: its name starts' in line for line in said)
 
 
+@pytest.mark.parametrize('name, content, fact', [
+  ('a.parquet', b'version https://git-lfs.github.com/spec/v1\n', 'lfs pull'),
+  ('a.jsonl', b'version https://git-lfs.github.com/spec/v1\n', 'lfs pull'),
+  ('a.jsonl', b'\x1f\x8b' + bytes(30), 'compressed by gzip'),
+])  # fmt: skip
+def test_what_a_name_hides_is_refused(name, content, fact, tmp_path):
+  (tmp_path / name).write_bytes(content)
+  refused(tmp_path, name, fact)
+
+
 def test_a_wrong_field_names_those_there_and_the_key(tmp_path):
   content = ''.join(f'{{"content": "{i}", "repo": 1}}\n' for i in range(10))
   root = write(tmp_path, c_jsonl=content)

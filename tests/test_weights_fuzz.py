@@ -8,6 +8,7 @@ import pytest
 import weight_files as files
 
 from longjax import errors, weights
+from longjax.data import tokenizer
 
 SMALL = files.MHA | dict(vocab=12, embed=8, mlp=12, heads=4, kv_heads=2,
                          head_dim=2)  # fmt: skip
@@ -176,6 +177,17 @@ def check(seed, root):
     if not (form == 'meta' and damage == 'params'):
       assert np.array_equal(x, wanted), (seed, damage, name)
   return True
+
+
+def test_a_pointer_of_git_lfs_says_what_to_do(tmp_path):
+  files.write_huggingface(tmp_path, SMALL, ROPES[0])
+  pointer = 'version https://git-lfs.github.com/spec/v1\noid sha256:00\n'
+  (tmp_path / 'model.safetensors').write_text(pointer)
+  with pytest.raises(errors.InputError, match='git lfs pull'):
+    weights.load(tmp_path)
+  (tmp_path / 'tokenizer.model').write_text(pointer)
+  with pytest.raises(errors.InputError, match='git lfs pull'):
+    tokenizer.load(tmp_path)
 
 
 def run(seeds, tmp_path):

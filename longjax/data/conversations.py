@@ -73,6 +73,12 @@ def plain(messages: list) -> list[dict]:
         f'message {number} of a conversation has {what}; it needs a role, one '
         f'of {", ".join(ROLES)}, and a text as content'
       )
+    for key in ('weight', 'train'):  # which others do not learn from
+      if message.get(key, 1) != 1:
+        raise ValueError(
+          f'message {number} has {key}={message[key]!r}; every answer is '
+          'learned here, so leave such conversations out'
+        )
     made.append(message)
   return made
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, hub
 from longjax.data import mds
 
 COMPRESSIONS = {  # ending: package
@@ -183,9 +183,12 @@ def _format(stem: str, file, options: Options) -> Format | str | None:
   refused = [why for why, ends in REFUSED.items() if stem.endswith(ends)]
   form, head = _by_name(stem), _head(file)
   signed = [f for f in FORMATS.values() if f.sign and head.startswith(f.sign)]
-  if (form or signed) and not refused and not options.whole:
+  other = [what for sign, what in SIGNS.items() if head.startswith(sign)]
+  if head.startswith(hub.POINTER) and not options.whole:
+    other.append(hub.POINTS)
+  if (form or signed) and not (refused or other or options.whole):
     return signed[0] if signed else form
-  refused += [what for sign, what in SIGNS.items() if head.startswith(sign)]
+  refused += other
   if head[257:262] == b'ustar':
     refused.append('a tar archive, which is not unpacked')
   if refused or signed:

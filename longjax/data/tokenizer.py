@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, hub
 from longjax.data import encoders, tokenizer_files, vocabularies
 from longjax.data.tokenizer_files import FILES
 
@@ -282,6 +282,8 @@ def load(spec) -> Tokenizer:
     form = _format(file)
   if not form:
     where = file if file.is_file() else path
+    if file.is_file() and file.read_bytes().startswith(hub.POINTER):
+      raise errors.InputError(f'{file}: {hub.POINTS}')
     raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
   encoder = _read(file, form)
   try:

@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 import safetensors as library
 
-from longjax import errors
+from longjax import errors, hub
 from longjax.weights import names
 from longjax.weights.tensors import BFLOAT16, Tensor, mapped
 
@@ -83,6 +83,9 @@ def write_json(path, value):
 
 def read(path) -> dict[str, Tensor]:
   """The tensors of a .safetensors file, or of one that torch.save wrote."""
+  with open(path, 'rb') as file:
+    if file.read(len(hub.POINTER)) == hub.POINTER:
+      raise errors.InputError(f'{path}: {hub.POINTS}')
   return safetensors(path) if path.endswith('.safetensors') else pytorch(path)
 
 
