@@ -109,7 +109,7 @@ def wait(terminal, pod) -> str:
   ends = {
     0: '',
     NOT_COMPLETED: 'training failed: pod.py logs',
-    UNKNOWN: 'there is no such workload: it was deleted, or ended a week ago',
+    UNKNOWN: 'xpk found no such workload, or could not ask: see its lines',
   }
   return ends.get(code, f'xpk ended with code {code}; the workload may run on')
 
