@@ -209,7 +209,10 @@ def evaluation(
     return itertools.product(names, map(int, setup.options.lengths))
 
   def check(setup: Setup, part: str):
-    for key, length in asked(setup, part):
+    # Where lengths are long, the search for the sizes takes a minute.
+    pairs, text = [*asked(setup, part)], lambda n: f'{n:.0f} first prompts'
+    progress = Progress(f'  {name}', len(pairs), setup.log, text)
+    for key, length in pairs:
       made = stream(setup, key, length)
       try:
         first = next(made, None)
@@ -220,6 +223,7 @@ def evaluation(
           f'{label(key, length)}: no prompt is that short: use longer --lengths'
         )
       setup.begun[name, key, length] = itertools.chain([first], made)
+      progress.add(1)
 
   def run(lm, setup: Setup, part: str) -> dict:
     results: dict = {key: [] for key, _ in asked(setup, part)}
