@@ -61,8 +61,10 @@ KEYS = {
     'none', 'added to the projections of attention: qkv (Qwen2), or qkvo',
     choices=('none', 'qkv', 'qkvo')),
   'model.qk_norm': Key(
-    'none', 'RMSNorm of queries and keys: head, of each head (Qwen3)',
-    choices=('none', 'head')),
+    'none', 'RMSNorm of queries and keys: of each head (Qwen3), of all (OLMo)',
+    choices=('none', 'head', 'all')),
+  'model.post_norm': Key(
+    False, 'norms come after attention and feed-forward (OLMo)'),
   'model.nope_layers': Key(
     (), 'layers that do not rotate, from 0 (SmolLM3)', '[0, inf)', each=int),
   'model.window': Key(
@@ -70,6 +72,8 @@ KEYS = {
     'tokens'),
   'model.full_layers': Key(
     (), 'layers without the window, from 0', '[0, inf)', each=int),
+  'model.scale_windows': Key(
+    True, 'rope.scaling in layers with a window too (OLMo 3: false)'),
   'model.rope.base': Key(
     1e4, 'of the frequencies; raised in RoPE ABF', '(1, inf)',
     aliases=('theta', 'rope_theta')),

@@ -68,10 +68,12 @@ class Llama:
   norm_eps: float = 1e-5
   tied: bool = False  # the head is the embedding
   bias: str = 'none'  # of projections: qkv (Qwen2), or qkvo
-  qk_norm: str = 'none'  # of queries and keys: of each head (Qwen3)
+  qk_norm: str = 'none'  # of queries and keys: each head (Qwen3), or all (OLMo)
+  post_norm: bool = False  # norms come after attention and feed-forward (OLMo)
   nope_layers: tuple = ()  # layers that do not rotate (SmolLM3), from 0
   window: int = 0  # tokens that a token attends to, itself included; 0 is all
   full_layers: tuple = ()  # layers without the window, from 0
+  scale_windows: bool = True  # rope.scaling in layers with a window too
   rope: Rope = dataclasses.field(default_factory=Rope)
   dtype: str = 'bfloat16'  # of matmuls
   attention: str = 'ring'  # a key of attention.STRATEGIES
@@ -125,7 +127,7 @@ class Llama:
 
 
 ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
-                'head_dim', 'norm_eps', 'tied', 'bias', 'qk_norm',
+                'head_dim', 'norm_eps', 'tied', 'bias', 'qk_norm', 'post_norm',
                 'nope_layers')  # fmt: skip
 # Fields that say how, not what, to compute.
 COMPUTED = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
@@ -136,7 +138,7 @@ COUNTS = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads', 'head_dim',
 LIMITS = ('mlp_chunk', 'ulysses', 'group', 'window')  # 0 is none
 NAMES = dict(
   attention=attention.STRATEGIES, remat=REMAT, dtype=('bfloat16', 'float32'),
-  bias=('none', 'qkv', 'qkvo'), qk_norm=('none', 'head'),
+  bias=('none', 'qkv', 'qkvo'), qk_norm=('none', 'head', 'all'),
 )  # fmt: skip
 
 
@@ -228,9 +230,12 @@ def zeros(*shape):
 
 
 def rms_norm(x, scale, eps):
-  """scale [D] * x [..., D] / rms(x), arXiv:1910.07467; float32 inside."""
-  x32 = x.astype(jnp.float32)
-  x32 *= jax.lax.rsqrt(jnp.mean(x32**2, -1, keepdims=True) + eps)
+  """scale [D] * x [..., D] / rms(x), arXiv:1910.07467; float32 inside.
+
+  D may be several dims.
+  """
+  x32, dims = x.astype(jnp.float32), tuple(range(-scale.ndim, 0))
+  x32 *= jax.lax.rsqrt(jnp.mean(x32**2, dims, keepdims=True) + eps)
   return (x32 * scale).astype(x.dtype)
 
 
@@ -267,7 +272,7 @@ def to_vocab(x, head, *, tied):
 
 
 class Layer(nnx.Module):
-  """Attention and SwiGLU, each behind a norm and beside a residual."""
+  """Attention and SwiGLU, each behind or before a norm, beside a residual."""
 
   def __init__(self, c: Llama, rngs: nnx.Rngs):
     D, F, N, K, H = c.embed, c.mlp, c.heads, c.kv_heads, c.head_dim
@@ -286,8 +291,9 @@ class Layer(nnx.Module):
       self.k_bias, self.v_bias = zeros(K, H), zeros(K, H)
     if c.bias == 'qkvo':
       self.o_bias = zeros(D)
-    if c.qk_norm == 'head':
-      self.q_norm, self.k_norm = param(rngs, (H,)), param(rngs, (H,))
+    if c.qk_norm != 'none':
+      heads = (N, K) if c.qk_norm == 'all' else (1, 1)
+      self.q_norm, self.k_norm = (param(rngs, (n * H,)) for n in heads)
 
   def __call__(self, x, cache, kind: LayerKind, rotations, attend, mesh):
     """x [B, T, D] and the cache of this layer -> the same, one layer on.
@@ -299,9 +305,12 @@ class Layer(nnx.Module):
     local = functools.partial(
       fsdp.with_gathered_weights, dtype=c.dtype, mesh=mesh
     )
+    norm = lambda x, scale: rms_norm(x, scale[...], c.norm_eps)
+    before = (lambda x, _: x) if c.post_norm else norm
+    after = norm if c.post_norm else (lambda x, _: x)
     x = checkpoint_name(x, 'layer_in')
     with jax.named_scope('attention'):
-      h = rms_norm(x, self.attn_norm[...], c.norm_eps)
+      h = before(x, self.attn_norm)
       weights, o = [self.q, self.k, self.v], [self.o]
       if c.bias != 'none':
         weights += [self.q_bias, self.k_bias, self.v_bias]
@@ -310,18 +319,19 @@ class Layer(nnx.Module):
       q, k, v = local(project, [h], weights)
       inputs = self.attention_inputs(q, k, v, kind, rotations)
       out, cache = attend(inputs, cache)
-      x += local(merge, [out], o)
+      x += after(local(merge, [out], o), self.attn_norm)
     with jax.named_scope('mlp'):
-      h = rms_norm(x, self.mlp_norm[...], c.norm_eps)
-      x += local(self.feed_forward, [h], [self.gate, self.up, self.down])
+      h, weights = before(x, self.mlp_norm), [self.gate, self.up, self.down]
+      x += after(local(self.feed_forward, [h], weights), self.mlp_norm)
     return x, cache
 
   def attention_inputs(self, q, k, v, kind, rotations) -> AttentionInputs:
     """Normalizes queries and keys where the model does, and rotates them."""
     c, (of_queries, of_keys, at_origin) = self.config, rotations
     if c.qk_norm != 'none':
-      q = rms_norm(q, self.q_norm[...], c.norm_eps)
-      k = rms_norm(k, self.k_norm[...], c.norm_eps)
+      dims = lambda x: x.shape[2 if c.qk_norm == 'all' else 3 :]
+      q = rms_norm(q, self.q_norm[...].reshape(dims(q)), c.norm_eps)
+      k = rms_norm(k, self.k_norm[...].reshape(dims(k)), c.norm_eps)
     return AttentionInputs(
       rope.rotate(q, *of_queries),
       rope.rotate(k, *of_keys),
@@ -366,6 +376,8 @@ class Transformer(nnx.Module):
     origin = jnp.zeros((1, 1), jnp.int32)
     for kind in dict.fromkeys(k for g in c.layer_groups() for k in g.kinds):
       recipe = c.rope if kind.rope else c.rope.unrotated()
+      if kind.window and not c.scale_windows:
+        recipe = Rope(base=c.rope.base)
       turn = functools.partial(rope.rotations, rope=recipe, head_dim=c.head_dim)
       at_origin = turn(origin)[1] if kind.memory else None
       found[kind] = (*turn(positions), at_origin)

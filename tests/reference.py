@@ -200,25 +200,33 @@ def forward(params, config, tokens, *, segments, positions, index):
   none = np.zeros(config['layers'])
   x = p['embedding'][tokens]
   for i in range(config['layers']):
-    h = rms_norm(x, p['attn_norm'][i], eps)
+    post = config.get('post_norm')
+    h = x if post else rms_norm(x, p['attn_norm'][i], eps)
     q, k, v = (
       _project(h, p[n][i]) + p.get(f'{n}_bias', none)[i] for n in 'qkv'
     )
     if 'q_norm' in p:
+      wide = lambda y, scale: y.reshape(*y.shape[:2], -1, len(scale))
       q, k = (
-        rms_norm(y, p[n][i], eps) for y, n in ((q, 'q_norm'), (k, 'k_norm'))
+        rms_norm(wide(y, scale), scale, eps).reshape(y.shape)
+        for y, scale in ((q, p['q_norm'][i]), (k, p['k_norm'][i]))
       )
-    if i not in config.get('nope_layers', ()):
-      q = rotate(q, positions, *turn) * decay
-      k = rotate(k, positions, *turn) / decay
-    q = q * query_scale(positions, **config['rope'])
     window = config.get('window', 0)
     window = 0 if i in config.get('full_layers', ()) else window
+    plain = window and not config.get('scale_windows', True)
+    here = rope_frequencies(head_dim, base=config['rope']['base'])
+    here = here if plain else turn
+    if i not in config.get('nope_layers', ()):
+      q = rotate(q, positions, *here) * decay
+      k = rotate(k, positions, *here) / decay
+    q = q * query_scale(positions, **config['rope'])
     out = attention(q, k, v, segments, index, window=window)
-    x = x + np.tensordot(out, p['o'][i], axes=2) + p.get('o_bias', none)[i]
-    h = rms_norm(x, p['mlp_norm'][i], eps)
+    out = np.tensordot(out, p['o'][i], axes=2) + p.get('o_bias', none)[i]
+    x = x + (rms_norm(out, p['attn_norm'][i], eps) if post else out)
+    h = x if post else rms_norm(x, p['mlp_norm'][i], eps)
     gate = h @ p['gate'][i]
-    x = x + (gate / (1 + np.exp(-gate)) * (h @ p['up'][i])) @ p['down'][i]
+    out = (gate / (1 + np.exp(-gate)) * (h @ p['up'][i])) @ p['down'][i]
+    x = x + (rms_norm(out, p['mlp_norm'][i], eps) if post else out)
   head = p['head'] if 'head' in p else p['embedding'].T
   return rms_norm(x, p['norm'], eps) @ head
 

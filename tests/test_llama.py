@@ -138,6 +138,15 @@ KIN = dict(
       truncate=False,
     )
   ),
+  olmo3=dict(
+    layers=2,
+    qk_norm='all',
+    post_norm=True,
+    window=9,
+    full_layers=(1,),
+    scale_windows=False,
+    rope=Rope(scaling='yarn', factor=4.0, original_length=16),
+  ),
   cohere=dict(layers=2, window=9, full_layers=(1,), nope_layers=(1,)),
 )
 
@@ -396,8 +405,9 @@ def test_init_is_the_same_on_any_mesh(make_mesh):
 OTHER = dict(
   vocab=128, layers=2, embed=64, mlp=96, heads=4, kv_heads=4, head_dim=16,
   norm_eps=1e-6, tied=True, bias='qkv', qk_norm='head', nope_layers=(1,),
-  window=8, full_layers=(1,), rope=Rope(base=1e4), dtype='bfloat16',
-  attention='reference', block=8, remat='full', mlp_chunk=16, ulysses=1,
+  post_norm=True, window=8, full_layers=(1,), scale_windows=False,
+  rope=Rope(base=1e4), dtype='bfloat16', attention='reference', block=8,
+  remat='full', mlp_chunk=16, ulysses=1,
   memory=Memory(layers=(1,), rows=((-1,),)), group=8,
 )  # fmt: skip
 
@@ -419,6 +429,8 @@ def test_every_model_config_field_changes_the_program(field, make_mesh):
     config, mesh = small(attention='hybrid'), make_mesh(1, 4)
   if field == 'full_layers':
     config = small(window=8)
+  if field == 'scale_windows':
+    config = small(LLAMA3 | dict(window=8), Rope(**SCALED))
   other = dataclasses.replace(config, **{field: OTHER[field]})
   assert program(config, mesh) != program(other, mesh)
 

@@ -866,6 +866,7 @@ def test_config_json_of_kin_has_what_differs(kind, settings, wanted):
   ('Qwen3', 'layer_types', [FULL]),
   ('SmolLM3', 'no_rope_layers', [1, 1, 2]),
   ('Qwen3', 'model_type', 'qwen2'),
+  ('Olmo3', 'rope_parameters', dict(full_attention=dict(rope_theta=1e4))),
   ('Llama', 'rope_parameters', dict(
     rope_type='yarn', rope_theta=1e4, factor=4.0, llama_4_scaling_beta=0.1,
     original_max_position_embeddings=64)),
@@ -888,6 +889,7 @@ def test_what_would_be_another_model_is_refused_by_name(kind, key, value):
   (dict(bias='qkv', window=8, full_layers=(0,)), 'qwen2'),
   (dict(qk_norm='head', window=8), 'qwen3'),
   (dict(nope_layers=(0, 2)), 'smollm3'),
+  (dict(qk_norm='all', post_norm=True, window=8, scale_windows=False), 'olmo3'),
 ])  # fmt: skip
 def test_an_export_is_of_the_class_that_can_express_the_model(fields, kind):
   found = told(dict(base=1e4), GQA | fields)

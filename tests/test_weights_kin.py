@@ -36,6 +36,7 @@ YARN = dict(
   rope_type='yarn', rope_theta=1e5, factor=4.0, beta_fast=32.0, beta_slow=1.0,
   original_max_position_embeddings=4096,
 )  # fmt: skip
+PLAIN = dict(rope_type='default', rope_theta=1e5)
 OUR_YARN = dict(base=1e5, scaling='yarn', factor=4.0, original_length=4096)
 # By the class in transformers: name = (class, its settings, fields of ours).
 MODELS = dict(
@@ -70,6 +71,22 @@ MODELS = dict(
     'Qwen3',
     dict(rope_parameters=YARN | dict(attention_factor=1.3, truncate=False)),
     dict(qk_norm='head', rope=dict(attention_factor=1.3, truncate=False)),
+  ),
+  olmo3=(
+    'Olmo3',
+    dict(
+      sliding_window=WINDOW,
+      layer_types=SLIDES['layer_types'],
+      rope_parameters={SLIDING: PLAIN, FULL: YARN | dict(attention_factor=1.2)},
+    ),
+    dict(
+      qk_norm='all',
+      post_norm=True,
+      window=WINDOW,
+      full_layers=(1, 3),
+      scale_windows=False,
+      rope=dict(attention_factor=1.2),
+    ),
   ),
   smollm3=(
     'SmolLM3',
@@ -121,11 +138,12 @@ def exact_angles(model, name):
     SMALL['head_dim'], **rope_of(name)
   )
 
-  def forward(x, position_ids, layer_type=None):
-    angles = position_ids[..., None] * torch.tensor(frequencies).repeat(2)
-    return tuple(
-      (f(angles) * temperature).float() for f in (torch.cos, torch.sin)
-    )
+  def forward(x, position_ids, layer_type=FULL):
+    turns, scale = frequencies, temperature
+    if layer_type == SLIDING:  # OLMo 3 alone gives it
+      turns, scale = reference.rope_frequencies(SMALL['head_dim'], base=1e5)
+    angles = position_ids[..., None] * torch.tensor(turns).repeat(2)
+    return tuple((f(angles) * scale).float() for f in (torch.cos, torch.sin))
 
   rotary.forward = forward
 

@@ -43,10 +43,12 @@ OPTIONAL = dict(
   llama_4_scaling_beta='query_beta',
 )
 LONGROPE = ('factor', LENGTH, 'short_factor', 'long_factor', 'attention_factor')
+OWN = ('bias', 'qk_norm', 'post_norm', 'nope_layers', 'window', 'full_layers',
+       'scale_windows')  # fmt: skip
 DEFAULTS = {
   field.name: field.default
   for field in dataclasses.fields(llama.Llama)
-  if field.name in ('bias', 'qk_norm', 'nope_layers', 'window', 'full_layers')
+  if field.name in OWN
 }
 MOST_TEMPERATURE = 4  # of LongRoPE; published ones are below 1.5
 
@@ -61,8 +63,10 @@ def fields(config) -> dict:
     InputError: names the key that is wrong or would be another model.
   """
   name = families.family(config)
-  if 'rope_parameters' not in config:
+  if config.get('rope_parameters') is None:
     config = dict(rope_theta=families.FAMILIES[name].base) | config
+  elif name == 'olmo3':
+    config = config | dict(rope_parameters=_of_full_layers(config))
   heads = 'num_attention_heads'
   embed, head_count = count(config, 'hidden_size'), count(config, heads)
   if 'head_dim' not in config and embed % head_count:
@@ -82,6 +86,22 @@ def fields(config) -> dict:
     rope=_rope(config),
     **families.fields(config, name),
   )
+
+
+def _of_full_layers(config) -> dict:
+  """The rope_parameters of full layers; those of the others must be plain."""
+  both = config['rope_parameters']
+  try:
+    full, sliding = both[families.FULL], both[families.SLIDING]
+    plain = dict(rope_type='default', rope_theta=full['rope_theta'])
+  except (KeyError, TypeError):
+    full = sliding = plain = None
+  if full is None or sliding != plain:
+    raise errors.InputError(
+      f'rope_parameters = {both!s:.300} must be of {families.FULL}, and of '
+      f'{families.SLIDING} with the same rope_theta and without scaling'
+    )
+  return full
 
 
 def window(config) -> int:
@@ -254,6 +274,11 @@ def content(
     if name == 'ministral3' and not config.rope.query_beta:
       continue
     found = general | families.written(config, name)
+    if name == 'olmo3':
+      full = found['rope_parameters']
+      plain = dict(rope_type='default', rope_theta=full['rope_theta'])
+      both = {families.FULL: full, families.SLIDING: plain}
+      found['rope_parameters'] = both
     read = fields(found)
     if all(ours[k] == v for k, v in (DEFAULTS | read).items() if k != 'rope'):
       return found

@@ -33,6 +33,12 @@ FAMILIES = dict(  # by model_type; an export is of the first that is able to
     2e6,
   ),
   ministral3=Family('Ministral3ForCausalLM', ('sliding_window',)),
+  olmo3=Family(
+    'Olmo3ForCausalLM',
+    ('attention_bias', 'layer_types', 'sliding_window'),
+    dict(qk_norm='all', post_norm=True, scale_windows=False),
+    5e5,
+  ),
 )
 OF = {family.architecture: name for name, family in FAMILIES.items()} | dict(
   LLaMAForCausalLM='llama', LongLlamaForCausalLM='llama'
@@ -110,7 +116,7 @@ def fields(config, name: str) -> dict:
     found['bias'] = 'qkvo'
   if 'no_rope_layers' in reads:
     found['nope_layers'] = _where(config, 'no_rope_layers', (0, 1))
-  used = flag(config, 'use_sliding_window')
+  used = 'use_sliding_window' not in reads or flag(config, 'use_sliding_window')
   full = None  # all of them
   if 'layer_types' in reads and (used or config.get('layer_types') is not None):
     full = _where(config, 'layer_types', (FULL, SLIDING))

@@ -92,7 +92,17 @@ def rows(fields) -> list[Row]:
     **dict.fromkeys(('q_bias', 'k_bias', 'v_bias'), bias != 'none'),
     **dict.fromkeys(('q_norm', 'k_norm'), norm != 'none'),
   )
-  return [r for r in TABLE if present.get(r.path.rpartition('/')[2], True)]
+  found = [r for r in TABLE if present.get(r.path.rpartition('/')[2], True)]
+  other = {}
+  if norm == 'all':
+    other |= {
+      f'layers/{x}_norm': dict(dims=d, stored=d) for x, d in ('qQ', 'kP')
+    }
+  if fields.get('post_norm'):
+    for ours, theirs in (('attn', 'attention'), ('mlp', 'feedforward')):
+      name = f'model.layers.{{}}.post_{theirs}_layernorm'
+      other[f'layers/{ours}_norm'] = dict(huggingface=name)
+  return [row._replace(**other.get(row.path, {})) for row in found]
 
 
 def layers(row, fields):
@@ -116,7 +126,12 @@ def sizes(letters, fields) -> tuple[int, ...]:
   letter_fields = dict(
     V='vocab', D='embed', F='mlp', N='heads', K='kv_heads', H='head_dim'
   )
-  return tuple(fields[letter_fields[letter]] for letter in letters)
+  several = dict(Q='NH', P='KH')  # flat, also in ours: norms are vectors
+  size = lambda letter: (
+    math.prod(sizes(several[letter], fields)) if letter in several
+    else fields[letter_fields[letter]]
+  )  # fmt: skip
+  return tuple(map(size, letters))
 
 
 def shapes(fields) -> dict[str, tuple]:
