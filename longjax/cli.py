@@ -51,7 +51,7 @@ def run(
     found, overrides = read_flags(
       rest, known, [*map(dashed, switches)], [*map(dashed, lists)]
     )
-    described = found.get(DESCRIBES_ITSELF)
+    described = found.get(DESCRIBES_ITSELF, '')
     if 'config' not in found and not described:
       raise InputError(
         '--config=configs/NAME.py is needed; see --help'
