@@ -1,7 +1,7 @@
 """Weights in and out.
 
   python launch/convert.py import --from PATH --to DIR [--dtype float32]
-  python launch/convert.py export --from DIR --to DIR [--max-length N]
+  python launch/convert.py export --from DIR --to DIR [--max-length N] [--push hf://ORG/NAME]
   python launch/convert.py show --from PATH
 
 import makes a run directory, with a checkpoint, the tokenizer and the model's
@@ -19,7 +19,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli
+from longjax import cli, hub
 from longjax.errors import InputError
 
 SUFFIXES = dict(KB=10**3, MB=10**6, GB=10**9)
@@ -33,7 +33,7 @@ def import_(from_, to_, dtype_='float32'):
   print(f'imported {from_} into {to_}: use it as --config.weights={to_}')
 
 
-def export(from_, to_, dtype_='', shard_size_='5GB', max_length_=''):
+def export(from_, to_, dtype_='', shard_size_='5GB', max_length_='', push_=''):
   """Makes a directory that transformers loads from a checkpoint."""
   _known(dtype_, '', 'float32', 'bfloat16', 'float16')
   size, suffix = shard_size_[:-2], shard_size_[-2:].upper()
@@ -46,11 +46,16 @@ def export(from_, to_, dtype_='', shard_size_='5GB', max_length_=''):
     )
   thousands = 1024 if max_length_[-1:] in ('k', 'K') else 1
   window = int(max_length_.rstrip('kK') or 0) * thousands
+  if push_:
+    hub.check_target(push_)
   convert = _convert()
   convert.to_huggingface(
     from_, to_, dtype_, int(size) * SUFFIXES[suffix], max_length=window
   )
   print(f'exported {from_} into {to_}')
+  if push_:
+    convert.write_card(from_, to_)
+    print(hub.push(to_, push_))
 
 
 def show(from_, digests_='yes'):
@@ -100,6 +105,8 @@ VERBS = {
       'shard-size': 'of the files, default 5GB',
       'max-length': 'tokens that config.json gives as the window; default: the '
       'longest that the model was released or trained for',
+      'push': 'hf://ORG/NAME, to upload it there too, with REPORT.md of the '
+      'run as its card',
     },
   ),
   'show': (show, dict(**FROM, digests='no: do not read all for their sha256')),

@@ -10,6 +10,7 @@ documentation has them. The commit of what was fetched is in the local path.
 
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -113,24 +114,9 @@ def local(name, choose: Callable) -> pathlib.Path:
     InputError: the name is none, the Hub or the cache does not have it, or it
       may not be read.
   """
-  match = NAME.fullmatch(str(name).rstrip('/'))
-  if not match:
-    raise errors.InputError(
-      f'{name} is not {PREFIX}ORG/NAME@REVISION/PATH, of data '
-      f'{PREFIX}datasets/ORG/NAME@REVISION/PATH'
-    )
-  try:
-    import huggingface_hub.errors
-  except ImportError:
-    raise errors.InputError(
-      f'{name} needs pip install huggingface_hub'
-    ) from None
-  where = dict(
-    repo_id=match['repo'],
-    repo_type='dataset' if match['kind'] == 'datasets/' else 'model',
-    revision=match['revision'] or 'main',
-  )
-  inside = match['inside'] or ''
+  where, inside = _parse(name)
+  import huggingface_hub.errors
+
   try:
     fetched, wanted = _fetch(huggingface_hub, where, inside, choose)
   except errors.InputError as error:
@@ -144,6 +130,52 @@ def local(name, choose: Callable) -> pathlib.Path:
     raise errors.InputError(f'{name}: {(missing or [inside])[0]} is missing')
   RESOLVED[str(name)] = origin(root)
   return root
+
+
+def check_target(name):
+  """InputError if `push` does not take this name."""
+  where, inside = _parse(name)
+  if inside or where['repo_type'] != 'model' or where['revision'] != 'main':
+    raise errors.InputError(f'{name} is not a model: {PREFIX}ORG/NAME')
+
+
+def push(directory, name) -> str:
+  """Uploads a directory as a model; the address of the commit.
+
+  A repository that does not exist is made, and only its owner may read it.
+  """
+  check_target(name)
+  import huggingface_hub.errors
+
+  where, _ = _parse(name)
+  repo, api = where['repo_id'], huggingface_hub.HfApi()
+  try:
+    api.create_repo(repo, private=True, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo, folder_path=directory))
+  except Exception as error:
+    reason = _reason(huggingface_hub.errors, error, where)
+    raise errors.InputError(
+      f'{name}: not uploaded: {reason}; {directory} is whole, and '
+      f'hf upload {repo} {directory} uploads it'
+    ) from error
+
+
+def _parse(name) -> tuple[dict, str]:
+  """(how the library names a repository, the path inside it)."""
+  match = NAME.fullmatch(str(name).rstrip('/'))
+  if not match:
+    raise errors.InputError(
+      f'{name} is not {PREFIX}ORG/NAME@REVISION/PATH, of data '
+      f'{PREFIX}datasets/ORG/NAME@REVISION/PATH'
+    )
+  if not importlib.util.find_spec('huggingface_hub'):
+    raise errors.InputError(f'{name} needs pip install huggingface_hub')
+  where = dict(
+    repo_id=match['repo'],
+    repo_type='dataset' if match['kind'] == 'datasets/' else 'model',
+    revision=match['revision'] or 'main',
+  )
+  return where, match['inside'] or ''
 
 
 def _fetch(library, where, inside, choose) -> tuple[str, list[str]]:

@@ -1,5 +1,6 @@
 """Names on the Hub: a small server of its endpoints, and its own client."""
 
+import base64
 import hashlib
 import http.server
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import weight_files as files
 
+from launch import convert as command
 from longjax import errors, hub, weights
 from longjax.data import prepare, tokenizer
 from longjax.weights import convert
@@ -81,6 +83,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self.answer(200, json.dumps(listed if tree else about).encode())
 
   do_HEAD = do_GET
+
+  def do_POST(self):
+    raw = self.rfile.read(int(self.headers['Content-Length']))
+    if 'good' not in self.headers.get('Authorization', ''):
+      return self.refuse(401, 'RepoNotFound')
+    url = f'http://127.0.0.1:{self.server.server_port}/org/mine'
+    if self.path == '/api/repos/create':
+      self.server.created = json.loads(raw)
+      about = dict(url=url, id='org/mine')
+    elif 'preupload' in self.path:
+      named = json.loads(raw)['files']
+      about = dict(files=[
+        dict(path=f['path'], uploadMode='regular', shouldIgnore=False)
+        for f in named
+      ])  # fmt: skip
+    elif '/commit/' in self.path:
+      held = self.server.repositories['org/mine'] = {}
+      for line in map(json.loads, raw.splitlines()):
+        if line['key'] == 'file':
+          value = line['value']
+          held[value['path']] = base64.b64decode(value['content'])
+      about = dict(commitOid=COMMIT, commitUrl=f'{url}/commit/{COMMIT}')
+    else:  # validate-yaml
+      about = dict(errors=[], warnings=[])
+    self.answer(200, json.dumps(about).encode())
 
   def send(self, content):
     digest = hashlib.sha256(content).hexdigest()
@@ -227,3 +254,27 @@ def test_data_and_tokenizer_come_from_the_hub(server, tmp_path):
   assert store.manifest['hub'] == {'web': f'hf://datasets/org/set@{COMMIT}'}
   asked = ' '.join(path for _, path in server.requests)
   assert 'books' not in asked and '.safetensors' not in asked
+
+
+def test_an_export_is_pushed_with_the_report_of_its_run(
+  server, tmp_path, monkeypatch
+):
+  server.repositories['org/model'], _ = model(tmp_path)
+  run, out = tmp_path / 'run', tmp_path / 'out'
+  convert.to_checkpoint('hf://org/model', run, log=str)
+  (run / 'REPORT.md').write_text('# pose\n\n![x](plots/x.png)\n\ncommit abc\n')
+  monkeypatch.setenv('HF_TOKEN', 'good')
+  command.export(str(run), str(out), push_='hf://org/mine')
+  held = server.repositories['org/mine']
+  assert 'private' in json.dumps(server.created)
+  assert {p.name for p in out.iterdir()} == set(held) > {'config.json'}
+  shard = 'model.safetensors'
+  assert held[shard] == (out / shard).read_bytes()
+  card = held['README.md'].decode()
+  assert card.startswith('---\nlibrary_name: transformers\n')
+  assert 'commit abc' in card and COMMIT in card and 'png' not in card
+  monkeypatch.setenv('HF_TOKEN', 'bad')
+  with pytest.raises(errors.InputError, match=r'not uploaded: .*hf upload'):
+    hub.push(out, 'hf://org/mine')
+  with pytest.raises(errors.InputError, match='is not a model'):
+    command.export(str(run), str(out), push_='hf://org/mine@v1')

@@ -12,10 +12,12 @@ import itertools
 import math
 import os
 import pathlib
+import re
 import tempfile
 import threading
 
 import numpy as np
+from etils import epath
 
 from longjax import checkpoint, digest, errors, hub, lora, weights
 from longjax.data import tokenizer
@@ -197,6 +199,27 @@ def to_huggingface(
         )
     writer = tensor_files.Writer(made, metadata['model'], dtypes, shard_bytes)
     _Export(root / str(step), metadata, writer, log).run()
+
+
+def write_card(path, directory):
+  """README.md of an export: the report of its run, as the Hub shows it.
+
+  Args:
+    path: the run directory or one of its checkpoints.
+    directory: of the export.
+  """
+  root, step = checkpoint.find(path)
+  report = epath.Path(root).parent / 'REPORT.md'
+  there = checkpoint.metadata(path).get('source', {}).get('hub', '')
+  text = report.read_text() if report.exists() else f'# {report.parent.name}\n'
+  text = re.sub(r'!\[[^]]*\]\([^)]*\)\n*', '', text)  # plots stay in the run
+  lines = [
+    *('---', 'library_name: transformers', 'pipeline_tag: text-generation'),
+    *('tags: [longjax, long-context]', '---', ''),
+    *(text.rstrip(), '', f'Exported by longjax from step {step}.'),
+    *([f'Its weights began as {there}.'] if there else []),
+  ]
+  (pathlib.Path(directory) / 'README.md').write_text('\n'.join(lines) + '\n')
 
 
 class _Export:
