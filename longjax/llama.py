@@ -1,8 +1,8 @@
 """Llama, and its kin that differ by a field: the whole model in one file.
 
 Mistral has a `window`, Qwen2 a `bias`, Qwen3 a `qk_norm`, SmolLM3
-`nope_layers`. Modules give structure and names; training handles plain dicts
-of arrays:
+`nope_layers`, OLMo 3 `post_norm` and windows. Modules give structure and names;
+training handles plain dicts of arrays:
 
   params = {'embedding', 'layers': {'attn_norm', 'q', 'k', 'v', 'o',
             'mlp_norm', 'gate', 'up', 'down'}, 'norm', 'head' unless tied}

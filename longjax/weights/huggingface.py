@@ -1,8 +1,8 @@
 """Reads a directory in Hugging Face's form: config.json and files of tensors.
 
 The families of families.py: Llama (SmolLM2, OpenLLaMA and LongLLaMA too, whose
-memory layers are set by the config that trains it), Mistral, Qwen2 and 3,
-SmolLM3.
+memory layers are set by the config that trains it), Mistral, Ministral 3,
+Qwen2 and 3, SmolLM3, OLMo 3.
 """
 
 import os
