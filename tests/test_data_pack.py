@@ -142,7 +142,7 @@ def test_a_rule_keeps_a_token_at_most_once_and_counts_the_others(rule):
 
 @pytest.mark.parametrize('rule', pack.RULES)
 def test_too_few_tokens_are_no_packs(rule):
-  whole = dict(best_fit=1, next_fit=1, sorted=1).get(rule, 0)
+  whole = dict(best_fit=1, next_fit=1, in_order=1, sorted=1).get(rule, 0)
   assert len(packed(rule, 32, np.array([3]))[0]) == whole
   assert packed(rule, 32, np.array([], int)) == ([], 0)
 
