@@ -7,7 +7,6 @@ storage that does not answer: nothing raises, and a slice stands still.
 import contextlib
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,5 +67,7 @@ class Watchdog:
           f'is {self._least:g}); the stacks of all threads are on stderr; run '
           'the same command again'
         )
-        faulthandler.dump_traceback(file=sys.__stderr__)
+        faulthandler.dump_traceback(
+          file=2
+        )  # stderr, whoever replaced sys.stderr
         os._exit(PREEMPTED)  # no clean-up: that would wait as well
