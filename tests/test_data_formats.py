@@ -138,9 +138,10 @@ def test_a_small_file_does_not_fill_the_memory(ending, compress, monkeypatch):
   for name, content in (('a.jsonl', JSONL), ('a.txt', b'{"no": json' * 90)):
     good, wrong = bad(compress(content), f'{name}.{ending}')
     assert good and not wrong
-  for content in b'a' * 10**6, b'\n' * 10**6:
-    for name in 'a.jsonl', 'a.json', 'a.csv', 'a.txt':
-      good, wrong = bad(compress(content), f'{name}.{ending}')
+  for content in b'a' * 10**5, b'\n' * 10**5:
+    compressed = compress(content)
+    for name in 'a.jsonl', 'a.csv', 'a.txt':
+      good, wrong = bad(compressed, f'{name}.{ending}')
       assert not good and 'more than' in wrong[-1].reason
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from longjax import progress
 from longjax.errors import PREEMPTED
 
+STDERR = 2  # whoever has replaced sys.stderr
 # A step may take so many times as long as the longest before it.
 LONGER = 10
 
@@ -67,7 +68,5 @@ class Watchdog:
           f'is {self._least:g}); the stacks of all threads are on stderr; run '
           'the same command again'
         )
-        faulthandler.dump_traceback(
-          file=2
-        )  # stderr, whoever replaced sys.stderr
+        faulthandler.dump_traceback(file=STDERR)
         os._exit(PREEMPTED)  # no clean-up: that would wait as well
