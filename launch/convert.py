@@ -64,7 +64,7 @@ def show(from_, digests_='yes'):
   _convert()
   from longjax.weights import show as showing
 
-  print(showing.describe(from_, digests=digests_ == 'yes'))
+  print(showing.describe(hub.resolve(from_), digests=digests_ == 'yes'))
 
 
 def _known(value, *known):

@@ -222,10 +222,10 @@ def _listed(**where) -> tuple[list[str] | None, dict]:
 
 def _is_unreachable(known, error) -> bool:
   """Whether an error means that there is no way to the Hub."""
-  import httpx
-
+  # By name: which HTTP client the library has differs from version to version.
+  names = {kind.__name__ for kind in type(error).__mro__}
   offline = known.OfflineModeIsEnabled, known.LocalEntryNotFoundError
-  return isinstance(error, (*offline, httpx.TransportError, ConnectionError))
+  return isinstance(error, offline) or 'TransportError' in names
 
 
 def _reason(known, error, where) -> str:

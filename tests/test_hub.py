@@ -60,8 +60,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if api:
       key = ('datasets/' if api[1] == 'datasets' else '') + api[2]
       revision = api[4]
-    else:
+    elif file:
       key, revision = file[1], file[2]
+    else:
+      return self.refuse(404, 'EntryNotFound')
     held = self.server.repositories.get(key)
     code = 'GatedRepo' if key in self.server.gated else 'RepoNotFound'
     if held is None:
@@ -203,6 +205,13 @@ def test_without_the_network_the_cache_will_do(server, tmp_path, monkeypatch):
   with pytest.raises(errors.InputError, match=r'not .* in the cache') as caught:
     weights.load('hf://org/other')
   assert '\n' not in str(caught.value)
+  closed = 'http://127.0.0.1:9'  # instead of a setting
+  constants = huggingface_hub.constants
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+  monkeypatch.setattr(constants, 'ENDPOINT', closed)
+  monkeypatch.setattr('time.sleep', lambda seconds: None)  # between its tries
+  hub.forget()
+  weights.load('hf://org/model')
   shard = 'model-00002-of-00002.safetensors'
   (hub.local('hf://org/model', hub.of_weights) / shard).unlink()
   with pytest.raises(errors.InputError, match=r'not whole.* in the cache'):
