@@ -209,7 +209,7 @@ class LayerGroup(NamedTuple):
 class AttentionInputs(NamedTuple):
   """What a layer gives to `attend`."""
 
-  q: Any  # [B, T, N, H], rotated
+  q: Any  # [B, T, N, H], rotated, times log2(e) / sqrt(H)
   k: Any  # [B, T, K, H], rotated
   v: Any  # [B, T, K, H]
   k_at_origin: Any  # [B, T, K, H], as at position 0; None without a memory
@@ -332,12 +332,16 @@ class Layer(nnx.Module):
       dims = lambda x: x.shape[2 if c.qk_norm == 'all' else 3 :]
       q = rms_norm(q, self.q_norm[...].reshape(dims(q)), c.norm_eps)
       k = rms_norm(k, self.k_norm[...].reshape(dims(k)), c.norm_eps)
+    # The factor of the logits goes into q in float32: see `scale` of `attend`.
+    factor = math.log2(math.e) / math.sqrt(c.head_dim)
     return AttentionInputs(
-      rope.rotate(q, *of_queries),
+      rope.rotate(q, *(x * factor for x in of_queries)),
       rope.rotate(k, *of_keys),
       v,
       k_at_origin=None if at_origin is None else rope.rotate(k, *at_origin),
-      options=dict(block=c.block, ulysses=c.ulysses, window=kind.window),
+      options=dict(
+        block=c.block, ulysses=c.ulysses, window=kind.window, scale=math.log(2)
+      ),
     )
 
   def feed_forward(self, x, *weights):

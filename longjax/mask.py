@@ -87,14 +87,13 @@ class BlockBounds(NamedTuple):
 
 def block_bounds(ids: Ids) -> BlockBounds:
   """Bounds over the last axis: Ids [..., tokens] -> BlockBounds [...]."""
+  where = ids.segment.__array_namespace__().where  # numpy's or jax's
   document, real = ids.segment > 0, ids.segment != 0
-  least = lambda x, where: x.min(-1, where=where, initial=_MOST)
-  largest = lambda x, where, low: x.max(-1, where=where, initial=low)
   return BlockBounds(
-    first=least(ids.segment, document),
-    last=largest(ids.segment, document, 0),
-    low=least(ids.index, real),
-    high=largest(ids.index, real, -_MOST),
+    first=where(document, ids.segment, _MOST).min(-1),
+    last=where(document, ids.segment, 0).max(-1),
+    low=where(real, ids.index, _MOST).min(-1),
+    high=where(real, ids.index, -_MOST).max(-1),
     shared=(ids.segment == SHARED_SEGMENT).any(-1),
     full=real.all(-1),
   )
@@ -113,8 +112,65 @@ def block_may_attend(q: BlockBounds, kv: BlockBounds, window: int = 0):
 def block_fully_attends(q: BlockBounds, kv: BlockBounds, window: int = 0):
   """True only if every query of one block may attend to all keys of the other,
   so that the pair needs no mask."""
-  full = (q.first == q.last) & (kv.first == kv.last) & (q.first == kv.first)
-  full &= ~kv.shared & q.full & kv.full & (kv.high <= q.low)
+  same = (q.first == q.last) & (kv.first == kv.last) & (q.first == kv.first)
+  same &= ~kv.shared
   if window:
-    full &= q.high - kv.low < window
-  return full
+    same &= q.high - kv.low < window
+  memory = kv.shared & (kv.last == 0) & ~q.shared  # of SHARED_SEGMENT alone
+  if window:
+    memory &= kv.high < 0
+  return (same | memory) & q.full & kv.full & (kv.high <= q.low)
+
+
+# The rule in three integer operations, for most pairs of blocks. The code of a
+# token is (segment << CODE_BITS) + index, the index counted from the least of
+# its block, so rows may be of any length. All of it is modulo 2 ** 32.
+CODE_BITS = 20
+_REACH = 1 << 17  # indices of a block, and the bases of two, differ by less
+_PADDING_QUERY, _PADDING_KEY = 3 << 18, 1 << 18  # codes that meet no other
+
+
+def token_codes(ids: Ids, padding: int):
+  """Ids of blocks [..., tokens] -> int32 codes of the same shape."""
+  where = ids.segment.__array_namespace__().where
+  low = block_bounds(ids).low[..., None]
+  code = (ids.segment << CODE_BITS) + (ids.index - low)
+  return where(ids.segment > 0, code, padding)
+
+
+def query_codes(ids: Ids):
+  """`token_codes` of queries, less 2 ** 31: see `may_attend_by_code`."""
+  return token_codes(ids, _PADDING_QUERY) + np.iinfo(np.int32).min
+
+
+def key_codes(ids: Ids):
+  return token_codes(ids, _PADDING_KEY)
+
+
+def block_code_offset(q: BlockBounds, kv: BlockBounds, window: int = 0):
+  """(offset, exact): what to add to the codes of the queries of a pair of
+  blocks, within +- 2 ** 17; whether codes then decide as `may_attend` does.
+
+  Blocks farther apart count as 2 ** 17 apart: their order is what matters.
+  """
+  apart = q.low - kv.low
+  near = (apart <= _REACH) & (apart >= -_REACH)
+  exact = (q.high - q.low < _REACH) & (kv.high - kv.low < _REACH) & ~kv.shared
+  where = apart.__array_namespace__().where
+  last = where(q.last > kv.last, q.last, kv.last)
+  first = where(q.first < kv.first, q.first, kv.first)
+  exact &= last - first < (1 << (32 - CODE_BITS)) - 1
+  if window:
+    exact &= near
+  return apart.clip(-_REACH, _REACH), exact
+
+
+def may_attend_by_code(q_code, kv_code, window: int = 0):
+  """`may_attend` where the offset of the pair is in `q_code`.
+
+  A query attends to the keys at most 2 ** 18 tokens, or a window, below its
+  own code. As unsigned numbers, which the 2 ** 31 in `query_codes` makes of
+  signed ones.
+  """
+  reach = min(window or 2 * _REACH, 2 * _REACH)
+  return q_code - kv_code < np.int32(reach + np.iinfo(np.int32).min)

@@ -1,6 +1,7 @@
 """Attention: the mask rule, what travels, what is refused."""
 
 import functools
+import itertools
 import math
 
 import attention_cases as cases
@@ -107,6 +108,40 @@ def test_the_rules_for_blocks_bound_the_rule_for_tokens(window, rng):
   full = np.asarray(mask.block_fully_attends(*bounds, window))
   assert not pairwise[~some].any() and pairwise[full].all()
   assert (~some).sum() > pairs / 5 and full.sum() > pairs / 1000
+
+
+@pytest.mark.parametrize('window', [0, 6, 1 << 17, 1 << 19])
+def test_codes_decide_as_the_rule(window, rng):
+  """Rows of any length, segments of any number, for blocks that are exact."""
+  checked = 0
+  for reach, spread in itertools.product((8, 1 << 17, 1 << 22), (2, 5000)):
+    base = rng.integers(0, 9000, (2000, 1))
+    shared = rng.random((2000, 1)) < 0.1
+
+    def block(low, base=base, reach=reach, spread=spread, shared=shared):
+      near = rng.choice([8, 1 << 16, 1 << 18])
+      segment = base + rng.integers(0, spread, (2000, 6))
+      index = rng.integers(0, reach, (2000, 1)) + rng.integers(
+        0, near, (2000, 6)
+      )
+      what = rng.random((2000, 6))
+      segment = np.where(what < 0.2, 0, segment)
+      memory = (what > 0.7) & shared & (low < 0)
+      both = (np.where(memory, -1, x) for x in (segment, index))
+      return Ids(*(x.astype(np.int32) for x in both))
+
+    q, kv = block(0), block(attention.SHARED_SEGMENT)
+    bounds = mask.block_bounds(q), mask.block_bounds(kv)
+    offset, exact = mask.block_code_offset(*bounds, window)
+    exact &= mask.block_may_attend(*bounds, window)
+    code = mask.query_codes(q) + offset[:, None].astype(np.int32)
+    got = mask.may_attend_by_code(
+      code[:, :, None], mask.key_codes(kv)[:, None], window
+    )
+    want = mask.attention_mask(q, kv, window)
+    np.testing.assert_array_equal(got[exact], want[exact])
+    checked += exact.sum()
+  assert checked > 50
 
 
 @pytest.mark.parametrize('n', [2, 8])

@@ -13,6 +13,7 @@ from attention_cases import packed
 from longjax import attention
 from longjax.attention import Ids, blocks, kernels, pallas
 from longjax.attention.blocks import AttentionOptions
+from longjax.attention.tiles import TILES, Tiles
 from longjax.batch import one_document
 from longjax.data import layout
 
@@ -26,9 +27,10 @@ BORDERS = np.stack(
 
 @pytest.fixture
 def small(monkeypatch):
-  """Blocks of 128 queries; a chunk of keys is one block."""
-  monkeypatch.setattr(pallas, 'ROWS', BLOCK)
-  monkeypatch.setattr(pallas, 'CHUNK', BLOCK)
+  """Blocks of 128 rows, two steps in each; a chunk of keys is one block."""
+  monkeypatch.setitem(TILES, '', Tiles(BLOCK, BLOCK, *[BLOCK // 2] * 3))
+  monkeypatch.setattr(pallas, 'SMALL_STEP', BLOCK // 2)
+  monkeypatch.setattr(pallas, 'CHUNK', 1)
 
 
 def compiled(kernel='interpret', **how):
@@ -43,12 +45,82 @@ def check(segments, heads, kv_heads, dim, window=0, **how):
 
 
 @pytest.mark.parametrize('heads, kv_heads, dim', [
-  (2, 2, 64), (6, 2, 128), (4, 1, 64), (8, 1, 128), (16, 1, 64),
+  (2, 2, 64), (6, 2, 128), (2, 1, 100), (16, 1, 64),
 ])  # fmt: skip
 def test_any_grouping_and_size_of_heads_equals_the_oracle(heads, kv_heads, dim):
   padded = BORDERS[:, 200:500].copy()
   padded[1, -90:] = 0
   check(padded, heads, kv_heads, dim)
+
+
+SEQ = 384  # of the cases below, which are one program
+
+
+def ids_for(name) -> tuple[Ids, Ids]:
+  """Ids of queries and keys, of one row of documents."""
+  ids = cases.ids_of(packed(50, 78, 156, 22, 78)[None])
+  segment, index = ids
+  far = index + np.arange(SEQ, dtype=np.int32) // BLOCK * (3 << 18)
+  moved = dict(
+    together=Ids(segment * 0 + 1, index),
+    documents=ids,
+    padding=Ids(np.where((index > 30) & (index < 290), segment, 0), index),
+    # What codes do not tell apart: they count segments modulo 2 ** 12, and
+    # indices of a block within 2 ** 17.
+    segments_4096_apart=Ids(segment + segment % 2 * 4095, index),
+    indices_of_a_block_far_apart=Ids(segment, index * 3000),
+    # Blocks of a row longer than 2 ** 20.
+    blocks_far_apart=Ids(segment * 0 + 1, far),
+    memory=ids,
+  )
+  q_ids = kv_ids = moved.get(name, moved['together'])
+  if name == 'memory':
+    kv_ids = Ids(*(np.where(index < 200, -1, x) for x in ids))
+  return q_ids, kv_ids
+
+
+def logits_for(name, case):
+  """The case with large logits where they are hard on a standing reference."""
+  one = np.ones_like
+  odd = np.where(np.arange(SEQ) % 2, 1, -1)[:, None, None].astype(np.float32)
+  along, k = np.float32(case.q[:1, :1, :1] * 0 + 1 / 8), case.k.copy()
+  if name in ('a_new_peak_late', 'a_new_peak_in_every_block'):
+    at = {'a_new_peak_late': [SEQ - 40]}.get(name, [*range(20, SEQ, 64)])
+    for n, key in enumerate(at):
+      k[:, key] = along[:, 0] * 300 * (n + 1)
+    return case._replace(q=case.q + 8 * along, k=k)
+  return dict(
+    own_keys_far_below=lambda: case._replace(
+      q=30 * odd * one(case.q), k=-30 * odd * one(k)
+    ),
+    equal_and_large=lambda: case._replace(q=30 * one(case.q), k=30 * one(k)),
+  ).get(name, lambda: case)()
+
+
+@pytest.fixture(scope='module')
+def one_program():
+  return compiled()
+
+
+@pytest.mark.parametrize('name', [
+  'documents', 'padding', 'segments_4096_apart', 'indices_of_a_block_far_apart',
+  'blocks_far_apart', 'memory', 'a_new_peak_late', 'a_new_peak_in_every_block',
+  'own_keys_far_below', 'equal_and_large',
+])  # fmt: skip
+def test_any_ids_and_any_logits_equal_the_oracle(name, one_program, small):
+  q_ids, kv_ids = ids_for(name)
+  case = logits_for(name, cases.draw(q_ids, 2, 1, 64, kv_ids))
+  got, want = one_program(case), cases.expected(case)
+  for key in cases.NAMES:
+    # Log-sum-exps are float32: of 10,000 they are 7e-4 wrong, of 1,000 7e-5.
+    size = dict(
+      equal_and_large=1e-3, own_keys_far_below=1e-3,
+      a_new_peak_in_every_block=1e-4, a_new_peak_late=1e-4,
+    ).get(name, 3e-6)  # fmt: skip
+    np.testing.assert_allclose(
+      got[key], want[key], rtol=0, err_msg=key,
+      atol=size * max(np.abs(want[key]).max(), 1),
+    )  # fmt: skip
 
 
 def test_many_chunks_of_keys_equal_the_oracle(small):
@@ -75,6 +147,24 @@ def test_decoding_over_four_devices_equals_the_oracle(small, make_mesh):
   got = jax.jit(attend)(*case[:3], *case[4:])
   want = cases.expected(case)['out']
   np.testing.assert_allclose(got, want, rtol=0, atol=cases.ATOL['out'])
+
+
+@pytest.mark.parametrize('before', [0, 8])
+def test_references_begin_with_the_logits_of_own_keys(before):
+  """Of queries that follow `before` other keys; padding has none."""
+  segments = packed(before, 10, 6)[None]
+  segments[:, -2:] = 0
+  kv_ids = cases.ids_of(segments)
+  q_ids = Ids(*(x[:, before:] for x in kv_ids))
+  q, k, *_ = cases.draw(q_ids, 4, 2, 8, kv_ids)
+  options = AttentionOptions('interpret', BLOCK, scale=0.5)
+  queries, _ = kernels.to_blocks(q, k, k, q_ids, kv_ids, options)
+  state = pallas.init_state(queries, q, k, q_ids, kv_ids, options)
+  got = blocks.unblock_queries(state.reference[:, :, :, 0], 4, 16)
+  own = np.repeat(k[:, before:], 2, 2)
+  want = np.where(q_ids.segment[..., None], 0.5 * (q * own).sum(-1), -1e30)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  assert not np.any(state.acc) and not np.any(state.sum)
 
 
 SEEN, OTHER, PADDING, FUTURE = (1, 0), (9, 0), (0, 0), (1, 10_000)
@@ -136,12 +226,12 @@ def test_pairs_are_computed_and_masked_where_they_must_be(name, window, small):
     ids,
     AttentionOptions('interpret', BLOCK),
   )
-  live, full = blocks.block_mask(queries, keys, window)
+  live, full, *codes = blocks.block_mask(queries, keys, window)
   mask = reference.attention_mask(*ids, window=window)
   mask = mask.reshape(2, 16, BLOCK, 16, BLOCK)
   np.testing.assert_array_equal(live, mask.any((2, 4)))
   np.testing.assert_array_equal(full, mask.all((2, 4)))
-  (*_, flags), count = pallas._steps(live, full)
+  (*_, flags), count = pallas._steps(live, full, *codes)
   flags = np.asarray(flags)[:count]
   assert (flags & pallas.FULL != 0).sum() == full.sum()
-  assert (flags & pallas.MASKED != 0).sum() == (live & ~full).sum()
+  assert (flags & pallas.CODED != 0).sum() == (live & ~full).sum()

@@ -20,6 +20,7 @@ from jax._src.mesh import get_concrete_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from longjax import slices
 from longjax.attention.blocks import AttentionOptions
 from longjax.attention.decode import decode
 from longjax.attention.kernels import KERNELS
@@ -40,7 +41,7 @@ def reference(q, k, v, q_ids, kv_ids, axis, options):
   q = q.reshape(B, T, K, N // K, H)
   logits = jnp.einsum(
     'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
-  ) / math.sqrt(H)
+  ) * (options.scale * LOG_2)
   mask = attention_mask(q_ids, kv_ids, options.window)[:, None, None]
   logits = jnp.where(mask, logits, -1e30)
   p = jnp.where(mask, jax.nn.softmax(logits, -1), 0).astype(v.dtype)
@@ -82,12 +83,13 @@ STRATEGIES = dict(
   hybrid=Strategy(ulysses, exchanges_heads=True),
   decode=Strategy(decode, replicates_queries=True),
 )
+LOG_2 = math.log(2)
 RING, HEADS = 'ring', 'heads'  # the mesh axes that Ulysses splits `axis` into
 
 
 def attend(
   q, k, v, q_ids, kv_ids, *, strategy='ring', mesh=None, axis='seq', block=512,
-  window=0, ulysses=0, kernel=None,
+  window=0, ulysses=0, kernel=None, scale=None,
 ):  # fmt: skip
   """Exact attention.
 
@@ -105,6 +107,8 @@ def attend(
     ulysses: devices of `axis` that exchange heads in hybrid; 0 is the most
       that repeats no kv head.
     kernel: a key of kernels.KERNELS; None is pallas on a TPU, else blockwise.
+    scale: logits are q . k times it; None is 1 / sqrt(dim). With math.log(2),
+      for q that hold a factor log2(e) / sqrt(dim), a kernel multiplies none.
 
   Returns:
     [batch, seq, heads, dim] in q's dtype; 0 for a query without keys.
@@ -115,9 +119,12 @@ def attend(
   q_ids, kv_ids = Ids(*q_ids), Ids(*kv_ids)
   context = jax.sharding.get_abstract_mesh()
   mesh = _context_mesh(context, axis) if mesh is None else mesh
-  options = AttentionOptions(kernel or _default_kernel(mesh), block, window)
-  _check_options(strategy, options)
   _check_shapes(q, k, v, q_ids, kv_ids)
+  scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) / LOG_2
+  platform, chip = _platform(mesh)
+  kernel = kernel or ('pallas' if platform == 'tpu' else 'blockwise')
+  options = AttentionOptions(kernel, block, window, scale, chip)
+  _check_options(strategy, options)
   way = STRATEGIES[strategy]
   # By position: custom_vjp takes its static arguments so.
   run = lambda *arrays, axis=None: way.function(*arrays, axis, options)
@@ -176,11 +183,12 @@ def _within(mesh, function, context) -> Callable:
   )(q, *rest)
 
 
-def _default_kernel(mesh) -> str:
-  """Pallas where the devices are TPUs, also those that we only compile for."""
+def _platform(mesh) -> tuple[str, str]:
+  """(platform, generation of TPU or '') of the devices, also of those that we
+  only compile for."""
   real = isinstance(mesh, Mesh)
-  platform = mesh.devices.flat[0].platform if real else jax.default_backend()
-  return 'pallas' if platform == 'tpu' else 'blockwise'
+  device = mesh.devices.flat[0] if real else jax.devices()[0]
+  return device.platform, slices.KINDS.get(device.device_kind, '')
 
 
 def _row_axes(mesh, axis, batch):

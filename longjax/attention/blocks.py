@@ -17,6 +17,7 @@ import numpy as np
 from longjax.mask import (
   Ids,
   block_bounds,
+  block_code_offset,
   block_fully_attends,
   block_may_attend,
 )  # fmt: skip
@@ -28,6 +29,8 @@ class AttentionOptions(NamedTuple):
   kernel: str = 'blockwise'  # a key of kernels.KERNELS
   block: int = 512  # keys of a block
   window: int = 0  # tokens back that a query attends to, 0 is all
+  scale: float = 1.0  # of q . k, to logits in units of log 2
+  chip: str = ''  # a key of tiles.TILES, '' is none
 
 
 class Residuals(NamedTuple):
@@ -108,10 +111,12 @@ def with_residuals(queries: Queries, out, lse, dout) -> Queries:
   return queries._replace(residuals=residuals)
 
 
-def grads_from_blocks(q, k, v, dq, dk, dv):
-  """Gradients in blocks as those of q [B, T, N, H], k and v [B, S, K, H]."""
-  scale = 1 / math.sqrt(q.shape[-1])
-  dq = unblock_queries(dq.swapaxes(3, 4), q.shape[2], q.shape[1]) * scale
+def grads_from_blocks(q, k, v, grads, options: AttentionOptions):
+  """Gradients of q [B, T, N, H], k and v [B, S, K, H] from those in blocks:
+  dq [I, B, K, H, R], dk and dv [J, B, K, H, s]."""
+  scale = options.scale * math.log(2)
+  dq, dk, dv = (x.swapaxes(3, 4) for x in grads)
+  dq = unblock_queries(dq, q.shape[2], q.shape[1]) * scale
   dk, dv = (unblock_keys(x, k.shape[1]) for x in (dk, dv))
   return dq.astype(q.dtype), (dk * scale).astype(k.dtype), dv.astype(v.dtype)
 
@@ -121,13 +126,25 @@ def no_gradient(ids: Ids):
   return jax.tree.map(lambda x: np.zeros(x.shape, jax.dtypes.float0), ids)
 
 
+def key_ids(keys: Keys) -> Ids:
+  """Ids of [J, B, s]."""
+  return Ids(keys.ids[:, :, 0], keys.ids[:, :, 1])
+
+
 def block_mask(queries: Queries, keys: Keys, window: int):
-  """(live, full) [B, I, J]: pairs to compute; those that need no mask."""
-  kv_ids = Ids(keys.ids[:, :, 0], keys.ids[:, :, 1])
-  q, kv = (block_bounds(x) for x in (queries.ids, kv_ids))
+  """For each pair of blocks, [B, I, J] each:
+
+  (live: whether to compute it; full: whether it needs no mask; and offset and
+  exact of `mask.block_code_offset`)
+  """
+  q, kv = (block_bounds(x) for x in (queries.ids, key_ids(keys)))
   q = jax.tree.map(lambda x: x.T[:, :, None], q)
   kv = jax.tree.map(lambda x: x.T[:, None, :], kv)
-  return block_may_attend(q, kv, window), block_fully_attends(q, kv, window)
+  return (
+    block_may_attend(q, kv, window),
+    block_fully_attends(q, kv, window),
+    *block_code_offset(q, kv, window),
+  )
 
 
 def live_pairs(live, *flags):

@@ -6,21 +6,25 @@ their share of the work. Memory is linear in the sequence. The Pallas kernel
 behind the same seam (pallas.py) is tested against this one.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
 
-from longjax.attention import blocks
+from longjax.attention import blocks, softmax
 from longjax.attention.blocks import AttentionOptions, Keys, Queries
 from longjax.attention.softmax import SoftmaxState
 from longjax.mask import Ids, attention_mask
 
 
-def block_sizes(queries: int, keys: int, group: int, block: int):
+def block_sizes(queries: int, keys: int, group: int, options: AttentionOptions):
   """(t, s): queries and keys of a block."""
   del group
-  return min(block, queries), min(block, keys)
+  return min(options.block, queries), min(options.block, keys)
+
+
+def init_state(queries: Queries, q, k, q_ids, kv_ids, options) -> SoftmaxState:
+  """The softmax over no keys."""
+  del q, k, q_ids, kv_ids, options
+  return softmax.init(queries.q)
 
 
 def attend_block(
@@ -31,13 +35,13 @@ def attend_block(
   def add(state, i, j, mask):
     q, k, v = _pick(queries.q, i), *_pick((keys.k, keys.v), j)
     before = _pick(state, i)
-    logits = _logits(q, k, mask)
-    largest = jnp.maximum(before.max, logits.max(1, keepdims=True))
-    p, shrink = jnp.exp2(logits - largest), jnp.exp2(before.max - largest)
+    logits = _logits(q, k, mask, options.scale)
+    largest = jnp.maximum(before.reference, logits.max(1, keepdims=True))
+    p, shrink = jnp.exp2(logits - largest), jnp.exp2(before.reference - largest)
     out = _dot('bhs,bsr->bhr', _transposed(v), p.astype(v.dtype))
     total = before.sum * shrink + p.sum(1, keepdims=True)
-    return _put(state, SoftmaxState(before.acc * shrink + out, largest, total),
-                i)  # fmt: skip
+    after = softmax.state_of(before.acc * shrink + out, largest, total)
+    return _put(state, after, i)
 
   return _loop_over_pairs(add, state, queries, keys, options.window)
 
@@ -45,23 +49,23 @@ def attend_block(
 def attend_block_grad(
   dq, queries: Queries, keys: Keys, options: AttentionOptions
 ):
-  """Gradients through these keys, all but the factor 1 / sqrt(dim).
+  """Gradients through these keys, all but the factor of the logits.
 
   Args:
     dq: [I, B, K, H, R] float32, the gradient through other keys.
     queries: with residuals.
     keys: blocks of keys.
-    options: window.
+    options: window and scale.
 
   Returns:
-    (dq with these keys, dk, dv [J, B, K, s, H] float32 of these alone)
+    (dq with these keys, dk, dv [J, B, K, H, s] float32 of these alone)
   """
 
   def add(grads, i, j, mask):
     k, v = _pick((keys.k, keys.v), j)
     q, (dout, lse, delta) = _pick((queries.q, queries.residuals), i)
     dq, dk, dv = _pick(grads[0], i), *_pick(grads[1:], j)
-    p = jnp.exp2(_logits(q, k, mask) - lse)
+    p = jnp.exp2(_logits(q, k, mask, options.scale) - lse)
     dv += _dot('bsr,brh->bsh', p.astype(v.dtype), dout)
     ds = p * (_dot('bsh,brh->bsr', v, dout) - delta)
     ds = ds.astype(q.dtype)
@@ -70,7 +74,10 @@ def attend_block_grad(
     return _put(grads[0], dq, i), *_put(grads[1:], (dk, dv), j)
 
   zeros = [jnp.zeros_like(x, jnp.float32) for x in (keys.k, keys.v)]
-  return _loop_over_pairs(add, (dq, *zeros), queries, keys, options.window)
+  dq, *grads = _loop_over_pairs(
+    add, (dq, *zeros), queries, keys, options.window
+  )
+  return dq, *(x.swapaxes(3, 4) for x in grads)
 
 
 def _loop_over_pairs(add, carry, queries: Queries, keys: Keys, window: int):
@@ -80,7 +87,7 @@ def _loop_over_pairs(add, carry, queries: Queries, keys: Keys, window: int):
   rows of a batch go together: a pair is computed if one row needs it. One head
   at a time, its logits stay in the cache of a CPU.
   """
-  live, _ = blocks.block_mask(queries, keys, window)
+  live, *_ = blocks.block_mask(queries, keys, window)
   (rows, columns), _, count = blocks.live_pairs(live.any(0))
   group = queries.q.shape[3] // queries.ids.index.shape[2]
 
@@ -96,9 +103,8 @@ def _loop_over_pairs(add, carry, queries: Queries, keys: Keys, window: int):
   return jax.lax.fori_loop(0, count, pair, carry)
 
 
-def _logits(q, k, mask):
+def _logits(q, k, mask, scale):
   """[B, s, R] float32 in units of log 2, -inf where masked."""
-  scale = math.log2(math.e) / math.sqrt(q.shape[-1])
   return jnp.where(mask, _dot('bsh,brh->bsr', k, q) * scale, -jnp.inf)
 
 

@@ -5,7 +5,6 @@ on each device, the partial softmaxes are summed, and no key ever travels.
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +38,13 @@ def _forward(q, k, v, q_ids, kv_ids, axis, options):
   saved = (q, k, v, q_ids, kv_ids)
   q, q_ids = _varying((q, q_ids), axis)
   if q.shape[1] <= FEW:
-    state = _attend_at_once(
-      q, k, v, attention_mask(q_ids, kv_ids, options.window)
-    )
+    mask = attention_mask(q_ids, kv_ids, options.window)
+    state = _attend_at_once(q, k, v, mask, options.scale)
   else:
     queries, keys = to_blocks(q, k, v, q_ids, kv_ids, options)
-    state = softmax.init(queries.q)
-    state = KERNELS[options.kernel].attend_block(state, queries, keys, options)
+    kernel = KERNELS[options.kernel]
+    state = kernel.init_state(queries, q, k, q_ids, kv_ids, options)
+    state = kernel.attend_block(state, queries, keys, options)
   state = state if axis is None else softmax.merge(state, axis)
   out, lse = softmax.finalize(state, q)
   out = out.astype(q.dtype)
@@ -65,7 +64,7 @@ def _backward(axis, options, saved, dout):
   queries = blocks.with_residuals(queries, *rest)
   dq = softmax.init(queries.q).acc
   grads = KERNELS[options.kernel].attend_block_grad(dq, queries, keys, options)
-  dq, dk, dv = blocks.grads_from_blocks(local_q, k, v, *grads)
+  dq, dk, dv = blocks.grads_from_blocks(local_q, k, v, grads, options)
   dq = dq if axis is None else jax.lax.psum(dq, axis)
   return dq, dk, dv, *map(blocks.no_gradient, (q_ids, kv_ids))
 
@@ -73,7 +72,7 @@ def _backward(axis, options, saved, dout):
 decode.defvjp(_forward, _backward)
 
 
-def _attend_at_once(q, k, v, mask) -> softmax.SoftmaxState:
+def _attend_at_once(q, k, v, mask, scale) -> softmax.SoftmaxState:
   """The softmax over all these keys, read as they lie and not in blocks.
 
   A token decodes as fast as memory is read: blocks would be copies.
@@ -81,19 +80,19 @@ def _attend_at_once(q, k, v, mask) -> softmax.SoftmaxState:
   Args:
     q, k, v: as of `decode`.
     mask: [batch, seq, local kv seq].
+    scale: of AttentionOptions.
   """
   (rows,) = blocks.block_queries(q, k.shape[2], q.shape[1])
   mask = jnp.tile(mask, (1, q.shape[2] // k.shape[2], 1))[:, None]
   dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   k, v = (x.swapaxes(1, 2) for x in (k, v))  # as caches have them: no copy
-  logits = dot('bkrh,bksh->bkrs', rows, k)
-  logits *= math.log2(math.e) / math.sqrt(q.shape[-1])
+  logits = dot('bkrh,bksh->bkrs', rows, k) * scale
   logits = jnp.where(mask, logits, -jnp.inf)
   largest = jnp.maximum(logits.max(-1, keepdims=True), softmax.FLOOR)
   p = jnp.exp2(logits - largest)
   out = dot('bkrs,bksh->bkrh', p.astype(v.dtype), v)
   state = out, largest, p.sum(-1, keepdims=True)
-  return softmax.SoftmaxState(*(x.swapaxes(2, 3)[None] for x in state))
+  return softmax.state_of(*(x.swapaxes(2, 3)[None] for x in state))
 
 
 def _varying(tree, axis):

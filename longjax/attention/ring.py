@@ -53,7 +53,7 @@ def _forward(q, k, v, q_ids, kv_ids, axis, options):
     state = kernel.attend_block(state, queries, keys, options)
     return jax.lax.optimization_barrier((state, arriving)), None
 
-  carry = (softmax.init(queries.q), keys)
+  carry = (kernel.init_state(queries, q, k, q_ids, kv_ids, options), keys)
   state, keys = _repeat(hop, carry, _size(axis) - 1)
   state = kernel.attend_block(state, queries, keys, options)
   out, lse = softmax.finalize(state, q)
@@ -86,7 +86,8 @@ def _backward(axis, options, saved, dout):
   carry = jax.lax.optimization_barrier((dq, arriving, dkv))
   carry = _repeat(hop, carry, n - 2)
   dq, _, dkv = add(*carry, arriving=None) if n > 1 else carry
-  grads = blocks.grads_from_blocks(q, k, v, dq, *_send_to_next(dkv, axis))
+  grads = dq, *_send_to_next(dkv, axis)
+  grads = blocks.grads_from_blocks(q, k, v, grads, options)
   return *grads, *map(blocks.no_gradient, (q_ids, kv_ids))
 
 

@@ -16,26 +16,48 @@ FLOOR = -1e30  # below any logit, and finite: 2 ** (-inf - FLOOR) is 0
 
 
 class SoftmaxState(NamedTuple):
-  """Softmax over the keys so far, of blocks of queries (legend: blocks.py)."""
+  """Softmax over the keys so far, of blocks of queries (legend: blocks.py).
 
-  acc: jax.Array  # [I, B, K, H, R] sum of 2 ** (logit - max) * v
-  max: jax.Array  # [I, B, K, 1, R] largest logit, at least FLOOR
-  sum: jax.Array  # [I, B, K, 1, R] sum of 2 ** (logit - max)
+  The reference is any number near the largest logit: that itself, or what
+  pallas.py keeps. FLOOR where there is no key yet.
+  """
+
+  acc: jax.Array  # [I, B, K, H, R] sum of 2 ** (logit - reference) * v
+  stats: jax.Array  # [I, B, K, 2, R] reference, sum of 2 ** (logit - reference)
+
+  @property
+  def reference(self):
+    return self.stats[..., :1, :]
+
+  @property
+  def sum(self):
+    return self.stats[..., 1:, :]
 
 
-def init(q) -> SoftmaxState:
-  """The softmax over no keys, for q [I, B, K, R, H]."""
+def state_of(acc, reference, total) -> SoftmaxState:
+  """The state of a reference and a sum [..., 1, R]."""
+  return SoftmaxState(acc, jnp.concatenate([reference, total], -2))
+
+
+def init(q, reference=None) -> SoftmaxState:
+  """The softmax over no keys, for q [I, B, K, R, H].
+
+  Args:
+    q: blocks of queries.
+    reference: [I, B, K, 1, R] to begin with, FLOOR where it is None.
+  """
   # From q, so that it varies over the mesh as q does.
   acc = jnp.zeros_like(q.swapaxes(3, 4), jnp.float32)
-  return SoftmaxState(acc, acc[:, :, :, :1] + FLOOR, acc[:, :, :, :1])
+  zero = acc[:, :, :, :1]
+  return state_of(acc, zero + FLOOR if reference is None else reference, zero)
 
 
 def merge(state: SoftmaxState, axis) -> SoftmaxState:
   """The softmax over the keys of all devices along a mesh axis."""
-  largest = jax.lax.pmax(state.max, axis)
-  weight = jnp.exp2(state.max - largest)
+  largest = jax.lax.pmax(state.reference, axis)
+  weight = jnp.exp2(state.reference - largest)
   acc, total = jax.lax.psum((state.acc * weight, state.sum * weight), axis)
-  return SoftmaxState(acc, largest, total)
+  return state_of(acc, largest, total)
 
 
 def finalize(state: SoftmaxState, q):
@@ -47,6 +69,6 @@ def finalize(state: SoftmaxState, q):
   """
   total = jnp.where(state.sum > 0, state.sum, 1)
   out = (state.acc / total).swapaxes(3, 4)
-  lse = (state.max + jnp.log2(total))[:, :, :, 0] * math.log(2)
+  lse = (state.reference + jnp.log2(total))[:, :, :, 0] * math.log(2)
   unblock = lambda x: blocks.unblock_queries(x, q.shape[2], q.shape[1])
   return unblock(out), unblock(lse)
