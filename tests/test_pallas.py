@@ -28,7 +28,9 @@ BORDERS = np.stack(
 @pytest.fixture
 def small(monkeypatch):
   """Blocks of 128 rows, two steps in each; a chunk of keys is one block."""
-  monkeypatch.setitem(TILES, '', Tiles(BLOCK, BLOCK, *[BLOCK // 2] * 3))
+  half = BLOCK // 2
+  tiles = Tiles(BLOCK, step=half, masked_step=half, grad_step=half)
+  monkeypatch.setitem(TILES, '', tiles)
   monkeypatch.setattr(pallas, 'SMALL_STEP', BLOCK // 2)
   monkeypatch.setattr(pallas, 'CHUNK', 1)
 
@@ -83,7 +85,7 @@ def logits_for(name, case):
   """The case with large logits where they are hard on a standing reference."""
   one = np.ones_like
   odd = np.where(np.arange(SEQ) % 2, 1, -1)[:, None, None].astype(np.float32)
-  along, k = np.float32(case.q[:1, :1, :1] * 0 + 1 / 8), case.k.copy()
+  along, k = np.full_like(case.q[:1, :1, :1], 1 / 8), case.k.copy()
   if name in ('a_new_peak_late', 'a_new_peak_in_every_block'):
     at = {'a_new_peak_late': [SEQ - 40]}.get(name, [*range(20, SEQ, 64)])
     for n, key in enumerate(at):
