@@ -76,6 +76,8 @@ def read(path: pathlib.Path) -> Beside:
     config, map_ = listed[CONFIG], listed[MAP]
     # As in transformers: the map goes before a config that lists no tokens.
     ends = map_ | config if 'added_tokens_decoder' in config else config | map_
+    if path.suffix == '.json' and ends.get('tokenizer_class') in LLAMA_CLASSES:
+      ends = LLAMA_DEFAULTS | ends  # a SentencePiece model has its own
     settings = _settings(ends, contents.get('chat_template.jinja'))
     added = listed[ADDED] | _added(config)
   except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -88,8 +90,6 @@ def read(path: pathlib.Path) -> Beside:
 
 
 def _settings(found: dict, template: bytes | None) -> encoders.Settings:
-  if found.get('tokenizer_class') in LLAMA_CLASSES:
-    found = LLAMA_DEFAULTS | found
   names = (found.get(f'{x}_token') or '' for x in ('bos', 'eos', 'pad'))
   bos, eos, pad = map(_name, names)
   add_bos, add_eos = (found.get(f'add_{x}_token') for x in ('bos', 'eos'))
