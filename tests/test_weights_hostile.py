@@ -262,8 +262,11 @@ CASES = {
     made(huggingface, lambda p: (p / 'config.json').unlink()),
     (ONE, 'config.json', 'params.json'),
   ),
-  'billion layers': (
-    of(huggingface, num_hidden_layers=10**9), ('1000000000 layers',)
+  'million layers': (
+    of(huggingface, num_hidden_layers=10**7), ('10000000 layers',)
+  ),
+  'a size beyond all models': (
+    of(huggingface, head_dim=10**12), ('head_dim', str(10**12))
   ),
   'string for a number': (
     of(huggingface, num_attention_heads='4'), ('num_attention_heads', "'4'")
