@@ -271,14 +271,23 @@ def test_processes_that_differ_all_refuse_and_show_both(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_next_stage_keeps_moments_and_restarts_the_schedule(data, tmp_path):
+def test_the_next_stage_keeps_moments_and_restarts_the_schedule(
+  data, tmp_path, monkeypatch
+):
   """As ProLong's second stage does (arXiv:2410.02660, section 5)."""
-  changes = dict(train__steps=6, optim__warmup_steps=2)
-  jobs.finish(tmp_path / 'one', data, **changes)
-  changes |= dict(weights=tmp_path / 'one')
-  jobs.finish(tmp_path / 'without', data, **changes)
-  said = jobs.finish(tmp_path / 'two', data, moments=True, **changes)
-  assert f'moments of {tmp_path / "one"}, their schedule restarted' in said
+  lines = []
+
+  def train(name, **changes):
+    changes |= dict(train__steps=6, optim__warmup_steps=2)
+    assert not jobs.train_here(
+      monkeypatch, tmp_path / name, data, lines.append, **changes
+    )
+
+  train('one')
+  train('without', weights=str(tmp_path / 'one'))
+  train('two', weights=str(tmp_path / 'one'), moments=True)
+  said = f'moments of {tmp_path / "one"}, their schedule restarted'
+  assert any(said in line for line in lines)
   first, without, two = (
     metrics.read(tmp_path / name) for name in ('one', 'without', 'two')
   )
@@ -308,8 +317,8 @@ def test_sigterm_to_one_of_two_ends_both_at_the_same_step(
 
 @pytest.mark.slow
 def test_other_meshes_and_processes_go_on_with_the_same_batches(data, tmp_path):
-  """2x4 -> 4x2 -> 1x8 -> 1x1, then 2 processes -> 1 -> 4, 20 steps each."""
-  places = [(2, 4, 1), (4, 2, 1), (1, 8, 1), (1, 1, 1)]
+  """2x4 -> 1x8 -> 1x1, then 2 processes -> 1 -> 4, 20 steps each."""
+  places = [(2, 4, 1), (1, 8, 1), (1, 1, 1)]
   places += [(1, 2, 2), (1, 2, 1), (1, 4, 4)]
   steps = 20 * len(places)
   for i, (rows, seq, processes) in enumerate(places, 1):
