@@ -17,8 +17,7 @@ class Tiles(NamedTuple):
   masked_step: int = 512  # of one with a mask
   grad_step: int = 512  # of the backward pass
   # Whether the softmax sums p as rounded to bf16, so that the rounding of a
-  # large p cancels: where that takes time, outputs are as exact as those of
-  # dense attention in bf16, elsewhere more so.
+  # large p cancels; not where the vector unit is the limit (docs/kernel.md).
   sum_rounded: bool = True
 
 
