@@ -3,8 +3,8 @@
   python launch/lab.py [--seeds 0,1,2] [--methods abf,pi] [--workdir runs/lab]
 
 Trains configs/lab/base.py and configs/lab/extend.py for each method and seed,
-on the CPU, and writes table and plot of docs/lab.md to the workdir. What was
-done before is not done again.
+on the CPU, and writes table and plot of docs/lab.md to the workdir. Finished
+runs are skipped.
 """
 
 import argparse

@@ -112,8 +112,8 @@ def make_request(verb, config, flags) -> request.Pod:
     raise InputError(f'{verb} needs --topology, as v5p:4x4x4 or v5p-128')
   if pod.exists and verb in (*MAKES, 'down'):
     raise InputError(
-      f'{verb} is for slices that pod.py makes; on --tpu, --mig and --hosts '
-      'there are push, run, logs, status and stop'
+      f'{verb} is for slices that pod.py makes; with --tpu, --mig or --hosts '
+      'use push, run, logs, status or stop'
     )
   request.check(pod)
   check_workdir(verb, pod)

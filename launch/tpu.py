@@ -17,7 +17,7 @@ from longjax import cache, cli
 
 
 def main(config, workdir=''):
-  """Trains; the answer is the exit code."""
+  """Trains; returns the exit code."""
   from longjax.parallel import sharding
   from longjax.train import loop
 

@@ -41,7 +41,7 @@ def free(*args, **kwargs) -> Key:
 
 TURNS = 'turns in the trained window'
 KEYS = {
-  'name': free('', 'of the run directory and in the report'),
+  'name': free('', 'name of the run directory, shown in the report'),
   'notes': free((), 'what a reader of the report must know', each=str),
   'seed': Key(0, 'of weights, batches and evaluations', '[0, inf)'),
   'weights': Key(
@@ -169,7 +169,7 @@ KEYS = {
     (), 'of the longest segment by stage: ((share of the steps, tokens), ...)',
     unit='tokens'),
   'data.loss': Key(
-    'tokens', 'the mean over these; documents: LongAlign',
+    'tokens', 'averaged over tokens, or over documents (LongAlign)',
     choices=('tokens', 'documents')),
   'data.layout': free(
     'zigzag', 'of a row over mesh.seq: longjax/data/layout.py',
@@ -224,14 +224,14 @@ KEYS = {
     choices=('matrices', 'not_embedding')),
   'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
   'optim.spike_sigmas': free(
-    6.0, 'a step so many deviations above the mean is skipped; 0: never',
+    6.0, 'a step more deviations than this above the mean is skipped; 0: none',
     '[0, inf)'),
   'optim.spike_window': Key(
     128, 'that mean and deviation are taken from', '[2, inf)', 'steps'),
   'optim.max_skipped': free(
     5, 'skipped in a row before the run ends', '[0, inf)', 'steps'),
   'checkpoint.every_steps': free(100, 'between saves', '[1, inf)', 'steps'),
-  'checkpoint.keep': free(2, 'the newest so many', '[1, inf)'),
+  'checkpoint.keep': free(2, 'how many of the newest to keep', '[1, inf)'),
   'checkpoint.keep_every_steps': free(
     0, 'and those at multiples of this; 0: none', '[0, inf)', 'steps'),
   'checkpoint.max_failed': free(

@@ -252,8 +252,8 @@ class _Writer:
       answer, found, _ = text[len(before) :].partition(name)
       if not found or closed.count(name, len(before)) > 1:
         raise errors.InputError(
-          f'the chat template {self.name!r} writes {name} not once in message '
-          f'{number}, so that its end is uncertain'
+          f'the chat template {self.name!r} must write {name} exactly once in '
+          f'message {number}; otherwise the end of the answer is uncertain'
         )
       marked += [text[done : len(before)], OPEN, answer, name, CLOSE]
       done = len(before) + len(answer) + len(name)

@@ -153,7 +153,7 @@ def _work(config, length: int, members: int, window: int = 0) -> np.ndarray:
 
 def _busiest(rows: np.ndarray, micro_batches: int, data: int) -> np.ndarray:
   """Blocks by hop, of the member with most in the ring with most; the mean
-  over micro-batches. Rows go to them as in program.gradients."""
+  over micro-batches. Rows go to them as in train/step.py gradients."""
   rows = rows.reshape(data, -1, micro_batches, *rows.shape[1:])
   slowest = rows.sum(1).max(2)  # [ring, micro-batch, hop]
   ring = slowest.sum(2).argmax(0)

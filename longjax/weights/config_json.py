@@ -222,7 +222,7 @@ def _longrope(config, settings) -> dict:
     given = positive(settings, 'attention_factor')
     if not 1 <= given < MOST_TEMPERATURE:
       raise errors.InputError(
-        f'attention_factor = {given}; longjax has ropes from 1 to below '
+        f'attention_factor = {given}; it must be at least 1 and below '
         f'{MOST_TEMPERATURE}'
       )
     wanted = rope.temperature(rope.Rope(**found))

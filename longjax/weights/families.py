@@ -123,7 +123,7 @@ def fields(config, name: str) -> dict:
     full = None if len(full) == len(config['layer_types']) else full
     if full is not None and not used:
       raise errors.InputError(
-        'layer_types slide, but use_sliding_window does not'
+        'layer_types has sliding_attention, but use_sliding_window is false'
       )
   elif (
     'layer_types' not in reads and config.get('sliding_window', 0) is not None
