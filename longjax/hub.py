@@ -78,6 +78,9 @@ def sha256(path) -> str:
 def of_weights(names: list[str]) -> list[str]:
   """The files of a model: its weights in one format, settings, tokenizer."""
   top = [n for n in names if '/' not in n]
+  if 'config.json' in top:  # Mistral's repositories have both forms
+    second = re.compile(r'consolidated.*|params\.json')
+    top = [n for n in top if not second.fullmatch(n)]
   for pattern in FORMATS:
     found = [n for n in top if re.fullmatch(pattern, n)]
     if len(found) > 1 and pattern.endswith('gguf'):
@@ -224,8 +227,9 @@ def _is_unreachable(known, error) -> bool:
   """Whether an error means that there is no way to the Hub."""
   # By name: which HTTP client the library has differs from version to version.
   names = {kind.__name__ for kind in type(error).__mro__}
+  unreached = {'TransportError', 'ConnectionError', 'Timeout'}
   offline = known.OfflineModeIsEnabled, known.LocalEntryNotFoundError
-  return isinstance(error, offline) or 'TransportError' in names
+  return isinstance(error, offline) or bool(names & unreached)
 
 
 def _reason(known, error, where) -> str:

@@ -143,8 +143,11 @@ class Tokenizer:
     """The encoder that the authors' chat template was written for."""
     if not isinstance(self.encoder, encoders.SentencePiece):
       return self.encoder
-    if 'tokenizer.json' in self._files:
-      return encoders.Hub(self._files['tokenizer.json'].decode())
+    theirs = self._files.get('tokenizer.json')
+    # What `save` made of the model is no word of the authors.
+    ours = theirs and self.encoder.files(self.document_start is not None)
+    if theirs and theirs != ours.get('tokenizer.json'):
+      return encoders.Hub(theirs.decode())
     config = self._files.get('tokenizer_config.json')
     if not config or json.loads(config).get('legacy'):
       return self.encoder
@@ -187,6 +190,8 @@ class Tokenizer:
       if (value := getattr(settings, name)) is not None:
         config[f'{name}_token'] = value
     theirs = self._files
+    if 'tokenizer_config.json' not in theirs:
+      config['legacy'] = True  # as `chat_encoder` takes one without a config
     if 'tokenizer.json' not in theirs:  # its authors' class is for other files
       config = json.loads(theirs.get('tokenizer_config.json', '{}')) | config
     if 'tokenizer.json' not in files | theirs:

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 
+from longjax.errors import InputError
 from longjax.evals import records
 from longjax.evals.prompts import Prompt, Room
 
@@ -29,6 +30,11 @@ def make(record, room: Room) -> Prompt:
   most = room.length - room.count - len(room.encode('', ''))
   ids = room.tokenizer.encode(text)
   while len(ids) > most:
+    if most < 2:
+      raise InputError(
+        f'a prompt of LongBench v2 has no room in eval.lengths {room.length}: '
+        f'the answer takes {room.count} tokens; use 1024 or more'
+      )
     ids = np.concatenate([ids[: most // 2], ids[-(most // 2) :]])
     text = room.tokenizer.decode(ids)
     ids = room.tokenizer.encode(text)  # where both meet there may be more

@@ -273,8 +273,6 @@ def _run(
     )
     return out, ((local_k, local_v), kept)
 
-  if bank is None:
-    config = config.without_memory()
   caches, remembered = [], 0
   for group in config.layer_groups():
     at = slice(group.start, group.stop)

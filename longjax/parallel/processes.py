@@ -152,9 +152,12 @@ def allgather_text(text: str) -> list[str]:
 
 def broadcast_from_primary(value):
   """The primary process's value, small JSON; all must call this."""
-  return json.loads(
-    allgather_text(json.dumps(value) if is_primary() else '')[0]
-  )
+  if jax.process_count() == 1:
+    return json.loads(json.dumps(value))
+  text = json.dumps(value) if is_primary() else ''  # ASCII
+  count = int(allgather_text(str(-(-len(text) // BYTES)))[0])
+  parts = (text[i * BYTES : (i + 1) * BYTES] for i in range(count))
+  return json.loads(''.join(allgather_text(part)[0] for part in parts))
 
 
 def raise_on_all(action) -> Any:

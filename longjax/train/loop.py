@@ -182,9 +182,9 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
         break
       with watch.paused():
         evaluator.while_training(step, state['params'])
-  if empty == steps - start.step:
+  if empty == steps:  # a resumed run may have learned before
     raise InputError(
-      f'steps {start.step + 1} to {steps} had no target with a weight, so '
+      f'steps 1 to {steps} had no target with a weight, so '
       'nothing was learned: in chats only answers have, and one that is cut '
       'off by config.train.seq_len has none'
     )

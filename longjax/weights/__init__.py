@@ -133,14 +133,16 @@ def _refuse_bare_tensors(path):
 def _readers(path) -> dict:
   """{what was found: a function that reads it}."""
   found = {}
+  has = lambda name: os.path.isfile(os.path.join(path, name))
   if file := gguf_file(path):
     found[os.path.basename(file)] = lambda: gguf.source(file)
-  if os.path.isfile(os.path.join(path, meta.PARAMS)):
+  # Mistral's repositories have one beside config.json, for other files.
+  parts = os.path.join(glob.escape(os.fspath(path)), 'consolidated.*.pth')
+  if has(meta.PARAMS) and (glob.glob(parts) or not has(config_json.NAME)):
     found[meta.PARAMS] = lambda: meta.source(os.fspath(path))
   # A run directory has a config.json too.
-  if os.path.isfile(os.path.join(path, config_json.NAME)) and not (
-    os.path.isdir(os.path.join(path, 'checkpoints'))
-  ):
+  run = os.path.isdir(os.path.join(path, 'checkpoints'))
+  if has(config_json.NAME) and not run:
     found[config_json.NAME] = lambda: huggingface.source(os.fspath(path))
   return found
 

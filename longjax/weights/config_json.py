@@ -276,7 +276,8 @@ def content(
     found = general | families.written(config, name)
     if name == 'olmo3':
       full = found['rope_parameters']
-      plain = dict(rope_type='default', rope_theta=full['rope_theta'])
+      # Not that of `full`, which scaling='ntk' has enlarged.
+      plain = dict(rope_type='default', rope_theta=config.rope.base)
       both = {families.FULL: full, families.SLIDING: plain}
       found['rope_parameters'] = both
     read = fields(found)

@@ -1,11 +1,16 @@
 """Configs whose model is that of weights: config.model = 'weights'."""
 
 import dataclasses
+import functools
+import sys
 from typing import Any
 
 from longjax import checkpoint, config, llama, weights
 from longjax.data import downloads
 from longjax.errors import InputError
+
+# Not on stdout, where generate writes its text and plan its JSON.
+log = functools.partial(print, file=sys.stderr)
 
 
 def model_of(spec: str, like) -> dict:
@@ -23,7 +28,7 @@ def model_of(spec: str, like) -> dict:
       "config.model is 'weights': config.weights must name a checkpoint or "
       f'files whose model is known, but it is {spec!r}'
     )
-  found = dataclasses.asdict(weights.config(downloads.locate(spec)))
+  found = dataclasses.asdict(weights.config(downloads.locate(spec, log)))
   for name in llama.COMPUTED:
     default = config.KEYS[f'model.{name}'].default
     found[name] = default if isinstance(like, str) else like[name]
@@ -36,7 +41,7 @@ def config_of(spec: str) -> Any:
   A model with memory layers reads windows of what it was trained on.
   """
   values = config.flat(model_of(spec, 'weights'), 'model.')
-  path = downloads.locate(spec)
+  path = downloads.locate(spec, log)
   if weights.find(path) is None:
     trained = checkpoint.metadata(path).get('config', {}).get('train', {})
     if 'seq_len' in trained:

@@ -36,8 +36,9 @@ def inside(directory, name) -> str:
   """
   root = pathlib.Path(directory).resolve()
   allowed = [root]
-  if root.parent.name == 'snapshots':
-    allowed.append(root.parent.parent / 'blobs')
+  for place in (root, *root.parents):
+    if place.parent.name == 'snapshots':
+      allowed.append(place.parent.parent / 'blobs')
   try:
     real = (root / str(name)).resolve()
     exists = real.is_file()
