@@ -358,5 +358,8 @@ def test_a_sentencepiece_model_is_encoded_as_transformers_does(
   tokens = tokenizer.load(tmp_path)
   made = chat.encode(messages, tokens, 'tokenizer')
   assert made.tokens.tolist() == want
+  tokens.save(tmp_path / 'saved')  # with a tokenizer.json, made of the model
+  again = chat.encode(messages, tokenizer.load(tmp_path / 'saved'), 'tokenizer')
+  assert again.tokens.tolist() == want
   learned = tokens.decode(made.tokens[made.weights > 0]).replace(' ', '')
   assert learned == 'me</s>itis</s>'

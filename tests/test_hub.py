@@ -15,7 +15,7 @@ import weight_files as files
 from launch import convert as command
 from longjax import errors, hub, weights
 from longjax.data import prepare, tokenizer
-from longjax.weights import convert
+from longjax.weights import convert, tensor_files
 
 COMMIT = 'c0ffee' + '0' * 34
 
@@ -287,3 +287,23 @@ def test_an_export_is_pushed_with_the_report_of_its_run(
     hub.push(out, 'hf://org/mine')
   with pytest.raises(errors.InputError, match='is not a model'):
     command.export(str(run), str(out), push_='hf://org/mine@v1')
+
+
+def test_the_second_form_of_a_model_is_not_fetched():
+  names = ['config.json', 'model-1.safetensors', 'tokenizer.json']
+  second = ['params.json', 'consolidated.safetensors', 'sub/a.safetensors']
+  assert sorted(hub.of_weights(names + second)) == sorted(names)
+  assert 'params.json' in hub.of_weights(['params.json', 'consolidated.00.pth'])
+
+
+def test_a_folder_of_a_snapshot_links_to_the_blobs(tmp_path):
+  blob = tmp_path / 'models--o--n' / 'blobs' / 'x'
+  folder = tmp_path / 'models--o--n' / 'snapshots' / 'c' / 'original'
+  blob.parent.mkdir(parents=True)
+  folder.mkdir(parents=True)
+  blob.write_text('{}')
+  (folder / 'params.json').symlink_to(blob)
+  (folder / 'out.json').symlink_to('/etc/hostname')
+  assert tensor_files.inside(folder, 'params.json').endswith('params.json')
+  with pytest.raises(errors.InputError, match='out of this directory'):
+    tensor_files.inside(folder, 'out.json')

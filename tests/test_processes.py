@@ -106,3 +106,12 @@ def test_a_described_job_asks_nobody(monkeypatch):
   assert begun == [
     (('a:1', 2, 1), deactivated | dict(heartbeat_timeout_seconds=9))
   ]
+
+
+def test_a_long_value_is_broadcast_whole(monkeypatch):
+  cut = lambda text: [text.encode()[: processes.BYTES].decode()]
+  monkeypatch.setattr(processes, 'allgather_text', cut)
+  monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)
+  value = dict(each=[0.1] * 10_000, name='\u00e9')
+  assert processes.broadcast_from_primary(value) == value
+  assert processes.broadcast_from_primary(None) is None
