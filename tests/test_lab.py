@@ -137,7 +137,7 @@ def test_the_laboratory_runs_whole(tmp_path, monkeypatch, make_mesh):
 
   monkeypatch.setattr(lab.sharding, 'make_mesh', make_mesh)  # of eight devices
   monkeypatch.setattr(lab, 'DOCUMENTS', 300)
-  seeds, methods = [0, 1], ['pose', 'fot']
+  seeds, methods = [0, 1], ['fot']
   recipes = {m: lambda m=m: small(extend.get_config(m)) for m in methods}
   plays = dict(path='longjax', include='train/*.py')
   here = lab.Laboratory(

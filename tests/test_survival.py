@@ -57,7 +57,7 @@ def killed(workdir, data, kills, seed):
 
 @pytest.mark.parametrize('kills, seed', [
   (1, 0),
-  pytest.param(20, 1, marks=pytest.mark.slow),
+  pytest.param(8, 1, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_killed_at_random_moments_it_resumes_and_every_loss_is_the_same(
   kills, seed, data, undisturbed, tmp_path
