@@ -145,8 +145,8 @@ class Tokenizer:
       return self.encoder
     theirs = self._files.get('tokenizer.json')
     # What `save` made of the model is no word of the authors.
-    ours = theirs and self.encoder.files(self.document_start is not None)
-    if theirs and theirs != ours.get('tokenizer.json'):
+    starts = self.document_start is not None
+    if theirs and theirs != self.encoder.files(starts).get('tokenizer.json'):
       return encoders.Hub(theirs.decode())
     config = self._files.get('tokenizer_config.json')
     if not config or json.loads(config).get('legacy'):
