@@ -75,6 +75,11 @@ def sha256(path) -> str:
   return real.name if digest else ''
 
 
+def blobs(places) -> list[pathlib.Path]:
+  """Where links of a cache lead: blobs/ beside those places named snapshots."""
+  return [p.parent / 'blobs' for p in places if p.name == 'snapshots']
+
+
 def of_weights(names: list[str]) -> list[str]:
   """The files of a model: its weights in one format, settings, tokenizer."""
   top = [n for n in names if '/' not in n]

@@ -9,7 +9,7 @@ import lzma
 import pytest
 
 from longjax import errors
-from longjax.data import formats, sources
+from longjax.data import compression, formats, sources
 
 TEXTS = ['one', 'zwei', '三 three', 'four\r\nlines']
 ROWS = [dict(text=text, number=i) for i, text in enumerate(TEXTS)]
@@ -134,7 +134,7 @@ def test_a_file_that_was_cut_says_so(name, tmp_path):
 ])  # fmt: skip
 def test_a_small_file_does_not_fill_the_memory(ending, compress, monkeypatch):
   """1,000 bytes of text that repeats are 100 or fewer when compressed."""
-  monkeypatch.setattr(formats, 'EXPANDED_BYTES', 1000)
+  monkeypatch.setattr(compression, 'EXPANDED_BYTES', 1000)
   for name, content in (('a.jsonl', JSONL), ('a.txt', b'{"no": json' * 90)):
     good, wrong = bad(compress(content), f'{name}.{ending}')
     assert good and not wrong

@@ -94,6 +94,21 @@ def test_a_file_without_the_fields_is_refused(tokens, tmp_path):
     table.find('graphwalks')[0].check(here, '')
 
 
+@pytest.mark.parametrize('task, field, value', [
+  ('mrcr', 'prompt', 'no JSON'), ('mrcr', 'prompt', '[' * 10**5),
+  ('longbench_v2', 'context', 5), ('graphwalks', 'answer_nodes', 5),
+])  # fmt: skip
+def test_a_field_of_another_kind_is_one_line(
+  tokens, tmp_path, task, field, value
+):
+  here = setup(tokens, tmp_path, chat=True)
+  record = RECORDS[task][0] | {field: value}
+  (tmp_path / f'{task}.jsonl').write_text(json.dumps(record))
+  with pytest.raises(InputError, match=f'eval.files.{task}') as refused:
+    evals.check(here, [task])
+  assert '\n' not in str(refused.value)
+
+
 def test_a_long_text_is_cut_in_the_middle(tokens):
   task = prompts.Task(lambda room: iter(()), 128, cut=None)
   room = prompts.room(tokens, task, SOURCE, 1000, 0, chat=True)

@@ -6,9 +6,10 @@ output). Beside them may stand `system`, a text, and `tools`, what an assistant
 may call, as a list or as JSON.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from longjax import json_text
 
 ROLES = ('system', 'user', 'assistant', 'tool')
 NAMES = dict(  # of roles, in ShareGPT and elsewhere
@@ -126,7 +127,7 @@ def _call(call) -> dict:
 def _json(value) -> Any:
   """What a text holds as JSON, or what is no such text, as it is."""
   try:
-    return json.loads(value) if isinstance(value, str) else value
+    return json_text.loads(value) if isinstance(value, str) else value
   except ValueError:
     return value
 

@@ -8,14 +8,10 @@ a mapping, of which `sources` reads a field; in ArrayRecord it is a JSON object,
 or the text itself. To add a format, write its reader and add it to FORMATS.
 """
 
-import bz2
 import codecs
-import contextlib
 import csv
-import gzip
 import importlib.util
 import io
-import json
 import lzma
 import sys
 import zlib
@@ -24,14 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors, hub
-from longjax.data import mds
+from longjax import errors, hub, json_text
+from longjax.data import compression, mds
 
-COMPRESSIONS = {  # ending: package
-  '.gz': None, '.bz2': None, '.xz': None, '.zst': 'pyarrow',
-  '.zstd': 'pyarrow',
-}  # fmt: skip
-OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
 # Never documents: by the ending of a name, or by how a file begins.
 REFUSED = {
   'an archive, which is not unpacked': (
@@ -48,8 +39,6 @@ SIGNS = {
   b'\x28\xb5\x2f\xfd': 'compressed by zstd', b'\xfd7zXZ\0': 'compressed by xz',
   b'BZh91AY': 'compressed by bzip2', b'%PDF-': 'a PDF',
 }  # fmt: skip
-# What is compressed may hold so many times its bytes, or so many bytes.
-EXPANDED, EXPANDED_BYTES = 200, 1 << 28
 HEAD_BYTES = 1 << 9
 SEARCHED = 1 << 16  # bytes of a .bin in which its true format would show
 MIN_TEXT = 16  # printable bytes in a row, which ids never are
@@ -109,9 +98,9 @@ def read(
     Unreadable. Where damage hides the records that follow, all of them
     together are one Unreadable.
   """
-  stem, compression = _stem(name)
+  stem, ending = _stem(name)
   try:
-    with _decompressed(file, compression) as opened:
+    with compression.opened(file, ending) as opened:
       form = _format(stem, opened, options)
       if form is None:
         yield name, opened.read()
@@ -140,9 +129,12 @@ def read(
 def check(names):
   """InputError if a package is missing that files of these names need."""
   for name in names:
-    stem, compression = _stem(name)
+    stem, ending = _stem(name)
     form = _by_name(stem)
-    for package in (form and form.package, COMPRESSIONS.get(compression)):
+    for package in (
+      form and form.package,
+      compression.COMPRESSIONS.get(ending),
+    ):
       if package and not importlib.util.find_spec(package):
         raise _missing(name, package)
 
@@ -168,7 +160,7 @@ def _missing(name: str, package: str) -> errors.InputError:
 def _stem(name: str) -> tuple[str, str]:
   """(the name in small letters without it, the ending of its compression)."""
   stem = name.lower()
-  for ending in COMPRESSIONS:
+  for ending in compression.COMPRESSIONS:
     if stem.endswith(ending):
       return stem.removesuffix(ending), ending
   return stem, ''
@@ -219,13 +211,13 @@ def _begins_json(file, head: bytes) -> bool:
       pass
     if isinstance(_parse(line), dict):
       return True
-  except (ValueError, RecursionError):
+  except ValueError:
     pass
   finally:
     file.seek(0)
   try:
     found = _parse(file.read())
-  except (ValueError, RecursionError):
+  except ValueError:
     return False
   finally:
     file.seek(0)
@@ -233,60 +225,7 @@ def _begins_json(file, head: bytes) -> bool:
 
 
 def _parse(raw: bytes):
-  return json.loads(raw.removeprefix(codecs.BOM_UTF8))
-
-
-@contextlib.contextmanager
-def _decompressed(file, compression: str):
-  if not compression:
-    yield file
-    return
-  limit = max(EXPANDED_BYTES, EXPANDED * _length(file))
-  if compression in OPENERS:
-    opened = OPENERS[compression](file)
-  else:
-    import pyarrow  # pyright: ignore
-
-    opened = pyarrow.input_stream(file, 'zstd')
-  with opened, io.BufferedReader(_Bounded(opened, limit)) as bounded:
-    yield bounded
-
-
-def _length(file) -> int:
-  """Bytes of a file, or of any file where it cannot tell."""
-  if not file.seekable():
-    return sys.maxsize
-  length = file.seek(0, io.SEEK_END)
-  file.seek(0)
-  return length
-
-
-class _Bounded(io.RawIOBase):
-  """A few bytes that decompress to many gigabytes fill no memory."""
-
-  def __init__(self, opened, limit: int):
-    self.opened, self.limit, self.count = opened, limit, 0
-
-  def readable(self):
-    return True
-
-  def seekable(self):
-    return self.opened.seekable()
-
-  def seek(self, offset, whence=io.SEEK_SET):
-    self.count = self.opened.seek(offset, whence)
-    return self.count
-
-  def readinto(self, buffer):
-    data = self.opened.read(len(buffer))
-    self.count += len(data)
-    if self.count > self.limit:
-      raise ValueError(
-        f'decompresses to more than {self.limit:,} bytes, {EXPANDED} times its '
-        'size, as no text does'
-      )
-    buffer[: len(data)] = data
-    return len(data)
+  return json_text.loads(raw.removeprefix(codecs.BOM_UTF8))
 
 
 def _json(file, options) -> Iterator:
@@ -300,7 +239,7 @@ def _json(file, options) -> Iterator:
     return
   try:
     alone = _parse(first)
-  except (ValueError, RecursionError):
+  except ValueError:
     alone = None
   if isinstance(alone, dict):  # the first of several lines
     yield from map(_line, first.splitlines(keepends=True))
@@ -309,7 +248,7 @@ def _json(file, options) -> Iterator:
   rest = file.read()
   try:
     found = _parse(first + rest)
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     if first.lstrip(BLANK)[:1] == b'{' and rest.lstrip()[:2] == b'{"':
       lines = (first + rest).splitlines(keepends=True)
       yield from map(_line, lines)  # the first line of several is damaged
@@ -325,7 +264,7 @@ def _line(line: bytes):
     return _parse(line) if line.strip(BLANK) else EMPTY
   except UnicodeDecodeError as error:
     return Unreadable('', f'not utf-8 (byte {error.start} of {len(line)})')
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     return Unreadable('', f'not JSON ({error})')
 
 
@@ -426,7 +365,7 @@ def _rows(batches) -> Iterator[dict]:
 
 
 def _seekable(file):
-  slow = isinstance(getattr(file, 'raw', None), _Bounded)
+  slow = isinstance(getattr(file, 'raw', None), compression.Bounded)
   return io.BytesIO(file.read()) if slow or not file.seekable() else file
 
 
@@ -450,7 +389,7 @@ def _array_record(file, options) -> Iterator:
 def _json_or_text(raw: bytes):
   text = raw.decode()
   try:
-    value = json.loads(text)
+    value = json_text.loads(text)
   except ValueError:
     return text
   return value if isinstance(value, dict) else text

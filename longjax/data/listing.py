@@ -8,14 +8,13 @@ beside files of records what describes them (README.md, dataset_infos.json,
 """
 
 import hashlib
-import json
 import pathlib
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors, hub
+from longjax import errors, hub, json_text
 from longjax.data import downloads, formats
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -111,9 +110,6 @@ def find_root(settings):
   return locate(str(hub.resolve(settings['path'], keep)))
 
 
-_path = pathlib.PurePosixPath
-
-
 def list_files(name, settings) -> Listing:
   """The files of a path source that may hold documents."""
   title = f'source {name!r}'
@@ -136,9 +132,15 @@ def list_files(name, settings) -> Listing:
     ) from error
   files = _of_one_revision(title, files)
   if settings['kind'] not in JOINED and formats.are_data_set(
-    f.name for f in files if not METADATA.fullmatch(_path(f.name).name)
+    f.name
+    for f in files
+    if not METADATA.fullmatch(pathlib.PurePosixPath(f.name).name)
   ):
-    saved = [_path(f.name).parent for f in files if _is_dictionary(f.name)]
+    saved = [
+      pathlib.PurePosixPath(f.name).parent
+      for f in files
+      if _is_dictionary(f.name)
+    ]
     files, described = _without_metadata(title, files)
     left_out += described
     files = _of_one_split(title, files, saved, settings)
@@ -167,7 +169,7 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
     elif path.is_file():
       files.append(File(name, str(path), _size(path)))
   for name in sorted(hidden):
-    if _path(name).name not in UNNAMED:
+    if pathlib.PurePosixPath(name).name not in UNNAMED:
       left_out.append(f'{name}: its name starts with a dot')
   known = {str(pathlib.Path(f.location).resolve()) for f in files if links}
   known = {name for name in known if '/blobs/' not in name}
@@ -188,8 +190,7 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
 def _blobs(root) -> list[pathlib.Path]:
   """Where links may lead: into the source, or the blobs of its cache."""
   whole = root.resolve()
-  caches = [p.parent for p in (whole, *whole.parents) if p.name == 'snapshots']
-  return [whole, *(cache / 'blobs' for cache in caches)]
+  return [whole, *hub.blobs((whole, *whole.parents))]
 
 
 def _of_one_revision(title: str, files) -> list[File]:
@@ -247,7 +248,7 @@ def _without_metadata(title: str, files) -> tuple[list[File], list[str]]:
 def _read_json(file: File, key: str) -> list:
   """The mappings in a list of a JSON file; [] of any other."""
   try:
-    value = json.loads(locate(file.location).read_bytes())[key]
+    value = json_text.loads(locate(file.location).read_bytes())[key]
     return [x for x in value if isinstance(x, dict)]
   except (OSError, ValueError, TypeError, KeyError):
     return []

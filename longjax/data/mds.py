@@ -7,11 +7,12 @@ sizes of the columns without a fixed size, then all values. ProLong's data
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from longjax import json_text
 
 ARRAYS = {  # in the first byte of an array whose type is not fixed
   8: 'uint8', 9: 'int8', 16: 'uint16', 17: 'int16', 18: 'float16',
@@ -61,9 +62,7 @@ def arrays(shard: Shard) -> Iterator[dict[str, Array]]:
     for name, encoding, at, size in _cuts(shard, begin, end):
       if encoding.startswith('ndarray'):
         head = bytes(shard.raw[at : at + min(size, MAX_HEAD)])
-        dtype, shape, first = _shape(head, encoding)
-        if first + int(np.prod(shape)) * np.dtype(dtype).itemsize != size:
-          raise ValueError(f'{size} bytes are not {dtype} of shape {shape}')
+        dtype, shape, first = _shape(head, encoding, size)
         found[name] = Array(at + first, dtype, shape)
     yield found
 
@@ -86,7 +85,7 @@ def find(raw) -> Shard:
   head_end = 4 + 4 * (count + 1)
   if begins[-1] != len(raw) or (np.diff(begins, prepend=head_end) < 0).any():
     raise ValueError(f'{len(raw)} bytes, but samples end at {begins[-1]}')
-  about = json.loads(bytes(raw[head_end : begins[0]]))
+  about = json_text.loads(bytes(raw[head_end : begins[0]]))
   try:
     columns = list(
       zip(*(about[f'column_{k}'] for k in ('names', 'encodings', 'sizes')))
@@ -118,20 +117,20 @@ def _value(raw: bytes, encoding: str):
   if kind == 'str':
     return raw.decode()
   if kind == 'json':
-    return json.loads(raw)
+    return json_text.loads(raw)
   if kind == 'int' or kind in NUMBERS:
     return _numbers(raw, '<i8' if kind == 'int' else kind, 0, 1)[0].item()
   if kind != 'ndarray':
     return raw if kind == 'bytes' else None  # 'pkl' runs code
-  dtype, shape, at = _shape(raw, encoding)
-  size = int(np.prod(shape))
-  if at + size * np.dtype(dtype).itemsize != len(raw):
-    raise ValueError(f'{len(raw)} bytes are not {dtype} of shape {shape}')
-  return _numbers(raw, dtype, at, size).reshape(shape)
+  dtype, shape, at = _shape(raw, encoding, len(raw))
+  return _numbers(raw, dtype, at, int(np.prod(shape))).reshape(shape)
 
 
-def _shape(raw: bytes, encoding: str) -> tuple[str, list, int]:
-  """(dtype, shape, byte of the first value) of an array."""
+def _shape(raw: bytes, encoding: str, size: int) -> tuple[str, list, int]:
+  """(dtype, shape, byte of the first value) of an array of so many bytes.
+
+  `raw` may be their first MAX_HEAD alone.
+  """
   _, *rest = encoding.split(':')
   if len(rest) == 2:  # a fixed shape, as '2,3'
     dtype, shape, at = rest[0], [int(n) for n in rest[1].split(',')], 0
@@ -146,6 +145,8 @@ def _shape(raw: bytes, encoding: str) -> tuple[str, list, int]:
     at += 1 + (dims << log_bytes)
   if dtype not in NUMBERS:
     raise ValueError(f'an array of {dtype!r}')
+  if at + int(np.prod(shape)) * np.dtype(dtype).itemsize != size:
+    raise ValueError(f'{size} bytes are not {dtype} of shape {shape}')
   return dtype, shape, at
 
 

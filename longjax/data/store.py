@@ -23,7 +23,6 @@ launch/prepare.py verifies an existing store whole.
 import concurrent.futures
 import dataclasses
 import hashlib
-import json
 import os
 import pathlib
 import tempfile
@@ -33,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from longjax import errors, progress
+from longjax import errors, json_text, progress
 from longjax.data import downloads, parts
 
 VERIFY_BYTES = 1 << 30
@@ -183,7 +182,9 @@ def open_store(directory) -> Store:
   path = local(directory) / parts.MANIFEST
   try:
     raw = path.read_bytes()
-    return _open(path.parent, json.loads(raw), hashlib.sha256(raw).hexdigest())
+    return _open(
+      path.parent, json_text.loads(raw), hashlib.sha256(raw).hexdigest()
+    )
   except OSError as error:
     raise errors.InputError(
       f'{error.filename or path}: {error.strerror or error}; '

@@ -4,11 +4,10 @@ The rules are its own. What would make its ids others than those of the
 tokenizer's library is refused, not imitated.
 """
 
-import json
 import pathlib
 from typing import NamedTuple
 
-from longjax import errors
+from longjax import errors, json_text
 from longjax.data import encoders
 
 CONFIG, MAP = 'tokenizer_config.json', 'special_tokens_map.json'
@@ -69,7 +68,7 @@ def read(path: pathlib.Path) -> Beside:
   try:
     listed = {}
     for name in (CONFIG, MAP, ADDED):
-      listed[name] = json.loads(contents.get(name, b'{}'))
+      listed[name] = json_text.loads(contents.get(name, b'{}'))
       if not isinstance(listed[name], dict):
         raise ValueError('not an object')
     name = CONFIG

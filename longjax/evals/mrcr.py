@@ -6,8 +6,8 @@ at it.
 """
 
 import difflib
-import json
 
+from longjax import json_text
 from longjax.evals import records
 from longjax.evals.prompts import Prompt, Room
 
@@ -18,7 +18,7 @@ FIELDS = ('prompt', 'answer', 'random_string_to_prepend')
 def make(record, room: Room) -> Prompt:
   """The conversation, whose last turn asks for an answer again."""
   text, answer, prefix = (record[field] for field in FIELDS)
-  return Prompt(json.loads(text), '', (answer, prefix))
+  return Prompt(json_text.loads(text), '', (answer, prefix))
 
 
 def judge(answer: str, references) -> float:

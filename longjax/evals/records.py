@@ -13,7 +13,7 @@ from longjax.data import formats
 from longjax.errors import InputError
 from longjax.evals import prompts
 from longjax.evals.evaluation import NOTHING, Evaluation
-from longjax.evals.prompts import Room, Sample, Task
+from longjax.evals.prompts import Prompt, Room, Sample, Task
 
 
 class DataSet(NamedTuple):
@@ -48,10 +48,23 @@ def _stream(data: DataSet, make: Callable, room: Room) -> Iterator[Sample]:
       f'needs its data: set config.eval.files.{data.name} to {data.where}'
     )
   for record in read(data.name, path, data.fields):
-    prompt = make(record, room)
+    prompt = _made(data, make, record, room)
     ids = room.encode(prompt.text, prompt.prefix)
     if len(ids) + room.count <= room.length:
       yield Sample(ids, prompt.references)
+
+
+def _made(data: DataSet, make: Callable, record, room: Room) -> Prompt:
+  """The prompt of a record; InputError where a field has no such value."""
+  try:
+    return make(record, room)
+  except InputError:
+    raise
+  except (ValueError, TypeError, AttributeError) as error:
+    raise InputError(
+      f'config.eval.files.{data.name}: a record is not one of '
+      f'{data.where}: {error}'
+    ) from None
 
 
 def read(name: str, path: str, fields) -> Iterator[Mapping]:

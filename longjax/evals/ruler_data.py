@@ -6,11 +6,11 @@ are invented: people who were born in towns, and towns by rivers.
 """
 
 import functools
-import json
 import pathlib
 import random
 from typing import NamedTuple
 
+from longjax import json_text
 from longjax.errors import InputError
 
 INVENTED = 4000  # people, and towns
@@ -43,7 +43,7 @@ def load(name: str, source) -> tuple[list[Question], list[str]]:
 def read(name: str, path: str) -> tuple[list[Question], list[str]]:
   """The data set in a file, in its order."""
   try:
-    data = json.loads(pathlib.Path(path).expanduser().read_bytes())
+    data = json_text.loads(pathlib.Path(path).expanduser().read_bytes())
     return squad(data['data']) if name == 'squad' else hotpotqa(data)
   except OSError as error:
     raise InputError(

@@ -17,7 +17,7 @@ import zipfile
 import numpy as np
 import safetensors as library
 
-from longjax import errors, hub
+from longjax import errors, hub, json_text
 from longjax.weights import names
 from longjax.weights.tensors import BFLOAT16, Tensor, mapped
 
@@ -35,10 +35,7 @@ def inside(directory, name) -> str:
       Hugging Face's cache link to blobs/ beside them, which is allowed.
   """
   root = pathlib.Path(directory).resolve()
-  allowed = [root]
-  for place in (root, *root.parents):
-    if place.parent.name == 'snapshots':
-      allowed.append(place.parent.parent / 'blobs')
+  allowed = [root, *hub.blobs(root.parents)]
   try:
     real = (root / str(name)).resolve()
     exists = real.is_file()
@@ -60,8 +57,8 @@ def load_json(path) -> dict:
   """The object of a JSON file; duplicate keys are refused."""
   try:
     data = pathlib.Path(path).read_text('utf-8')
-    found = json.loads(data, object_pairs_hook=_once)
-  except (ValueError, RecursionError) as error:
+    found = json_text.loads(data, object_pairs_hook=_once)
+  except ValueError as error:
     raise errors.InputError(f'{path}: damaged JSON: {error}') from None
   if not isinstance(found, dict):
     raise errors.InputError(f'{path}: not a JSON object')
@@ -99,7 +96,7 @@ def safetensors(path) -> dict[str, Tensor]:
   try:
     with library.safe_open(path, 'np'), open(path, 'rb') as file:
       (length,) = struct.unpack('<Q', file.read(8))
-      header = json.loads(file.read(length), object_pairs_hook=_once)
+      header = json_text.loads(file.read(length), object_pairs_hook=_once)
   except (library.SafetensorError, ValueError) as error:
     reason = str(error).removeprefix('Error while deserializing header: ')
     raise errors.InputError(

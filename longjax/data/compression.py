@@ -1,0 +1,75 @@
+"""Compressed files of documents, and a bound on what they may hold."""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import sys
+
+COMPRESSIONS = {  # ending: package
+  '.gz': None, '.bz2': None, '.xz': None, '.zst': 'pyarrow',
+  '.zstd': 'pyarrow',
+}  # fmt: skip
+OPENERS = {'.gz': gzip.open, '.bz2': bz2.open, '.xz': lzma.open}
+# A compressed file may hold so many times its bytes, or so many bytes.
+EXPANDED, EXPANDED_BYTES = 200, 1 << 28
+
+
+@contextlib.contextmanager
+def opened(file, ending: str):
+  """A file of compressed bytes, opened to read what they hold.
+
+  Args:
+    file: opened to read bytes.
+    ending: of COMPRESSIONS; '' gives the file itself.
+  """
+  if not ending:
+    yield file
+    return
+  limit = max(EXPANDED_BYTES, EXPANDED * _length(file))
+  if ending in OPENERS:
+    inner = OPENERS[ending](file)
+  else:
+    import pyarrow  # pyright: ignore
+
+    inner = pyarrow.input_stream(file, 'zstd')
+  with inner, io.BufferedReader(Bounded(inner, limit)) as bounded:
+    yield bounded
+
+
+def _length(file) -> int:
+  """Bytes of a file, or of any file where it cannot tell."""
+  if not file.seekable():
+    return sys.maxsize
+  length = file.seek(0, io.SEEK_END)
+  file.seek(0)
+  return length
+
+
+class Bounded(io.RawIOBase):
+  """A few bytes that decompress to many gigabytes fill no memory."""
+
+  def __init__(self, inner, limit: int):
+    self.inner, self.limit, self.count = inner, limit, 0
+
+  def readable(self):
+    return True
+
+  def seekable(self):
+    return self.inner.seekable()
+
+  def seek(self, offset, whence=io.SEEK_SET):
+    self.count = self.inner.seek(offset, whence)
+    return self.count
+
+  def readinto(self, buffer):
+    data = self.inner.read(len(buffer))
+    self.count += len(data)
+    if self.count > self.limit:
+      raise ValueError(
+        f'decompresses to more than {self.limit:,} bytes, {EXPANDED} times its '
+        'size, as no text does'
+      )
+    buffer[: len(data)] = data
+    return len(data)
