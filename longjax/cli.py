@@ -53,12 +53,9 @@ def run(
     )
     described = found.get(DESCRIBES_ITSELF, '')
     if 'config' not in found and not described:
-      raise InputError(
-        '--config=configs/NAME.py is needed; see --help'
-        + (
-          '' if DESCRIBES_ITSELF not in flags else f', or --{DESCRIBES_ITSELF}'
-        )
-      )
+      instead = f', or --{DESCRIBES_ITSELF}'
+      more = instead if DESCRIBES_ITSELF in flags else ''
+      raise InputError(f'--config=configs/NAME.py is needed; see --help{more}')
     config = load(found.get('config', ''), overrides, described)
     checks.check(config)
     values = {name: name not in switches and '' for name in flags}

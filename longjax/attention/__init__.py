@@ -125,20 +125,20 @@ def attend(
   kernel = kernel or ('pallas' if platform == 'tpu' else 'blockwise')
   options = AttentionOptions(kernel, block, window, scale, chip)
   _check_options(strategy, options)
-  way = STRATEGIES[strategy]
+  chosen = STRATEGIES[strategy]
   # By position: custom_vjp takes its static arguments so.
-  run = lambda *arrays, axis=None: way.function(*arrays, axis, options)
+  run = lambda *arrays, axis=None: chosen.function(*arrays, axis, options)
   if mesh is None:
     return run(q, k, v, q_ids, kv_ids)
   if axis not in mesh.axis_names:
     raise ValueError(f'mesh has axes {mesh.axis_names}, none is {axis!r}')
   seq, n, rows = q.shape[1], mesh.shape[axis], _row_axes(mesh, axis, q.shape[0])
-  if way.exchanges_heads:
+  if chosen.exchanges_heads:
     size = exchange_size(strategy, q.shape[2], k.shape[2], n, ulysses)
     mesh, axis = _split_axis(mesh, axis, size), (RING, HEADS)
   kv_spec = P(rows, axis)
-  q_spec = P(rows) if way.replicates_queries else kv_spec
-  q, q_ids = (q, q_ids) if way.replicates_queries else _padded((q, q_ids), n)
+  q_spec = P(rows) if chosen.replicates_queries else kv_spec
+  q, q_ids = (q, q_ids) if chosen.replicates_queries else _padded((q, q_ids), n)
   k, v, kv_ids = _padded((k, v, kv_ids), n)
   mesh = _with_auto_axes(mesh)
   sharded = jax.shard_map(

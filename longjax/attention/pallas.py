@@ -19,7 +19,7 @@ computed without one. Flash attention (arXiv:2205.14135, 2307.08691), but for
     queries pass by, so that nothing of O(seq^2) or in bf16 is summed; they are
     [dim, keys], which fills a matrix unit that is wider than a head.
 
-Legend as in blocks.py. docs/attention.md has the schedules, and what failed.
+Legend as in blocks.py. docs/kernel.md has the schedules, and what failed.
 """
 
 import functools

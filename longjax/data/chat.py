@@ -52,6 +52,10 @@ DATE = datetime.date(2024, 7, 26)
 # None of them is a character.
 OPEN, CLOSE, BREAK = '\ufdd0', '\ufdd1', '\ufdd2'
 MARKS = (OPEN, CLOSE, BREAK)
+# A conversation, to see how a template ends an answer.
+SHORTEST = [
+  dict(role='user', content='a'), dict(role='assistant', content='a'),
+]  # fmt: skip
 
 
 class Chat(NamedTuple):
@@ -150,16 +154,14 @@ def end(tokenizer, template: str) -> str:
   """The name of the special token that ends an answer."""
   if template in TEMPLATES:
     return TEMPLATES[template][-1]
-  turns = [dict(role='user', content='a'), dict(role='assistant', content='a')]
-  writer = _Writer(turns, tokenizer, template)
-  return writer.end(writer.text(turns).replace(CLOSE, ''))
+  writer = _Writer(SHORTEST, tokenizer, template)
+  return writer.end(writer.text(SHORTEST).replace(CLOSE, ''))
 
 
 def learns_end(tokenizer, template: str) -> bool:
   """Whether an answer is learned with the token that ends it."""
-  turns = [dict(role='user', content='a'), dict(role='assistant', content='a')]
   try:
-    made = encode(turns, tokenizer, template)
+    made = encode(SHORTEST, tokenizer, template)
     name = end(tokenizer, template)
   except errors.InputError:  # each conversation will tell
     return True

@@ -183,6 +183,21 @@ def _documents(unit: Unit, tally: Tally) -> Iterator[Document]:
 
 def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   """Yields a document for each file or record that can be read."""
+  for fits, made in _items_of_all(unit, files):
+    if not fits:
+      tally.where += 1
+      continue
+    for one in made:
+      if isinstance(one, formats.Unreadable):
+        tally.add(one, unit.settings['max_bad'])
+        break
+      yield one
+    else:
+      tally.read += 1
+
+
+def _items_of_all(unit: Unit, files) -> Iterator[tuple[bool, list]]:
+  """Yields what `_items` does, of all files."""
   settings = unit.settings
   options = formats.Options(
     settings['kind'] in listing.JOINED, settings['kind'] == 'tokens',
@@ -190,17 +205,7 @@ def _readable(unit: Unit, files, tally: Tally) -> Iterator[Document]:
   )  # fmt: skip
   for name, opener in _opened(settings, files):
     with opener() as file:
-      for fits, made in _items(unit, name, file, options):
-        if not fits:
-          tally.where += 1
-          continue
-        for one in made:
-          if isinstance(one, formats.Unreadable):
-            tally.add(one, settings['max_bad'])
-            break
-          yield one
-        else:
-          tally.read += 1
+      yield from _items(unit, name, file, options)
 
 
 def _items(unit: Unit, name: str, file, options) -> Iterator[tuple[bool, list]]:

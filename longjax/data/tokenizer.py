@@ -190,7 +190,8 @@ class Tokenizer:
       if (value := getattr(settings, name)) is not None:
         config[f'{name}_token'] = value
     theirs = self._files
-    if 'tokenizer_config.json' not in theirs:
+    is_model = isinstance(self.encoder, encoders.SentencePiece)
+    if is_model and 'tokenizer_config.json' not in theirs:
       config['legacy'] = True  # as `chat_encoder` takes one without a config
     if 'tokenizer.json' not in theirs:  # its authors' class is for other files
       config = json.loads(theirs.get('tokenizer_config.json', '{}')) | config

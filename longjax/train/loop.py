@@ -226,10 +226,10 @@ def utilization(run: Run, batch, seconds) -> float | None:
   shape = run.config.train.batch, run.config.train.seq_len
   seen = flops.count_memory_pairs(run.model, *shape)
   frozen = lora.frozen_matmuls(llama.abstract(run.model), run.config.lora)
-  squares = batch.squares(), batch.squares(run.model.window)
   done = flops.train_step(
-    run.model, batch.tokens, squares[0], seen, frozen, squares[1]
-  )
+    run.model, batch.tokens, batch.squares(), seen, frozen,
+    windowed=batch.squares(run.model.window),
+  )  # fmt: skip
   return done / (seconds * chip.peak * run.mesh.devices.size)
 
 

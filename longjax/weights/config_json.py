@@ -14,8 +14,6 @@ from longjax.weights import families
 from longjax.weights.tensors import count, flag, positive
 
 NAME = 'config.json'
-
-
 LENGTH = 'original_max_position_embeddings'
 # By type, its keys and the fields of rope.Rope that they are. LongRoPE, whose
 # keys are no fields, has functions of its own.
@@ -265,14 +263,10 @@ def content(
   """
   general = _general(config, window, dtype, tokens)
   ours = dataclasses.asdict(config)
-  names = (
-    (kind, *families.FAMILIES)
-    if not config.rope.query_beta
-    else ('ministral3',)
-  )
-  for name in dict.fromkeys(names):
-    if name == 'ministral3' and not config.rope.query_beta:
-      continue
+  # The family of query_beta, and of no other rope.
+  names = dict.fromkeys([kind, *families.FAMILIES])
+  is_able = lambda name: bool(config.rope.query_beta) == (name == 'ministral3')
+  for name in filter(is_able, names):
     found = general | families.written(config, name)
     if name == 'olmo3':
       full = found['rope_parameters']

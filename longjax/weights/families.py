@@ -148,7 +148,7 @@ def _where(config, key, known) -> tuple[int, ...]:
 
 def written(config: llama.Llama, name: str) -> dict:
   """The keys by which a family differs from others, for our model."""
-  it, layers = FAMILIES[name], range(config.layers)
+  entry, layers = FAMILIES[name], range(config.layers)
   windows = [config.kind(layer).window for layer in layers]
   own = dict(
     attention_bias=config.bias == 'qkvo',
@@ -157,5 +157,5 @@ def written(config: llama.Llama, name: str) -> dict:
     layer_types=[SLIDING if window else FULL for window in windows],
     no_rope_layers=[int(layer not in config.nope_layers) for layer in layers],
   )
-  found = {key: own[key] for key in it.reads}
-  return dict(architectures=[it.architecture], model_type=name) | found
+  found = {key: own[key] for key in entry.reads}
+  return dict(architectures=[entry.architecture], model_type=name) | found

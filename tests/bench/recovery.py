@@ -79,7 +79,7 @@ class Supervised:
     fault(self, rng)
     failed = time.monotonic()
     if fault in (preempted, preempted_saving):
-      self.wait_until(lambda: False)  # it saves, and ends by itself
+      self.wait_for_end()  # it saves first
     codes = [p.poll() for p in self.job.processes]
     self.observe()
     self.job.kill()
@@ -129,6 +129,15 @@ class Supervised:
   def running(self) -> bool:
     return any(p.poll() is None for p in self.job.processes)
 
+  def wait_for_end(self, seconds=120.0):
+    """Returns when the job has ended by itself."""
+    self.wait_until(lambda: False, seconds)
+
+  def wait_for_save(self):
+    """Returns when a save is half written, or the job has ended."""
+    self.wait_for_steps(2)
+    self.wait_until(lambda: any(self.workdir.glob('checkpoints/*tmp*')))
+
   def wait_for_steps(self, count):
     """Returns when this start has done so many steps, or has ended."""
     self.wait_until(lambda: len(self.steps()) >= count)
@@ -176,8 +185,7 @@ def one_of_several(job, rng):
 
 def saving(job, rng):
   """While a save is half written."""
-  job.wait_for_steps(2)
-  job.wait_until(lambda: any(job.workdir.glob('checkpoints/*tmp*')))
+  job.wait_for_save()
   time.sleep(rng.uniform(0, 0.02))
   kill(job, rng)
 
@@ -193,8 +201,7 @@ def preempted(job, rng):
 
 
 def preempted_saving(job, rng):
-  job.wait_for_steps(2)
-  job.wait_until(lambda: any(job.workdir.glob('checkpoints/*tmp*')))
+  job.wait_for_save()
   job.job.send(signal.SIGTERM)
 
 
@@ -232,7 +239,7 @@ def hanging(job, rng):
   """Storage does not answer: the watchdog must end the job."""
   job.wait_for_steps(rng.integers(2, 9))
   (job.workdir / 'HANG').touch()
-  job.wait_until(lambda: False, 20 * HANG_SECONDS)
+  job.wait_for_end(20 * HANG_SECONDS)
   (job.workdir / 'HANG').unlink()
 
 
@@ -270,7 +277,7 @@ def disturbed(workdir, data, processes, count, rng) -> list[Cost]:
     job.start()
     job.fail(faults[i % len(faults)], rng)
   job.start()
-  job.wait_until(lambda: False, 600)
+  job.wait_for_end(600)
   job.observe()
   if job.job.wait() != [0] * processes:
     raise RuntimeError(job.job.output())
