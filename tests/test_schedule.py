@@ -166,16 +166,34 @@ def test_a_group_on_a_ring_has_the_links_of_both_directions():
   assert scheduled(program(line), line_of(16)).seconds == pytest.approx(7.5)
 
 
-@pytest.mark.parametrize('text, members', [
-  ("replica_groups=mesh['data'=2,'seq'=4] {'data'}, x", (0, 4)),
-  ("replica_groups=mesh['data'=2,'seq'=4] {'data','seq'}", tuple(range(8))),
-  ('replica_groups=[4,2]<=[2,4]T(1,0)', (0, 4)),
-  ('replica_groups=[2,4]<=[8]', (0, 1, 2, 3)),
-  ('replica_groups={{0,3},{1,2}}', (0, 3)),
-  ('replica_groups={}', tuple(range(8))),
+@pytest.mark.parametrize('count, groups, seconds', [
+  (16, '{}', 7.5),  # both directions of a closed axis
+  (4, '{}', 12),  # the way back takes the links of the way there
+  (4, '{{0,1},{2,3}}', 8),
+  (4, '{{0,2},{1,3}}', 16),  # four messages of 40 bytes on the middle link
 ])  # fmt: skip
-def test_groups_of_devices_in_all_their_notations(text, members):
-  assert hlo.group(text, 8) == members
+def test_groups_that_are_rings_to_the_compiler_share_links(
+  count, groups, seconds
+):
+  line = (
+    f'%c = u8[160] all-gather(%x), channel_id=1, replica_groups={groups}, '
+    'backend_config={"emitter":"1DAllGatherNonMajorDimImbalanced"}'
+  )
+  found = scheduled(program(line), line_of(count))
+  assert found.seconds == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize('text, groups', [
+  ("replica_groups=mesh['data'=2,'seq'=4] {'data'}, x",
+   ((0, 4), (1, 5), (2, 6), (3, 7))),
+  ("replica_groups=mesh['data'=2,'seq'=4] {'data','seq'}", (tuple(range(8)),)),
+  ('replica_groups=[4,2]<=[2,4]T(1,0)', ((0, 4), (1, 5), (2, 6), (3, 7))),
+  ('replica_groups=[2,4]<=[8]', ((0, 1, 2, 3), (4, 5, 6, 7))),
+  ('replica_groups={{0,3},{1,2}}', ((0, 3), (1, 2))),
+  ('replica_groups={}', (tuple(range(8)),)),
+])  # fmt: skip
+def test_groups_of_devices_in_all_their_notations(text, groups):
+  assert hlo.groups(text, 8) == groups
 
 
 KERNEL = (
@@ -229,6 +247,27 @@ def test_a_gather_that_fusions_start_and_end_runs_between_them():
   found = scheduled(text)
   assert found.seconds == pytest.approx(3)
   assert found.exposed == pytest.approx(2)
+
+
+def test_a_collective_of_a_sparse_core_runs_from_its_operand_to_its_done():
+  thread = 'async_execution_thread="sparsecore"'
+  text = program(
+    f'%s = ((), ()) async-start(), {thread}, calls=%offload',
+    fusion('a', 500),
+    '%u = ((u8[40]), u8[160]) async-update(%s, %a)',
+    fusion('b', 1000),
+    '%d = u8[160] async-done(%u)',
+    more="""%offload (p: u8[40]) -> u8[160] {
+  ROOT %c = u8[160] custom-call(%p), called_computations={%gather}
+}
+%gather (p: u8[40]) -> u8[160] {
+  ROOT %g = u8[160] all-gather(%p), channel_id=1, replica_groups={}
+}""",
+  )
+  found = scheduled(text)
+  assert found.seconds == pytest.approx(0.5 + 12)
+  assert found.exposed == pytest.approx(11)
+  assert found.collectives['u'].asynchronous
 
 
 def test_copies_to_vmem_run_in_the_background_one_after_another():

@@ -19,7 +19,9 @@ BYTES = dict(
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) .*\{$')
 _INSTRUCTION = re.compile(r'^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$')
 _ARRAY = re.compile(r'\b([a-z]+\d*)\[([\d,]*)\](?:\{[^}]*?(?:S\((\d+)\))?\})?')
-_CALLED = re.compile(r'\b(body|condition|calls|to_apply)=%?([\w.\-]+)')
+_CALLED = re.compile(
+  r'\b(body|condition|calls|to_apply|called_computations)=\{?%?([\w.\-]+)'
+)
 
 
 class Array(NamedTuple):
@@ -48,7 +50,7 @@ class Instruction(NamedTuple):
     return arrays(self.shape)
 
   def called(self) -> dict[str, str]:
-    """{'body': name, 'condition': name, 'calls': name}, those there are."""
+    """{'body': name, 'calls': name, ...}: those there are, a list's first."""
     return dict(_CALLED.findall(self.text))
 
   def find(self, pattern: str) -> str:
@@ -96,6 +98,15 @@ class Program(NamedTuple):
     if instruction.op.removesuffix('-start') in COLLECTIVES:
       return instruction
     inside = self.computations.get(instruction.called().get('calls', ''), [])
+    return next((i for i in inside if i.op in COLLECTIVES), None)
+
+  def offloaded(self, start: Instruction) -> Instruction | None:
+    """The collective that a SparseCore executes from an async-start on."""
+    if 'async_execution_thread="sparsecore"' not in start.text:
+      return None
+    calls = self.computations.get(start.called().get('calls', ''), [])
+    names = [i.called().get('called_computations', '') for i in calls]
+    inside = [i for name in names for i in self.computations.get(name, [])]
     return next((i for i in inside if i.op in COLLECTIVES), None)
 
 
@@ -157,12 +168,12 @@ def arrays(shape: str) -> list[Array]:
 
 
 @functools.lru_cache
-def group(text: str, devices: int) -> tuple[int, ...]:
-  """The first group of `replica_groups=...`, as places in the mesh.
+def groups(text: str, devices: int) -> tuple[tuple[int, ...], ...]:
+  """The groups of `replica_groups=...`, as places in the mesh.
 
   Args:
     text: of the instruction behind its operands.
-    devices: of the program; the group where none are named.
+    devices: of the program; they are one group where none are named.
   """
   found = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', text)
   if found:
@@ -170,8 +181,10 @@ def group(text: str, devices: int) -> tuple[int, ...]:
     wanted = re.findall(r'\w+', found[2])
     places = np.arange(math.prod(int(s) for _, s in sizes))
     places = places.reshape([int(s) for _, s in sizes])
-    inside = tuple(slice(None) if a in wanted else 0 for a, _ in sizes)
-    return tuple(places[inside].reshape(-1).tolist())
+    inside = [n for n, (axis, _) in enumerate(sizes) if axis in wanted]
+    outside = [n for n in range(len(sizes)) if n not in inside]
+    size = math.prod(places.shape[n] for n in inside)
+    return _rows(places.transpose(outside + inside).reshape(-1, size))
   found = re.search(
     r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', text
   )
@@ -179,11 +192,16 @@ def group(text: str, devices: int) -> tuple[int, ...]:
     dims = [int(x) for x in found[3].split(',')]
     order = [int(x) for x in found[4].split(',')] if found[4] else None
     places = np.arange(math.prod(dims)).reshape(dims).transpose(order)
-    return tuple(places.reshape(-1)[: int(found[2])].tolist())
-  found = re.search(r'replica_groups=\{\{([\d,]*)\}', text)
+    return _rows(places.reshape(int(found[1]), int(found[2])))
+  found = re.search(r'replica_groups=\{(\{[\d,{} ]*\})\}', text)
   if found:
-    return tuple(int(x) for x in found[1].split(','))
-  return tuple(range(devices))
+    rows = re.findall(r'\{([\d,]+)\}', found[1])
+    return tuple(tuple(int(x) for x in row.split(',')) for row in rows)
+  return (tuple(range(devices)),)
+
+
+def _rows(places) -> tuple[tuple[int, ...], ...]:
+  return tuple(tuple(row) for row in places.tolist())
 
 
 @functools.lru_cache

@@ -39,8 +39,8 @@ class Network:
     return max(links.values(), default=0)
 
   def links(self, group) -> float:
-    """Links of a chip over which a collective of this group may arrive. The
-    devices of a chip share them."""
+    """Links of a chip over which a collective along all axes of this group may
+    arrive. The devices of a chip share them."""
     places = {self.places[i] for i in group}
     count = 0
     for axis, (size, closed) in enumerate(zip(self.sizes, self.closed)):
@@ -49,6 +49,13 @@ class Network:
       count += 0 if length == 1 else 2 if both else 1
     apart = self.per_chip * len(places) / len(group)
     return count / apart or math.inf  # devices of one chip need no link
+
+  def ring_links(self, groups) -> float:
+    """The same, where each group passes pieces round a ring, half of them each
+    way, in the order of its members and all groups at once."""
+    pairs = [(a, b) for g in groups for a, b in zip(g, (*g[1:], g[0]))]
+    busiest = self.load(pairs + [(b, a) for a, b in pairs])
+    return 2 / busiest if busiest else math.inf
 
 
 def _way(distance: int, size: int, closed: bool) -> tuple[int, int]:

@@ -11,18 +11,20 @@ for.
   permutes         bytes x messages on the busiest link / bandwidth of a link;
                    messages of one pattern share their links, one after another
   other            bytes x (n - 1)/n (all-reduce: twice) over the links of a
-  collectives      chip that the group's axes have; they wait for all links
+  collectives      chip that the group's axes have, or round a ring, as the
+                   compiler chose; they wait for all links
   copies to VMEM   bytes over the bandwidth of HBM, one after another
   kernels          not in the text: the caller gives the seconds of each hop
   branches         the slower one; of attention, the share that is live
 
-Not modelled: transfers to the host and between slices, SparseCore offloads,
+Not modelled: transfers to the host and between slices, speed of SparseCores,
 latencies of small messages, HBM shared by what overlaps. Link bandwidths are
 public specifications. The model was not compared with a run on a TPU.
 """
 
 import collections
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 from longjax.plan import hlo
@@ -36,6 +38,9 @@ _ATTENTION = '/attention/shard_map'  # in the op names of `attend`
 GLUE = 'attention glue'  # attention other than blocks and kernels
 BETWEEN = 'between slices'  # kind of what leaves a slice
 HOST = 5  # memory space
+# What the compiler writes at a collective along all axes of its group; it makes
+# a ring of any other, and what a SparseCore does is taken for one.
+_AXES = re.compile(r'"emitter":"[23]D|StrategyND\b')
 # Take no time of their own.
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
@@ -138,6 +143,7 @@ class _Walk:
     self.program, self.machine = program, machine
     self.parts = collections.defaultdict(float)
     self.collectives: dict[str, Collective] = {}
+    self.offloads = {}  # by the name of its start: what a SparseCore executes
     self.calls = collections.Counter()
     self.hops = 0  # of attention so far
 
@@ -160,6 +166,8 @@ class _Walk:
       self.copy(i, clock)
     elif i.op == 'send':
       self.send_to_slice(i, clock)
+    elif i.op in ('async-start', 'async-update'):
+      self.offload(i, clock)
     elif self.program.collective(i) or i.op.endswith('-done'):
       self.communicate(i, clock)
     elif 'tpu_custom_call' in i.text:
@@ -293,6 +301,14 @@ class _Walk:
       if not started:
         self.wait_for(key, clock)
 
+  def offload(self, i: Instruction, clock: _Clock):
+    """A collective of a SparseCore: it begins when it gets its operand."""
+    if i.op == 'async-start':
+      self.offloads[i.name] = self.program.offloaded(i)
+    elif inner := self.offloads.get(i.operands[0]):
+      self.collectives.setdefault(i.name, Collective(inner.op, True))
+      clock.flying[i.name] = self.send(i.name, inner, inner, clock)
+
   def send_to_slice(self, i: Instruction, clock: _Clock):
     """A message to another slice: counted, not timed."""
     record = self.collectives.setdefault(i.name, Collective(BETWEEN, True))
@@ -329,9 +345,11 @@ class _Walk:
       record.ring = '/ppermute"' in inner.text  # by the name that JAX gave it
       size = arrays[0].bytes
       return size, size * network.load(record.pairs) / link
-    group = hlo.group(inner.text, len(network.places))
-    size = _size(kind, inner.op, arrays, len(group))
-    return size, size / network.links(group) / link
+    groups = hlo.groups(inner.text, len(network.places))
+    size = _size(kind, inner.op, arrays, len(groups[0]))
+    axes = _AXES.search(inner.text) or _AXES.search(result.text)
+    links = network.links(groups[0]) if axes else network.ring_links(groups)
+    return size, size / links / link
 
 
 def _key(inner: Instruction | None, i: Instruction) -> str:
