@@ -53,7 +53,7 @@ def ablation(config, name):
     config.data.mix = before.data.mix
     config.train = before.train
     config.train.steps = 1000
-  config.optim.warmup_steps = config.train.steps // 10
+  config.optim.warmup_steps = -(-config.train.steps // 10)  # 10 %
 
 
 def get_config(name=''):
@@ -77,6 +77,7 @@ def get_config(name=''):
     schedule='cosine', min_ratio=0.1,
     warmup_steps=250,  # 10 %, table 9
     weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0,
+    decayed='with_norms',  # as stage 1
   )  # fmt: skip
   config.checkpoint.every_steps = 25
   if name == 'released':

@@ -98,6 +98,7 @@ def get_config(name=''):
     learning_rate=1e-5, schedule='cosine', min_ratio=0.1,  # table 9
     warmup_steps=500,  # 10 %, table 9
     weight_decay=0.1, b1=0.9, b2=0.95, clip=1.0,  # table 9
+    decayed='with_norms',  # its trainer, with transformers 4.44
   )  # fmt: skip
   config.checkpoint.every_steps = 100
   common.variant(dict.fromkeys(VARIANTS), name)

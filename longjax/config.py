@@ -218,10 +218,10 @@ KEYS = {
   'optim.b2': free(0.95, 'AdamW: decay of the mean of squares', '[0, 1)'),
   'optim.eps': free(1e-8, "AdamW: added to the squares' root", '[0, inf)'),
   'optim.weight_decay': free(
-    0.1, 'of optim.decayed, never of norms', '[0, inf)', aliases=('wd',)),
+    0.1, 'of optim.decayed', '[0, inf)', aliases=('wd',)),
   'optim.decayed': free(
     'matrices', 'what weight_decay is of',
-    choices=('matrices', 'not_embedding')),
+    choices=('matrices', 'not_embedding', 'with_norms')),
   'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
   'optim.spike_sigmas': free(
     6.0, 'a step more deviations than this above the mean is skipped; 0: none',

@@ -179,11 +179,24 @@ def _yarn(rope, head_dim):
   arXiv:2309.00071, section 3.2, has the ramp linear in the number of turns;
   the published models were trained with the code's.
   """
-  plain = _plain(rope, head_dim)
+  plain, interpolated = _plain(rope, head_dim), _yarn_ramp(rope, head_dim)
+  return plain / rope.factor * interpolated + plain * (1 - interpolated)
+
+
+def _yarn_revised(rope, head_dim):
+  """YaRN as PoSE has it (2309.10400; dwzhu-pku/PoSE, revised_yarn).
+
+  The ramp is that of what divides the frequencies, so pairs on it are slower.
+  """
+  ramp = _yarn_ramp(rope, head_dim)
+  return _plain(rope, head_dim) / (ramp * rope.factor + 1 - ramp)
+
+
+def _yarn_ramp(rope, head_dim):
+  """How far each pair is interpolated, 0 to 1."""
   low, high = yarn_range(rope, head_dim)
   pairs = np.arange(head_dim // 2, dtype=np.float64)
-  interpolated = np.clip((pairs - low) / max(high - low, 1e-3), 0, 1)
-  return plain / rope.factor * interpolated + plain * (1 - interpolated)
+  return np.clip((pairs - low) / max(high - low, 1e-3), 0, 1)
 
 
 def _by_parts(rope, head_dim):
@@ -228,11 +241,13 @@ SCALINGS = dict(
   ntk_by_parts=_by_parts,
   yarn=_yarn,
   yarn_paper=_by_parts,
+  yarn_revised=_yarn_revised,
   longrope=_longrope,
   llama3=_llama3,
   nope=_nope,
 )
-LENGTH = ('ntk_by_parts', 'yarn', 'yarn_paper', 'longrope', 'llama3')
+YARNS = ('yarn', 'yarn_paper', 'yarn_revised')
+LENGTH = ('ntk_by_parts', *YARNS, 'longrope', 'llama3')
 
 
 def temperature(rope: Rope) -> float:
@@ -244,7 +259,7 @@ def temperature(rope: Rope) -> float:
   """
   if rope.attention_factor:
     return rope.attention_factor
-  if rope.scaling in ('yarn', 'yarn_paper'):
+  if rope.scaling in YARNS:
     grown = lambda scale: 0.1 * scale * math.log(rope.factor) + 1
     return grown(rope.mscale or 1) / (
       grown(rope.mscale_all_dim) if rope.mscale else 1

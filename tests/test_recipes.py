@@ -11,7 +11,7 @@ from test_data_pack import Memory
 
 from configs import llama3_8b_512k
 from longjax import checks, flops, rope
-from longjax.data import mixture, pack
+from longjax.data import mixture, pack, pipeline
 from longjax.rope import Rope
 from longjax.train import optimizer
 
@@ -25,7 +25,11 @@ LLAMA2_LONG = ADAM | dict(
 SMALL = dict(seq_len=32 * K, learning_rate=2e-5)
 LARGE = dict(seq_len=16 * K, learning_rate=1e-5)
 PROLONG = ADAM | dict(
-  schedule='cosine', min_ratio=0.1, weight_decay=0.1, clip=1.0
+  schedule='cosine',
+  min_ratio=0.1,
+  weight_decay=0.1,
+  clip=1.0,
+  decayed='with_norms',
 )
 PI = ADAM | CONSTANT | dict(
   scaling='linear', weight_decay=0.0, warmup_steps=20, warmup_from=0.1,
@@ -79,7 +83,8 @@ TABLE = [
   ('llama3_8b_512k', '', PROLONG | dict(
     base=1.28e8, seq_len=512 * K, batch=16, batch_tokens=8 * M, steps=2500,
     learning_rate=1e-5, warmup_steps=250)),
-  ('llama3_8b_512k', 'base_64m', dict(base=6.4e7, steps=625)),  # 5B tokens
+  ('llama3_8b_512k', 'base_64m', dict(
+    base=6.4e7, steps=625, warmup_steps=63)),  # 5B tokens
   ('llama3_8b_512k', 'base_256m', dict(base=2.56e8, seq_len=512 * K)),
   ('llama3_8b_512k', 'more_512k', dict(
     base=1.28e8, steps=500, batch_tokens=8 * M, seq_len=512 * K)),  # 4B tokens
@@ -119,7 +124,8 @@ TABLE = [
     scaling='linear', factor=8, seq_len=2048, batch=64, steps=1000,
     learning_rate=2e-5, schedule='linear', warmup_steps=10, b2=0.999,
     kind='pose', target=16 * K, chunks=2)),
-  ('llama_pose', 'yarn_128k', dict(scaling='yarn', factor=64)),
+  ('llama_pose', 'yarn_128k', dict(
+    scaling='yarn_revised', factor=64, original_length=2048)),
   # arXiv:2405.03939: only that positions skip is known
   ('llama3_8b_skipalign', '', dict(kind='skipalign', target=64 * K)),
   # arXiv:2401.06951
@@ -366,6 +372,31 @@ def test_yarn_rotates_as_its_code_does(scale):
   frequency, temperature = rope.frequencies(recipe, GOLDEN['yarn']['dim'])
   np.testing.assert_allclose(frequency, want, rtol=2e-6)  # theirs are float32
   assert temperature == pytest.approx(factor)
+
+
+@pytest.mark.parametrize('scaling', GOLDEN['pose_rope'])
+def test_pose_rotates_as_its_code_does(scaling):
+  config = config_of('llama_pose', f'{scaling}_16k')
+  want, factor = GOLDEN['pose_rope'][scaling]
+  recipe = checks.llama_config(config).rope
+  frequency, temperature = rope.frequencies(recipe, 128)
+  np.testing.assert_allclose(frequency, want, rtol=2e-6)  # theirs are float32
+  assert temperature == pytest.approx(factor)
+
+
+def test_longalign_s_packs_and_weights_are_those_of_its_code():
+  """Which keeps a place of each pack free, and drops the last one."""
+  golden, component = GOLDEN['longalign_packs'], config_of('llama2_longalign')
+  component = mixture.parse(component)['all']._replace(length=golden['row'] - 1)
+  lengths = np.array(golden['lengths'])
+  packs = pack.packs(component, lengths, np.arange(len(lengths)), None)
+  found = [[span.length for span in packs[i]] for i in range(len(packs))]
+  assert found[:-1] == [np.diff(ends).tolist() for ends in golden['ends']]
+  for pack_, total in zip(found, golden['weights']):
+    segments = np.repeat(np.arange(len(pack_)), pack_)
+    weights = np.concatenate([np.arange(n) >= n // 2 for n in pack_])
+    got = pipeline._mean_weights(weights.astype(np.float32), segments)
+    assert got.sum() == pytest.approx(total, abs=1e-3)
 
 
 def test_longalign_s_groups_are_those_of_its_code():

@@ -268,7 +268,8 @@ def test_interpolation_at_a_multiple_is_the_plain_angle():
 
 
 @pytest.mark.parametrize('scaling', [
-  'linear', 'ntk', 'ntk_by_parts', 'yarn', 'yarn_paper', 'llama3',
+  'linear', 'ntk', 'ntk_by_parts', 'yarn', 'yarn_paper', 'yarn_revised',
+  'llama3',
 ])  # fmt: skip
 def test_a_window_that_grows_by_1_is_plain_rope(scaling):
   same = Rope(scaling=scaling, factor=1.0, original_length=4096)

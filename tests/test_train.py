@@ -193,6 +193,7 @@ def test_only_matrices_decay():
   norms = {'norm', 'layers/attn_norm', 'layers/mlp_norm'}
   for section.decayed, others in (
     ('matrices', norms), ('not_embedding', norms | {'embedding'}),
+    ('with_norms', set()),
   ):  # fmt: skip
     decayed = optimizer.decayed(section, llama.abstract(model))
     names = {

@@ -428,6 +428,7 @@ def test_either_form_of_config_json_has_the_whole_rope(settings):
 
 @pytest.mark.parametrize('settings', [
   YARN | dict(scaling='ntk_by_parts'), YARN | dict(scaling='yarn_paper'),
+  YARN | dict(scaling='yarn_revised'),
   dict(scaling='longrope', factor=4.0, original_length=4096,
        divisors=tuple(np.linspace(1, 5, 8))),
   dict(scaling='longrope', factor=4.0, original_length=4096,

@@ -49,15 +49,17 @@ def schedule(config, steps: int):
 def decayed(config, params):
   """True for matrices. By name: stacked norms and biases have two dims too.
 
-  Without the embedding as OLMo 2 (arXiv:2501.00656, section 3.3.2).
+  Without the embedding as OLMo 2 (arXiv:2501.00656, section 3.3.2); with norms
+  as ProLong's trainer, to which its own class of them is no LayerNorm.
 
   Args:
     config: the section `optim` of a config.
     params: tree.
   """
-  others = ('norm', 'bias')
-  if config.decayed == 'not_embedding':
-    others += ('embedding',)
+  others = dict(
+    matrices=('norm', 'bias'), not_embedding=('norm', 'bias', 'embedding'),
+    with_norms=('bias',),
+  )[config.decayed]  # fmt: skip
   return jax.tree.map_with_path(
     lambda path, _: not path[-1].key.endswith(others), params
   )

@@ -211,6 +211,57 @@ def yarn(dim=128, length=4096):
   return dict(dim=dim, length=length, by_scale=found)
 
 
+def pose_rope(dim=128, length=2048, scale=8):
+  """Of each interpolation: radians per position, factor on cos and sin."""
+  names = ('LlamaRotaryEmbedding', 'LlamaLinearScalingRotaryEmbedding',
+           'LlamaVanillaNTKScalingRotaryEmbedding',
+           '_yarn_find_correction_dim', '_yarn_find_correction_range',
+           '_yarn_linear_ramp_mask', '_yarn_get_mscale',
+           'LlamaYaRNScaledRotaryEmbedding')  # fmt: skip
+  _, linear, ntk, *_, yarn = names_of(
+    'PoSE/src/my_modeling_llama.py', *names, np=np
+  )
+  of = lambda made, by=1: [
+    (made.inv_freq.double() / by).tolist(), getattr(made, 'mscale', 1.0)
+  ]  # fmt: skip
+  return dict(
+    linear=of(linear(dim, 8, scaling_factor=scale), scale),
+    ntk=of(ntk(dim, 8, scaling_factor=scale)),
+    yarn=of(yarn(
+      dim, 8, scale=scale, original_max_position_embeddings=length,
+    )),
+  )  # fmt: skip
+
+
+def longalign_packs(rows=24, row=65_536, unit=512):
+  """Lengths of chats, in units, and where its packing ends each in its packs.
+
+  And the sum of its loss weights in each pack: of chats that have targets.
+  """
+  rng = random.Random(0)
+  lengths = [rng.randrange(2, 70) for _ in range(rows)]
+  inputs = np.zeros((rows, row), np.int64)
+  labels = np.full((rows, row), -100, np.int64)
+  for i, n in enumerate(lengths):
+    inputs[i, : n * unit] = 1
+    labels[i, n * unit // 2 : n * unit] = 1
+  inputs[3], labels[3] = 1, 1  # no place is free: left out
+  lengths[3] = row // unit
+  (sort,) = names_of(
+    'LongAlign/sort_and_group.py', 'main', np=np, os=os, json=json
+  )
+  with tempfile.TemporaryDirectory() as directory:
+    np.save(f'{directory}/inputs.npy', inputs)
+    np.save(f'{directory}/labels.npy', labels)
+    sort(types.SimpleNamespace(train_file=directory, group_size=8))
+    text = pathlib.Path(directory, 'attention_masks_pack.json').read_text()
+    weights = np.load(f'{directory}/weights_pack.npy').sum(1)
+  # The last number is the end of the row.
+  ends = [[n // unit for n in pack[:-1]] for pack in json.loads(text)]
+  return dict(row=row // unit, lengths=lengths, ends=ends,
+              weights=weights.round(3).tolist())  # fmt: skip
+
+
 def longalign(rows=24, length=64):
   """Lengths of rows, and of the groups that its sorted batching makes."""
   random.seed(0)
@@ -230,7 +281,8 @@ def longalign(rows=24, length=64):
 
 def main():
   found = dict(
-    yarn=yarn(), longalign=longalign(),
+    yarn=yarn(), pose_rope=pose_rope(), longalign=longalign(),
+    longalign_packs=longalign_packs(),
     schedules=schedules(), pose=pose(), perplexity=perplexity(),
     longrope=longrope(),
   )  # fmt: skip
