@@ -11,9 +11,10 @@ from longjax import llama
 from longjax.batch import one_document
 from longjax.data import tokenizer
 from longjax.errors import InputError
-from longjax.inference import generate, language_model
+from longjax.inference import generate, language_model, prefix
 from longjax.inference.generate import Options
 from longjax.inference.kv_cache import Program
+from longjax.inference.prefix import Sizes
 from longjax.parallel import sharding
 
 CONFIG = small(layers=2)
@@ -76,9 +77,62 @@ def test_layers_with_windows_keep_no_more_than_these(devices, make_mesh):
     np.testing.assert_array_equal(
       answer, likeliest(params, config, prompt, answer)
     )
-  caches = generate.empty(Program(config, mesh), 3, 80, 70, 16).cache
+  caches = prefix.empty(Program(config, mesh), 3, Sizes(80, 70, 16)).cache
   slots = [cache.k.shape[4] * devices for cache in caches]
   assert slots[0] <= 16 + 16 + 9 + 7 and slots[1] >= 150
+
+
+@pytest.fixture
+def reads(monkeypatch):
+  """Tokens of each chunk that is read; hidden states before answers."""
+  chunks, states = [], []
+  prefill, decode = generate.prefill, generate.decode
+
+  def reading(params, state, tokens, *rest):
+    chunks.append(tokens.size)
+    return prefill(params, state, tokens, *rest)
+
+  def answering(params, state, *rest):
+    states.append(np.asarray(state.last))
+    return decode(params, state, *rest)
+
+  monkeypatch.setattr(generate, 'prefill', reading)
+  monkeypatch.setattr(generate, 'decode', answering)
+  return chunks, states
+
+
+@pytest.mark.parametrize('shape, rows, chunk, text, ends, tokens', [
+  (None, 1, 32, 100, (5, 20, 27), 128 + 32 + 32),
+  (None, 2, 32, 100, (5, 20, 27), 96 + 2 * 32 + 2 * 32),
+  # The rest in smaller chunks; the cache grows.
+  pytest.param(None, 1, 128, 170, (5, 60, 20), 256 + 128 + 32,
+               marks=pytest.mark.slow),
+  pytest.param((1, 8), 1, 128, 170, (5, 60, 20), 256 + 128 + 64,
+               marks=pytest.mark.slow),
+  pytest.param((2, 4), 4, 128, 170, (5, 60, 20, 31, 9),
+               2 * 128 + 4 * 128 + 4 * 64, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_what_prompts_begin_with_is_read_once(
+  params, rng, make_mesh, reads, shape, rows, chunk, text, ends, tokens
+):
+  """Questions of several lengths about a text: answers as of each alone."""
+  chunks, states = reads
+  mesh = shape and make_mesh(*shape)
+  sharded = generate.place_params(params, CONFIG, mesh)
+  text = rng.integers(0, CONFIG.vocab, text)
+  asked = [np.append(text, rng.integers(0, CONFIG.vocab, n)) for n in ends]
+  lm = language_model.with_cache(
+    sharded, CONFIG, mesh, Options(rows=rows, chunk=chunk)
+  )
+  found = lm.generate(asked[:-1], 4) + lm.generate(asked[-1:], 4)
+  assert sum(chunks) == tokens
+  hidden = np.concatenate(states)
+  for i, prompt in enumerate(asked):
+    del states[:]
+    alone = Options(chunk=chunk)
+    wanted = generate.generate(sharded, CONFIG, [prompt], 4, alone, mesh)
+    np.testing.assert_array_equal(found[i], wanted[0])
+    np.testing.assert_allclose(hidden[i], states[0][0], atol=1e-5)
 
 
 def test_64_bit_jax_generates_the_same(params, prompts, one_device):
@@ -172,7 +226,7 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   mesh = make_mesh(2, 4)
   sharded = generate.place_params(params, CONFIG, mesh)
   program = Program(CONFIG, mesh)
-  state = generate.empty(program, 2, 4000, 96, 64)
+  state = prefix.empty(program, 2, Sizes(4000, 96, 64))
   (cache,) = state.cache
   slots = cache.k.shape[4]
   assert 1024 <= slots <= 1152

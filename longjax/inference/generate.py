@@ -18,8 +18,9 @@ import numpy as np
 from longjax import attention, llama
 from longjax.attention import Ids
 from longjax.errors import InputError
-from longjax.inference import kv_cache
-from longjax.inference.kv_cache import Cache, Program, Slots
+from longjax.inference import kv_cache, prefix
+from longjax.inference.kv_cache import Program, Slots
+from longjax.inference.prefix import Prefix, Rows, Sizes, State
 from longjax.parallel import sharding
 from longjax.progress import Progress
 
@@ -52,17 +53,11 @@ class Options(NamedTuple):
   rows: int = 0  # prompts read at once; 0 is all
   chunk: int = CHUNK  # tokens of a prompt computed at once
   log: Callable[[str], object] | None = None  # called with progress lines
+  # What the prompts of other calls have read, with the same params.
+  prefix: Prefix | None = None
 
 
 DEFAULT = Options()
-
-
-class State(NamedTuple):
-  """What generation carries from token to token."""
-
-  cache: tuple[Cache, ...]  # of each of kv_cache.kinds
-  last: Any  # [batch, embed] hidden state of the newest token
-  drawn: Any  # number of tokens generated
 
 
 class SamplingArrays(NamedTuple):
@@ -125,6 +120,7 @@ def generate(
   config = dataclasses.replace(config, rope=config.rope.at_length(longest))
   rows = options.rows or max(len(prompts), 1)
   program, answers = Program(config, mesh), []
+  options = options._replace(prefix=options.prefix or Prefix())
   log = options.log if len(prompts) > rows else None  # or the caller's own
   progress = make_progress('generating', len(prompts), 'prompts', log)
   for first in range(0, len(prompts), rows):
@@ -162,14 +158,12 @@ def _continue_group(params, program: Program, prompts, first, count, options):
   chunk = max(32, 1 << (int(lengths.max()) - 1).bit_length())
   chunk = min(options.chunk, chunk)
   chunk += -chunk % n
-  tokens = np.zeros((len(prompts), -(-int(lengths.max()) // chunk) * chunk),
-                    np.int32)  # fmt: skip
+  sizes = Sizes(-(-int(lengths.max()) // chunk) * chunk, count, chunk)
+  tokens = np.zeros((len(prompts), sizes.prompt), np.int32)
   for row, prompt in zip(tokens, prompts):
     row[: len(prompt)] = prompt
-  state = empty(program, len(prompts), tokens.shape[1], count, chunk)
-  for start in range(0, tokens.shape[1], chunk):
-    part = tokens[:, start : start + chunk]
-    state = prefill(params, state, part, lengths, np.int32(start), program)
+  rows = Rows(tokens, lengths, sizes)
+  state, keep = _read(params, program, rows, options.prefix)
   stop = np.full(-(-max(len(ends), 1) // 4) * 4, -1, np.int32)
   stop[: len(ends)] = ends
   draw = SamplingArrays(
@@ -187,17 +181,41 @@ def _continue_group(params, program: Program, prompts, first, count, options):
     for i in np.flatnonzero(~done):
       ended = np.isin(answers[i], ends).any()
       done[i] = ended or bool(options.stopped and options.stopped(answers[i]))
+  keep(state)
   return [until(answer, ends) for answer in answers]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def empty(program: Program, rows: int, prompt: int, count: int, chunk: int):
-  """A State before the first token; arguments as for `kv_cache.sizes`."""
-  program = program._replace(config=program.config.without_memory())
-  cache = kv_cache.empty(program, rows, prompt, count, chunk)
-  last = jnp.zeros((rows, program.config.embed), program.config.dtype)
-  state = State(cache, last, jnp.int32(0))
-  return _constrained(state, program.mesh)
+def _read(params, program: Program, rows: Rows, known: Prefix):
+  """(the State after prompts, what is to be called with that after answers)."""
+  data = program.mesh.size // program.ring if program.mesh else 1
+
+  def read(state, start, chunk, rows):
+    last = -(-int(rows.lengths.max()) // chunk) * chunk
+    last = min(last, rows.tokens.shape[1])
+    while start < last:
+      while last - start < chunk:
+        chunk //= 2
+      part, at = rows.tokens[:, start : start + chunk], np.int32(start)
+      state = prefill(params, state, part, rows.lengths, at, program)
+      start += chunk
+    return state
+
+  count = len(rows.tokens)
+  if count % data or count == data:
+    state = read(*known.start(program, rows), rows)
+    return state, lambda state: known.keep(program, rows, state)
+  # Several prompts on a device: it reads once what all begin with.
+  alike, chunk = rows.shared(rows.tokens == rows.tokens[0], program.ring)
+  if not alike:
+    state = prefix.empty(program, count, rows.sizes)
+  else:
+    tokens = np.tile(rows.tokens[0, :alike], (data, 1))
+    # As if one more followed: no row ends here.
+    head = Rows(tokens, np.full(data, alike + 1, np.int32), rows.sizes)
+    state = read(*known.start(program, head), head)
+    known.keep(program, head, state)
+    state = prefix.repeated(state, count // data, program.mesh)
+  return read(state, alike, chunk, rows), lambda state: None
 
 
 @functools.partial(jax.jit, static_argnames='program', donate_argnames='state')
@@ -219,7 +237,7 @@ def prefill(params, state: State, tokens, lengths, start, program: Program):
   x, cache = _run(params, program, state.cache, tokens, ids, slots)
   newest = (index == lengths[:, None] - 1)[:, :, None]
   last = state.last + jnp.where(newest, x, 0).sum(1)
-  return _constrained(State(cache, last, state.drawn), program.mesh)
+  return prefix.constrained(State(cache, last, state.drawn), program.mesh)
 
 
 @functools.partial(jax.jit, static_argnames='program', donate_argnames='state')
@@ -255,7 +273,7 @@ def decode(
     x, cache = _run(params, program, state.cache, token[:, None], ids, slots)
     done |= (token[:, None] == group.ends).any(1)
     state = State(cache, x[:, 0], state.drawn + 1)
-    return _constrained(state, mesh), done, out.at[:, i].set(token), i + 1
+    return prefix.constrained(state, mesh), done, out.at[:, i].set(token), i + 1
 
   unfinished = lambda carry: (carry[3] < steps) & ~carry[1].all()
   out = jnp.zeros((len(group.lengths), BURST), jnp.int32)
@@ -355,12 +373,3 @@ def _check(prompts, config):
         f'prompt {i} has ids from {low} to {high}, but the model has 0 to '
         f'{config.vocab - 1}; is this its tokenizer?'
       )
-
-
-def _constrained(state: State, mesh) -> State:
-  """The state, with its shardings told to the compiler."""
-  return State(
-    tuple(kv_cache.constrained(cache, mesh) for cache in state.cache),
-    kv_cache.replicated(state.last, mesh),
-    kv_cache.replicated(state.drawn, mesh),
-  )

@@ -15,6 +15,7 @@ from longjax.batch import Batch
 from longjax.data import layout as layouts
 from longjax.errors import InputError
 from longjax.inference import generate, kv_cache, memory
+from longjax.inference.prefix import Prefix
 from longjax.parallel import sharding
 
 
@@ -74,9 +75,10 @@ def with_cache(
     chunk: tokens whose logits exist at once, per device.
   """
   params = generate.place_params(params, config, mesh)
-  program = kv_cache.Program(config, mesh)
+  program, prefix = kv_cache.Program(config, mesh), Prefix()
 
   def nll(batch: Batch):
+    prefix.forget()
     total = len(batch.tokens)
     rows = min(options.rows or total, total)
     rows += -rows % (mesh.shape['data'] if mesh else 1)
@@ -89,7 +91,7 @@ def with_cache(
     return np.concatenate(losses)
 
   def answers(prompts, count, stopped=None, sampling=generate.GREEDY):
-    asked = options._replace(stopped=stopped, sampling=sampling)
+    asked = options._replace(stopped=stopped, sampling=sampling, prefix=prefix)
     return generate.generate(params, config, prompts, count, asked, mesh)
 
   return LM(nll, answers)

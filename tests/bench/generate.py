@@ -3,6 +3,7 @@
   python tests/bench/generate.py [--prompt 256] [--tokens 64] [--gguf FILE]
   python tests/bench/generate.py --after 256,4096,16384
   python tests/bench/generate.py --prefill 65536 [--run]
+  python tests/bench/generate.py --shared 8192,32768
 
 The first prints decoded tokens a second of CPU and of wall time, the least of
 three runs of each, in turns; both use float32 and all cores. The second prints
@@ -10,7 +11,8 @@ what a token costs after so many, whose keys are made up. The third
 compiles reading a prompt of so many tokens on eight simulated devices and
 prints what a device holds; with --run it also reads one, and prints after each
 chunk the time and the largest memory of the process, in which all eight
-devices live.
+devices live. The last asks a small random model one question about a text of so
+many tokens, then ten, and prints what these cost.
 """
 
 import argparse
@@ -27,10 +29,10 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from configs import smollm2_135m_abf_16k
-from longjax import weights
+from longjax import llama, weights
 from longjax.attention import Ids
 from longjax.data import downloads, tokenizer
-from longjax.inference import generate, kv_cache
+from longjax.inference import generate, kv_cache, language_model, prefix
 from longjax.parallel import sharding
 
 RUNS = 3
@@ -98,7 +100,9 @@ def later(path, lengths):
     *np.float32([0, 1]), np.int32(0), np.zeros(1, np.int32)
   )
   for length in lengths:
-    state = generate.empty(program, 1, length, BURST * (RUNS + 1), CHUNK)
+    state = prefix.empty(
+      program, 1, prefix.Sizes(length, BURST * (RUNS + 1), CHUNK)
+    )
     (cache,) = state.cache
     index = np.arange(cache.ids.index.shape[2], dtype=np.int32)
     ids = Ids((index < length).astype(np.int32)[None, None], index[None, None])
@@ -125,7 +129,7 @@ def reading(path, tokens: int, run: bool):
   mesh = sharding.make_mesh(1, len(jax.devices()))
   params = generate.place_params(params, config, mesh)
   program = kv_cache.Program(config, mesh)
-  state = generate.empty(program, 1, tokens, 0, CHUNK)
+  state = prefix.empty(program, 1, prefix.Sizes(tokens, 0, CHUNK))
   rng = np.random.default_rng(0)
   prompt = rng.integers(0, config.vocab, (1, tokens)).astype(np.int32)
   lengths = np.array([tokens], np.int32)
@@ -157,6 +161,32 @@ def reading(path, tokens: int, run: bool):
     )  # fmt: skip
 
 
+def questions(lengths, count=10, tokens=50, answer=16):
+  """Prints what one question and `count` cost about one text, of `tokens`."""
+  config = llama.Llama(512, 4, 128, 384, 8, 4, 16, dtype='float32')
+  params = llama.init(config, jax.random.key(0))
+  rng = np.random.default_rng(0)
+  for length in lengths:
+    spent = []
+    for asked in (count, 1, count):  # the first compiles
+      text, lm = (
+        rng.integers(0, 512, length),
+        language_model.with_cache(
+          params, config, options=generate.Options(rows=1)
+        ),
+      )
+      began = clocks()
+      for _ in range(asked):
+        lm.generate([np.append(text, rng.integers(0, 512, tokens))], answer)
+      spent.append(clocks() - began)
+    one, many = spent[1:]
+    print(
+      f'{length:9,} tokens: 1 question {one[0]:.2f} CPU s, {count} questions '
+      f'{many[0]:.2f}, {many[0] / one[0]:.2f} times ({many[1] / one[1]:.2f} by '
+      'the clock)', flush=True,
+    )  # fmt: skip
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--gguf', default='')
@@ -165,9 +195,12 @@ def main():
   parser.add_argument('--after', default='')
   parser.add_argument('--prefill', type=int, default=0)
   parser.add_argument('--run', action='store_true')
+  parser.add_argument('--shared', default='')
   flags = parser.parse_args()
-  path = str(downloads.locate(flags.gguf or smollm2_135m_abf_16k.WEIGHTS))
   jax.config.update('jax_platforms', 'cpu')
+  if flags.shared:
+    return questions([int(n) for n in flags.shared.split(',')])
+  path = str(downloads.locate(flags.gguf or smollm2_135m_abf_16k.WEIGHTS))
   jax.config.update('jax_num_cpu_devices', 8 if flags.prefill else 1)
   if flags.prefill:
     reading(path, flags.prefill, flags.run)
