@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from longjax import digest, lora
+from longjax import digest, lora, storage
 from longjax.errors import InputError
 from longjax.parallel import processes
 
@@ -70,6 +70,7 @@ class Checkpoints:
     self.max_failed, self.failed = max_failed, 0
     self.retry_step = None
     self._saving = None  # the step that is being saved
+    self._response = None  # Orbax's, which has threads until it is asked
 
   @functools.cached_property
   def orbax(self):
@@ -113,7 +114,10 @@ class Checkpoints:
     metadata = dict(metadata, step=step, digests=digest.of_tree(state))
     self._saving, self.retry_step = step, None
     try:
-      if self.orbax.save_async(step, state, custom_metadata=metadata) is None:
+      self._response = self.orbax.save_async(
+        step, state, custom_metadata=metadata
+      )
+      if self._response is None:
         raise RuntimeError(f'Orbax did not save step {step}')
     except Exception as error:  # whatever storage raises
       self._failed(step, error)
@@ -140,7 +144,10 @@ class Checkpoints:
     """Waits for the background save; whether the last save succeeded."""
     if self._saving is None:
       return self.failed == 0
+    response, self._response = self._response, None
     try:
+      if response is not None:
+        response.result()
       self.orbax.wait()
     except Exception as error:  # whatever storage raises
       self._failed(self._saving, error)
@@ -367,8 +374,10 @@ def metadata(path) -> dict:
   """What was saved beside the newest checkpoint of a run directory."""
   root, step = find(path)
   # Orbax would start the devices, whose number the metadata may decide.
-  with contextlib.suppress(OSError, ValueError, KeyError):
-    text = (root / str(step) / '_CHECKPOINT_METADATA').read_text()
+  text = b''
+  with contextlib.suppress(OSError):
+    text = storage.content(root / str(step) / '_CHECKPOINT_METADATA')
+  with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
     return json.loads(text)['custom_metadata'] or {}
   with _opened(path) as (orbax, step):
     return orbax.metadata(step).custom_metadata or {}

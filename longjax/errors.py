@@ -8,6 +8,8 @@ from collections.abc import Iterable
 PREEMPTED = 75
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room
 
+MOST = 2000  # characters of a message
+
 
 class InputError(ValueError):
   """Says in one line what was given, what is needed and what to do.
@@ -15,6 +17,14 @@ class InputError(ValueError):
   Raised for configs, files and data that a user can mend. The commands in
   `launch/` print its message as one line and exit with code 2.
   """
+
+  def __str__(self):
+    text = ' '.join(super().__str__().splitlines())  # also of what it quotes
+    return (
+      text
+      if len(text) < MOST
+      else f'{text[: MOST // 2]} ... {text[-MOST // 4 :]}'
+    )
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

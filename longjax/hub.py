@@ -8,6 +8,7 @@ resumes; HF_TOKEN, HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE hold as its
 documentation has them. The commit of what was fetched is in the local path.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -16,6 +17,9 @@ import os
 import pathlib
 import re
 from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
 
 from longjax import cache, errors
 
@@ -35,8 +39,10 @@ TOKENIZER = re.compile(
 # What git has instead of a large file where git-lfs did not fetch it.
 POINTER = b'version https://git-lfs.github.com/'
 POINTS = 'a pointer of git-lfs; fetch the file: git lfs pull'
+RETRIES = 5  # of a range, without a byte in between
 RESOLVED: dict[str, str] = {}  # by this process: name -> with its commit
 # Of weights in several formats, the first that there is.
+LARGE = '.safetensors'  # what `stream` reads by ranges
 FORMATS = (
   r'.*\.safetensors', r'.*\.gguf', r'consolidated\.\d+\.pth',
   r'pytorch_model.*\.bin',
@@ -123,21 +129,121 @@ def local(name, choose: Callable) -> pathlib.Path:
       may not be read.
   """
   where, inside = _parse(name)
-  import huggingface_hub.errors
-
-  try:
-    fetched, wanted = _fetch(huggingface_hub, where, inside, choose)
-  except errors.InputError as error:
-    raise errors.InputError(f'{name}: {error}') from None
-  except Exception as error:  # of the library, of HTTP, of the disk
-    reason = _reason(huggingface_hub.errors, error, where)
-    raise errors.InputError(f'{name}: {reason}') from error
+  with _explained(name, where):
+    fetched, wanted = _fetch(where, inside, choose)
   root = pathlib.Path(fetched) / inside
   missing = [n for n in wanted if not (pathlib.Path(fetched) / n).exists()]
   if missing or not root.exists():
     raise errors.InputError(f'{name}: {(missing or [inside])[0]} is missing')
   RESOLVED[str(name)] = origin(root)
   return root
+
+
+class Range(NamedTuple):
+  """A file of a repository that is read by ranges, and not kept.
+
+  Attributes:
+    name: of the repository, for errors.
+    where: how the library names it, with the commit.
+    file: in the repository.
+    size: bytes.
+    sha256: what the Hub says of it, '' if nothing.
+  """
+
+  name: str
+  where: dict
+  file: str
+  size: int
+  sha256: str
+
+  def read(self, begin: int, end: int) -> np.ndarray:
+    """Bytes as uint8 [end - begin]; goes on where a connection broke off.
+
+    Raises:
+      InputError: the Hub does not give them.
+    """
+    out, at, tries = np.empty(end - begin, np.uint8), 0, 0
+    with _explained(f'{self.name}: {self.file}', self.where):
+      while at < len(out):
+        before, (at, error) = at, self._continue(begin, out, at)
+        tries = tries + 1 if at == before else 0
+        if at < len(out) and tries == RETRIES:
+          raise error or ConnectionError('the connection ends early')
+    return out
+
+  def _continue(self, begin: int, out: np.ndarray, at: int):
+    """Fills `out` from `at`; (how far it came, what ended it or None)."""
+    from huggingface_hub import constants, utils
+
+    headers = utils.build_hf_headers() | {
+      'Range': f'bytes={begin + at}-{begin + len(out) - 1}',
+      'Accept-Encoding': 'identity',
+    }
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    with utils.http_stream_backoff(
+      'GET', _url(self.where, self.file), headers=headers, timeout=timeout
+    ) as response:
+      utils.hf_raise_for_status(response)
+      if response.status_code != 206:
+        raise errors.InputError(
+          'the server gives no parts of a file; fetch all of them before: '
+          f'hf download {self.where["repo_id"]}'
+        )
+      try:
+        for part in response.iter_bytes():
+          part = part[: len(out) - at]
+          out[at : at + len(part)] = np.frombuffer(part, np.uint8)
+          at += len(part)
+      except Exception as error:  # whatever HTTP client the library has
+        return at, error
+    return at, None
+
+
+def stream(name) -> tuple[pathlib.Path, dict[str, Range]]:
+  """The local directory of weights, and by name their large files that are
+  not in the cache, to be read by ranges.
+
+  Raises:
+    InputError: as `local`.
+  """
+  from huggingface_hub import utils
+
+  def small(names):
+    chosen = of_weights(names)
+    return [n for n in chosen if not n.endswith(LARGE)] or chosen
+
+  where, inside = _parse(name)
+  root = local(name, small)
+  names, options = _listed(**where)
+  commit = CACHED.search(root.as_posix())
+  streams = hasattr(utils, 'http_stream_backoff')  # a library before 1.0
+  if root.is_file() or names is None or options or not (commit and streams):
+    return local(name, of_weights), {}
+  below = f'{inside}/' if inside else ''
+  files = [n.removeprefix(below) for n in names if n.startswith(below)]
+  missing = [
+    n for n in of_weights(files)
+    if n.endswith(LARGE) and not (root / n).exists()
+  ]  # fmt: skip
+  where = where | dict(revision=commit['commit'])
+  return root, {n: _range(name, where, below + n) for n in missing}
+
+
+def _range(name, where, file: str) -> Range:
+  """A file of a repository, asked for its size and digest."""
+  import huggingface_hub
+
+  with _explained(f'{name}: {file}', where):
+    about = huggingface_hub.get_hf_file_metadata(_url(where, file))
+  digest = about.etag or ''
+  digest = digest if re.fullmatch('[0-9a-f]{64}', digest) else ''
+  return Range(str(name), where, file, about.size or 0, digest)
+
+
+def _url(where, file: str) -> str:
+  import huggingface_hub
+
+  return huggingface_hub.hf_hub_url(filename=file, **where)
 
 
 def check_target(name):
@@ -186,8 +292,24 @@ def _parse(name) -> tuple[dict, str]:
   return where, match['inside'] or ''
 
 
-def _fetch(library, where, inside, choose) -> tuple[str, list[str]]:
+@contextlib.contextmanager
+def _explained(name, where):
+  """Makes what the library, HTTP or the disk raises an InputError."""
+  import huggingface_hub.errors
+
+  try:
+    yield
+  except errors.InputError as error:
+    raise errors.InputError(f'{name}: {error}') from None
+  except Exception as error:
+    reason = _reason(huggingface_hub.errors, error, where)
+    raise errors.InputError(f'{name}: {reason}') from error
+
+
+def _fetch(where, inside, choose) -> tuple[str, list[str]]:
   """(the local copy of the repository, the files that it must have)."""
+  import huggingface_hub as library
+
   names, options = _listed(**where)
   if names is None:  # fetched by other means; the library checks that it is all
     return library.snapshot_download(**where, **options), []
@@ -200,8 +322,11 @@ def _fetch(library, where, inside, choose) -> tuple[str, list[str]]:
   if not wanted:
     some = ', '.join(sorted(names)[:5])
     raise errors.InputError(f'it has no {inside or "such file"}; it has {some}')
-  options['allow_patterns'] = [re.sub(r'([*?[])', r'[\1]', n) for n in wanted]
-  return library.snapshot_download(**where, **options), wanted
+  patterns = [re.sub(r'([*?[])', r'[\1]', n) for n in wanted]
+  fetched = library.snapshot_download(
+    **where, **options, allow_patterns=patterns
+  )
+  return fetched, wanted
 
 
 @functools.lru_cache

@@ -1,10 +1,13 @@
 """Paths on this machine or in a bucket: gs://BUCKET/DIRECTORY."""
 
 import importlib.util
+from typing import Any
 
 from etils import epath
 
 from longjax.errors import InputError
+
+MOST_BYTES = 1 << 28  # of descriptions and vocabularies: the largest have 40 MB
 
 
 def is_remote(path) -> bool:
@@ -19,6 +22,23 @@ def is_remote(path) -> bool:
   if separator and not importlib.util.find_spec('gcsfs'):
     raise InputError(f'{path} needs pip install gcsfs')
   return bool(separator)
+
+
+def content(path) -> bytes:
+  """A file that others wrote, read whole; OSError where it is not there.
+
+  Raises:
+    InputError: it is no regular file, or larger than MOST_BYTES.
+  """
+  file = epath.Path(path)
+  size: Any = file.stat()
+  if not is_remote(path) and not file.is_file():
+    raise InputError(f'{path} is no regular file')
+  if size.length > MOST_BYTES:
+    raise InputError(
+      f'{path} has {size.length:,} bytes; such have {MOST_BYTES:,} at most'
+    )
+  return file.read_bytes()
 
 
 def directory(path) -> epath.Path:

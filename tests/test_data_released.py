@@ -24,8 +24,9 @@ def shard(rows, columns) -> bytes:
     if kind in ('int', 'uint64'):
       return np.array(x, '<i8' if kind == 'int' else '<u8').tobytes()
     x = np.asarray(x, np.dtype(rest[0]).newbyteorder('<'))
-    shape = np.array(x.shape, '<u2').tobytes()
-    return bytes([4 * x.ndim + 1]) + shape + x.tobytes()
+    log_bytes = 1 if max(x.shape, default=0) < 1 << 16 else 2
+    shape = np.array(x.shape, f'<u{1 << log_bytes}').tobytes()
+    return bytes([4 * x.ndim + log_bytes]) + shape + x.tobytes()
 
   fixed = {'int': 8, 'uint64': 8}
   samples = []

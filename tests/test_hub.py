@@ -27,6 +27,8 @@ class Server(http.server.ThreadingHTTPServer):
     super().__init__(('127.0.0.1', 0), Handler)
     self.repositories, self.gated, self.requests = {}, set(), []
     self.cut = 0  # bytes after which the next large file breaks off
+    self.ranges = True  # whether parts of a file are given
+    self.damaged = False  # whether the last byte of each is another
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -49,7 +51,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.answer(status, X_Error_Code=code, X_Error_Message=code)
 
   def do_GET(self):
-    self.server.requests.append((self.command, self.path))
+    asked = self.headers['Range'] or ''
+    self.server.requests.append((self.command, self.path + asked))
     api = re.fullmatch(
       r'/api/(models|datasets)/([^/]+/[^/]+)/(revision|tree)/([^?/]+).*',
       self.path,
@@ -113,19 +116,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
   def send(self, content):
     digest = hashlib.sha256(content).hexdigest()
-    begin = int((self.headers['Range'] or 'bytes=0-')[6:].split('-')[0])
-    body = content[begin:]
+    if self.server.damaged:
+      content = content[:-1] + bytes([content[-1] ^ 1])
+    asked = self.headers['Range'] if self.server.ranges else None
+    first, last = (asked or 'bytes=0-')[6:].split('-')
+    begin, end = int(first), min(int(last or len(content)) + 1, len(content))
+    body = content[begin:end]
     headers = dict(
       ETag=f'"{digest}"', X_Repo_Commit=COMMIT, Accept_Ranges='bytes',
       Content_Length=str(len(body)),
     )  # fmt: skip
-    if begin:
-      end = f'{begin}-{len(content) - 1}/{len(content)}'
-      headers['Content_Range'] = f'bytes {end}'
+    if asked:
+      headers['Content_Range'] = f'bytes {begin}-{end - 1}/{len(content)}'
     if self.command == 'GET' and 0 < self.server.cut < len(body):
       body, self.server.cut = body[: self.server.cut], 0
       self.close_connection = True
-    self.answer(206 if begin else 200, body, **headers)
+    self.answer(206 if asked else 200, body, **headers)
 
 
 @pytest.fixture
@@ -194,6 +200,66 @@ def test_what_broke_off_is_resumed_and_what_is_damaged_is_refused(
   blob.write_bytes(raw)
   with pytest.raises(errors.InputError, match='damaged: its sha256'):
     convert.to_checkpoint('hf://org/model', tmp_path / 'run', log=str)
+
+
+def test_an_import_keeps_no_copy_and_goes_on_where_it_broke_off(
+  server, tmp_path
+):
+  server.repositories['org/model'], truth = model(tmp_path)
+  hub.stream('hf://org/model')
+  server.cut = 1000
+  convert.to_checkpoint('hf://org/model', tmp_path / 'run', log=str)
+  kept = [p.name for p in (tmp_path / 'hub').rglob('*') if p.is_file()]
+  assert 'config.json' in kept
+  assert not [name for name in kept if name.endswith('.safetensors')]
+  shards = [path for _, path in server.requests if 'bytes=' in path]
+  assert all(COMMIT in path for path in shards)
+  first = re.compile(r'bytes=(\d+)-(\d+)')
+  asked = [tuple(map(int, first.search(path).groups())) for path in shards]
+  assert any((a + 1000, b) in asked for a, b in asked)
+  params, _ = weights.load(tmp_path / 'run')
+  np.testing.assert_array_equal(params['embedding'], truth['embedding'])
+  np.testing.assert_array_equal(params['layers']['up'], truth['layers']['up'])
+  # What was fetched before is read from the cache.
+  hub.local('hf://org/model', hub.of_weights)
+  server.requests.clear()
+  convert.to_checkpoint('hf://org/model', tmp_path / 'again', log=str)
+  assert not [path for _, path in server.requests if 'bytes=' in path]
+  digests = [
+    convert.checkpoint.metadata(tmp_path / run)['source']['sha256']
+    for run in ('run', 'again')
+  ]
+  assert digests[0] == digests[1]
+
+
+def test_a_streamed_import_is_whole_or_nothing(server, tmp_path, monkeypatch):
+  held, _ = model(tmp_path)
+  server.repositories['org/model'] = held
+
+  def refused(match):
+    hub.forget()
+    with pytest.raises(errors.InputError, match=match) as caught:
+      convert.to_checkpoint('hf://org/model', tmp_path / 'run', log=str)
+    assert '\n' not in str(caught.value)
+    assert not list(tmp_path.glob('run*'))
+
+  shard = 'model-00002-of-00002.safetensors'
+  whole = held[shard]
+  held[shard] = whole[:100] + whole[101:]
+  refused('truncated or damaged')
+  held[shard] = b'\xff' * 7 + b'\x00' + whole[8:]  # a header of 2^56 bytes
+  refused('damaged header')
+  del held[shard]
+  refused(f'lacks the file {shard}')
+  held[shard] = whole
+  server.ranges = False
+  refused('no parts of a file.*hf download org/model')
+  server.ranges, server.damaged = True, True
+  hub.local('hf://org/model', lambda names: ['config.json', 'tokenizer.json'])
+  refused('damaged: its sha256|NaN or infinity')
+  server.damaged = False
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+  refused('not whole.* in the cache')
 
 
 def test_without_the_network_the_cache_will_do(server, tmp_path, monkeypatch):

@@ -20,15 +20,20 @@ token that ends its turn. A conversation whose text does not begin with that
 prompt, as when a system message goes into the last turn, is refused.
 """
 
+import contextlib
 import datetime
 import functools
 import json
+import os
 import pathlib
+import resource
+import threading
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors
+from longjax import errors, storage
 from longjax.data import conversations, encoders
 from longjax.data import tokenizer as tokenizers
 
@@ -52,6 +57,11 @@ DATE = datetime.date(2024, 7, 26)
 # None of them is a character.
 OPEN, CLOSE, BREAK = '\ufdd0', '\ufdd1', '\ufdd2'
 MARKS = (OPEN, CLOSE, BREAK)
+# What writing a text may take of a template that was made to harm.
+SECONDS, MOST_BYTES, LARGE = 2, 1 << 30, 1 << 31
+CLOCK = threading.local()
+SIZE = '/proc/self/statm'  # of this process, in pages; not on a Mac
+LIMITS = resource.getrlimit(resource.RLIMIT_AS)
 # A conversation, to see how a template ends an answer.
 SHORTEST = [
   dict(role='user', content='a'), dict(role='assistant', content='a'),
@@ -100,7 +110,7 @@ def source(name: str, tokenizer) -> str:
   path = pathlib.Path(name)
   if name in TEMPLATES:
     path = HERE / f'{name}.jinja'
-  return path.read_text('utf-8')
+  return storage.content(path).decode()
 
 
 def encode(
@@ -207,11 +217,12 @@ class _Writer:
     """What the template writes."""
     given = dict(tools=self.tools, documents=None) | self._names | more
     try:
-      return self._template.render(
-        messages=messages, add_generation_prompt=opened, **given
-      )
+      with _bounded():
+        return self._template.render(
+          messages=messages, add_generation_prompt=opened, **given
+        )
     except Exception as error:  # a template may run into any
-      reason = ' '.join(str(error).split())
+      reason = ' '.join(str(error).split()) or type(error).__name__
       raise errors.InputError(
         f'the chat template {self.name!r} refuses it: {reason}'
       ) from error
@@ -294,6 +305,20 @@ def _part(text: str) -> encoders.Part:
   return encoders.Part(text)
 
 
+@contextlib.contextmanager
+def _bounded():
+  """Ends a template that takes long, or fills the memory."""
+  CLOCK.until = time.thread_time() + SECONDS
+  if LIMITS[0] == resource.RLIM_INFINITY and os.path.exists(SIZE):
+    pages = int(pathlib.Path(SIZE).read_text().split()[0])
+    most = pages * resource.getpagesize() + MOST_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, LIMITS[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_AS, LIMITS)
+
+
 @functools.lru_cache
 def _compiled(source: str):
   """The template, in the sandbox that transformers has for it."""
@@ -316,7 +341,33 @@ def _compiled(source: str):
   def refuse(message):
     raise jinja2.TemplateError(message)
 
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+  class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """That of transformers, for so long: see `_bounded`."""
+
+    intercepted_binops = frozenset(['*', '**'])
+
+    def call_binop(self, context, operator, left, right):
+      large = any(isinstance(x, int) and abs(x) > LARGE for x in (left, right))
+      if operator == '**' or large:
+        refuse(f'{operator} of large numbers')
+      return left * right
+
+    def _parse(self, *source):
+      """Looks at the clock in every turn of a loop, which is no name."""
+      tree, nodes = super()._parse(*source), jinja2.nodes
+      for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
+        attribute = nodes.EnvironmentAttribute('look_at_clock')
+        call = nodes.Output([nodes.Call(attribute, [], [], None, None)])
+        node.body.insert(0, call.set_lineno(node.lineno))
+        call.set_environment(self)
+      return tree
+
+    def look_at_clock(self):
+      if time.thread_time() > CLOCK.until:
+        refuse(f'it takes more than {SECONDS} s')
+      return ''
+
+  environment = Sandbox(
     trim_blocks=True,
     lstrip_blocks=True,
     extensions=[Generation, jinja2.ext.loopcontrols],
@@ -327,7 +378,7 @@ def _compiled(source: str):
   environment.filters['tojson'] = _to_json
   try:
     return environment.from_string(source)
-  except jinja2.TemplateError as error:
+  except Exception as error:  # also a SyntaxError, of a break outside a loop
     raise errors.InputError(
       f'the chat template is not Jinja: {error}'
     ) from None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import errors, hub, json_text
+from longjax import errors, hub, json_text, storage
 from longjax.data import downloads, formats
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -248,7 +248,7 @@ def _without_metadata(title: str, files) -> tuple[list[File], list[str]]:
 def _read_json(file: File, key: str) -> list:
   """The mappings in a list of a JSON file; [] of any other."""
   try:
-    value = json_text.loads(locate(file.location).read_bytes())[key]
+    value = json_text.loads(storage.content(file.location))[key]
     return [x for x in value if isinstance(x, dict)]
   except (OSError, ValueError, TypeError, KeyError):
     return []

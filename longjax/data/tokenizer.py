@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longjax import errors, hub
+from longjax import errors, hub, storage
 from longjax.data import encoders, tokenizer_files, vocabularies
 from longjax.data.tokenizer_files import FILES
 
@@ -249,13 +249,13 @@ FORMATS = (
   Format(
     'a tokenizer.json',
     rb'\s*\{',
-    lambda path: encoders.Hub(path.read_text('utf-8')),
+    lambda path: encoders.Hub(storage.content(path).decode()),
   ),
   Format(
     'ranks of tiktoken',
     rb'[A-Za-z0-9+/]+=* \d+\r?\n',
     lambda path: encoders.Hub(
-      vocabularies.from_tiktoken(path.read_bytes()),
+      vocabularies.from_tiktoken(storage.content(path)),
       encoders.Settings(*vocabularies.LLAMA3_SPECIAL[:2]),
     ),
   ),
@@ -263,7 +263,7 @@ FORMATS = (
   Format(
     'a SentencePiece model',
     rb'\n.\n.',  # field 1, a message, whose field 1 is a string
-    lambda path: encoders.SentencePiece(path.read_bytes()),
+    lambda path: encoders.SentencePiece(storage.content(path)),
   ),
 )
 
@@ -288,7 +288,7 @@ def load(spec) -> Tokenizer:
     form = _format(file)
   if not form:
     where = file if file.is_file() else path
-    if file.is_file() and file.read_bytes().startswith(hub.POINTER):
+    if file.is_file() and storage.content(file).startswith(hub.POINTER):
       raise errors.InputError(f'{file}: {hub.POINTS}')
     raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
   encoder = _read(file, form)

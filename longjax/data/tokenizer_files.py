@@ -7,7 +7,7 @@ tokenizer's library is refused, not imitated.
 import pathlib
 from typing import NamedTuple
 
-from longjax import errors, json_text
+from longjax import errors, json_text, storage
 from longjax.data import encoders
 
 CONFIG, MAP = 'tokenizer_config.json', 'special_tokens_map.json'
@@ -63,7 +63,7 @@ def read(path: pathlib.Path) -> Beside:
     InputError: one is damaged.
   """
   found = {name: path.with_name(name) for name in FILES}
-  contents = {n: f.read_bytes() for n, f in found.items() if f.is_file()}
+  contents = {n: storage.content(f) for n, f in found.items() if f.is_file()}
   name = CONFIG
   try:
     listed = {}

@@ -93,17 +93,20 @@ def sizes(n: int, window: int, prompt: int, count: int, chunk: int):
   return prompts, answers
 
 
-def empty(program: Program, rows: int, *tokens: int) -> tuple[Cache, ...]:
-  """Caches with nothing in them; tokens: prompt, count, chunk of `sizes`."""
+def empty(
+  program: Program, rows: int, slots: tuple[int, ...], prompts
+) -> tuple[Cache, ...]:
+  """Caches with nothing in them; of each of `kinds`, the slots of a device and
+  how many of them prompts have."""
   config, n = program.config, program.ring
   dtype, caches = jnp.dtype(config.dtype), []
-  for layers, window in kinds(config):
-    prompts, answers = sizes(n, window, *tokens)
-    slots = prompts + answers
-    shape = (layers, rows, n, config.kv_heads, slots, config.head_dim)
-    slot = jnp.zeros((rows, n, slots), jnp.int32)
+  for (layers, _), size, first in zip(
+    kinds(config), slots, prompts, strict=True
+  ):
+    shape = (layers, rows, n, config.kv_heads, size, config.head_dim)
+    slot = jnp.zeros((rows, n, size), jnp.int32)
     caches.append(Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype),
-                        Ids(slot, slot), jnp.int32(prompts)))  # fmt: skip
+                        Ids(slot, slot), first))  # fmt: skip
   return tuple(caches)
 
 

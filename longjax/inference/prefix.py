@@ -34,11 +34,21 @@ class Sizes(NamedTuple):
   chunk: int  # tokens of a prompt computed at once
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def empty(program: Program, rows: int, sizes: Sizes) -> State:
   """A State before the first token."""
   program = program._replace(config=program.config.without_memory())
-  cache = kv_cache.empty(program, rows, *sizes)
+  split = [
+    kv_cache.sizes(program.ring, window, *sizes)
+    for _, window in kv_cache.kinds(program.config)
+  ]
+  # Compiled for the sums, which many lengths share.
+  slots, prompts = tuple(map(sum, split)), [np.int32(n) for n, _ in split]
+  return _empty(program, rows, slots, prompts)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(program: Program, rows: int, slots: tuple[int, ...], prompts):
+  cache = kv_cache.empty(program, rows, slots, prompts)
   last = jnp.zeros((rows, program.config.embed), program.config.dtype)
   return constrained(State(cache, last, jnp.int32(0)), program.mesh)
 

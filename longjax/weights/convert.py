@@ -2,7 +2,8 @@
 Face's form, in little memory.
 
 Tensors go one at a time from their file, which is mapped into memory, to their
-place. What is made is there whole or not at all. Files in a bucket (gs://)
+place; safetensors on the Hub that are not in its cache are read by ranges and
+not kept. What is made is there whole or not at all. Files in a bucket (gs://)
 pass through the local disk; checkpoints there are read directly.
 """
 
@@ -19,13 +20,14 @@ import threading
 import numpy as np
 from etils import epath
 
-from longjax import checkpoint, digest, errors, hub, lora, weights
+from longjax import checkpoint, digest, errors, hub, lora, storage, weights
 from longjax.data import tokenizer
 from longjax.progress import Progress
 from longjax.weights import checkpoint_arrays as arrays
 from longjax.weights import (
   config_json,
   directories,
+  huggingface,
   names,
   released,
   tensor_files,
@@ -33,6 +35,7 @@ from longjax.weights import (
 )
 
 WORKERS = min(2 * (os.cpu_count() or 1), 16)  # half of them wait for the disk
+STREAMS = 4  # files read from the Hub at once, of each a tensor in memory
 PIECES_BYTES = 1 << 30  # of what all workers of an export hold, about
 
 
@@ -51,12 +54,13 @@ def to_checkpoint(path, directory, dtype='float32', log=print):
   Raises:
     InputError: names the file or tensor that is missing or damaged.
   """
+  path, remote = hub.stream(path) if hub.is_name(path) else (path, {})
   with directories.fetched(path) as local:
-    _to_checkpoint(local, directory, dtype, log)
+    source = huggingface.source(local, remote) if remote else None
+    _to_checkpoint(local, source or weights.find(local), directory, dtype, log)
 
 
-def _to_checkpoint(path, directory, dtype, log):
-  source = weights.find(path)
+def _to_checkpoint(path, source, directory, dtype, log):
   if source is None:
     raise errors.InputError(
       f'{path} holds nothing to import, which is {weights.OTHERS}'
@@ -80,7 +84,7 @@ def _to_checkpoint(path, directory, dtype, log):
         model=source.fields,
         tokenizer=digest,
         source=origin,
-        **released.read(path),
+        **released.read(path, source),
       )
     )
 
@@ -90,32 +94,55 @@ def _import(source, writer, log) -> dict[str, str]:
   digests = {}
   sizes = {file: os.path.getsize(file) for file in source.files}
   total = sum(sizes.values()) + sum(x.nbytes for x in source.tensors.values())
+  total += sum(file.size for file, _ in source.streams)
   progress = Progress('importing', total, log)
 
+  def note(path, found, wanted, cure):
+    digests[os.path.basename(path)] = found
+    if wanted not in ('', found):
+      raise errors.InputError(f'{path}: damaged: its sha256 is {found}; {cure}')
+
   def hash_file(path):
-    found = digests[os.path.basename(path)] = sha256(path)
-    if hub.sha256(path) not in ('', found):
-      raise errors.InputError(
-        f'{path}: damaged: its sha256 is {found}; delete it and run again'
-      )
+    note(path, sha256(path), hub.sha256(path), 'delete it and run again')
     progress.add(sizes[path])
 
-  def write(name, row, layer):
+  def write(name, row, layer, source=source):
     matrix = tensors.matrix(source, row, layer)
     writer.write(row, layer, matrix, (name, source.path))
     progress.add(source.tensors[name].nbytes)
+
+  def stream(file, found):
+    """Writes the tensors of a file, which come in the order of its bytes."""
+    first = file.size - sum(tensor.nbytes for tensor in found.values())
+    hashed = hashlib.sha256(file.read(0, first))
+    progress.add(first)
+    for name, tensor in found.items():
+      if ended.is_set():
+        return
+      array = tensor.read()
+      hashed.update(array.reshape(-1).view(np.uint8))
+      progress.add(tensor.nbytes)
+      if name in source.tensors:  # not a tied head, stored again
+        here = tensor._replace(read=lambda array=array: array)
+        write(name, *ours[name], source._replace(tensors={name: here}))
+    path = f'{file.name}/{file.file}'
+    note(path, hashed.hexdigest(), file.sha256, 'run again')
 
   ours = {
     names.name(row, source.format, layer): (row, layer)
     for row in names.rows(source.fields)
     for layer in names.layers(row, source.fields)
   }
-  jobs: list = [(write, name, *ours[name]) for name in source.tensors]
+  ended = threading.Event()
+  streamed = {name for _, found in source.streams for name in found}
+  here = [name for name in source.tensors if name not in streamed]
+  jobs: list = [(write, name, *ours[name]) for name in here]
   # In the order of the files, each hashed about when its tensors are read: so
   # a disk is read once even if memory does not hold all files.
   for i, file in reversed([*enumerate(source.files)]):
-    jobs.insert(i * len(ours) // len(source.files), (hash_file, file))
+    jobs.insert(i * len(here) // len(source.files), (hash_file, file))
   _in_threads(jobs, WORKERS)
+  _in_threads([(stream, *x) for x in source.streams], STREAMS, ended)
   return dict(sorted(digests.items()))
 
 
@@ -125,14 +152,17 @@ def sha256(path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _in_threads(jobs, workers):
-  """Calls each (function, *arguments); the first error ends the rest."""
+def _in_threads(jobs, workers, ended=None):
+  """Calls each (function, *arguments); the first error ends the rest, and is
+  said to those that run by the event `ended`."""
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     futures = [pool.submit(*job) for job in jobs]
     try:
       for future in concurrent.futures.as_completed(futures):
         future.result()
     except BaseException:
+      if ended:
+        ended.set()
       pool.shutdown(cancel_futures=True)
       raise
 
@@ -211,8 +241,11 @@ def write_card(path, directory):
   root, step = checkpoint.find(path)
   report = epath.Path(root).parent / 'REPORT.md'
   there = checkpoint.metadata(path).get('source', {}).get('hub', '')
-  text = report.read_text() if report.exists() else f'# {report.parent.name}\n'
-  text = re.sub(r'!\[[^]]*\]\([^)]*\)\n*', '', text)  # plots stay in the run
+  text = f'# {report.parent.name}\n'
+  if report.exists():
+    text = storage.content(report).decode(errors='replace')
+  # Plots stay in the run.
+  text = re.sub(r'!\[[^][]*\]\([^()]*\)\n*', '', text)
   lines = [
     *('---', 'library_name: transformers', 'pipeline_tag: text-generation'),
     *('tags: [longjax, long-context]', '---', ''),

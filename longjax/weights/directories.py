@@ -14,7 +14,7 @@ import tempfile
 
 from etils import epath
 
-from longjax import errors, hub, storage
+from longjax import errors, storage
 from longjax.progress import size
 
 WRITTEN_LAST = (
@@ -103,7 +103,6 @@ def _lock(directory) -> int:
 @contextlib.contextmanager
 def fetched(path):
   """Yields the path itself, or a local copy of what is elsewhere."""
-  path = hub.resolve(path)
   if not storage.is_remote(path):
     yield path
     return

@@ -21,15 +21,21 @@ WEIGHTS = (
 HEAD, EMBEDDING = 'lm_head.weight', 'model.embed_tokens.weight'
 
 
-def source(directory) -> TensorSource:
-  """The model of a directory with config.json."""
+def source(directory, remote=None) -> TensorSource:
+  """The model of a directory with config.json.
+
+  Args:
+    directory: local.
+    remote: {name: hub.Range} of files that belong there, or None.
+  """
   path = os.path.join(directory, config_json.NAME)
   config = files.load_json(path)
   try:
     fields = config_json.fields(config)
   except errors.InputError as error:
     raise errors.InputError(f'{path}: {error}') from None
-  tensors, read = _tensors(directory)
+  streams = {n: (x, files.streamed(x)) for n, x in (remote or {}).items()}
+  tensors, read = _tensors(directory, streams)
   # Old files hold RoPE's plain frequencies, which transformers ignores too.
   old = re.compile(r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq')
   tensors = {k: x for k, x in tensors.items() if not old.fullmatch(k)}
@@ -42,31 +48,32 @@ def source(directory) -> TensorSource:
     (path, *read),
     window=config_json.window(config),
     family=families.family(config),
+    streams=tuple(streams.values()),
   )
 
 
-def _tensors(directory):
-  """({name: Tensor}, the files that hold them)."""
-  found = next(
-    (n for n in WEIGHTS if os.path.lexists(os.path.join(directory, n))), None
-  )
+def _tensors(directory, streams):
+  """({name: Tensor}, the local files that hold them)."""
+  has = lambda n: n in streams or os.path.lexists(os.path.join(directory, n))
+  found = next(filter(has, WEIGHTS), None)
   if found is None:
     raise errors.InputError(
       f'{directory}: has {config_json.NAME} but none of {", ".join(WEIGHTS)}'
     )
+  if found in streams:
+    return streams[found][1], ()
   path = files.inside(directory, found)
   if not found.endswith('.json'):
     return files.read(path), (path,)
   places = files.load_json(path).get('weight_map')
   if not isinstance(places, dict) or not places:
     raise errors.InputError(f'{path}: has no weight_map')
-  paths = {
-    name: files.inside(directory, name)
-    for name in sorted({*map(str, places.values())})
-  }
-  tensors = {}
-  for name, shard in paths.items():
-    here = files.read(shard)
+  tensors, read = {}, [path]
+  names = sorted({*map(str, places.values())})
+  paths = {n: files.inside(directory, n) for n in names if n not in streams}
+  for name in names:
+    shard = paths.get(name, os.path.join(directory, name))
+    here = streams[name][1] if name in streams else files.read(shard)
     listed = {tensor for tensor, place in places.items() if place == name}
     for verb, wrong in (
       ('lacks', listed - here.keys()),
@@ -75,7 +82,7 @@ def _tensors(directory):
       if wrong:
         raise errors.InputError(f'{shard}: {verb} tensor {min(wrong)}')
     tensors |= here
-  return tensors, (path, *paths.values())
+  return tensors, (*read, *paths.values())
 
 
 def _without_tied_head(directory, tensors, fields):

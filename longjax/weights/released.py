@@ -14,18 +14,19 @@ GENERATION = 'generation_config.json'
 DEFAULT_WINDOW = 2048  # transformers' own, where nothing is known
 
 
-def read(path) -> dict:
+def read(path, source=None) -> dict:
   """What weights say of themselves, as the metadata of a checkpoint keeps it.
 
   Args:
     path: see weights.FORMATS.
+    source: its TensorSource, if it is known.
 
   Returns:
     window: tokens that the model was trained for, 0 if that is not known;
     generation: the content of generation_config.json, or None;
     family: a key of families.FAMILIES, if it is not llama.
   """
-  if (source := weights.find(path)) is None:
+  if (source := source or weights.find(path)) is None:
     metadata = checkpoint.metadata(path)
     kept = {k: metadata[k] for k in ('family',) if k in metadata}
     generation = metadata.get('generation')

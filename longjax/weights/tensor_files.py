@@ -5,6 +5,7 @@ of the file, and PyTorch's `weights_only` builds tensors and runs no code; their
 errors become one line that names the file.
 """
 
+import functools
 import json
 import math
 import os
@@ -12,18 +13,20 @@ import pathlib
 import pickle
 import re
 import struct
+import tempfile
 import zipfile
 
 import numpy as np
 import safetensors as library
 
-from longjax import errors, hub, json_text
+from longjax import errors, hub, json_text, storage
 from longjax.weights import names
 from longjax.weights.tensors import BFLOAT16, Tensor, mapped
 
 DTYPES = dict(
   F64=np.dtype('f8'), F32=np.dtype('f4'), F16=np.dtype('f2'), BF16=BFLOAT16
 )
+MOST_HEADER = 100_000_000  # bytes, the library's own bound
 KINDS = {dtype.name: kind for kind, dtype in DTYPES.items()}
 
 
@@ -56,8 +59,9 @@ def inside(directory, name) -> str:
 def load_json(path) -> dict:
   """The object of a JSON file; duplicate keys are refused."""
   try:
-    data = pathlib.Path(path).read_text('utf-8')
-    found = json_text.loads(data, object_pairs_hook=_once)
+    found = json_text.loads(
+      storage.content(path).decode(), object_pairs_hook=_once
+    )
   except ValueError as error:
     raise errors.InputError(f'{path}: damaged JSON: {error}') from None
   if not isinstance(found, dict):
@@ -88,7 +92,38 @@ def read(path) -> dict[str, Tensor]:
 
 
 def safetensors(path) -> dict[str, Tensor]:
-  """The tensors of a .safetensors file, by name.
+  """The tensors of a .safetensors file, by name."""
+  return {name: mapped(path, *entry) for name, entry in _entries(path)}
+
+
+def streamed(file: hub.Range) -> dict[str, Tensor]:
+  """The tensors of a .safetensors file on the Hub, in the file's order.
+
+  A `read` fetches one. They lie one after the other from the header to the end.
+  """
+  start = file.read(0, min(file.size, 8)).tobytes()
+  length = int.from_bytes(start, 'little')
+  if not length < min(file.size, MOST_HEADER):
+    raise errors.InputError(f'{file.name}: {file.file}: damaged header')
+  with tempfile.TemporaryDirectory() as scratch:
+    path = os.path.join(scratch, os.path.basename(file.file))
+    with open(path, 'wb') as sparse:  # the library compares header and size
+      sparse.write(start + file.read(8, 8 + length).tobytes())
+      sparse.truncate(file.size)
+    entries = sorted(_entries(path), key=lambda entry: entry[1][-1])
+
+  def read(dtype, shape, offset):
+    end = offset + math.prod(shape) * dtype.itemsize
+    return file.read(offset, end).view(dtype).reshape(shape)
+
+  return {
+    name: Tensor(shape, dtype, functools.partial(read, dtype, shape, offset))
+    for name, (dtype, shape, offset) in entries
+  }
+
+
+def _entries(path) -> list[tuple[str, tuple]]:
+  """(name, (dtype, shape, offset)) of a .safetensors file.
 
   The library checks the header: sizes, and that tensors lie one after the
   other and end where the file does.
@@ -109,15 +144,12 @@ def safetensors(path) -> dict[str, Tensor]:
         f'{path}: {name} has dtype {entry["dtype"]!r}; supported: '
         f'{", ".join(DTYPES)}'
       )
-  return {
-    name: mapped(
-      path,
-      DTYPES[entry['dtype']],
-      tuple(entry['shape']),
-      8 + length + entry['data_offsets'][0],
-    )
-    for name, entry in header.items()
-  }
+  place = lambda entry: (
+    DTYPES[entry['dtype']],
+    tuple(entry['shape']),
+    8 + length + entry['data_offsets'][0],
+  )
+  return [(name, place(entry)) for name, entry in header.items()]
 
 
 def pytorch(path) -> dict[str, Tensor]:

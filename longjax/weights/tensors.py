@@ -41,9 +41,10 @@ class TensorSource(NamedTuple):
   format: str  # a column of names.TABLE: 'gguf', 'huggingface' or 'meta'
   fields: dict[str, Any]  # of a llama.Llama; 'rope' is a dict, of a rope.Rope
   tensors: dict[str, Tensor]  # by their stored names
-  files: tuple[str, ...]  # everything that is read
+  files: tuple[str, ...]  # everything that is read here
   window: int = 0  # tokens it was trained for, 0 if the files do not say
   family: str = 'llama'  # a key of families.FAMILIES
+  streams: tuple = ()  # (hub.Range, its tensors in order) of what is not here
 
 
 def mapped(path, dtype, shape, offset) -> Tensor:

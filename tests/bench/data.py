@@ -1,6 +1,7 @@
 """How fast training rows come from prepared shards, beside what a step needs.
 
   python tests/bench/data.py [tokens of the store, default 200 million]
+  python tests/bench/data.py mds [tokens of the shards]
 
 Documents are lognormal (median 2,000 tokens, sigma 1.5), half of them for a
 ProLong mix of 64K packs; rows of 65,536 and of 524,288 tokens. All figures are
@@ -13,6 +14,10 @@ of this machine and process; the page cache is warm, as in a second epoch.
   grain      tokens/s of grain's own ConcatThenSplitIterDataset, same documents
              and rows, tokens only, no mixture, no targets
   open       seconds to open the store: all verified (below 1 GiB), and lazily
+
+mds: the same rows from packs of 65,536 in MDS shards as ProLong released them,
+indexed where they lie: tokens/s of one process, by its CPU time and by the
+clock, and its peak memory.
 """
 
 import pathlib
@@ -21,12 +26,13 @@ import sys
 import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / 'tests')]
 
-import numpy as np
+import numpy as np  # noqa: E402
 
-from configs import common
-from longjax.data import pipeline, store
+from configs import common  # noqa: E402
+from longjax.data import pipeline, prepare, store, tokenizer  # noqa: E402
 
 CHIPS = 4  # of a v5p host
 NEED = {65_536: 4000 * CHIPS, 524_288: 400 * CHIPS}  # tokens/s
@@ -84,6 +90,47 @@ def grain_rate(data, seq_len, seconds=3):
   return rate(seconds, lambda _: next(rows), seq_len)
 
 
+def from_mds(total=200_000_000):
+  """Prints how fast rows come from MDS shards."""
+  import test_data_released as released
+
+  pack, rng = 65_536, np.random.default_rng(0)
+  with tempfile.TemporaryDirectory() as directory:
+    place = pathlib.Path(directory)
+
+    def packs(count, documents):
+      for _ in range(count):
+        ids = rng.integers(0, 256, pack, dtype=np.uint32)
+        yield np.split(ids, np.sort(rng.integers(1, pack, documents - 1)))
+
+    half = total // pack // 2
+    for domain, documents in (('books', 1), ('web', 40)):
+      released.release(place / 'mds', domain, packs(half, documents))
+    made = common.base('tiny')
+    made.train.update(seq_len=8 * pack, batch=8)
+    made.model.block = 1024
+    made.mesh.seq = 8
+    made.data.root, names = str(place / 'mds'), ('books', 'web')
+    made.data.sources = {n: dict(path=n, kind='tokens') for n in names}
+    made.data.mix = {
+      n: dict(weight=0.5, pack='in_order', length=pack) for n in names
+    }
+    made.data.tokenizer = 'bytes'
+    tokens = tokenizer.load('bytes')
+    began = time.monotonic()
+    data = prepare.prepare(made, tokens, print, directory=place / 'out')
+    print(f'indexed in {time.monotonic() - began:.2f} s')
+    for layout in ('contiguous', 'balanced'):
+      made.data.layout = layout
+      pipe = pipeline.Pipeline(data, made)
+      clock, size = time.monotonic(), 8 * made.train.seq_len
+      rows = rate(5, pipe.batch, size)
+      clock = time.monotonic() - clock
+      print(f'{layout:10} {rows / 1e6:6.1f} M tokens/s of CPU, {clock:.1f} s')
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  print(f'peak memory {peak:.2f} GiB, the mapped shards among it')
+
+
 def main(total=200_000_000):
   with tempfile.TemporaryDirectory() as directory:
     place = pathlib.Path(directory) / 'data'
@@ -116,4 +163,7 @@ def main(total=200_000_000):
 
 
 if __name__ == '__main__':
-  main(*(int(x) for x in sys.argv[1:]))
+  run, given = main, sys.argv[1:]
+  if given[:1] == ['mds']:
+    run, given = from_mds, given[1:]
+  run(*map(int, given))

@@ -1,10 +1,12 @@
 """Whether a long run grows: memory, files, threads, disk, seconds of a step.
 
-  python tests/bench/soak.py [--steps 2000]
+  python tests/bench/soak.py [--steps 2000] [--generations 500]
 
-A small model trains, saves and evaluates; the process is looked at every
-second. Prints for each quantity its first and last value, and the slope of its
-second half with a 95 % interval: it is even where that contains 0.
+A small model trains, saves every 20 steps and evaluates every 4; the process is
+looked at every half second. Then another generates from prompts of random
+lengths, so many times. Prints for each quantity its first and last value, and
+the slope of its second half with a 95 % interval: it is even where that
+contains 0.
 """
 
 import argparse
@@ -25,21 +27,24 @@ import jobs  # noqa: E402
 from longjax.train import metrics  # noqa: E402
 
 BLOCKS = 20  # the second half is averaged in; samples beside each other agree
+LONGEST = 400  # tokens of a prompt
 
 
-def sample(pid: int, workdir: pathlib.Path) -> dict[str, float]:
+def held(pid: int) -> dict[str, float]:
   """What a process holds now."""
   status = pathlib.Path(f'/proc/{pid}/status').read_text()
   field = lambda name: float(re.search(rf'{name}:\s+(\d+)', status)[1])
-  files = [p for p in workdir.rglob('*') if p.is_file()]
   return {
     'memory, MiB': field('VmRSS') / 1024,
     'open files': len(os.listdir(f'/proc/{pid}/fd')),
     'threads': field('Threads'),
-    'checkpoints, MiB': sum(
-      p.stat().st_size for p in files if 'checkpoints' in p.parts
-    ) / 2**20,
-  }  # fmt: skip
+  }
+
+
+def disk(workdir: pathlib.Path) -> dict[str, float]:
+  """MiB of a run's checkpoints."""
+  files = [p for p in workdir.glob('checkpoints/**/*') if p.is_file()]
+  return {'checkpoints, MiB': sum(p.stat().st_size for p in files) / 2**20}
 
 
 def slope(values) -> tuple[float, float]:
@@ -55,39 +60,87 @@ def slope(values) -> tuple[float, float]:
   return fitted, 2.1 * error  # Student's t of 18 degrees of freedom
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument('--steps', type=int, default=2000)
-  steps = parser.parse_args().steps
+def train(steps: int) -> dict[str, list]:
+  """{quantity: its values over the seconds, or steps, of a training run}."""
   with tempfile.TemporaryDirectory() as name:
     place, samples = pathlib.Path(name), []
     data, workdir = jobs.make_data(place / 'data'), place / 'run'
     job = jobs.Job(
       workdir, data, train__steps=steps, checkpoint__every_steps=20,
-      eval__length=64, eval__every_steps=20,
+      eval__length=64, eval__every_steps=4,
     )  # fmt: skip
     with job:
       job.wait_for_step(1)
       while job.processes[0].poll() is None:
         try:
-          samples.append(sample(job.processes[0].pid, workdir))
+          samples.append(held(job.processes[0].pid) | disk(workdir))
         except (FileNotFoundError, TypeError):  # ended, or a file is gone
           continue
-        time.sleep(1)
+        time.sleep(0.5)
       if job.wait() != [0]:
         raise RuntimeError(job.output())
-    series = {k: [s[k] for s in samples] for k in samples[0]}
-    lines = metrics.read(workdir)[1:]
-    series['s of a step'] = [line['step_seconds'] for line in lines]
-  print('| | first | last | slope of the second half | even |')
-  print('|---|---|---|---|---|')
+    # The last ones are of a process that ends.
+    series = {k: [s[k] for s in samples[:-4]] for k in samples[0]}
+    series['s of a step'] = [
+      line['step_seconds'] for line in metrics.read(workdir)[1:]
+    ]
+  return series
+
+
+def generate(count: int) -> dict[str, list]:
+  """{quantity: its values over so many generations} in this process."""
+  import jax
+
+  from longjax import llama
+  from longjax.inference import generate, prefix
+
+  config = llama.Llama(
+    vocab=384, layers=1, embed=32, mlp=64, heads=4, kv_heads=2, head_dim=8,
+    block=16,
+  )  # fmt: skip
+  params = llama.init(config, jax.random.key(0))
+  options, rng, samples = (
+    generate.Options(chunk=64),
+    np.random.default_rng(0),
+    [],
+  )
+  programs = (prefix._empty, generate.prefill, generate.decode)
+  for _ in range(count):
+    lengths = rng.integers(1, LONGEST, rng.integers(1, 3))
+    prompts = [rng.integers(0, 384, n) for n in lengths]
+    began = time.perf_counter()
+    generate.generate(
+      params, config, prompts, int(rng.integers(1, 64)), options
+    )
+    spent = time.perf_counter() - began
+    compiled = sum(p._cache_size() for p in programs)
+    samples.append(
+      held(os.getpid()) | {'compiled programs': compiled, 's of one': spent}
+    )
+  return {k: [s[k] for s in samples] for k in samples[0]}
+
+
+def show(what: str, unit: str, series: dict[str, list]):
   for name, values in series.items():
     value, width = slope(values)
-    unit = 'a step' if name == 's of a step' else 'a second'
+    per = 'a step' if name == 's of a step' else unit
+    even = 'yes' if abs(value) <= width + 1e-12 else 'no'
     print(
-      f'| {name} | {values[0]:.4g} | {values[-1]:.4g} | {value:.2g} '
-      f'+- {width:.2g} {unit} | {abs(value) <= width} |'
+      f'| {what} | {name} | {values[0]:.4g} | {values[-1]:.4g} | {value:.2g} '
+      f'+- {width:.2g} {per} | {even} |',
+      flush=True,
     )
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--steps', type=int, default=2000)
+  parser.add_argument('--generations', type=int, default=500)
+  flags = parser.parse_args()
+  print('| | | first | last | slope of the second half | even |')
+  print('|---|---|---|---|---|---|')
+  show('training', 'half a second', train(flags.steps))
+  show('generation', 'a generation', generate(flags.generations))
 
 
 if __name__ == '__main__':
