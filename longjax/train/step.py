@@ -12,6 +12,13 @@ from longjax.batch import Batch
 from longjax.parallel import sharding
 from longjax.train import optimizer
 
+# What SparseCores do with `train.sparse_core`, and those of TPU 7x always. Else
+# the TensorCore waits for it (docs/plan.md).
+SPARSE_CORE = (
+  'all_gather', '2d_all_gather', '3d_all_gather',
+  'reduce_scatter', 'nd_reduce_scatter',
+)  # fmt: skip
+
 
 def build(config, model, mesh):
   """The train step and the shapes of its state; allocates nothing.
@@ -54,8 +61,19 @@ def build(config, model, mesh):
     )  # fmt: skip
     return dict(state, params=lora.join(state['params'], frozen)), values
 
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated))
+  step = jax.jit(
+    step, donate_argnums=0, out_shardings=(shardings, replicated),
+    compiler_options=compiler_options(config, mesh),
+  )  # fmt: skip
   return step, abstract
+
+
+def compiler_options(config, mesh) -> dict[str, str]:
+  """Options of the compiler: of a TPU, if its SparseCores are to be used."""
+  on_tpu = mesh.devices.flat[0].platform == 'tpu'
+  kinds = SPARSE_CORE if config.train.sparse_core and on_tpu else ()
+  name = 'xla_tpu_enable_sparse_core_collective_offload_'
+  return {name + kind: 'true' for kind in kinds}
 
 
 def abstract_params(config, model):
