@@ -21,7 +21,7 @@ each).
 from configs import common
 
 VARIANTS = ('', '13b', '34b', '70b', '70b_instruct')
-DEVICES = {'': 32, '13b': 64, '34b': 128, '70b': 256}  # that split the batch
+DEVICES = {'': 32, '13b': 64, '34b': 128, '70b': 64}  # that split the batch
 
 
 def large(config, size):
@@ -29,6 +29,9 @@ def large(config, size):
   # Section 1, for 34B and 70B; 4M tokens a step as before.
   config.train.update(seq_len=16_384, batch=256, micro_batches=1)
   config.optim.learning_rate = 1e-5  # section 2.1, for 34B and 70B
+  if size == '70b':  # hides the gathers of weights: docs/plan.md
+    config.mesh.update(data=64, seq=8)
+    config.train.sparse_core = True
 
 
 def instruct(config):
@@ -37,7 +40,7 @@ def instruct(config):
     short=dict(weight=0.5), long=dict(weight=0.5, pack='sorted')
   )
   config.mesh.update(data=16, seq=8)
-  config.train.update(steps=1000, batch=64)
+  config.train.update(steps=1000, batch=64, sparse_core=False)
   config.optim.update(learning_rate=2e-5, warmup_steps=0)
 
 

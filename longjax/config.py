@@ -192,8 +192,8 @@ KEYS = {
   'train.loss_chunk': free(
     1024, 'whose logits exist at once, per device', '[1, inf)', 'tokens'),
   'train.sparse_core': free(
-    False, 'SparseCores of TPU v5p gather weights and scatter gradients beside '
-    'the computation, as those of 7x always do: docs/plan.md'),
+    False, 'SparseCores of TPU v5p and v6e gather weights and scatter '
+    'gradients beside the computation, as those of 7x do: docs/plan.md'),
   'train.longce.gamma': Key(
     0.0, 'LongCE, longjax/longce.py: the largest loss weight; 0: all are 1',
     '[0, inf)'),

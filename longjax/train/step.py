@@ -4,7 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from longjax import llama, longce, lora
@@ -13,7 +13,7 @@ from longjax.parallel import sharding
 from longjax.train import optimizer
 
 # What SparseCores do with `train.sparse_core`, and those of TPU 7x always. Else
-# the TensorCore waits for it (docs/plan.md).
+# the computation waits for it (docs/plan.md).
 SPARSE_CORE = (
   'all_gather', '2d_all_gather', '3d_all_gather',
   'reduce_scatter', 'nd_reduce_scatter',
@@ -63,17 +63,21 @@ def build(config, model, mesh):
 
   step = jax.jit(
     step, donate_argnums=0, out_shardings=(shardings, replicated),
-    compiler_options=compiler_options(config, mesh),
+    compiler_options=compiler_options(config, platform(mesh)),
   )  # fmt: skip
   return step, abstract
 
 
-def compiler_options(config, mesh) -> dict[str, str]:
+def compiler_options(config, platform: str) -> dict[str, str]:
   """Options of the compiler: of a TPU, if its SparseCores are to be used."""
-  on_tpu = mesh.devices.flat[0].platform == 'tpu'
-  kinds = SPARSE_CORE if config.train.sparse_core and on_tpu else ()
+  kinds = SPARSE_CORE if config.train.sparse_core and platform == 'tpu' else ()
   name = 'xla_tpu_enable_sparse_core_collective_offload_'
   return {name + kind: 'true' for kind in kinds}
+
+
+def platform(mesh) -> str:
+  """Of the devices, also of those that we only compile for; '' of none."""
+  return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ''
 
 
 def abstract_params(config, model):

@@ -96,27 +96,27 @@ def measure(params, config, tokens):
   ids = Ids(row.segments, row.index)
 
   def attend(x, _):
-    found = count(x.q[0], x.k[0])
+    counted = count(x.q[0], x.k[0])
     out = attention.attend(
       x.q, x.k, x.v, ids, ids, strategy='blockwise', **x.options
     )
-    return out, found
+    return out, counted
 
-  zeros = jax.eval_shape(lambda: count(*(
-    jnp.zeros((len(tokens), n, config.head_dim))
-    for n in (config.heads, config.kv_heads)
-  )))  # fmt: skip
+  zeros = lambda heads: jnp.zeros((len(tokens), heads, config.head_dim))
+  found = jax.eval_shape(
+    lambda: count(zeros(config.heads), zeros(config.kv_heads))
+  )
   empty = lambda x: jnp.zeros((config.layers, *x.shape), x.dtype)
   run = jax.jit(lambda params, row: llama.run(
     params, config, row.tokens, row.positions, attend,
-    [(jax.tree.map(empty, zeros),)],
+    [(jax.tree.map(empty, found),)],
   )[1])  # fmt: skip
   ((pairs, above),) = run(params, row)[0]
   return *np.asarray(pairs).sum(0), np.asarray(above)
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--weights', default=smollm2_135m_abf_16k.WEIGHTS)
   parser.add_argument('--lengths', default='4096,8192,16384')
   flags = parser.parse_args()
