@@ -7,9 +7,10 @@
 pretrain: base times 200, 10B tokens. packing: whole chats in rows of 64K with
 each of them weighing the same (section 3.3). sorted: a chat a row, in
 groups of 8 rows of like length, 12 groups a step, each computed at the shortest
-of a few lengths that holds it. Its scripts decay to 0. The
-batch and the rate of the pretraining are not in the sources we have: 4M tokens,
-2e-5. For 64 chips of TPU v5p. Not run on a TPU.
+of a few lengths that holds it. Its scripts decay to 0. Chats are prepared with
+template='longalign'; longer ones than a row are left out, and no pack is halved
+in the first steps. The batch and the rate of the pretraining are not in the
+sources we have: 4M tokens, 2e-5. For 64 chips of TPU v5p. Not run on a TPU.
 """
 
 from configs import common

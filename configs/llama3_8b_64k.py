@@ -10,7 +10,9 @@ Or on the data that its authors released, whose packs are read as they are:
       --config.weights=/data/llama3_8b_instruct
       --config.data.root=/data/long-context-65536
 
-For 64 chips of TPU v5p. Another argument is an ablation of section 3 or 4: 5B
+For 64 chips of TPU v5p. A step is one mean over its targets; its trainer takes
+the mean of each row first, which gives a row of short documents up to 1 % more
+weight. Another argument is an ablation of section 3 or 4: 5B
 tokens, Llama 3 8B base, books and code repositories 1:1 with the older short
 mix, e.g. configs/llama3_8b_64k.py:base_4m. Not run on a TPU.
 """

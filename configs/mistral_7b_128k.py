@@ -4,10 +4,11 @@
   python launch/tpu.py --config configs/mistral_7b_128k.py:128k
       --config.weights=runs/mistral_7b_64k ...
 
-From NousResearch/Yarn-Mistral-7b-64k and -128k: rope, window and base are their
-config.json, rows, rate and steps the name of the directory that it gives (16k,
-constant-lr-1e6, step1000, then scale-16 to step_1500). The window of v0.1, 4096
-tokens, becomes the whole context. For 64 chips of TPU v5p. Not run on a TPU.
+NousResearch/Yarn-Mistral-7b-64k and -128k: rope, window, rows, rate and steps
+are those of jquesnelle/yarn, train.sh. The window of v0.1, 4096 tokens, becomes
+the whole context. A constant rate is read there only without DeepSpeed, and then
+AdamW is torch's (b2 0.999, decay 0.01, no clipping); here it is YaRN's of Llama
+2. For 64 chips of TPU v5p. Not run on a TPU.
 """
 
 from configs import common

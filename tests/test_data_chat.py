@@ -96,6 +96,25 @@ def test_llama_2_writes_what_meta_writes(llama2):
     assert chat.encode(talk, llama2, 'llama2').tokens.tolist() == want
 
 
+def test_longalign_writes_what_its_pre_tokenize_py_writes(llama2):
+  """By hand: its tokenizer encodes what is between the marks of an answer by
+  itself. It learns an end after each answer, we the one that is there."""
+  theirs = sentencepiece.SentencePieceProcessor(
+    model_proto=llama2.encoder._model
+  )
+  for talk in (say('Hello!', 'Hi'), say('a b', 'c', 'is it?', 'x - y')):
+    want, weights, before = [1], [0], ''
+    for ask, answer in zip(talk[::2], talk[1::2]):
+      question = theirs.encode(f'{before}[INST]{ask["content"]}[/INST]')
+      learned = theirs.encode(answer['content'])
+      want += [*question, *learned]
+      weights += [0] * len(question) + [1] * len(learned)
+      before = '\n\n'
+    made = chat.encode(talk, llama2, 'longalign')
+    assert made.tokens.tolist() == [*want, 2]
+    assert made.weights.tolist() == [*weights, 1]
+
+
 def test_llama_3_by_hand(llama3):
   begin, _, _, _, _, _, head, tail, _, turn = range(264, 274)
   assert llama3.bos == begin and llama3.ident('<|eot_id|>') == turn

@@ -6,6 +6,7 @@ A template is Jinja, as transformers renders it. It is one of data/templates:
   llama3    Meta's llama3 (ChatFormat): header, message, <|eot_id|>
   chatml    <|im_start|>role, message, <|im_end|>
   smollm2   chatml with SmolLM2's system prompt where there is none
+  longalign [INST]...[/INST] ..., LongAlign's for Llama (arXiv:2401.18058)
 
 or 'tokenizer', that of the tokenizer's authors, or the path of a .jinja file.
 
@@ -49,6 +50,7 @@ TEMPLATES = dict(
   ),
   chatml=('<|im_start|>', '<|im_end|>'),
   smollm2=('<|im_start|>', '<|im_end|>'),
+  longalign=('<s>', '</s>'),
 )  # fmt: skip
 # Llama 3.1's own default. Later templates write today's date, which would make
 # other data every day.
