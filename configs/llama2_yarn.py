@@ -8,8 +8,8 @@
 to end, which attend to each other (tokenization.py). The ramp and the decay of
 the rate to 0 are those of the published code (finetune.py, zero3.json), the
 warm-up the paper's; --config.model.rope.scaling=yarn_paper is the formula's.
-70b_32k is that of train.sh, at a constant rate in rows of 8K, with the optimizer
-of 7B. Its runs at 8K are not here. For 64 chips of TPU v5p. Not run on a TPU.
+70b_32k is that of train.sh, at a constant rate in rows of 8K, with AdamW as for
+7B. Its runs at 8K are not here. For 64 chips of TPU v5p. Not run on a TPU.
 """
 
 from configs import common
