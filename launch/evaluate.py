@@ -8,9 +8,10 @@ A checkpoint is a run directory, or weights in any known format; it is
 evaluated with its own RoPE and tokenizer. Without a config, name tasks that
 need no documents. The config sets the mesh, the
 held-out documents (eval.sources, eval.length, eval.documents) and the number
-of prompts (eval.samples). Tasks: position_loss, perplexity, context_gain,
-longppl, passkey, passkey_original, needle, first_sentence, ruler or ruler/vt,
-helmet or helmet/icl, longbench_v2, mrcr, graphwalks, lm_eval/NAME or
+of prompts (eval.samples). Tasks: position_loss, source_loss, perplexity,
+context_gain, longppl, passkey, passkey_original, needle, first_sentence, ruler
+or ruler/vt, helmet or helmet/icl, helmet_rag, helmet_rerank, nolima,
+longbench_v2, mrcr, graphwalks, lm_eval/NAME or
 lm_eval/FILE.yaml. Prints the scores, and writes results.json, plots/ and
 REPORT.md to RUN/evals/STEP, or to runs/WEIGHTS/evals for weights that are not
 a run's. The same command goes on with an evaluation that was interrupted.

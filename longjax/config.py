@@ -266,6 +266,10 @@ KEYS = {
   'eval.files.mrcr': free('', 'path of a .parquet file of openai/mrcr'),
   'eval.files.graphwalks': free(
     '', 'path of a .parquet file of openai/graphwalks'),
+  'eval.files.nolima': free('', "path of NoLiMa's needle_set.json"),
+  'eval.files.nolima_books': free('', "directory of NoLiMa's books"),
+  'eval.files.helmet_rag': free('', "path of a file of HELMET's data/kilt"),
+  'eval.files.helmet_rerank': free('', "path of one of HELMET's data/msmarco"),
   'eval.chat': free(
     False, "prompts are put in the tokenizer's chat template; needle and "
     'passkey are not'),

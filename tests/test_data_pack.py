@@ -12,10 +12,13 @@ class Memory:
 
   directory = 'memory'
 
-  def __init__(self, *documents, masks=()):
+  def __init__(self, *documents, masks=(), sources=()):
     self._documents = [np.array(d, np.uint32) for d in documents]
     self._masks = [np.array(m, np.uint8) for m in masks]
     self.lengths = np.array([len(d) for d in documents], np.int64)
+    self.sources = np.array(sources, np.int64)
+    names = [f'source{i}' for i in range(max(sources, default=0) + 1)]
+    self.manifest = dict(sources=[dict(name=name) for name in names])
 
   def tokens(self, document, start=0, length=None):
     end = None if length is None else start + length

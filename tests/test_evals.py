@@ -15,6 +15,7 @@ from configs import tiny
 from longjax import checks, evals
 from longjax.batch import one_document
 from longjax.data import layout, prepare, tokenizer
+from longjax.errors import InputError
 from longjax.evals import (
   evaluation,
   kept,
@@ -40,6 +41,30 @@ def test_loss_by_position_by_hand():
   assert curve['tokens'] == [4.0] * 15 + [2.0]
   assert curve['each'][1] == [2.5, 2.5]
   assert position_loss.mean(curve, 0, 8) == 3.5
+  assert curve['last_500'] == [15, 15]  # all 31 targets, as there are fewer
+  batch = one_document(np.zeros((1, 2000), int))
+  curve = position_loss.curve(nll, [batch], 2000)
+  assert curve['last_500'] == [np.mean(np.arange(1500, 1999))]
+
+
+def test_loss_by_source_is_that_of_its_documents():
+  """The loss of a token is the token itself."""
+  config = tiny.get_config()
+  config.eval.update(length=3, documents=1)
+  store = Memory([1, 2, 3, 4], [11, 12], [21, 22, 23, 24], sources=(0, 1, 1))
+  setup = evaluation.Setup(config, TOKENS, store)
+  lm = LM(lambda batch: np.asarray(batch.tokens), None)
+  position_loss.BY_SOURCE.check(setup, '')
+  points = position_loss.BY_SOURCE.scores(
+    position_loss.BY_SOURCE.run(lm, setup, '')
+  )
+  assert {k: p.value for k, p in points.items() if 'last' in k} == {
+    'source0/last_500': 2, 'source1/last_500': 22,
+  }  # fmt: skip
+  assert [points[f'source1/{n}'].value for n in (1, 2, 3)] == [21, 22, 23]
+  config.eval.documents = 2
+  with pytest.raises(InputError, match='2 documents of source source0 of at'):
+    position_loss.BY_SOURCE.check(setup, '')
 
 
 def test_documents_are_the_starts_of_those_that_are_long_enough():

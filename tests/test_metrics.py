@@ -44,13 +44,18 @@ def test_a_line_a_step_survives_a_resume(tmp_path):
 
 def test_tensorboard_holds_the_same_numbers_without_tensorflow(tmp_path):
   writer = metrics.Metrics(tmp_path, 0, 2, lambda _: None)
-  writer.step(1, 10, 0.5, values(3.0))
+  writer.step(1, 10, 0.5, values(3.0) | dict(memory=2**30))
   writer.step(2, 10, 0.5, values(2.0))
+  writer.text('config', '{\n "seed": 0\n}', 1)
   writer.close()
   board = EventAccumulator(str(tmp_path / 'tb'))
   board.Reload()
   losses = [(e.step, e.value) for e in board.Scalars('train/loss')]
   assert losses == [(1, 3.0), (2, 2.0)]
+  assert board.Scalars('perf/memory_bytes')[0].value == 2**30
+  assert 'config' in board.PluginTagToContent('text')
+  (text,) = board.Tensors('config')
+  assert b'"seed": 0' in text.tensor_proto.string_val[0]
   assert 'tensorflow' not in sys.modules
 
 

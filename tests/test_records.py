@@ -1,6 +1,7 @@
 """Benchmarks in files, and prompts in a chat template."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,8 +11,21 @@ from configs import common
 from longjax import evals
 from longjax.data import encoders, tokenizer, vocabularies
 from longjax.errors import InputError
-from longjax.evals import graphwalks, longbench, mrcr, prompts, ruler, table
+from longjax.evals import (
+  graphwalks,
+  helmet_rag,
+  helmet_rerank,
+  longbench,
+  mrcr,
+  nolima,
+  prompts,
+  ruler,
+  table,
+)
 
+GOLDEN = json.loads(
+  (pathlib.Path(__file__).parent / 'golden/benchmarks.json').read_text()
+)
 TEMPLATE = (
   "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>{% endfor %}"
   '{% if add_generation_prompt %}[assistant]{% endif %}'
@@ -150,3 +164,74 @@ def test_the_prefix_of_an_answer_follows_the_template(tokens):
 ])  # fmt: skip
 def test_scores_by_hand(judge, answer, references, score):
   assert judge(answer, references) == pytest.approx(score)
+
+
+def room(task, length, **files):
+  source = prompts.Source('', None, {k: str(v) for k, v in files.items()})
+  return prompts.room(TOKENS, task, source, length, 42)
+
+
+def write(path, records):
+  path.write_text(''.join(json.dumps(x) + '\n' for x in records))
+  return path
+
+
+@pytest.mark.parametrize('part, score, suffix', [
+  (helmet_rag, helmet_rag.score.substring_match, '_k3_'),
+  (helmet_rerank, helmet_rerank.ndcg, '_k10_'),
+])  # fmt: skip
+def test_prompts_and_scores_of_helmet_are_the_originals(
+  tmp_path, part, score, suffix
+):
+  name, told = part.DATA.name, GOLDEN[part.DATA.name]
+  file = write(tmp_path / 'a_k50_b.jsonl', told['records'])
+  write(tmp_path / f'a{suffix}b.jsonl', told['demos'])
+  task = prompts.Task(None, 20)
+  here = room(task, 10_000, **{name: file})
+  made = filter(None, (part.make(x, here) for x in told['records']))
+  assert [p.text + p.prefix for p in made] == told['prompts']
+  for answer, right, wanted in told['scores']:
+    right = tuple(right.items()) if isinstance(right, dict) else right
+    assert score(answer, right) == pytest.approx(wanted, abs=1e-5)
+  # What is too long loses the end of its passages.
+  whole = told['prompts'][0]
+  short = room(task, len(whole) - 5, **{name: file})
+  cut = part.make(told['records'][0], short)
+  assert len(short.encode(cut.text, cut.prefix)) == len(whole) - 25
+  end = part.passages(told['records'][0])[-30:]
+  assert cut.text + cut.prefix == whole.replace(end, end[:-25])
+  with pytest.raises(InputError, match='lengths 300'):
+    part.make(told['records'][0], room(task, 300, **{name: file}))
+
+
+def test_prompts_of_nolima_are_the_originals(tmp_path):
+  told = GOLDEN['nolima']
+  for name in 'ab':
+    (tmp_path / f'{name}.txt').write_text(told['book'])
+  book = nolima._book(TOKENS, tmp_path / 'b.txt')
+  for case in told['cases']:
+    text = nolima.hide(
+      TOKENS, book, 'HERE it is.', told['length'], case['depth']
+    )
+    assert text == case['text']
+  made = list(nolima.tests(told['needles'], 42 + 1))
+  for (*texts, answers), (*wanted, right) in zip(
+    made, told['tests'], strict=True
+  ):
+    assert texts == wanted
+    drawn = len(right) == len(nolima.DEPTHS)
+    assert [[x] for x in right] == [list(x) for x in answers] if drawn else \
+      answers == [right] * len(nolima.DEPTHS)  # fmt: skip
+  task = nolima.TASKS['nolima']
+  set_file = write(tmp_path / 'needles.jsonl', told['needles'])
+  here = room(task, 1500, nolima=set_file, nolima_books=tmp_path)
+  samples = list(task.stream(here))
+  assert len(samples) == 2 * len(nolima.DEPTHS) * len(made)
+  assert max(len(s.prompt) for s in samples) == 1500 - task.count
+  assert min(len(s.prompt) for s in samples) > 1400 - task.count
+  text, last = TOKENS.decode(samples[-1].prompt), samples[-1]
+  assert text.endswith('The lamp was red.\n\nQ: What was lamp?\nA:')
+  assert nolima.judge('It was red.', last.references) == 1
+  assert nolima.judge('It was blue.', last.references) == 0
+  with pytest.raises(InputError, match='use shorter eval'):
+    next(task.stream(here._replace(length=20_000)))

@@ -396,14 +396,21 @@ def batch(store, plans: Sequence[RowPlan], seq_len: int) -> Batch:
   return Batch(*(np.stack(arrays) for arrays in zip(*rows)))
 
 
-def one_document_rows(store, seq_len: int, count: int) -> list[RowPlan]:
-  """For evaluation: the starts of the first `count` documents long enough."""
-  long = np.flatnonzero(store.lengths >= seq_len)[:count]
+def one_document_rows(
+  store, seq_len: int, count: int, source: int | None = None
+) -> list[RowPlan]:
+  """For evaluation: the starts of the first `count` documents long enough, of
+  one source by its number or of all."""
+  name, lengths = '', store.lengths
+  if source is not None:
+    name = f' of source {store.manifest["sources"][source]["name"]}'
+    lengths = np.where(store.sources == source, lengths, 0)
+  long = np.flatnonzero(lengths >= seq_len)[:count]
   if len(long) < count:
     raise errors.InputError(
-      f'{store.directory}: {count} documents of at least {seq_len} tokens are '
-      f'needed, but there are {len(long)}; the longest has '
-      f'{store.lengths.max(initial=0)}'
+      f'{store.directory}: {count} documents{name} of at least {seq_len} '
+      f'tokens are needed, but there are {len(long)}; the longest has '
+      f'{lengths.max(initial=0)}'
     )
   spans = [[DocumentSpan(int(d), 0, seq_len)] for d in long]
   return row_plans(spans, seq_len, seq_len)

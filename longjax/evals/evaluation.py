@@ -59,14 +59,17 @@ class Setup:
     data = self.mesh.shape['data'] if self.mesh else 1
     return -(-self.options.batch // data) * data
 
-  def rows(self) -> list:
-    """The first eval.length tokens of documents, as data.pack has them.
+  def rows(self, source: int | None = None) -> list:
+    """The first eval.length tokens of eval.documents documents, as data.pack
+    has them; of one source, by its number, or of all.
 
     Raises:
       InputError: too few documents are as long.
     """
     options = self.options
-    return pack.one_document_rows(self.store, options.length, options.documents)
+    return pack.one_document_rows(
+      self.store, options.length, options.documents, source
+    )
 
   def documents(self) -> list[np.ndarray]:
     """The first eval.length tokens of eval.documents held-out documents."""

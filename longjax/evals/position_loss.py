@@ -1,8 +1,11 @@
 """Loss by position: does the model still predict, far into a document?
 
 Mean negative log-likelihood over documents at least as long as the row, in
-buckets of position (arXiv:2309.16039, figure 9; arXiv:2410.02660, section 2).
+buckets of position (arXiv:2309.16039, figure 9; arXiv:2410.02660, section 2),
+of all documents or of those of each source.
 """
+
+import statistics
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from longjax.evals.evaluation import DOCUMENTS, Axis, Evaluation, Point, Setup
 from longjax.evals.markdown import number, table
 
 BUCKETS = 16
+LAST = 500  # tokens at the end, whose loss stands for all of the context
 
 
 def curve(nll, batches, length: int) -> dict:
@@ -24,10 +28,11 @@ def curve(nll, batches, length: int) -> dict:
 
   Returns:
     dict of lists: end (last position of the bucket + 1), loss (nats), tokens,
-    each (the loss of each document in the bucket).
+    each (the loss of each document in the bucket), last_500 (the loss of each
+    document over its LAST tokens).
   """
   count = min(BUCKETS, length)
-  total, tokens, each = np.zeros(count), np.zeros(count), []
+  total, tokens, each, ends = np.zeros(count), np.zeros(count), [], []
   for batch in batches:
     loss = np.asarray(nll(batch), np.float64)
     bucket = batch.index.astype(np.int64) * count // length
@@ -36,11 +41,14 @@ def curve(nll, batches, length: int) -> dict:
     for row, at, weights in zip(loss, bucket, batch.weights):
       sums = (np.bincount(at, w, count) for w in (row * weights, weights))
       each.append(np.divide(*sums))
+    late = batch.weights * (batch.index >= length - LAST)
+    ends += ((loss * late).sum(1) / late.sum(1)).tolist()
   return dict(
     end=[int(-(-length * (i + 1) // count)) for i in range(count)],
     loss=list(total / np.maximum(tokens, 1e-9)),
     tokens=list(tokens),
     each=np.transpose(each).tolist(),
+    last_500=ends,
   )
 
 
@@ -58,16 +66,44 @@ def mean(result: dict, start: int, end: int) -> float:
 
 
 def run(lm, setup: Setup, part: str) -> dict:
+  return _curve(lm, setup, setup.rows())
+
+
+def _curve(lm, setup: Setup, rows) -> dict:
   length = setup.options.length
-  batch = pack.batch(setup.store, setup.rows(), length)
-  return curve(lm.nll, [batch], length)
+  return curve(lm.nll, [pack.batch(setup.store, rows, length)], length)
 
 
 def scores(result: dict) -> dict:
   each = result.get('each', [()] * len(result['end']))
-  return {
+  points = {
     str(end): Point(loss, each=tuple(of_documents))
     for end, loss, of_documents in zip(result['end'], result['loss'], each)
+  }
+  if ends := result.get('last_500'):
+    known = None if None in ends else statistics.fmean(ends)
+    points['last_500'] = Point(known, each=tuple(ends))
+  return points
+
+
+def _sources(setup: Setup) -> dict:
+  """{name of a source: the rows of its documents}."""
+  sources = setup.store.manifest['sources']
+  return {source['name']: setup.rows(i) for i, source in enumerate(sources)}
+
+
+def run_by_source(lm, setup: Setup, part: str) -> dict:
+  """{name of a source: its curve}."""
+  return {
+    name: _curve(lm, setup, rows) for name, rows in _sources(setup).items()
+  }
+
+
+def scores_by_source(results: dict) -> dict:
+  return {
+    f'{name}/{key}': point
+    for name, result in results.items()
+    for key, point in scores(result).items()
   }
 
 
@@ -93,4 +129,9 @@ EVALUATION = Evaluation(
   'position_loss', 'Loss by position', DOCUMENTS, run, scores, ('position',),
   axis=Axis('position in the document (tokens)', 'loss (nats)', False),
   text=text,
+)  # fmt: skip
+BY_SOURCE = Evaluation(
+  'source_loss', 'Loss by source and position', DOCUMENTS, run_by_source,
+  scores_by_source, ('source', 'position'),
+  check=lambda setup, part: _sources(setup) and None,
 )  # fmt: skip

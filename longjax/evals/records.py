@@ -26,41 +26,48 @@ class DataSet(NamedTuple):
 
 
 def evaluation(
-  data: DataSet, make: Callable, count: int, judge: Callable
+  data: DataSet, make: Callable, count: int, judge: Callable, stop=()
 ) -> Evaluation:
   """The evaluation of a data set.
 
   Args:
     data: what it is.
-    make: (record, Room) -> Prompt.
+    make: (record, Room) -> Prompt, or None for what is not asked.
     count: tokens of an answer.
     judge: (answer, references) -> 0 to 1.
+    stop: an answer ends before these.
   """
   stream = functools.partial(_stream, data, make)
-  task = Task(stream, count, judge, data=data.name, cut=None, whole=True)
+  task = Task(stream, count, judge, stop, data=data.name, cut=None, whole=True)
   return prompts.evaluation(data.name, data.title, {data.name: task}, NOTHING)
 
 
 def _stream(data: DataSet, make: Callable, room: Room) -> Iterator[Sample]:
-  path = room.source.files.get(data.name)
-  if not path:
-    raise InputError(
-      f'needs its data: set config.eval.files.{data.name} to {data.where}'
-    )
-  for record in read(data.name, path, data.fields):
+  file = path(data.name, room, data.where)
+  for record in read(data.name, file, data.fields):
     prompt = _made(data, make, record, room)
+    if prompt is None:
+      continue
     ids = room.encode(prompt.text, prompt.prefix)
     if len(ids) + room.count <= room.length:
       yield Sample(ids, prompt.references)
 
 
-def _made(data: DataSet, make: Callable, record, room: Room) -> Prompt:
+def path(name: str, room: Room, where: str) -> str:
+  """eval.files.NAME, which is to be found in `where`; InputError without it."""
+  found = room.source.files.get(name)
+  if not found:
+    raise InputError(f'needs its data: set config.eval.files.{name} to {where}')
+  return found
+
+
+def _made(data: DataSet, make: Callable, record, room: Room) -> Prompt | None:
   """The prompt of a record; InputError where a field has no such value."""
   try:
     return make(record, room)
   except InputError:
     raise
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, LookupError, AttributeError) as error:
     raise InputError(
       f'config.eval.files.{data.name}: a record is not one of '
       f'{data.where}: {error}'

@@ -208,14 +208,22 @@ def fetch_next(batches, scalars):
 
 
 def usage(run: Run, batch, seconds, waited) -> dict:
-  """The columns mfu, data_seconds and goodput; counts the step's time."""
+  """The columns mfu, data_seconds, goodput and memory; counts the step's
+  time."""
   run.clock.add('training', seconds - waited)
   run.clock.add('waiting for data', waited)
   return dict(
     mfu=utilization(run, batch, seconds),
     data_seconds=waited,
     goodput=run.clock.goodput(),
+    memory=bytes_in_use(run.mesh.local_devices),
   )
+
+
+def bytes_in_use(devices) -> int | None:
+  """Of the fullest device, between steps; None where devices do not tell."""
+  told = [d.memory_stats() for d in devices]
+  return max((x['bytes_in_use'] for x in told if x), default=None)
 
 
 def utilization(run: Run, batch, seconds) -> float | None:
@@ -305,6 +313,8 @@ def open_metrics(run: Run, start: int) -> Iterator[metrics.Metrics | None]:
   writer = metrics.Metrics(run.local, start, steps, run.log)
   run.clock.add('lost to restarts', writer.dropped_seconds)
   with contextlib.closing(writer):
+    config = json.dumps(run.config.to_dict(), indent=1)
+    writer.text('config', config, start + 1)
     yield writer
 
 

@@ -15,7 +15,9 @@ import time
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore
+from tensorboard.compat.proto.tensor_pb2 import TensorProto  # pyright: ignore
+from tensorboard.compat.proto.types_pb2 import DT_STRING as STRING  # pyright: ignore
 from tensorboard.summary.writer import event_file_writer
 
 from longjax.errors import InputError
@@ -33,6 +35,7 @@ TAGS = dict(
   mfu='perf/mfu',
   data_seconds='perf/data_wait_seconds',
   goodput='perf/goodput',
+  memory='perf/memory_bytes',
 )
 
 
@@ -91,6 +94,17 @@ class Metrics:
     tagged = {TAGS[k]: line[k] for k in TAGS if line.get(k) is not None}
     self._event(step, summary=_summary(tagged))
     self.log(self.progress(line))
+
+  def text(self, tag: str, content: str, step: int):
+    """Shows a text in TensorBoard, as it is."""
+    metadata = SummaryMetadata(
+      plugin_data=SummaryMetadata.PluginData(plugin_name='text')
+    )
+    lines = '\n'.join(f'    {line}' for line in content.splitlines())
+    value = TensorProto(dtype=STRING, string_val=[lines.encode()])
+    self._event(step, summary=Summary(value=[
+      Summary.Value(tag=tag, metadata=metadata, tensor=value)
+    ]))  # fmt: skip
 
   def progress(self, line: dict) -> str:
     """`step 12/40  loss 3.4123  ...  eta 3m20s`."""

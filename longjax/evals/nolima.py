@@ -1,0 +1,108 @@
+"""NoLiMa, arXiv:2502.05167: needles that share no word with the question.
+
+Needles, their places among the lines of a book, questions and score are those
+of the original's evaluation/ for sets without distractors; its system prompt is
+left out. There a snippet of a book has a given length, here the whole prompt.
+"""
+
+import functools
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from longjax.errors import InputError
+from longjax.evals import prompts, records
+from longjax.evals.evaluation import NOTHING
+from longjax.evals.prompts import Room, Sample, Task
+
+TEMPLATE = (
+  'You will answer a question based on the following book snippet:\n\n'
+  '{haystack}\n\nUse the information provided in the book snippet to answer '
+  'the question. Your answer should be short and based on either explicitly '
+  'stated facts or strong, logical inferences.\n\nQuestion: {question}\n\n '
+  'Return only the final answer with no additional explanation or reasoning.'
+)
+DEPTHS = (np.linspace(0, 100, 26) / 100).tolist()
+FIELDS = ('id', 'needle', 'questions', 'tests')
+
+
+@functools.lru_cache(8)
+def _book(tokenizer, path):
+  """(ids, places of the first and of those with a line break)."""
+  ids = np.asarray(tokenizer.encode(path.read_text()))
+  breaks = [i for i in np.unique(ids) if '\n' in tokenizer.decode([i])]
+  return ids, np.append(0, np.flatnonzero(np.isin(ids, breaks)))
+
+
+def hide(tokenizer, book, needle: str, length: int, depth: float) -> str:
+  """`length` tokens of a book, and the needle as a line of its own."""
+  ids, places = book
+  beyond = places / (length + 1) - depth
+  at = int(places[np.where(beyond < 0, np.inf, beyond).argmin()])
+  start = at - round(length * depth)
+  if start < 0 or start + length > len(ids):
+    raise InputError(
+      f'NoLiMa needs {length:,} tokens of a book around depth {depth:.0%}, '
+      f'but one has {len(ids):,}: use shorter eval.lengths'
+    )
+  before = tokenizer.decode(ids[start : at + 1])
+  before = before[: max(before.rfind('\n'), 0)]
+  after = tokenizer.decode(ids[at + 1 : start + length])
+  return f'{before} {needle}\n{after}'
+
+
+def tests(needles, seed: int) -> Iterator[tuple]:
+  """(template, needle, question, right answers at each of DEPTHS)."""
+  for each in needles:
+    rng = np.random.RandomState(seed + int(each['id'][:4]))
+    state = rng.get_state()
+    for question in each['questions'].values():
+      for test in each['tests'].values():
+        needle, asked = each['needle'], question
+        for number, word in enumerate(test['input_args'], 1):
+          mark = f'{{{number}}}'
+          needle = needle.replace(mark, word)
+          asked = question.replace(mark, word) if mark in question else asked
+        answers = [test.get('gold_answers', ())] * len(DEPTHS)
+        if '{CHAR}' in needle:
+          rng.set_state(state)
+          names = each['character_set']
+          answers = [(str(rng.choice(names)),) for _ in DEPTHS]
+        yield each.get('task_template', TEMPLATE), needle, asked, answers
+
+
+def _stream(room: Room) -> Iterator[Sample]:
+  """By book and depth, so that the prompts of all tests begin alike."""
+  needles = list(records.read('nolima', records.path('nolima', room, WHERE),
+                              FIELDS))  # fmt: skip
+  if any('distractors' in each for each in needles):
+    raise InputError('config.eval.files.nolima: a set without distractors')
+  directory = records.path('nolima_books', room, BOOKS)
+  books = sorted(pathlib.Path(directory).expanduser().glob('*.txt'))
+  if not books:
+    raise InputError(f'config.eval.files.nolima_books: no .txt in {directory}')
+  for number, path in enumerate(books):
+    book = _book(room.tokenizer, path)
+    for i, depth in enumerate(DEPTHS):
+      for template, needle, question, answers in tests(
+        needles, room.seed + number
+      ):
+        name = answers[i][0] if '{CHAR}' in needle else ''
+        texts = [x.replace('{CHAR}', name) for x in (needle, question)]
+        make = functools.partial(hide, room.tokenizer, book, texts[0])
+        fill = lambda text, t=template, q=texts[1]: room.encode(
+          t.format(haystack=text, question=q), ''
+        )
+        most = room.length - room.count
+        length = most - len(fill(f' {texts[0]}\n'))
+        while len(ids := fill(make(length, depth))) > most:
+          length -= len(ids) - most
+        yield Sample(ids, tuple(answers[i]))
+
+
+WHERE = 'needlesets/needle_set.json of amodaresi/NoLiMa'
+BOOKS = 'the directory haystack/rand_shuffle of amodaresi/NoLiMa'
+judge = lambda answer, names: float(any(name in answer for name in names))
+TASKS = dict(nolima=Task(_stream, 192, judge, cut=None, whole=True))
+EVALUATION = prompts.evaluation('nolima', 'NoLiMa', TASKS, NOTHING)
