@@ -186,7 +186,7 @@ def test_prompts_and_scores_of_helmet_are_the_originals(
   name, told = part.DATA.name, GOLDEN[part.DATA.name]
   file = write(tmp_path / 'a_k50_b.jsonl', told['records'])
   write(tmp_path / f'a{suffix}b.jsonl', told['demos'])
-  task = prompts.Task(None, 20)
+  task = prompts.Task(iter, 20)
   here = room(task, 10_000, **{name: file})
   made = filter(None, (part.make(x, here) for x in told['records']))
   assert [p.text + p.prefix for p in made] == told['prompts']

@@ -39,14 +39,14 @@ class Prompt(NamedTuple):
 
   text: Any  # what a user says, or a list of messages
   prefix: str  # with which the answer begins
-  references: tuple[str, ...]
+  references: tuple
 
 
 class Sample(NamedTuple):
   """A prompt as ids, and what a right answer holds."""
 
   prompt: np.ndarray
-  references: tuple[str, ...]
+  references: tuple
 
 
 class Room(NamedTuple):
