@@ -387,6 +387,7 @@ def metadata(path) -> dict:
 def _opened(path):
   """(Orbax, step) of a path; its errors are InputErrors that name it."""
   root, step = find(path)
+  storage.check_files(root / str(step))
   try:
     with ocp.training.Checkpointer(str(root)) as orbax:
       yield orbax, step

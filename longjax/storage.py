@@ -1,6 +1,8 @@
 """Paths on this machine or in a bucket: gs://BUCKET/DIRECTORY."""
 
 import importlib.util
+import os
+import stat
 from typing import Any
 
 from etils import epath
@@ -39,6 +41,20 @@ def content(path) -> bytes:
       f'{path} has {size.length:,} bytes; such have {MOST_BYTES:,} at most'
     )
   return file.read_bytes()
+
+
+def check_files(directory):
+  """InputError for what a library would read without an end, or into memory
+  that it does not have: pipes, and files of a size that the disk does not hold.
+  """
+  for place, _, names in () if is_remote(directory) else os.walk(directory):
+    for name in names:
+      path = os.path.join(place, name)
+      status = os.stat(path) if os.path.exists(path) else os.lstat(path)
+      large = status.st_size > MOST_BYTES
+      hollow = large and status.st_blocks * 512 * 16 < status.st_size
+      if hollow or not stat.S_ISREG(status.st_mode):
+        raise InputError(f'{path} is no regular file, or has no content')
 
 
 def directory(path) -> epath.Path:

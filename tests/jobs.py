@@ -62,10 +62,11 @@ def changed(data, **changes) -> dict:
 
 
 def arguments(workdir, data, **changes):
-  """Of launch/tpu.py; for **changes see `changed`."""
+  """Of launch/tpu.py; for **changes see `changed`, `config` is another file."""
+  config = changes.pop('config', 'configs/tiny.py')
   keys = changed(data, **changes)
   return [
-    '--config=configs/tiny.py', f'--workdir={workdir}',
+    f'--config={config}', f'--workdir={workdir}',
     *(f'--config.{key}={value}' for key, value in keys.items()),
   ]  # fmt: skip
 

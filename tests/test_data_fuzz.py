@@ -196,8 +196,3 @@ def run(seeds, tmp_path):
 
 def test_documents_are_exact_or_refused_in_one_line(tmp_path):
   run(range(200), tmp_path)
-
-
-@pytest.mark.slow
-def test_documents_are_exact_or_refused_in_many_cases(tmp_path):
-  run(range(200, 10_200), tmp_path)

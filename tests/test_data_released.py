@@ -3,6 +3,7 @@
 import json
 import re
 
+import jobs
 import numpy as np
 import pytest
 
@@ -149,6 +150,54 @@ def test_batches_are_those_of_the_same_documents_tokenized(released, tmp_path):
   }
   rows = pipes[0].batch(0).tokens.reshape(-1, PACK)
   assert {tuple(row.tolist()) for row in rows} <= whole
+
+
+STAGE = """
+from configs import tiny
+
+def get_config():
+  config = tiny.get_config()
+  config.data.root, config.data.layout = {root!r}, 'contiguous'
+  config.data.sources, config.data.mix = {sources!r}, {mix!r}
+  return config
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_every_stage_as_on_the_text(released, tmp_path):
+  """Rows of one pack, of two, and of the answers alone."""
+  root, packs, _ = released
+  for name, of_domain in packs.items():
+    lines = [json.dumps(dict(text=t)) for p in of_domain for t in p]
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
+  ids = lambda loss: {n: dict(path=n, kind='tokens', loss=loss) for n in packs}
+  text = {n: dict(path=f'{n}.jsonl') for n in packs}
+  mix = {n: dict(pack='in_order', length=PACK) for n in packs}
+
+  def losses(name, root, sources, length, mix):
+    file = tmp_path / f'{name}.py'
+    file.write_text(STAGE.format(root=str(root), sources=sources, mix=mix))
+    workdir = tmp_path / name
+    jobs.finish(
+      workdir, tmp_path / f'{name}-data', 2, config=file, train__steps=3,
+      train__seq_len=length, data__directory='',
+    )  # fmt: skip
+    return jobs.hexes(workdir)
+
+  for length in (PACK, 2 * PACK):
+    got, wanted = (
+      losses(f'{kind}{length}', place, sources, length, mix)
+      for kind, place, sources in (
+        ('ids', root, ids('all')), ('text', tmp_path, text),
+      )
+    )  # fmt: skip
+    assert got == wanted and len(got) == 3
+  answers = dict(tulu=ids('answers')['tulu'])
+  got = losses('sft', root, answers, PACK, dict(tulu=mix['tulu']))
+  assert (
+    len(got) == 3
+    and np.isfinite([float.fromhex(x) for x in got.values()]).all()
+  )
 
 
 def test_nothing_is_copied_and_masks_are_read_where_they_lie(

@@ -1,9 +1,11 @@
 """Files that describe the project to other tools agree with each other."""
 
+import functools
 import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -63,3 +65,33 @@ def test_the_cells_of_the_notebook_run_in_order(tmp_path):
   assert done.returncode == 0, done.stderr[-2000:]
   for fact in ('8 x cpu', 'largest difference', 'RoPE base 100000'):
     assert fact in done.stdout
+
+
+@pytest.mark.slow
+def test_the_wheel_is_whole_outside_the_checkout(tmp_path):
+  """Built and installed without the network; its files of data among it."""
+  source, place = tmp_path / 'source', tmp_path / 'site'
+  for name in ('longjax', 'pyproject.toml', 'README.md', 'LICENSE'):
+    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+    source.mkdir(exist_ok=True)
+    copy(ROOT / name, source / name)
+  pip = [sys.executable, '-m', 'pip', '-q']
+  alone = ('--no-deps', '--no-build-isolation', '--no-index')
+  run = functools.partial(subprocess.run, check=True, cwd=tmp_path)
+  run([*pip, 'wheel', *alone, '--wheel-dir', '.', str(source)])
+  (wheel,) = tmp_path.glob('longjax-*.whl')
+  run([*pip, 'install', '--no-deps', '--target', str(place), str(wheel)])
+  code = """if True:
+    import pathlib, longjax
+    from longjax import attention, llama, rope, weights
+    from longjax.data import chat
+    from longjax.pod import commands
+    worker = pathlib.Path(commands.__file__).parent / 'worker.sh'
+    print(longjax.__version__, longjax.__file__)
+    print(worker.is_file() and (chat.HERE / 'llama2.jinja').is_file())
+  """
+  environment = os.environ | dict(PYTHONPATH=str(place))
+  done = run([sys.executable, '-c', code], env=environment, text=True,
+             capture_output=True)  # fmt: skip
+  assert str(place) in done.stdout and 'True' in done.stdout
+  assert done.stdout.startswith(longjax.__version__)

@@ -354,11 +354,6 @@ def test_ids_are_those_of_the_library_or_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_ids_are_those_of_the_library_in_many_cases(tmp_path):
-  run(range(100, 1_100), tmp_path)
-
-
-@pytest.mark.slow
 def test_ids_are_those_of_transformers(tmp_path):
   pytest.importorskip('transformers')
   run(range(200), tmp_path, transformers=True)

@@ -197,8 +197,3 @@ def run(seeds, tmp_path):
 
 def test_tensors_are_exact_or_refused_in_one_line(tmp_path):
   run(range(200), tmp_path)
-
-
-@pytest.mark.slow
-def test_tensors_are_exact_or_refused_in_many_cases(tmp_path):
-  run(range(200, 1_200), tmp_path)

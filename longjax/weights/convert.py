@@ -197,6 +197,7 @@ def to_huggingface(
       would take another from max_length.
   """
   root, step = checkpoint.find(path)
+  storage.check_files(root / str(step))
   metadata = checkpoint.metadata(path)
   config = weights.as_config(path, metadata.get('model'), 'float32')
   if config.memory.layers:
