@@ -96,6 +96,15 @@ def test_llama_2_writes_what_meta_writes(llama2):
     assert chat.encode(talk, llama2, 'llama2').tokens.tolist() == want
 
 
+def test_an_answer_that_has_begun_is_encoded_with_its_prompt(llama2):
+  """RULER's: a SentencePiece would put another blank before it alone."""
+  theirs = sentencepiece.SentencePieceProcessor(
+    model_proto=llama2.encoder._model
+  )
+  made = chat.prompt(say('q'), llama2, 'llama2', ' Answer: 1')
+  assert made.tolist() == [1, *theirs.encode('[INST] q [/INST] Answer: 1')]
+
+
 def test_longalign_writes_what_its_pre_tokenize_py_writes(llama2):
   """By hand: its tokenizer encodes what is between the marks of an answer by
   itself. It learns an end after each answer, we the one that is there."""

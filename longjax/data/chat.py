@@ -154,12 +154,13 @@ def encode(
   return chat
 
 
-def prompt(messages, tokenizer, template: str) -> np.ndarray:
-  """int32 [tokens] up to where the assistant's next answer begins."""
+def prompt(messages, tokenizer, template: str, begun='') -> np.ndarray:
+  """int32 [tokens] up to the assistant's next answer, and how it has begun."""
   writer = _Writer(messages, tokenizer, template)
   if messages[-1]['role'] == 'assistant':
     raise errors.InputError('the last message is an answer already')
-  return writer.encode(writer.text(writer.messages, opened=True)).tokens
+  text = writer.text(writer.messages, opened=True)
+  return writer.encode(text + writer.protected(begun)).tokens
 
 
 def end(tokenizer, template: str) -> str:

@@ -99,8 +99,7 @@ def room(
   def in_template(text, prefix) -> np.ndarray:
     one = isinstance(text, str)
     messages = [dict(role='user', content=text)] if one else text
-    ids = chats.prompt(messages, tokenizer, chats.OWN)
-    return np.concatenate([ids, tokenizer.encode(prefix)])
+    return chats.prompt(messages, tokenizer, chats.OWN, prefix)
 
   uncounted = int(tokenizer.document_start is not None and not chat)
   put = in_template if chat else plain
