@@ -38,6 +38,7 @@ class Pairs(Sequence):
       if not self.groups or not head.startswith(self.groups[-1][0]):
         self.groups.append([])
       self.groups[-1].append(head)
+    self.mixed: dict = {}  # of groups with several heads, once asked for
     sizes = (len(group) * len(self.nouns) for group in self.groups)
     self.starts = [0, *itertools.accumulate(sizes)]
 
@@ -49,7 +50,9 @@ class Pairs(Sequence):
     heads, index = self.groups[group], index - self.starts[group]
     if len(heads) == 1:
       return heads[0] + self.nouns[index]
-    return sorted(h + noun for h in heads for noun in self.nouns)[index]
+    if group not in self.mixed:
+      self.mixed[group] = sorted(h + noun for h in heads for noun in self.nouns)
+    return self.mixed[group][index]
 
 
 @functools.lru_cache
