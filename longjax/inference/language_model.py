@@ -3,6 +3,7 @@
 Evaluations, chats and data synthesis know a model by these alone.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +18,8 @@ from longjax.errors import InputError
 from longjax.inference import generate, kv_cache, memory
 from longjax.inference.prefix import Prefix
 from longjax.parallel import sharding
+
+LONG = 4096  # tokens whose losses take a CPU longer than a progress line
 
 
 class LM(NamedTuple):
@@ -86,8 +89,8 @@ def with_cache(
     losses = []
     for first in range(0, total, rows):
       part = Batch(*(np.asarray(x)[first : first + rows] for x in batch))
-      losses.append(_losses(params, program, part, rows, layout, chunk))
-      progress.add(len(part.tokens))
+      with _counted_by_layer(progress, len(part.tokens), program):
+        losses.append(_losses(params, program, part, rows, layout, chunk))
     return np.concatenate(losses)
 
   def answers(prompts, count, stopped=None, sampling=generate.GREEDY):
@@ -156,5 +159,34 @@ def _losses(params, program: kv_cache.Program, batch, rows, layout, chunk):
 @functools.partial(jax.jit, static_argnames=('program', 'chunk'))
 def _nll(params, batch, *, program, chunk):
   config, mesh = program
-  nll = llama.nll(params, config, batch, chunk=chunk, mesh=mesh)
+  # Rows this long take minutes on a CPU, and less than a line's time on a TPU.
+  # A program that calls the host is compiled anew in each process.
+  long = batch.tokens.size >= LONG and jax.default_backend() == 'cpu'
+  done = _layer_done if long else None
+  nll = llama.nll(
+    params, config, batch, chunk=chunk, mesh=mesh, layer_done=done
+  )
   return kv_cache.replicated(nll, mesh)
+
+
+# Called after each layer that a CPU has computed: a compiled program can only
+# call what is the same in each of its runs.
+_listeners = []
+
+
+def _layer_done():
+  for listener in _listeners:
+    listener()
+
+
+@contextlib.contextmanager
+def _counted_by_layer(progress, rows: int, program: kv_cache.Program):
+  """Adds `rows` to the progress, a part of them after each layer on a CPU."""
+  before, layers = progress.done, program.config.layers
+  listener = functools.partial(progress.add, rows / layers)
+  _listeners.append(listener)
+  try:
+    yield
+  finally:
+    _listeners.remove(listener)
+  progress.add(before + rows - progress.done)
