@@ -71,7 +71,7 @@ class Supervised:
       self.workdir, self.data, self.processes, train__steps=STEPS,
       checkpoint__every_steps=EVERY, checkpoint__max_failed=20,
       train__hang_seconds=HANG_SECONDS, mesh__seq=max(self.processes, 2),
-      eval__length=64, eval__every_steps=10,
+      eval__length=64, eval__every_steps=20,
     )  # fmt: skip
 
   def fail(self, fault, rng):
@@ -117,7 +117,7 @@ class Supervised:
       for x in re.findall(r'^step (\d+)/', self.job.output(), re.MULTILINE)
     ]
 
-  def wait_until(self, ready, seconds=120.0):
+  def wait_until(self, ready, seconds=600.0):
     """Returns when ready() holds or the job has ended."""
     until = time.monotonic() + seconds
     while not ready() and self.running():
@@ -129,7 +129,7 @@ class Supervised:
   def running(self) -> bool:
     return any(p.poll() is None for p in self.job.processes)
 
-  def wait_for_end(self, seconds=120.0):
+  def wait_for_end(self, seconds=600.0):
     """Returns when the job has ended by itself."""
     self.wait_until(lambda: False, seconds)
 
@@ -277,7 +277,7 @@ def disturbed(workdir, data, processes, count, rng) -> list[Cost]:
     job.start()
     job.fail(faults[i % len(faults)], rng)
   job.start()
-  job.wait_for_end(600)
+  job.wait_for_end(3600)
   job.observe()
   if job.job.wait() != [0] * processes:
     raise RuntimeError(job.job.output())
