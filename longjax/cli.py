@@ -194,8 +194,8 @@ def nearest(name: str, known) -> str:
 def load(path: str, overrides=(), checkpoint='') -> Any:
   """The config of a file, with the overrides [(key, text), ...] applied.
 
-  Its model may be 'weights', that of what config.weights names. Without a file
-  all is that of a checkpoint.
+  Its model may be 'weights', that of what config.weights names, but for what
+  the file sets after that. Without a file all is that of a checkpoint.
   """
   if path:
     config = load_file(path)
@@ -203,7 +203,7 @@ def load(path: str, overrides=(), checkpoint='') -> Any:
     from longjax.weights import section
 
     config = section.config_of(checkpoint).lock()
-  if config.get('model') == MODEL[1] or MODEL in overrides:
+  if MODEL in overrides or None in schema.flat(config.model).values():
     from longjax.weights import section  # jax takes a second or more
 
     spec = dict(overrides).get('weights', config.weights)

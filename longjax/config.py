@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from longjax.errors import InputError
 
@@ -280,6 +280,21 @@ KEYS = {
 }  # fmt: skip
 
 
+class Config(ConfigDict):
+  """A config; after `config.model = 'weights'` the keys of `model` are open.
+
+  cli.load fills in those that are not set by then, from config.weights.
+  """
+
+  def __setattr__(self, attribute, value):
+    if attribute == 'model' and isinstance(value, str) and value == 'weights':
+      value = nest({
+        name.removeprefix('model.'): config_dict.placeholder(key.kind)
+        for name, key in KEYS.items() if name.startswith('model.')
+      })  # fmt: skip
+    super().__setattr__(attribute, value)
+
+
 def build(values: Mapping[str, Any]) -> Any:
   """A config of the defaults and of `values`, which are by key.
 
@@ -289,14 +304,21 @@ def build(values: Mapping[str, Any]) -> Any:
   for name in values:
     if name not in KEYS:
       raise InputError(f'no key {name!r}; nearest is {nearest(name)!r}')
+  return Config(
+    nest({k: values.get(k, key.default) for k, key in KEYS.items()})
+  )
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested dicts of values by key: what `flat` takes apart."""
   nested: dict[str, Any] = {}
-  for name, key in KEYS.items():
+  for name, value in values.items():
     *sections, last = name.split('.')
     node = nested
     for section in sections:
       node = node.setdefault(section, {})
-    node[last] = values.get(name, key.default)
-  return ConfigDict(nested)
+    node[last] = value
+  return nested
 
 
 def flat(config, prefix='') -> dict[str, Any]:

@@ -811,14 +811,28 @@ def test_a_config_may_have_the_model_of_its_weights(tmp_path):
   wanted = weights.config(tmp_path)
   assert wanted.window == 64
   typed = [('weights', str(tmp_path)), ('model', 'weights')]
+  mine = tmp_path / 'mine.py'
+  mine.write_text(f"""
+from configs import common
+
+def get_config():
+  config = common.base()
+  config.model = 'weights'
+  config.model.rope.base = 1_000_000
+  config.weights = {str(tmp_path)!r}
+  return config
+""")
   for config in (
     cli.load('configs/tiny.py', [*typed, ('model.rope.base', '1e6')]),
+    cli.load(str(mine)),
     cli.load('', [('model.rope.base', '1e6')], str(tmp_path)),
   ):
     model = checks.llama_config(config)
     longer = dataclasses.replace(wanted.rope, base=1e6)
     assert dataclasses.replace(wanted, rope=longer, dtype=model.dtype,
                                block=model.block) == model  # fmt: skip
+  model = checks.llama_config(cli.load(str(mine), [('model.window', '0')]))
+  assert (model.rope.base, model.window) == (1e6, 0)
   with pytest.raises(errors.InputError, match=r"must name .* 'random'"):
     cli.load('configs/tiny.py', [('weights', 'random'), typed[1]])
 

@@ -18,7 +18,8 @@ def model_of(spec: str, like) -> dict:
 
   Args:
     spec: config.weights.
-    like: a section `model`, for what says how to compute; or none.
+    like: a section `model`, for what says how to compute, and for all that is
+      set where it has open keys (None); or no section.
 
   Raises:
     InputError: no weights, or what they are is not known.
@@ -28,11 +29,18 @@ def model_of(spec: str, like) -> dict:
       "config.model is 'weights': config.weights must name a checkpoint or "
       f'files whose model is known, but it is {spec!r}'
     )
-  found = dataclasses.asdict(weights.config(downloads.locate(spec, log)))
-  for name in llama.COMPUTED:
-    default = config.KEYS[f'model.{name}'].default
-    found[name] = default if isinstance(like, str) else like[name]
-  return found
+  found = config.flat(
+    dataclasses.asdict(weights.config(downloads.locate(spec, log)))
+  )
+  found |= {
+    name: config.KEYS[f'model.{name}'].default for name in llama.COMPUTED
+  }
+  given = {} if isinstance(like, str) else config.flat(like)
+  is_open = None in given.values()
+  return config.nest(found | {
+    name: value for name, value in given.items()
+    if value is not None and (is_open or name in llama.COMPUTED)
+  })  # fmt: skip
 
 
 def config_of(spec: str) -> Any:
