@@ -1,8 +1,8 @@
 """What the commands in `launch/` share: flags, configs, exit codes.
 
 A command is a function `main(config, flag=...)`; a flag `dry_run` is spelled
---dry-run. What a user can mend is answered by one line on stderr and exit code
-2, before anything is compiled.
+--dry-run. An error that a user can fix is one line on stderr and exit code 2,
+before anything is compiled.
 """
 
 import importlib.util
@@ -14,11 +14,11 @@ import textwrap
 from typing import Any
 
 from longjax import config as schema
-from longjax import errors, typed
+from longjax import config_values, errors
 from longjax.errors import InputError
 
 MODEL = ('model', 'weights')  # a key and its value: the shape is the weights'
-DESCRIBES_ITSELF = 'checkpoint'  # a flag that may stand in for --config
+INSTEAD_OF_CONFIG = 'checkpoint'  # a flag that may stand in for --config
 BOOLS = [name for name, key in schema.KEYS.items() if key.kind is bool]
 
 
@@ -51,10 +51,10 @@ def run(
     found, overrides = read_flags(
       rest, known, [*map(dashed, switches)], [*map(dashed, lists)]
     )
-    described = found.get(DESCRIBES_ITSELF, '')
+    described = found.get(INSTEAD_OF_CONFIG, '')
     if 'config' not in found and not described:
-      instead = f', or --{DESCRIBES_ITSELF}'
-      more = instead if DESCRIBES_ITSELF in flags else ''
+      instead = f', or --{INSTEAD_OF_CONFIG}'
+      more = instead if INSTEAD_OF_CONFIG in flags else ''
       raise InputError(f'--config=configs/NAME.py is needed; see --help{more}')
     config = load(found.get('config', ''), overrides, described)
     checks.check(config)
@@ -211,7 +211,8 @@ def load(path: str, overrides=(), checkpoint='') -> Any:
       config.model = section.model_of(spec, config.model)
   for key, text in overrides:
     if (key, text) != MODEL:
-      typed.override(config, key, text)
+      config_values.override(config, key, text)
+  config.name = config.name or pathlib.Path(path.partition(':')[0]).stem
   return config
 
 
@@ -247,7 +248,7 @@ def help_text(doc, known, file: str) -> str:
   config = load_file(file) if file else {}
   lines = [(doc or '').strip(), '', 'flags:', *flag_lines(known)]
   lines += ['', f'keys of {file or "a config"}, set by --config.KEY=VALUE:', '']
-  for value, meaning in typed.describe(config):
+  for value, meaning in config_values.describe(config):
     first, *rest = textwrap.wrap(meaning, 42) or ['']
     if len(value) > 34:
       lines.append(f'  {value}')

@@ -41,7 +41,9 @@ def free(*args, **kwargs) -> Key:
 
 TURNS = 'turns in the trained window'
 KEYS = {
-  'name': free('', 'name of the run directory, shown in the report'),
+  'name': free(
+    '', 'name of the run directory, shown in the report; default: that of the '
+    'config file'),
   'notes': free((), 'what a reader of the report must know', each=str),
   'seed': Key(0, 'of weights, batches and evaluations', '[0, inf)'),
   'weights': Key(
@@ -223,7 +225,7 @@ KEYS = {
   'optim.weight_decay': free(
     0.1, 'of optim.decayed', '[0, inf)', aliases=('wd',)),
   'optim.decayed': free(
-    'matrices', 'what weight_decay is of',
+    'matrices', 'which parameters weight_decay applies to',
     choices=('matrices', 'not_embedding', 'with_norms')),
   'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
   'optim.spike_sigmas': free(
@@ -241,7 +243,7 @@ KEYS = {
     5, 'saves that fail in a row before the run ends', '[1, inf)'),
   'metrics.wandb': free('', 'project of Weights & Biases; needs wandb'),
   'eval.sources': free({}, 'held-out documents, as data.sources'),
-  'eval.documents': free(1, 'how many of them', '[1, inf)'),
+  'eval.documents': free(1, 'number of held-out documents', '[1, inf)'),
   'eval.length': free(0, 'of each; 0: not evaluated', '[0, inf)', 'tokens'),
   'eval.window': free(
     0, 'of the trained window, marked in table and plot', '[0, inf)',
@@ -254,7 +256,8 @@ KEYS = {
   'eval.tasks': free(
     (), 'more evaluations: names in longjax/evals/table.py', each=str),
   'eval.lengths': free(
-    (4096,), 'of their prompts and windows', '[1, inf)', 'tokens', each=int),
+    (4096,), 'of the prompts and windows of eval.tasks', '[1, inf)', 'tokens',
+    each=int),
   'eval.samples': free(20, 'prompts of each length', '[1, inf)'),
   'eval.limit': free(
     0, 'prompts of a task and length, at most; 0: no limit', '[0, inf)'),

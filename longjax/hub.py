@@ -50,7 +50,7 @@ FORMATS = (
 
 
 def forget():
-  """Asks the Hub again for what this process has asked before."""
+  """Clears cached listings, so that the next look-up asks the Hub again."""
   _listed.cache_clear()
   RESOLVED.clear()
 

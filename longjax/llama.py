@@ -130,7 +130,7 @@ ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
                 'head_dim', 'norm_eps', 'tied', 'bias', 'qk_norm', 'post_norm',
                 'nope_layers')  # fmt: skip
 # Fields that say how, not what, to compute.
-COMPUTED = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
+EXECUTION = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
 LAYERS = ('nope_layers', 'full_layers')
 MOST_UNROLLED = 8  # layers in the body of a scan
 COUNTS = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads', 'head_dim',

@@ -6,6 +6,8 @@ taken modulo one turn in 64-bit integers before it becomes a float32, since a
 float32 product is off by up to 0.03 rad at position 524,287.
 
 Pairs are half split, as in Hugging Face: dim i turns with dim i + head_dim/2.
+To add a scaling: SCALINGS, `temperature` if it has one, and ROPES in
+weights/config_json.py for files.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ ALIASES = {
   'llama3.1': 'llama3',
 }
 
-# Times `xpos`: z_0 is 2 / 7, and (7 / 2) ** 70 is all that float32 has.
+# Positions reach 50 times `xpos`: the least z is 2 / 7, and (7 / 2) ** 70 is
+# near the largest float32.
 XPOS_REACH = 50
 
 
@@ -254,8 +257,9 @@ def temperature(rope: Rope) -> float:
   """The factor on cos and sin of queries and of keys.
 
   1 but for YaRN (arXiv:2309.00071, eq. 22), whose code and paper agree in it,
-  and LongRoPE, as its models compute it. Models that were trained with YaRN may
-  say it, or two multiples of its logarithm of which it is the quotient.
+  and LongRoPE, as its models compute it. A YaRN model's config may give it as
+  `attention_factor`, or as `mscale` and `mscale_all_dim`: then it is the ratio
+  of the factors that these two give.
   """
   if rope.attention_factor:
     return rope.attention_factor

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import smollm2_135m_abf_16k, tiny
-from longjax import typed
+from longjax import config_values
 from longjax.data import prepare, store, tokenizer
 from longjax.train import loop
 
@@ -33,7 +33,7 @@ def refused(tmp_path, capsys):
     (workdir / 'metrics.jsonl').write_text('{"step": 1}\n')
     config = tiny.get_config()
     for text in overrides:
-      typed.override(config, *text.split('=', 1))
+      config_values.override(config, *text.split('=', 1))
     line = commands.refused_here(lambda: loop.main(config, workdir), capsys)
     assert (workdir / 'metrics.jsonl').read_text() == '{"step": 1}\n'
     kept = {p.name for p in workdir.iterdir()}

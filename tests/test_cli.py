@@ -10,7 +10,7 @@ import sys
 import commands
 import pytest
 
-from longjax import cache, cli, typed
+from longjax import cache, cli, config_values
 from longjax import config as schema
 
 TINY = '--config=configs/tiny.py'
@@ -142,7 +142,7 @@ def test_values_are_read_as_people_type_them(text, key, value):
   config = cli.load(str(commands.ROOT / 'configs/tiny.py'))
   with config.unlocked():
     config.data.mix.all = dict(weight=1, length=256)
-  typed.override(config, *text.split('=', 1))
+  config_values.override(config, *text.split('=', 1))
   read = schema.flat(config)[key]
   assert read == value and type(read) is type(value)
 

@@ -54,7 +54,7 @@ def llama3():
   merged = [b'\n\n', b'us', b'er', b'user', b' w', b'  ', b'll', b'llo']
   both = enumerate([*(bytes([b]) for b in range(256)), *merged])
   ranks = ''.join(f'{base64.b64encode(t).decode()} {i}\n' for i, t in both)
-  encoder = tokenizer.encoders.Hub(
+  encoder = tokenizer.encoders.HuggingFace(
     tokenizer.vocabularies.from_tiktoken(ranks.encode())
   )
   ends = tokenizer.encoders.Settings('<|begin_of_text|>', '<|end_of_text|>')

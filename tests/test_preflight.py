@@ -18,13 +18,13 @@ from longjax.train import preflight
 def test_one_process_agrees_with_itself_and_links_compute(make_mesh):
   preflight.same_everywhere(tiny.get_config())
   for shape in ((2, 4), (8, 1), (1, 8)):
-    preflight.links(make_mesh(*shape))
+    preflight.check_collectives(make_mesh(*shape))
 
 
 def test_a_neighbour_that_is_not_heard_is_found(make_mesh, monkeypatch):
   monkeypatch.setattr(jax.lax, 'ppermute', lambda x, *_: x)
   with pytest.raises(InputError, match='8 of 8 received a wrong number'):
-    preflight.links(make_mesh(2, 4))
+    preflight.check_collectives(make_mesh(2, 4))
 
 
 def test_processes_that_differ_are_shown_with_what_they_have(monkeypatch):

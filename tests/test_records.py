@@ -49,7 +49,7 @@ RECORDS = dict(
 def tokens():
   settings = encoders.Settings('<bos>', '<eos>', chat_template=TEMPLATE)
   return tokenizer.Tokenizer(
-    encoders.Hub(vocabularies.from_bytes(), settings), settings
+    encoders.HuggingFace(vocabularies.from_bytes(), settings), settings
   )
 
 

@@ -812,27 +812,21 @@ def test_a_config_may_have_the_model_of_its_weights(tmp_path):
   assert wanted.window == 64
   typed = [('weights', str(tmp_path)), ('model', 'weights')]
   mine = tmp_path / 'mine.py'
-  mine.write_text(f"""
-from configs import common
-
-def get_config():
-  config = common.base()
-  config.model = 'weights'
-  config.model.rope.base = 1_000_000
-  config.weights = {str(tmp_path)!r}
-  return config
-""")
+  readme = (commands.ROOT / 'README.md').read_text()
+  section = readme.partition('## Your own model')[2]
+  example = section.partition('```python\n')[2].partition('```')[0]
+  mine.write_text(example.replace('/models/mine', str(tmp_path)))
   for config in (
-    cli.load('configs/tiny.py', [*typed, ('model.rope.base', '1e6')]),
+    cli.load('configs/tiny.py', [*typed, ('model.rope.base', '5e5')]),
     cli.load(str(mine)),
-    cli.load('', [('model.rope.base', '1e6')], str(tmp_path)),
+    cli.load('', [('model.rope.base', '5e5')], str(tmp_path)),
   ):
     model = checks.llama_config(config)
-    longer = dataclasses.replace(wanted.rope, base=1e6)
+    longer = dataclasses.replace(wanted.rope, base=5e5)
     assert dataclasses.replace(wanted, rope=longer, dtype=model.dtype,
                                block=model.block) == model  # fmt: skip
   model = checks.llama_config(cli.load(str(mine), [('model.window', '0')]))
-  assert (model.rope.base, model.window) == (1e6, 0)
+  assert (model.rope.base, model.window) == (5e5, 0)
   with pytest.raises(errors.InputError, match=r"must name .* 'random'"):
     cli.load('configs/tiny.py', [('weights', 'random'), typed[1]])
 

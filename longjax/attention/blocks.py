@@ -160,7 +160,7 @@ def live_pairs(live, *flags):
   """
   number = jnp.arange(live.size, dtype=jnp.int32)
   flat = (x.reshape(-1) for x in (~live, *flags))
-  # A sort and no gather, which a TPU would do elsewhere.
+  # A sort instead of a gather, which is slow on a TPU.
   dead, *flags, order = jax.lax.sort((*flat, number), num_keys=1)
   count = live.size - dead.sum(dtype=jnp.int32)
   return jnp.unravel_index(order, live.shape), flags, count

@@ -1,5 +1,5 @@
-"""Online softmax, in float32: what is carried from one block of keys to the
-next, and from hop to hop (arXiv:1805.02867, 2205.14135).
+"""Online softmax, in float32: the state that a device keeps from one block of
+keys to the next, its own or from the ring (arXiv:1805.02867, 2205.14135).
 
 Logits are in units of log 2, the exponential is 2 ** x: a multiplication less.
 """

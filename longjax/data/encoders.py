@@ -1,6 +1,6 @@
 """The two libraries that turn text into ids, behind one interface.
 
-`Hub` is the `tokenizers` library, `SentencePiece` the library of that name;
+`HuggingFace` is the `tokenizers` library, `SentencePiece` that of this name;
 each is exact for the models that its own authors wrote. An encoder has
 
   vocab            number of ids
@@ -63,7 +63,7 @@ class Settings(NamedTuple):
 UNSAID = Settings()
 
 
-class Hub:
+class HuggingFace:
   """A tokenizer.json."""
 
   def __init__(self, definition: str, settings=UNSAID):
@@ -255,7 +255,7 @@ class SentencePiece:
     files = {'tokenizer.model': self._model}
     if self.is_exact_as_json():
       made = vocabularies.sentencepiece_json(self._proto, add_bos)
-      return files | Hub(made).files()
+      return files | HuggingFace(made).files()
     # The one class of transformers that leaves all to the library: its
     # LlamaTokenizer makes a tokenizer.json of any model, whose ids may differ.
     return files | {'spiece.model': self._model}
@@ -306,7 +306,7 @@ def _overlap(offsets, marked) -> np.ndarray:
   return count[end] > count[begin]
 
 
-def from_gguf(path) -> Hub | SentencePiece:
+def from_gguf(path) -> HuggingFace | SentencePiece:
   """The tokenizer in the metadata of a GGUF file."""
   meta = vocabularies.gguf_metadata(path)
   made = vocabularies.from_gguf(meta)
@@ -317,5 +317,5 @@ def from_gguf(path) -> Hub | SentencePiece:
     add_bos=meta.get('add_bos_token'),
     add_eos=meta.get('add_eos_token'),
   )
-  encoder = Hub if isinstance(made, str) else SentencePiece
+  encoder = HuggingFace if isinstance(made, str) else SentencePiece
   return encoder(made, settings)  # pyright: ignore

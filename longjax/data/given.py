@@ -1,4 +1,4 @@
-"""Documents given as token ids, and what a record that fits no kind has.
+"""Reads documents that are given as token ids.
 
 A record has the ids in the field that a source's `text` names and may have
 

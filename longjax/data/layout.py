@@ -1,4 +1,5 @@
-"""Layouts: which tokens and which rows lie on which device.
+"""Layouts: the order of the tokens and rows of a batch that gives all devices
+the same work; parallel/sharding.py places them.
 
 A causal ring does even work only if every device holds early and late tokens.
 The tokens of a row are permuted once, on the host; `index` moves with them and

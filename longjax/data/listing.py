@@ -30,7 +30,13 @@ class File(NamedTuple):
   size: int
 
 
-UNNAMED = ('.git', '.gitattributes', '.gitignore', '.cache', '.huggingface')
+LEFT_OUT_SILENTLY = (
+  '.git',
+  '.gitattributes',
+  '.gitignore',
+  '.cache',
+  '.huggingface',
+)
 METADATA = re.compile(
   r'readme(\.\w+)?|licen[cs]e(\.\w+)?|dataset_infos?\.json|dataset_dict\.json'
   r'|state\.json|croissant\.json',
@@ -169,7 +175,7 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
     elif path.is_file():
       files.append(File(name, str(path), _size(path)))
   for name in sorted(hidden):
-    if pathlib.PurePosixPath(name).name not in UNNAMED:
+    if pathlib.PurePosixPath(name).name not in LEFT_OUT_SILENTLY:
       left_out.append(f'{name}: its name starts with a dot')
   known = {str(pathlib.Path(f.location).resolve()) for f in files if links}
   known = {name for name in known if '/blobs/' not in name}

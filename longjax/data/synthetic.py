@@ -311,7 +311,7 @@ def _tag(name: str, text: str) -> str:
 
 
 def _post(request, server: str) -> str:
-  """The answer to a request; what another attempt cannot mend is InputError."""
+  """The answer to a request; InputError where a retry would not help."""
   reason = ''
   for attempt in range(ATTEMPTS):
     if attempt:

@@ -144,10 +144,10 @@ class Tokenizer:
     if not isinstance(self.encoder, encoders.SentencePiece):
       return self.encoder
     theirs = self._files.get('tokenizer.json')
-    # What `save` made of the model is no word of the authors.
+    # A tokenizer.json that `save` generated is not the authors' file.
     starts = self.document_start is not None
     if theirs and theirs != self.encoder.files(starts).get('tokenizer.json'):
-      return encoders.Hub(theirs.decode())
+      return encoders.HuggingFace(theirs.decode())
     config = self._files.get('tokenizer_config.json')
     if not config or json.loads(config).get('legacy'):
       return self.encoder
@@ -249,12 +249,12 @@ FORMATS = (
   Format(
     'a tokenizer.json',
     rb'\s*\{',
-    lambda path: encoders.Hub(storage.content(path).decode()),
+    lambda path: encoders.HuggingFace(storage.content(path).decode()),
   ),
   Format(
     'ranks of tiktoken',
     rb'[A-Za-z0-9+/]+=* \d+\r?\n',
-    lambda path: encoders.Hub(
+    lambda path: encoders.HuggingFace(
       vocabularies.from_tiktoken(storage.content(path)),
       encoders.Settings(*vocabularies.LLAMA3_SPECIAL[:2]),
     ),
@@ -278,7 +278,7 @@ def load(spec) -> Tokenizer:
   """
   if str(spec) == 'bytes':
     settings = encoders.Settings('<bos>', '<eos>')
-    return Tokenizer(encoders.Hub(vocabularies.from_bytes(), settings))
+    return Tokenizer(encoders.HuggingFace(vocabularies.from_bytes(), settings))
   path = pathlib.Path(spec).expanduser()
   if not path.exists():
     raise errors.InputError(f'{path}: no such file or directory; {NEEDED}')

@@ -1,7 +1,7 @@
 """What transformers keeps beside a tokenizer: settings, and added tokens.
 
-The rules are its own. What would make its ids others than those of the
-tokenizer's library is refused, not imitated.
+The rules are those of transformers. Settings that would give other ids than the
+tokenizer's library gives are refused.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ LLAMA_CLASSES = ('LlamaTokenizer', 'LlamaTokenizerFast')
 LLAMA_DEFAULTS = dict(bos_token='<s>', eos_token='</s>', add_bos_token=True)
 
 
-class Beside(NamedTuple):
+class CompanionFiles(NamedTuple):
   """What was found.
 
   Attributes:
@@ -56,7 +56,7 @@ class Beside(NamedTuple):
       )
 
 
-def read(path: pathlib.Path) -> Beside:
+def read(path: pathlib.Path) -> CompanionFiles:
   """The files beside a tokenizer's own.
 
   Raises:
@@ -85,7 +85,9 @@ def read(path: pathlib.Path) -> Beside:
   prefix = config.get('add_prefix_space')
   if path.name == 'tokenizer.json' and CONFIG in contents:
     prefix = bool(prefix)
-  return Beside(settings, added, prefix, contents if path.name in FILES else {})
+  return CompanionFiles(
+    settings, added, prefix, contents if path.name in FILES else {}
+  )
 
 
 def _settings(found: dict, template: bytes | None) -> encoders.Settings:

@@ -97,7 +97,7 @@ def load(path, like: llama.Llama, mesh):
 
 def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
   """`model` with the fields of `like` that say how, not what, to compute."""
-  computed = {f: getattr(like, f) for f in llama.COMPUTED}
+  computed = {f: getattr(like, f) for f in llama.EXECUTION}
   return dataclasses.replace(model, **computed)
 
 

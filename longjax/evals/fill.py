@@ -72,8 +72,8 @@ def search(
     room: what prompts are made for.
     measure: size -> tokens of a prompt, drawn anew, and its answer.
     step: the least size.
-    probe: a size whose tokens tell how far to search: to twice the size that
-      would fit; 0 is `step`, and thrice.
+    probe: a size that is measured to estimate which fits; the search goes to
+      twice the estimate. 0: `step` is measured, and it goes to three times.
     most: the largest size that can be built; 0 is any.
     extra: tokens that `measure` counts beside.
   """

@@ -1,8 +1,8 @@
 """Scores of an evaluation that was interrupted, so that it goes on.
 
-They are lines of JSON in a file of the report's directory. A key stands for
-the model, the prompts and how they were put; an evaluation that ends removes
-the file.
+They are lines of JSON in a file of the report's directory. A key is a hash of
+the model, the prompts and the settings. The file is removed when the evaluation
+ends.
 """
 
 import hashlib

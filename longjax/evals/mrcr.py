@@ -1,8 +1,7 @@
 """OpenAI's MRCR: which of several like answers of a long conversation is it?
 
 Prompts and score (difflib's ratio after a random prefix) are those of the
-card of openai/mrcr. Conversations that are longer than a length are not asked
-at it.
+card of openai/mrcr. At each length, longer conversations are skipped.
 """
 
 import difflib

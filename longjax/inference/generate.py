@@ -100,7 +100,7 @@ def generate(
   """Continues each prompt.
 
   Args:
-    params: as `placed` gives them.
+    params: as `place_params` gives them.
     config: the model.
     prompts: list of [tokens] arrays of ids, of any lengths but 0.
     count: tokens to generate at most.

@@ -1,7 +1,7 @@
-"""What prompts begin with alike is read once: questions about one text.
+"""A common beginning of prompts is read once: questions about one text.
 
-The State after the prompts before is kept, and the next go on from the tokens
-that they have in common; rows of a group share what all of them begin with.
+The State after earlier prompts is kept, and later ones reuse it for the tokens
+that they share; rows of a group share the tokens that all begin with.
 """
 
 import functools

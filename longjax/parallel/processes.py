@@ -45,7 +45,7 @@ class Job(NamedTuple):
   heartbeat: int = 100  # seconds of silence after which the others end
 
 
-def described() -> Job:
+def job_from_environment() -> Job:
   """What LONGJAX_COORDINATOR, LONGJAX_PROCESSES and LONGJAX_PROCESS describe,
   and LONGJAX_HEARTBEAT_SECONDS.
 

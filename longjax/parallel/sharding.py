@@ -24,7 +24,7 @@ def start(devices: int, compiled: str | os.PathLike = ''):
   """Prepares the backend; call before anything else touches jax devices.
 
   On a CPU `devices` are simulated, divided among the processes of the job
-  (processes.described).
+  (processes.job_from_environment).
 
   Args:
     devices: of the mesh.
@@ -36,7 +36,7 @@ def start(devices: int, compiled: str | os.PathLike = ''):
   """
   if compiled and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     jax.config.update('jax_compilation_cache_dir', str(compiled))
-  job = processes.described()
+  job = processes.job_from_environment()
   jax.config.update('jax_num_cpu_devices', max(devices // job.processes, 1))
   if not on_tpu():
     _allow_slow_collectives()

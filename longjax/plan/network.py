@@ -13,8 +13,8 @@ class Network:
   """The links between the chips of a slice, and what messages make of them."""
 
   def __init__(self, devices):
-    """devices: of the mesh, flat; in the program of a slice, all there are
-    have the numbers 0, 1, ... of the first slice."""
+    """devices: of the mesh, flat; those of the first slice are used, which a
+    compiled program numbers 0, 1, ..."""
     first = getattr(devices[0], 'slice_index', 0)
     devices = [d for d in devices if getattr(d, 'slice_index', 0) == first]
     torus = topology.grid(devices)

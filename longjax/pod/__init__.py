@@ -3,7 +3,7 @@
   request    what to ask Google Cloud for, and what it costs
   commands   runs other programs and prints each command; or only prints
   tree       the files of this checkout, as they go to the hosts
-  reach      a line of shell on every host: by gcloud, by plain ssh
+  remote_shell  a line of shell on every host: by gcloud, by plain ssh
   hosts      worker.sh on every host
   queued     v4, v5e, v5p, v6e: queued resources of Cloud TPU
   xpk        TPU7x: GKE through XPK

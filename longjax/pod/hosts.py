@@ -1,4 +1,4 @@
-"""worker.sh on every host of a slice.
+"""worker.sh on every host of a slice: what it runs is given, by launch/pod.py.
 
 On each host a run has a directory longjax/NAME below the user's home: trees by
 digest, `code` that links to the newest, and the files that worker.sh keeps.
@@ -9,7 +9,7 @@ import re
 import shlex
 
 from longjax.errors import InputError
-from longjax.pod import reach, tree
+from longjax.pod import remote_shell, tree
 from longjax.pod.commands import CommandFailed
 
 
@@ -23,8 +23,8 @@ def push(terminal, pod, code):
   archive = tree.archive(code)
   if not terminal.dry:
     tree.pack(code)
-  reach.copy(terminal, pod, str(archive))
-  reach.shell(
+  remote_shell.copy(terminal, pod, str(archive))
+  remote_shell.shell(
     terminal, pod,
     f'mkdir -p {home} && tar -xzf {archive.name} -C {home} && '
     f'bash {home}/longjax/pod/worker.sh install',
@@ -51,14 +51,16 @@ def follow_log(terminal, pod, worker: str) -> int:
   line = f'tail -n 100 -F longjax/{pod.name}/log'
   if worker == 'all':
     line += ' | sed -u "s/^/$(hostname): /"'
-  done = reach.shell(terminal, pod, line, worker, check=False, follow=True)
+  done = remote_shell.shell(
+    terminal, pod, line, worker, check=False, follow=True
+  )
   return done.code
 
 
 def log_ends(terminal, pod) -> str:
   """The last 20 lines of the log of every host."""
   command = f'tail -v -n 20 longjax/{pod.name}/log'
-  done = reach.shell(terminal, pod, command, check=False, seconds=120)
+  done = remote_shell.shell(terminal, pod, command, check=False, seconds=120)
   return done.out.rstrip()
 
 
@@ -66,7 +68,9 @@ def last_metrics(terminal, pod) -> str:
   """The end of metrics.jsonl in a directory that the hosts share."""
   file = shlex.quote(f'{pod.workdir}/metrics.jsonl')
   line = f'tail -c 4096 {file}'
-  return reach.shell(terminal, pod, line, '0', check=False, seconds=120).out
+  return remote_shell.shell(
+    terminal, pod, line, '0', check=False, seconds=120
+  ).out
 
 
 def _worker(terminal, pod, *words, **options) -> list[dict]:
@@ -80,17 +84,17 @@ def _worker(terminal, pod, *words, **options) -> list[dict]:
 
   def line(process):
     environment = (
-      reach.environment(pod, process) if 'start' in words[:1] else []
+      remote_shell.environment(pod, process) if 'start' in words[:1] else []
     )
     before = ['env', *environment] if environment else []
     return shlex.join([*before, 'bash', script, *words])
 
   try:
-    return parse(reach.shell(terminal, pod, line, **options).out)
+    return parse(remote_shell.shell(terminal, pod, line, **options).out)
   except CommandFailed as error:
     error.workers = parse(error.result.out)
     missing = f'{script}: No such file' in error.result.error
-    if missing and not error.workers and not reach.unreached(error):
+    if missing and not error.workers and not remote_shell.unreached(error):
       raise NotPushed('the workers have no code yet: pod.py push') from None
     raise
 

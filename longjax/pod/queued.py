@@ -2,7 +2,7 @@
 
 from longjax.errors import InputError
 from longjax.pod import request
-from longjax.pod.reach import QUEUED
+from longjax.pod.remote_shell import QUEUED
 
 READY = ('ACTIVE',)
 TIERS = {

@@ -2,7 +2,7 @@
 
 A slice that was taken away, or whose hosts end with exit code 75, is deleted
 and requested again; after a crash, training starts in the same place. Exit
-codes 0 and 2 end it: a refused config is not mended by a retry. Each turn
+codes 0 and 2 end it: a retry does not change a refused config. Each turn
 looks at the cloud anew, so the command may be interrupted and repeated. While
 the cloud does not answer, nothing is deleted.
 """
@@ -120,7 +120,7 @@ def summarize(workers: list[dict], unreached: str) -> tuple[str, str]:
 
 
 def act(terminal, pod, code, state: str):
-  """What mends a state."""
+  """Takes the action that a state calls for."""
   if state == 'absent':
     queued.create(terminal, pod)
   elif state in ('lost', 'preempted'):

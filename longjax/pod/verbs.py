@@ -4,7 +4,7 @@ import functools
 import json
 
 from longjax.errors import InputError
-from longjax.pod import hosts, queued, reach, xpk
+from longjax.pod import hosts, queued, remote_shell, xpk
 from longjax.pod import supervise as supervising
 from longjax.pod.commands import CommandFailed
 from longjax.pod.request import on_gke
@@ -62,11 +62,11 @@ def run(terminal, pod, code, retries: int, restart: bool) -> int:
   if workers and all(x['state'] == 'running' for x in workers):
     raise InputError(
       f'{pod.name} trains already (pid {workers[0]["pid"]} on '
-      f'{workers[0]["worker"]}); --restart stops that first, pod.py logs '
-      'follows it'
+      f'{workers[0]["worker"]}); --restart stops that first; follow it with '
+      'pod.py logs'
     )
-  more = '' if pod.exists else ', pod.py supervise looks on'
-  terminal.log(f'{pod.name}: training; pod.py logs follows{more}')
+  more = '' if pod.exists else '; pod.py supervise restarts it if it fails'
+  terminal.log(f'{pod.name}: training; follow it with pod.py logs{more}')
   return 0
 
 
@@ -98,7 +98,7 @@ def logs(terminal, pod, worker: str) -> int:
 
 def status(terminal, pod) -> int:
   """The slice, the hosts, the last step."""
-  provider = reach if pod.exists else cloud(pod)
+  provider = remote_shell if pod.exists else cloud(pod)
   state, reason = provider.state(terminal, pod)
   terminal.log(_state_line(pod, state, reason))
   if state in provider.READY:

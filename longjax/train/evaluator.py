@@ -41,7 +41,7 @@ class Evaluator(NamedTuple):
     self.run_evals(f'after {steps} steps', steps, params, model, again)
 
   def run_evals(self, name, step, params, model, again=False):
-    """Runs all evaluations once per name; `step` is None off the curve."""
+    """Runs all evaluations once per name; metrics have those with a `step`."""
     run, inputs = self.run, self.inputs
     if not evals.names(run.config.eval):
       return

@@ -77,7 +77,7 @@ def main(config, workdir, log=print) -> int:
     run = Run(config, model, mesh, workdir, log, clock, request)
     metrics.check(config)
     preflight.same_everywhere(config)
-    preflight.links(mesh)
+    preflight.check_collectives(mesh)
     # 2. Inputs: weights, tokenizer, batches, held-out documents.
     inputs = processes.raise_on_all(lambda: find_inputs(run))
     preflight.require_equal('tokenizer', inputs.tokenizer.digest)
@@ -326,7 +326,7 @@ def open_profiler(run: Run) -> profiler.Profiler:
 
 def open_watchdog(run: Run) -> watchdog.Watchdog:
   """On every process, since any may be the one that still answers."""
-  # The primary may be the one that stands still: each says its own line.
+  # Every process logs for itself, since the primary may be the one that hangs.
   return watchdog.Watchdog(run.config.train.hang_seconds, never_fails(print))
 
 

@@ -50,7 +50,8 @@ def decayed(config, params):
   """True for matrices. By name: stacked norms and biases have two dims too.
 
   Without the embedding as OLMo 2 (arXiv:2501.00656, section 3.3.2); with norms
-  as ProLong's trainer, to which its own class of them is no LayerNorm.
+  as ProLong's trainer, which exempts LayerNorm only, and the model's RMSNorm is
+  another class.
 
   Args:
     config: the section `optim` of a config.

@@ -76,7 +76,7 @@ def libtpu_pair():
     )
 
 
-def links(mesh):
+def check_collectives(mesh):
   """Refuses devices that compute a wrong sum, or receive a wrong number from
   their neighbour in the ring."""
   axes, ring, size = mesh.axis_names, mesh.shape['seq'], mesh.size

@@ -26,9 +26,9 @@ class Watchdog:
     """Starts to count.
 
     Args:
-      seconds: without a step, after which the process ends with code 75 and
-        the stacks of its threads on stderr, unless a step before took a tenth
-        of them; 0: never.
+      seconds: after so long without a step, or ten times the longest step if
+        that is more, the process ends with code 75 and the stacks of its
+        threads on stderr; 0: never.
       log: called with a line before that.
     """
     self._least, self._log = seconds, log

@@ -25,7 +25,9 @@ from longjax.weights import names, tensors
 
 CHUNK_BYTES = 1 << 24  # a file, and read whole also for a part of it
 ALIGNMENT = 64  # bytes
-RUN = 128  # columns of a stored matrix in a chunk: fewer take twice as long
+MIN_CHUNK_COLUMNS = (
+  128  # columns of a stored matrix in a chunk: fewer take twice as long
+)
 
 
 class Writer:
@@ -125,7 +127,7 @@ class Writer:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
   def _block(self, shape) -> np.ndarray:
-    """Memory of this thread, used again and again: new pages are dear.
+    """Memory of this thread, reused, since new pages are slow to get.
 
     It is aligned so that JAX reads it in place.
     """
@@ -163,7 +165,7 @@ class Writer:
 def _chunk(shape, dtype) -> list[int]:
   """The dims of a layer, the first cut to what CHUNK_BYTES hold."""
   rows, *rest = shape
-  least = RUN if len(rest) == 1 else 1  # with heads, one is a run
+  least = MIN_CHUNK_COLUMNS if len(rest) == 1 else 1  # with heads, one is a run
   most = max(CHUNK_BYTES // (math.prod(rest) * dtype.itemsize), least)
   if rows > most:  # parts that meshes cut too, if there are such
     even = max(n for n in range(1, most + 1) if rows % n == 0)

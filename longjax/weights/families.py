@@ -40,9 +40,9 @@ FAMILIES = dict(  # by model_type; an export is of the first that is able to
     5e5,
   ),
 )
-OF = {family.architecture: name for name, family in FAMILIES.items()} | dict(
-  LLaMAForCausalLM='llama', LongLlamaForCausalLM='llama'
-)
+BY_CLASS = {
+  family.architecture: name for name, family in FAMILIES.items()
+} | dict(LLaMAForCausalLM='llama', LongLlamaForCausalLM='llama')
 FULL, SLIDING = 'full_attention', 'sliding_attention'
 # What would change the maths, and the values with which it does not.
 NEUTRAL = {
@@ -80,13 +80,14 @@ def family(config) -> str:
   kind = str(config.get('model_type'))
   if not isinstance(names, list):
     raise errors.InputError(f'architectures = {names!r} is not a list')
-  found = {OF.get(str(name)) for name in names} or {kind}
+  found = {BY_CLASS.get(str(name)) for name in names} or {kind}
   found |= {kind} & FAMILIES.keys()
   (name,) = found if len(found) == 1 else (None,)
   name = 'llama' if name == 'longllama' else name
   if name not in FAMILIES:
     raise errors.InputError(
-      f'architectures {names}, model_type {kind!r}; supported: {", ".join(OF)}'
+      f'architectures {names}, model_type {kind!r}; supported: '
+      f'{", ".join(BY_CLASS)}'
     )
   for key in (k for k in NEUTRAL if k in config):
     value = config[key]

@@ -33,13 +33,13 @@ def model_of(spec: str, like) -> dict:
     dataclasses.asdict(weights.config(downloads.locate(spec, log)))
   )
   found |= {
-    name: config.KEYS[f'model.{name}'].default for name in llama.COMPUTED
+    name: config.KEYS[f'model.{name}'].default for name in llama.EXECUTION
   }
   given = {} if isinstance(like, str) else config.flat(like)
   is_open = None in given.values()
   return config.nest(found | {
     name: value for name, value in given.items()
-    if value is not None and (is_open or name in llama.COMPUTED)
+    if value is not None and (is_open or name in llama.EXECUTION)
   })  # fmt: skip
 
 
