@@ -203,7 +203,10 @@ def load(path: str, overrides=(), checkpoint='') -> Any:
     from longjax.weights import section
 
     config = section.config_of(checkpoint).lock()
-  if MODEL in overrides or None in schema.flat(config.model).values():
+  # Open keys are None. A config without the section is refused by checks.check.
+  model = config.get('model')
+  is_open = hasattr(model, 'items') and None in schema.flat(model).values()
+  if MODEL in overrides or is_open:
     from longjax.weights import section  # jax takes a second or more
 
     spec = dict(overrides).get('weights', config.weights)
@@ -212,7 +215,8 @@ def load(path: str, overrides=(), checkpoint='') -> Any:
   for key, text in overrides:
     if (key, text) != MODEL:
       config_values.override(config, key, text)
-  config.name = config.name or pathlib.Path(path.partition(':')[0]).stem
+  if config.get('name') == '':
+    config.name = pathlib.Path(path.partition(':')[0]).stem
   return config
 
 

@@ -105,6 +105,7 @@ def test_offline_without_a_cache_is_one_clear_line(
   tmp_path, capsys, monkeypatch
 ):
   workdir, config = tmp_path / 'run', smollm2_135m_abf_16k.get_config()
+  config.mesh.seq = 8
   environment = dict(
     LONGJAX_CACHE=str(tmp_path / 'cache'), PIP_NO_INDEX='1', PIP_FIND_LINKS='',
     PIP_CONFIG_FILE='/dev/null',

@@ -114,7 +114,7 @@ def test_an_import_restores_on_any_mesh_and_verifies(
   tmp_path, make_mesh, monkeypatch, dtype, shape
 ):
   monkeypatch.setattr(stored, 'CHUNK_BYTES', 1000)  # many pieces to a layer
-  monkeypatch.setattr(stored, 'RUN', 1)
+  monkeypatch.setattr(stored, 'MIN_CHUNK_COLUMNS', 1)
   truth = files.write_huggingface(tmp_path / 'hf', GQA, LLAMA31, shards=2)
   convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', dtype, quiet)
   mesh = make_mesh(*shape)
@@ -132,7 +132,7 @@ def test_an_import_restores_on_any_mesh_and_verifies(
 def test_sizes_that_no_chunk_divides_go_in_and_out(tmp_path, monkeypatch):
   """Chunks of whole rows beyond the last, of columns beyond the last."""
   monkeypatch.setattr(stored, 'CHUNK_BYTES', 3000)
-  monkeypatch.setattr(stored, 'RUN', 1)
+  monkeypatch.setattr(stored, 'MIN_CHUNK_COLUMNS', 1)
   monkeypatch.setattr(tensors, 'BLOCK', 500)  # several to a chunk
   fields = GQA | dict(vocab=97, mlp=113)
   truth = files.write_huggingface(tmp_path / 'hf', fields, LLAMA31)
