@@ -81,7 +81,9 @@ def test_two_checkpoints_side_by_side(trained, config, capsys):
   for heading in ('Loss by position', 'The original passkey prompt',
                   'What was not measured', 'Reproduce'):  # fmt: skip
     assert f'## {heading}' in text, heading
-  assert 'not run: perplexity, context_gain, longppl, passkey, needle' in text
+  assert (
+    'not run: source_loss, perplexity, context_gain, longppl, passkey' in text
+  )
   printed = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert ['score', *names] in printed
   losses = [r['position_loss']['loss'][-1] for r in content['results'].values()]
