@@ -49,12 +49,21 @@ def check_files(directory):
   """
   for place, _, names in () if is_remote(directory) else os.walk(directory):
     for name in names:
-      path = os.path.join(place, name)
-      status = os.stat(path) if os.path.exists(path) else os.lstat(path)
-      large = status.st_size > MOST_BYTES
-      hollow = large and status.st_blocks * 512 * 16 < status.st_size
-      if hollow or not stat.S_ISREG(status.st_mode):
-        raise InputError(f'{path} is no regular file, or has no content')
+      if os.path.exists(path := os.path.join(place, name)):
+        check_file(path)
+
+
+def check_file(path):
+  """InputError for one such; OSError where there is none."""
+  status = os.stat(path)
+  if is_hollow(status) or not stat.S_ISREG(status.st_mode):
+    raise InputError(f'{path} is no regular file, or has no content')
+
+
+def is_hollow(status) -> bool:
+  """Whether a file is far larger than what the disk holds of it."""
+  held = status.st_blocks * 512
+  return status.st_size > MOST_BYTES and held * 16 < status.st_size
 
 
 def directory(path) -> epath.Path:

@@ -325,7 +325,13 @@ def _of_one_split(title: str, files, saved, settings) -> list[File]:
 
 def _size(path) -> int:
   status: Any = path.stat()
-  return status.length if hasattr(status, 'length') else status.st_size
+  if hasattr(status, 'length'):
+    return status.length
+  if storage.is_hollow(status):
+    raise errors.InputError(
+      f'{path} has {status.st_size:,} bytes, but no content'
+    )
+  return status.st_size
 
 
 def digest(file: File) -> str:

@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
+from longjax import storage
 from longjax.data import formats
 from longjax.errors import InputError
 from longjax.evals import prompts
@@ -81,8 +82,10 @@ def read(name: str, path: str, fields) -> Iterator[Mapping]:
     InputError: it cannot be read, or a record lacks a field.
   """
   where = f'config.eval.files.{name}: {path}'
+  file_path = pathlib.Path(path).expanduser()
   try:
-    with pathlib.Path(path).expanduser().open('rb') as file:
+    storage.check_file(file_path)
+    with file_path.open('rb') as file:
       for record in formats.read(path, file):
         if isinstance(record, formats.Unreadable):
           raise InputError(f'{where}: {record.reason}')
