@@ -46,7 +46,7 @@ from test_records import RECORDS  # noqa: E402
 
 from configs import tiny  # noqa: E402
 from longjax import config as schema  # noqa: E402
-from longjax import errors, hub, typed, weights  # noqa: E402
+from longjax import config_values, errors, hub, weights  # noqa: E402
 from longjax.data import chat, downloads, sources, tokenizer  # noqa: E402
 from longjax.evals import graphwalks, longbench, markdown, mrcr, prompts  # noqa: E402
 from longjax.evals import records as reading  # noqa: E402
@@ -364,7 +364,7 @@ def configs(rng, root, seed):
   config, names = tiny.get_config(), list(schema.flat(tiny.get_config()))
   for _ in range(rng.randint(1, 3)):
     name = rng.choice([*names, *NAMES, 'model', 'data.mix.x.weight'])
-    typed.override(config, name, str(rng.choice(VALUES)))
+    config_values.override(config, name, str(rng.choice(VALUES)))
   schema.check(config)
 
 
