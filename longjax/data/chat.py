@@ -312,9 +312,11 @@ def _part(text: str) -> encoders.Part:
 def _bounded():
   """Ends a template that takes long, or fills the memory."""
   CLOCK.until = time.thread_time() + SECONDS
-  if LIMITS[0] == resource.RLIM_INFINITY and os.path.exists(SIZE):
+  if os.path.exists(SIZE):
     pages = int(pathlib.Path(SIZE).read_text().split()[0])
     most = pages * resource.getpagesize() + MOST_BYTES
+    if LIMITS[0] != resource.RLIM_INFINITY:
+      most = min(most, LIMITS[0])
     resource.setrlimit(resource.RLIMIT_AS, (most, LIMITS[1]))
   try:
     yield
