@@ -26,6 +26,6 @@ TILES = {
   'v4': Tiles(keys=1024),
   'v5e': Tiles(),
   'v5p': Tiles(),
-  'v6e': Tiles(sum_rounded=False),
+  'v6e': Tiles(rows=2048, grad_step=256, sum_rounded=False),
   'tpu7x': Tiles(masked_step=256, sum_rounded=False),
 }
