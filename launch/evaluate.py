@@ -86,11 +86,11 @@ def measure(setup, checkpoints, asked, directory):
   """All tasks of all checkpoints; the report is written after each task."""
   from longjax import checks, evals
   from longjax.evals import comparison
-  from longjax.evals.kept import Kept
+  from longjax.evals.result_cache import ResultCache
   from longjax.parallel import processes
   from longjax.train import provenance
 
-  results, about, code, kept = {}, {}, provenance.code(), Kept()
+  results, about, code, cache = {}, {}, provenance.code(), ResultCache()
   like = checks.llama_config(setup.config)
   for name, (path, step, tokenizer) in checkpoints.items():
     setup.log(f'evaluating {name}')
@@ -103,13 +103,13 @@ def measure(setup, checkpoints, asked, directory):
     about[name] = dict(path=str(path), step=step, rope=model.rope)
     results[name] = {}
     unfinished = directory / 'unfinished.jsonl'
-    kept = Kept(unfinished, identity(path, step))
-    mine = dataclasses.replace(setup, kept=kept)
+    cache = ResultCache(unfinished, identity(path, step))
+    mine = dataclasses.replace(setup, cache=cache)
     for task, result in evals.evaluate(params, model, mine, asked):
       results[name][task] = result
       if processes.is_primary():
         comparison.write(directory, setup.config, code, about, results)
-  kept.forget()
+  cache.clear()
   setup.log(comparison.summary(results, setup.config.eval))
   setup.log(f'wrote {directory / "REPORT.md"}')
 

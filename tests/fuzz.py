@@ -376,13 +376,13 @@ def records(rng, root, seed):
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   if rng.random() < 0.3:
     damage(rng, root)
-  room = prompts.Room(
+  spec = prompts.PromptSpec(
     eval_cases.SOURCE._replace(files={name: str(path)}),
     valid_tokens(),
     lambda text, prefix: [0] * len(str(text)),
     *(0, 10**6, 10, 0),
   )
-  for _ in reading._stream(module.DATA, module.make, room):
+  for _ in reading._stream(module.DATA, module.make, spec):
     pass
 
 

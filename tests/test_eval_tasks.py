@@ -158,9 +158,9 @@ def test_a_needle_stands_after_the_sentence_at_its_depth():
     text = TOKENS.decode(ids)
     before, after = text.split(needle.NEEDLE)
     hay = before.removeprefix(needle.INTRO)
-    room = len(hay) + len(after) - len(needle.QUESTION)
+    spec = len(hay) + len(after) - len(needle.QUESTION)
     longest = max(map(len, sentences)) + 1
-    assert depth * room - longest <= len(hay) <= depth * room
+    assert depth * spec - longest <= len(hay) <= depth * spec
     assert depth == 1 or not hay or hay.rstrip().endswith('.')
 
 

@@ -113,7 +113,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
 
     asked.clear()
     setup = evaluation.Setup(
-      config, TOKENS, log=lines.append, kept=kept.Kept(file, model)
+      config, TOKENS, log=lines.append, kept=kept.ResultCache(file, model)
     )
     return passkey.ORIGINAL.run(LM(None, answer), setup, '')
 

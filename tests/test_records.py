@@ -124,11 +124,11 @@ def test_a_field_of_another_kind_is_one_line(
 
 
 def test_a_long_text_is_cut_in_the_middle(tokens):
-  task = prompts.Task(lambda room: iter(()), 128, cut=None)
-  room = prompts.room(tokens, task, SOURCE, 1000, 0, chat=True)
+  task = prompts.Task(lambda spec: iter(()), 128, cut=None)
+  spec = prompts.spec(tokens, task, SOURCE, 1000, 0, chat=True)
   record = QUESTION | dict(context='begin' + 'x' * 5000 + 'end')
-  text = longbench.make(record, room).text
-  ids = room.encode(text, '')
+  text = longbench.make(record, spec).text
+  ids = spec.encode(text, '')
   assert len(ids) in (1000 - 128, 1000 - 129)
   assert 'begin' in text and '\n(D) d\n' in text and 'xend' in text
 
@@ -137,7 +137,7 @@ def test_the_prefix_of_an_answer_follows_the_template(tokens):
   """RULER's, as its templates end: the answer begins where ours begins."""
   task = ruler.TASKS['niah_single_1']
   plain, chat = (
-    next(task.stream(prompts.room(t, task, SOURCE, 4096, 0, c)))
+    next(task.stream(prompts.spec(t, task, SOURCE, 4096, 0, c)))
     for t, c in ((TOKENS, False), (tokens, True))
   )
   text = tokens.decode(chat.prompt)
@@ -166,9 +166,9 @@ def test_scores_by_hand(judge, answer, references, score):
   assert judge(answer, references) == pytest.approx(score)
 
 
-def room(task, length, **files):
+def spec(task, length, **files):
   source = prompts.Source('', None, {k: str(v) for k, v in files.items()})
-  return prompts.room(TOKENS, task, source, length, 42)
+  return prompts.spec(TOKENS, task, source, length, 42)
 
 
 def write(path, records):
@@ -187,7 +187,7 @@ def test_prompts_and_scores_of_helmet_are_the_originals(
   file = write(tmp_path / 'a_k50_b.jsonl', told['records'])
   write(tmp_path / f'a{suffix}b.jsonl', told['demos'])
   task = prompts.Task(iter, 20)
-  here = room(task, 10_000, **{name: file})
+  here = spec(task, 10_000, **{name: file})
   made = filter(None, (part.make(x, here) for x in told['records']))
   assert [p.text + p.prefix for p in made] == told['prompts']
   for answer, right, wanted in told['scores']:
@@ -195,13 +195,13 @@ def test_prompts_and_scores_of_helmet_are_the_originals(
     assert score(answer, right) == pytest.approx(wanted, abs=1e-5)
   # What is too long loses the end of its passages.
   whole = told['prompts'][0]
-  short = room(task, len(whole) - 5, **{name: file})
+  short = spec(task, len(whole) - 5, **{name: file})
   cut = part.make(told['records'][0], short)
   assert len(short.encode(cut.text, cut.prefix)) == len(whole) - 25
   end = part.passages(told['records'][0])[-30:]
   assert cut.text + cut.prefix == whole.replace(end, end[:-25])
   with pytest.raises(InputError, match='lengths 300'):
-    part.make(told['records'][0], room(task, 300, **{name: file}))
+    part.make(told['records'][0], spec(task, 300, **{name: file}))
 
 
 def test_prompts_of_nolima_are_the_originals(tmp_path):
@@ -224,7 +224,7 @@ def test_prompts_of_nolima_are_the_originals(tmp_path):
       answers == [right] * len(nolima.DEPTHS)  # fmt: skip
   task = nolima.TASKS['nolima']
   set_file = write(tmp_path / 'needles.jsonl', told['needles'])
-  here = room(task, 1500, nolima=set_file, nolima_books=tmp_path)
+  here = spec(task, 1500, nolima=set_file, nolima_books=tmp_path)
   samples = list(task.stream(here))
   assert len(samples) == 2 * len(nolima.DEPTHS) * len(made)
   assert max(len(s.prompt) for s in samples) == 1500 - task.count

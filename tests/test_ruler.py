@@ -50,17 +50,17 @@ def source(tmp_path_factory):
 def test_prompts_are_those_of_the_original(task, source, monkeypatch):
   """To the character, the first three of seed 42, with their answers."""
   for length, wanted in json.loads(GOLDEN.read_text())[task].items():
-    room = prompts.room(Tokens(), ruler.TASKS[task], source, int(length), 42)
+    spec = prompts.spec(Tokens(), ruler.TASKS[task], source, int(length), 42)
     texts, found = [], []
 
-    def encode(text, prefix, encode=room.encode, texts=texts):
+    def encode(text, prefix, encode=spec.encode, texts=texts):
       texts.append(text + prefix)
       return encode(text, prefix)
 
-    stream = ruler.TASKS[task].stream(room._replace(encode=encode))
+    stream = ruler.TASKS[task].stream(spec._replace(encode=encode))
     for sample in itertools.islice(stream, make_ruler.SAMPLES):
       found.append([make_ruler.digest(texts[-1]), [*sample.references]])
-      assert len(sample.prompt) + room.count <= int(length)
+      assert len(sample.prompt) + spec.count <= int(length)
     assert found == wanted
 
 

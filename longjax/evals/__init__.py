@@ -44,10 +44,10 @@ def evaluate(
     setup.log(f'  {name}')
     evaluation, part = table.find(name)
     run = lambda e=evaluation, part=part: finite(e.run(lm, setup, part))
-    key = setup.kept.key(name, setup.options.to_json(), setup.tokenizer.digest)
+    key = setup.cache.key(name, setup.options.to_json(), setup.tokenizer.digest)
     # Those of prompts are kept batch by batch.
     whole = evaluation.needs == DOCUMENTS or evaluation.any_part
-    yield name, setup.kept.recall(key, run) if whole else run()
+    yield name, setup.cache.get(key, run) if whole else run()
 
 
 def names(options) -> list[str]:

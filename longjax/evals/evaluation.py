@@ -12,7 +12,7 @@ import numpy as np
 
 from longjax.data import pack
 from longjax.evals import haystack
-from longjax.evals.kept import Kept
+from longjax.evals.result_cache import ResultCache
 
 # What an evaluation needs beside the model.
 DOCUMENTS = 'held-out documents of eval.length tokens'
@@ -31,8 +31,8 @@ class Setup:
     store: held-out documents (data.prepare.held_out), or None.
     mesh: of axes 'data' and 'seq'.
     log: called with a line about what is running.
-    kept: what an interrupted evaluation has computed.
-    begun: prompts of which `check` has made the first, by task and length.
+    cache: what an interrupted evaluation has computed.
+    started: prompts of which `check` has made the first, by task and length.
   """
 
   config: Any
@@ -40,8 +40,8 @@ class Setup:
   store: Any = None
   mesh: Any = None
   log: Callable[[str], object] = print
-  kept: Kept = dataclasses.field(default_factory=Kept)
-  begun: dict = dataclasses.field(default_factory=dict)
+  cache: ResultCache = dataclasses.field(default_factory=ResultCache)
+  started: dict = dataclasses.field(default_factory=dict)
 
   @property
   def options(self):

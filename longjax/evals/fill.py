@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from longjax.errors import InputError
-from longjax.evals.prompts import Room, Sample
+from longjax.evals.prompts import PromptSpec, Sample
 
 FILLED = 0.95  # of a length: what the largest haystack must fill
 
@@ -23,23 +23,23 @@ def too_long(tokens: int, limit: int) -> InputError:
   )
 
 
-def encoded(room: Room, text: str, prefix: str) -> tuple[np.ndarray, int]:
+def encoded(spec: PromptSpec, text: str, prefix: str) -> tuple[np.ndarray, int]:
   """(ids, tokens of prompt and answer as RULER counts them)."""
-  ids = room.encode(text, prefix)
-  return ids, len(ids) - room.uncounted + room.count
+  ids = spec.encode(text, prefix)
+  return ids, len(ids) - spec.uncounted + spec.count
 
 
 def stream(
-  room: Room, build: Callable, step: int, measure: Callable | None = None,
+  spec: PromptSpec, build: Callable, step: int, measure: Callable | None = None,
   **bounds: int,
 ) -> Iterator[Sample]:  # fmt: skip
   """Prompts as RULER's generators make them: the size is searched once.
 
-  Where one prompt comes out longer than `room.length` it is drawn again with
+  Where one prompt comes out longer than `spec.length` it is drawn again with
   `step` less, as there.
 
   Args:
-    room: what they are made for.
+    spec: what they are made for.
     build: (size, number of the prompt) -> Prompt.
     step: the least size.
     measure: size -> tokens of a prompt and its answer; by default of the first.
@@ -48,28 +48,28 @@ def stream(
   Raises:
     InputError: the least is too long, or the most does not fill the length.
   """
-  first = lambda size: encoded(room, *build(size, 0)[:2])[1]
-  size = search(room, measure or first, step, **bounds)
+  first = lambda size: encoded(spec, *build(size, 0)[:2])[1]
+  size = search(spec, measure or first, step, **bounds)
   for number in itertools.count():
     used = size
     while True:
       text, prefix, references = build(used, number)
-      ids, tokens = encoded(room, text, prefix)
-      if tokens <= room.length:
+      ids, tokens = encoded(spec, text, prefix)
+      if tokens <= spec.length:
         break
       if used <= step:
-        raise too_long(tokens - room.count, room.length - room.count)
+        raise too_long(tokens - spec.count, spec.length - spec.count)
       used = max(used - step, step)
     yield Sample(ids, references)
 
 
 def search(
-  room: Room, measure: Callable, step: int, probe=0, most=0, extra=0
+  spec: PromptSpec, measure: Callable, step: int, probe=0, most=0, extra=0
 ) -> int:
   """The largest size that fits, by bisection; `step` if none does.
 
   Args:
-    room: what prompts are made for.
+    spec: what prompts are made for.
     measure: size -> tokens of a prompt, drawn anew, and its answer.
     step: the least size.
     probe: a size that is measured to estimate which fits; the search goes to
@@ -77,20 +77,20 @@ def search(
     most: the largest size that can be built; 0 is any.
     extra: tokens that `measure` counts beside.
   """
-  double, probe = bool(probe), min(probe or step, most or room.length)
-  each = (measure(probe) - room.count - extra) / probe
-  fits = room.length / each
+  double, probe = bool(probe), min(probe or step, most or spec.length)
+  each = (measure(probe) - spec.count - extra) / probe
+  fits = spec.length / each
   high = max(2 * int(fits) if double else int(3 * fits), 2 * step)
   high = min(high, most or high)
   low, size, tokens = step, step, 0
   while low <= high:
     middle = (low + high) // 2
     total = measure(middle)
-    if total <= room.length:
+    if total <= spec.length:
       size, low, tokens = middle, middle + 1, total
     else:
       high = middle - 1
-  if size == most and tokens < FILLED * room.length:
+  if size == most and tokens < FILLED * spec.length:
     raise InputError(
       f'all {most:,} words of its list fill no more than {tokens:,} tokens: '
       'use shorter --lengths (config.eval.lengths)'
@@ -98,24 +98,24 @@ def search(
   return size
 
 
-def each(build: Callable, room: Room) -> Iterator[Sample]:
+def each(build: Callable, spec: PromptSpec) -> Iterator[Sample]:
   """Prompts each of which is the largest that fits: one unit more would not.
 
   Args:
     build: (numpy Generator, Source, size, number of the prompt) -> Prompt.
-    room: what they are made for.
+    spec: what they are made for.
   """
   size = 0
   for number in itertools.count():
 
     def made(size, number=number):
-      rng = np.random.default_rng([room.seed, number])
-      return build(rng, room.source, size, number)
+      rng = np.random.default_rng([spec.seed, number])
+      return build(rng, spec.source, size, number)
 
-    measure = lambda n, made=made: len(room.encode(*made(n)[:2]))
-    size = largest(measure, room.length - room.count, near=size)
+    measure = lambda n, made=made: len(spec.encode(*made(n)[:2]))
+    size = largest(measure, spec.length - spec.count, near=size)
     prompt = made(size)
-    yield Sample(room.encode(*prompt[:2]), prompt.references)
+    yield Sample(spec.encode(*prompt[:2]), prompt.references)
 
 
 def largest(measure, limit: int, near=0) -> int:

@@ -9,12 +9,12 @@ are not asked at it.
 import re
 
 from longjax.evals import records
-from longjax.evals.prompts import Prompt, Room
+from longjax.evals.prompts import Prompt, PromptSpec
 
 ANSWER_TOKENS = 2048  # there as many as the model likes
 
 
-def make(record, room: Room) -> Prompt:
+def make(record, spec: PromptSpec) -> Prompt:
   """The graph, three examples and what to do."""
   return Prompt(record['prompt'], '', tuple(record['answer_nodes']))
 

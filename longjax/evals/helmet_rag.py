@@ -15,7 +15,7 @@ import numpy as np
 
 from longjax.errors import InputError
 from longjax.evals import records, score
-from longjax.evals.prompts import Prompt, Room
+from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
   'Use the given documents to write a concise and short answer to the question.'
@@ -45,18 +45,18 @@ def shots(data: records.DataSet, demos: str, key: str, record) -> list:
   return list(first.values())[:2]
 
 
-def cut(room: Room, fill, context: str, prefix: str) -> str:
+def cut(spec: PromptSpec, fill, context: str, prefix: str) -> str:
   """fill(context) without the last tokens of the context, if it is too long."""
-  excess = len(room.encode(fill(context), prefix)) + room.count - room.length
+  excess = len(spec.encode(fill(context), prefix)) + spec.count - spec.length
   if excess <= 0:
     return fill(context)
-  ids = room.tokenizer.encode(context)
+  ids = spec.tokenizer.encode(context)
   if excess >= len(ids):
     raise InputError(
-      f'a prompt of HELMET has no room in eval.lengths {room.length}: what is '
-      f'around its passages takes {room.length + excess - len(ids)} tokens'
+      f'a prompt of HELMET has no spec in eval.lengths {spec.length}: what is '
+      f'around its passages takes {spec.length + excess - len(ids)} tokens'
     )
-  return fill(room.tokenizer.decode(ids[:-excess]))
+  return fill(spec.tokenizer.decode(ids[:-excess]))
 
 
 def passages(record) -> str:
@@ -65,10 +65,10 @@ def passages(record) -> str:
   )
 
 
-def make(record, room: Room) -> Prompt | None:
+def make(record, spec: PromptSpec) -> Prompt | None:
   if not rare(record):
     return None
-  file = room.source.files[DATA.name].replace('-dev-', '-train-')
+  file = spec.source.files[DATA.name].replace('-dev-', '-train-')
   demos = re.sub(r'_k\d+_', '_k3_', file)
   key = 'id' if 'id' in record else 'question'
   examples = ''.join(
@@ -78,7 +78,7 @@ def make(record, room: Room) -> Prompt | None:
   fill = lambda context: PROMPT.format(
     shots=examples, context=context, question=record['question']
   )
-  text = cut(room, fill, passages(record), '\nAnswer:')
+  text = cut(spec, fill, passages(record), '\nAnswer:')
   return Prompt(text, '\nAnswer:', tuple(record['answers']))
 
 

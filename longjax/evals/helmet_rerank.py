@@ -9,7 +9,7 @@ import re
 import numpy as np
 
 from longjax.evals import helmet_rag, records
-from longjax.evals.prompts import Prompt, Room
+from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
   'You are provided with a list of documents, each indicated by their ID. Rank '
@@ -31,8 +31,8 @@ def ranking(record) -> str:
   return ' > '.join(x['id'] for x in best)
 
 
-def make(record, room: Room) -> Prompt:
-  demos = re.sub(r'_k\d+_', '_k10_', room.source.files[DATA.name])
+def make(record, spec: PromptSpec) -> Prompt:
+  demos = re.sub(r'_k\d+_', '_k10_', spec.source.files[DATA.name])
   examples = ''.join(
     f'{passages(x)}\n\nQuery: {x["query"]}\nRanking: {ranking(x)}\n\n'
     for x in helmet_rag.shots(DATA, demos, 'qid', record)
@@ -40,7 +40,7 @@ def make(record, room: Room) -> Prompt:
   fill = lambda context: PROMPT.format(
     shots=examples, context=context, query=record['query']
   )
-  text = helmet_rag.cut(room, fill, passages(record), '\nRanking:')
+  text = helmet_rag.cut(spec, fill, passages(record), '\nRanking:')
   labels = tuple((x['id'], int(x['label'])) for x in record['ctxs'])
   return Prompt(text, '\nRanking:', labels)
 

@@ -2,7 +2,7 @@
 
 Prompt, truncation in the middle and the search for the answer are those of
 its pred.py (without reasoning); there the text is cut to the model's window,
-here to eval.lengths, with room for the chat template and the answer.
+here to eval.lengths, with spec for the chat template and the answer.
 """
 
 import re
@@ -11,7 +11,7 @@ import numpy as np
 
 from longjax.errors import InputError
 from longjax.evals import records
-from longjax.evals.prompts import Prompt, Room
+from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
   'Please read the following text and answer the question below.\n\n<text>\n'
@@ -24,20 +24,20 @@ FIELDS = ('context', 'question', *(f'choice_{x}' for x in 'ABCD'))
 ANSWER_TOKENS = 128
 
 
-def make(record, room: Room) -> Prompt:
+def make(record, spec: PromptSpec) -> Prompt:
   """The prompt, of which the middle is left out if it is too long."""
   text = PROMPT.format(**{field: record[field].strip() for field in FIELDS})
-  most = room.length - room.count - len(room.encode('', ''))
-  ids = room.tokenizer.encode(text)
+  most = spec.length - spec.count - len(spec.encode('', ''))
+  ids = spec.tokenizer.encode(text)
   while len(ids) > most:
     if most < 2:
       raise InputError(
-        f'a prompt of LongBench v2 has no room in eval.lengths {room.length}: '
-        f'the answer takes {room.count} tokens; use 1024 or more'
+        f'a prompt of LongBench v2 has no spec in eval.lengths {spec.length}: '
+        f'the answer takes {spec.count} tokens; use 1024 or more'
       )
     ids = np.concatenate([ids[: most // 2], ids[-(most // 2) :]])
-    text = room.tokenizer.decode(ids)
-    ids = room.tokenizer.encode(text)  # where both meet there may be more
+    text = spec.tokenizer.decode(ids)
+    ids = spec.tokenizer.encode(text)  # where both meet there may be more
     most -= max(len(ids) - most, 0)
   return Prompt(text, '', (record['answer'],))
 

@@ -8,13 +8,13 @@ import difflib
 
 from longjax import json_text
 from longjax.evals import records
-from longjax.evals.prompts import Prompt, Room
+from longjax.evals.prompts import Prompt, PromptSpec
 
 ANSWER_TOKENS = 2048  # there as many as the model likes
 FIELDS = ('prompt', 'answer', 'random_string_to_prepend')
 
 
-def make(record, room: Room) -> Prompt:
+def make(record, spec: PromptSpec) -> Prompt:
   """The conversation, whose last turn asks for an answer again."""
   text, answer, prefix = (record[field] for field in FIELDS)
   return Prompt(json_text.loads(text), '', (answer, prefix))

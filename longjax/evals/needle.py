@@ -69,7 +69,7 @@ def run(lm, setup: Setup, part: str) -> dict:
       for depth in depths
     ]
     label = f'needle at {length:,} tokens'
-    shares, _ = prompts.put(lm, setup, label, TASK, made, len(made))
+    shares, _ = prompts.score_samples(lm, setup, label, TASK, made, len(made))
     result['length'].append(length)
     result['score'].append(shares)
   return result

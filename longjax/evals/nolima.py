@@ -14,7 +14,7 @@ import numpy as np
 from longjax.errors import InputError
 from longjax.evals import prompts, records
 from longjax.evals.evaluation import NOTHING
-from longjax.evals.prompts import Room, Sample, Task
+from longjax.evals.prompts import PromptSpec, Sample, Task
 
 TEMPLATE = (
   'You will answer a question based on the following book snippet:\n\n'
@@ -72,29 +72,29 @@ def tests(needles, seed: int) -> Iterator[tuple]:
         yield each.get('task_template', TEMPLATE), needle, asked, answers
 
 
-def _stream(room: Room) -> Iterator[Sample]:
+def _stream(spec: PromptSpec) -> Iterator[Sample]:
   """By book and depth, so that the prompts of all tests begin alike."""
-  needles = list(records.read('nolima', records.path('nolima', room, WHERE),
+  needles = list(records.read('nolima', records.path('nolima', spec, WHERE),
                               FIELDS))  # fmt: skip
   if any('distractors' in each for each in needles):
     raise InputError('config.eval.files.nolima: a set without distractors')
-  directory = records.path('nolima_books', room, BOOKS)
+  directory = records.path('nolima_books', spec, BOOKS)
   books = sorted(pathlib.Path(directory).expanduser().glob('*.txt'))
   if not books:
     raise InputError(f'config.eval.files.nolima_books: no .txt in {directory}')
   for number, path in enumerate(books):
-    book = _book(room.tokenizer, path)
+    book = _book(spec.tokenizer, path)
     for i, depth in enumerate(DEPTHS):
       for template, needle, question, answers in tests(
-        needles, room.seed + number
+        needles, spec.seed + number
       ):
         name = answers[i][0] if '{CHAR}' in needle else ''
         texts = [x.replace('{CHAR}', name) for x in (needle, question)]
-        make = functools.partial(hide, room.tokenizer, book, texts[0])
-        fill = lambda text, t=template, q=texts[1]: room.encode(
+        make = functools.partial(hide, spec.tokenizer, book, texts[0])
+        fill = lambda text, t=template, q=texts[1]: spec.encode(
           t.format(haystack=text, question=q), ''
         )
-        most = room.length - room.count
+        most = spec.length - spec.count
         length = most - len(fill(f' {texts[0]}\n'))
         while len(ids := fill(make(length, depth))) > most:
           length -= len(ids) - most

@@ -37,16 +37,16 @@ def prompt(tokenizer, length: int, depth: float, key: int) -> np.ndarray:
     np.asarray(tokenizer.encode(text))
     for text in (KEY.format(key=key), QUESTION)
   )
-  room = length - ANSWER_TOKENS - len(intro) - len(hidden) - len(question)
-  if room < 0:
+  spec = length - ANSWER_TOKENS - len(intro) - len(hidden) - len(question)
+  if spec < 0:
     raise InputError(
-      f'passkey needs at least {length - room} tokens, got length {length}'
+      f'passkey needs at least {length - spec} tokens, got length {length}'
     )
   once = np.asarray(tokenizer.encode(FILLER))
-  filler = np.tile(once, -(-room // len(once)) + 1)
-  before = round(room * depth)
+  filler = np.tile(once, -(-spec // len(once)) + 1)
+  before = round(spec * depth)
   return np.concatenate(
-    [intro, filler[:before], hidden, filler[: room - before], question]
+    [intro, filler[:before], hidden, filler[: spec - before], question]
   )
 
 
@@ -95,13 +95,13 @@ def run(lm, setup: Setup, part: str) -> dict:
       for depth, key in zip(depths, keys)
     ]
     label = f'passkey at {length:,} tokens'
-    found, _ = prompts.put(lm, setup, label, TASK, made, len(made))
+    found, _ = prompts.score_samples(lm, setup, label, TASK, made, len(made))
     result['length'].append(length)
     result['found'].append([x == 1 for x in found])
   return result
 
 
-TASK = Task(lambda room: iter(()), ANSWER_TOKENS, first_number)
+TASK = Task(lambda spec: iter(()), ANSWER_TOKENS, first_number)
 
 
 def scores(result: dict) -> dict:

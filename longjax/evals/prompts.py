@@ -1,4 +1,4 @@
-"""Prompts with known answers: made to a length, put to a model, scored.
+"""Prompts with known answers: made to a length, answered by a model, scored.
 
 A task yields prompts that fill a context length together with their answers,
 counted in the model's own tokens (evals/fill.py). `evaluation` makes an
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
   references: tuple
 
 
-class Room(NamedTuple):
+class PromptSpec(NamedTuple):
   """What prompts are made for."""
 
   source: Source
@@ -64,7 +64,7 @@ class Room(NamedTuple):
 class Task(NamedTuple):
   """How a benchmark makes its prompts and scores the answers."""
 
-  stream: Callable  # Room -> iterator of Samples, the same for the same
+  stream: Callable  # PromptSpec -> iterator of Samples, the same for the same
   count: int  # tokens of the answer
   score: Callable = score.all_references  # (answer, references) -> 0 to 1
   stop: tuple[str, ...] = ()  # an answer ends before these
@@ -85,9 +85,9 @@ def _started(tokenizer, ids) -> np.ndarray:
   return ids if start is None else np.concatenate([[start], ids])
 
 
-def room(
+def spec(
   tokenizer, task: Task, source: Source, length: int, seed: int, chat=False
-) -> Room:
+) -> PromptSpec:
   """For the prompts of a task; `chat` puts them in the tokenizer's template."""
   ids_of = pieces.Encoder(tokenizer, task.cut)
 
@@ -103,14 +103,14 @@ def room(
 
   uncounted = int(tokenizer.document_start is not None and not chat)
   put = in_template if chat else plain
-  return Room(source, tokenizer, put, uncounted, length, task.count, seed)
+  return PromptSpec(source, tokenizer, put, uncounted, length, task.count, seed)
 
 
 def samples(
   task: Task, tokenizer, source: Source, length: int, count: int, seed: int
 ) -> list[Sample]:
-  """`count` prompts that leave room for the answer within `length` tokens."""
-  made = task.stream(room(tokenizer, task, source, length, seed))
+  """`count` prompts that leave spec for the answer within `length` tokens."""
+  made = task.stream(spec(tokenizer, task, source, length, seed))
   return list(itertools.islice(made, count))
 
 
@@ -134,7 +134,7 @@ def scores(lm, tokenizer, task: Task, made: list[Sample]) -> list[float]:
   return [float(task.score(a, s.references)) for a, s in zip(found, made)]
 
 
-def put(
+def score_samples(
   lm, setup: Setup, label: str, task: Task, made: Iterable[Sample], total: int
 ) -> tuple[list[float], int]:
   """(the score of each sample, tokens of the shortest prompt).
@@ -146,9 +146,9 @@ def put(
   progress = Progress(f'  {label}', total, setup.log, text)
   found, lengths, made = [], [], ahead(made, 2 * setup.batch)
   while group := list(itertools.islice(made, setup.batch)):
-    key = setup.kept.key(label, task.count, task.stop, *group)
+    key = setup.cache.key(label, task.count, task.stop, *group)
     ask = lambda group=group: scores(lm, setup.tokenizer, task, group)
-    found += setup.kept.recall(key, ask)
+    found += setup.cache.get(key, ask)
     lengths += [len(sample.prompt) for sample in group]
     progress.what = f'  {label}, score {100 * np.mean(found):.1f}'
     progress.add(len(group))
@@ -198,7 +198,7 @@ def evaluation(
     prose = setup.prose() if needs == PROSE else ''
     of = Source(prose, words, setup.options.files)
     seed, chat = setup.config.seed, setup.options.chat
-    return task.stream(room(setup.tokenizer, task, of, length, seed, chat))
+    return task.stream(spec(setup.tokenizer, task, of, length, seed, chat))
 
   def label(key: str, length: int) -> str:
     return f'{name}/{key} at {length:,} tokens'.replace(f'{key}/{key}', key)
@@ -221,17 +221,19 @@ def evaluation(
         raise InputError(
           f'{label(key, length)}: no prompt is that short: use longer --lengths'
         )
-      setup.begun[name, key, length] = itertools.chain([first], made)
+      setup.started[name, key, length] = itertools.chain([first], made)
       progress.add(1)
 
   def run(lm, setup: Setup, part: str) -> dict:
     results: dict = {key: [] for key, _ in asked(setup, part)}
     for key, length in asked(setup, part):
-      made = setup.begun.pop((name, key, length), None)
+      made = setup.started.pop((name, key, length), None)
       made = made or stream(setup, key, length)
       most = setup.options.limit if tasks[key].whole else setup.samples
       made = itertools.islice(made, most or None)
-      found, least = put(lm, setup, label(key, length), tasks[key], made, most)
+      found, least = score_samples(
+        lm, setup, label(key, length), tasks[key], made, most
+      )
       # `tokens` say how near the shortest prompt comes to the length.
       tokens = least + tasks[key].count
       results[key].append(

@@ -14,7 +14,7 @@ from longjax.data import formats
 from longjax.errors import InputError
 from longjax.evals import prompts
 from longjax.evals.evaluation import NOTHING, Evaluation
-from longjax.evals.prompts import Prompt, Room, Sample, Task
+from longjax.evals.prompts import Prompt, PromptSpec, Sample, Task
 
 
 class DataSet(NamedTuple):
@@ -33,7 +33,7 @@ def evaluation(
 
   Args:
     data: what it is.
-    make: (record, Room) -> Prompt, or None for what is not asked.
+    make: (record, PromptSpec) -> Prompt, or None for what is not asked.
     count: tokens of an answer.
     judge: (answer, references) -> 0 to 1.
     stop: an answer ends before these.
@@ -43,29 +43,33 @@ def evaluation(
   return prompts.evaluation(data.name, data.title, {data.name: task}, NOTHING)
 
 
-def _stream(data: DataSet, make: Callable, room: Room) -> Iterator[Sample]:
-  file = path(data.name, room, data.where)
+def _stream(
+  data: DataSet, make: Callable, spec: PromptSpec
+) -> Iterator[Sample]:
+  file = path(data.name, spec, data.where)
   for record in read(data.name, file, data.fields):
-    prompt = _made(data, make, record, room)
+    prompt = _made(data, make, record, spec)
     if prompt is None:
       continue
-    ids = room.encode(prompt.text, prompt.prefix)
-    if len(ids) + room.count <= room.length:
+    ids = spec.encode(prompt.text, prompt.prefix)
+    if len(ids) + spec.count <= spec.length:
       yield Sample(ids, prompt.references)
 
 
-def path(name: str, room: Room, where: str) -> str:
+def path(name: str, spec: PromptSpec, where: str) -> str:
   """eval.files.NAME, which is to be found in `where`; InputError without it."""
-  found = room.source.files.get(name)
+  found = spec.source.files.get(name)
   if not found:
     raise InputError(f'needs its data: set config.eval.files.{name} to {where}')
   return found
 
 
-def _made(data: DataSet, make: Callable, record, room: Room) -> Prompt | None:
+def _made(
+  data: DataSet, make: Callable, record, spec: PromptSpec
+) -> Prompt | None:
   """The prompt of a record; InputError where a field has no such value."""
   try:
-    return make(record, room)
+    return make(record, spec)
   except InputError:
     raise
   except (ValueError, TypeError, LookupError, AttributeError) as error:

@@ -32,8 +32,8 @@ def needles(count=128, **kinds) -> Task:
 
 
 def _questions(data: str, stand_in: str) -> Task:
-  stream = lambda room: ruler_prompts.documents(
-    room, *ruler_data.load(data, room.source)
+  stream = lambda spec: ruler_prompts.documents(
+    spec, *ruler_data.load(data, spec.source)
   )
   return Task(stream, 32, score.any_reference, stand_in=stand_in, data=data)
 

@@ -16,7 +16,7 @@ import uuid
 import numpy as np
 
 from longjax.evals import fill, haystack
-from longjax.evals.prompts import Prompt, Room, Sample
+from longjax.evals.prompts import Prompt, PromptSpec, Sample
 from longjax.evals.word_lists import Pairs
 
 NOISE = (
@@ -75,20 +75,20 @@ class Draws(random.Random):
 
 
 def niah(
-  room: Room, *, hay='essay', keys=1, values=1, queries=1, key='words',
+  spec: PromptSpec, *, hay='essay', keys=1, values=1, queries=1, key='words',
   value='numbers', joint=' ',
 ):  # fmt: skip
   """Needles: special magic numbers, words or uuids, by key.
 
   Args:
-    room: what the prompts are made for.
+    spec: what the prompts are made for.
     hay: 'noise', 'essay' or 'needle' (other needles).
     keys, values, queries: keys hidden, values of each, keys asked for.
     key, value: what they are.
     joint: between the question and how the answer begins.
   """
-  rng = Draws(room.seed)
-  pairs = Pairs(room.source.words)
+  rng = Draws(spec.seed)
+  pairs = Pairs(spec.source.words)
   one = queries * values == 1
   template, prefix = NIAH
   if one:
@@ -116,9 +116,9 @@ def niah(
       NEEDLE.format(kind=value, key=name, value=v)
       for name, found in hidden for v in found
     ]  # fmt: skip
-    random.Random(room.seed).shuffle(needles)
+    random.Random(spec.seed).shuffle(needles)
     if hay == 'essay':
-      context = _in_essay(rng, room.source.text, size, needles)
+      context = _in_essay(rng, spec.source.text, size, needles)
     else:
       noise = hay == 'noise'
       lines = [NOISE if noise else needle() for _ in range(size)]
@@ -137,8 +137,8 @@ def niah(
       tuple(v for _, found in asked for v in found),
     )
 
-  step = 500 if hay == 'essay' else 25 if room.length >= 4096 else 5
-  return fill.stream(room, build, step)
+  step = 500 if hay == 'essay' else 25 if spec.length >= 4096 else 5
+  return fill.stream(spec, build, step)
 
 
 def _in_essay(rng, text: str, size: int, needles) -> str:
@@ -153,16 +153,16 @@ def _in_essay(rng, text: str, size: int, needles) -> str:
   return ' '.join([*pieces, ' '.join(parts[before:])])
 
 
-def tracking(room: Room):
+def tracking(spec: PromptSpec):
   """Variable tracking: which variables have a value, through HOPS copies."""
-  rng = Draws(room.seed)
+  rng = Draws(spec.seed)
   # The example is outside of a chat template, and so is its length.
-  plain = room._replace(
+  plain = spec._replace(
     length=EXAMPLE_TOKENS, count=0, uncounted=0,
-    encode=lambda text, prefix: room.tokenizer.encode(text + prefix),
+    encode=lambda text, prefix: spec.tokenizer.encode(text + prefix),
   )  # fmt: skip
 
-  def measure(of: Room, size: int, letters: int) -> int:
+  def measure(of: PromptSpec, size: int, letters: int) -> int:
     return fill.encoded(of, *_chain(rng, size, letters)[:2])[1]
 
   size = fill.search(plain, lambda n: measure(plain, n, 3), 5)
@@ -171,15 +171,15 @@ def tracking(room: Room):
     size = max(size - 5, 5)
     text, prefix, names = _chain(rng, size, 3)
   example = f'{text}{prefix} {" ".join(names)}\n'
-  shot = len(room.tokenizer.encode(example))
+  shot = len(spec.tokenizer.encode(example))
 
   def build(size: int, number: int) -> Prompt:
     text, prefix, names = _chain(rng, size, 5)
     return Prompt(f'{_renamed(rng, example)}\n{text}', prefix, names)
 
-  step = 10 if room.length >= 4096 else 5
-  tokens = lambda size: measure(room, size, 5) + shot
-  return fill.stream(room, build, step, tokens, extra=shot)
+  step = 10 if spec.length >= 4096 else 5
+  tokens = lambda size: measure(spec, size, 5) + shot
+  return fill.stream(spec, build, step, tokens, extra=shot)
 
 
 def _chain(rng: Draws, noises: int, letters: int) -> Prompt:
@@ -210,17 +210,17 @@ def _renamed(rng: Draws, example: str) -> str:
   return example.replace('12345', str(rng.numpy.randint(10_000, 99_999)))
 
 
-def common_words(room: Room):
+def common_words(spec: PromptSpec):
   """Common words extraction: ten words appear often, the others seldom."""
-  rng, words = Draws(room.seed), room.source.words.all
-  random.Random(room.seed).shuffle(words)
-  many = room.length >= 4096
+  rng, words = Draws(spec.seed), spec.source.words.all
+  random.Random(spec.seed).shuffle(words)
+  many = spec.length >= 4096
 
   def numbered(size: int, often: int, seldom: int):
     drawn = rng.sample(words, size)
     common = drawn[:10]
     listed = common * often + drawn[10:] * seldom
-    random.Random(room.seed).shuffle(listed)
+    random.Random(spec.seed).shuffle(listed)
     return _listed(listed), common
 
   def build(size: int, number: int) -> Prompt:
@@ -232,20 +232,20 @@ def common_words(room: Room):
       f'{example}\n{prompt.format(context=text)}', prefix, tuple(common)
     )
 
-  return fill.stream(room, build, 10, probe=4096, most=len(words))
+  return fill.stream(spec, build, 10, probe=4096, most=len(words))
 
 
 def _listed(words) -> str:
   return ' '.join(f'{i}. {word}' for i, word in enumerate(words, 1))
 
 
-def frequent_words(room: Room):
+def frequent_words(spec: PromptSpec):
   """Frequent words extraction: coded words by Zipf's law, exponent 2.
 
   The most frequent is noise, the three after it are asked for. Sizes are
   tried one after another, as there.
   """
-  rng, limit = Draws(room.seed), room.length - room.count
+  rng, limit = Draws(spec.seed), spec.length - spec.count
   step = limit // 32
 
   def vocabulary() -> list[str]:
@@ -255,17 +255,17 @@ def frequent_words(room: Room):
     while len(set(coded)) < count:
       coded.append(word())
     coded = sorted(set(coded))
-    random.Random(room.seed).shuffle(coded)
+    random.Random(spec.seed).shuffle(coded)
     return ['...', *coded[1:]]
 
   def build(coded, size: int) -> Prompt:
     counts = size * np.arange(1, len(coded) + 1) ** -2.0 / (np.pi**2 / 6)
     words = [w for w, n in zip(coded, counts.astype(int)) for _ in range(n)]
-    random.Random(room.seed).shuffle(words)
+    random.Random(spec.seed).shuffle(words)
     text = FWE[0].format(context=' '.join(words))
     return Prompt(text, FWE[1], tuple(coded[1:4]))
 
-  tokens = lambda p: fill.encoded(room, *p[:2])[1] - room.count
+  tokens = lambda p: fill.encoded(spec, *p[:2])[1] - spec.count
   size, coded = limit // 6, vocabulary()
   while tokens(build(coded, size)) < limit:
     size += step
@@ -276,18 +276,18 @@ def frequent_words(room: Room):
       if used <= step:
         raise fill.too_long(tokens(prompt), limit)
       used -= step
-    yield Sample(room.encode(*prompt[:2]), prompt.references)
+    yield Sample(spec.encode(*prompt[:2]), prompt.references)
 
 
-def documents(room: Room, questions, texts):
+def documents(spec: PromptSpec, questions, texts):
   """Questions about documents, hidden among others.
 
   Args:
-    room: what the prompts are made for.
+    spec: what the prompts are made for.
     questions: list of ruler_data.Question.
     texts: documents, which the questions have by number.
   """
-  rng = Draws(room.seed)
+  rng = Draws(spec.seed)
 
   def build(size: int, number: int) -> Prompt:
     asked = questions[number]
@@ -302,11 +302,11 @@ def documents(room: Room, questions, texts):
       else:
         drawn = rng.sample(near, size - len(own))
       shown = [texts[i] for i in own + drawn]
-    random.Random(room.seed).shuffle(shown)
+    random.Random(spec.seed).shuffle(shown)
     context = '\n\n'.join(
       f'Document {i}:\n{text}' for i, text in enumerate(shown, 1)
     )
     text = QA[0].format(context=context, query=asked.query)
     return Prompt(text, QA[1], asked.answers)
 
-  return itertools.islice(fill.stream(room, build, 10), len(questions))
+  return itertools.islice(fill.stream(spec, build, 10), len(questions))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from longjax.parallel import processes
 
 
-class Kept:
+class ResultCache:
   """Remembers values by key; without a path it only computes them."""
 
   def __init__(self, path=None, model=''):
@@ -41,7 +41,7 @@ class Kept:
       digest.update(repr(whole).encode())
     return digest.hexdigest()[:32]
 
-  def recall(self, key: str, compute: Callable):
+  def get(self, key: str, compute: Callable):
     """The value of a key: as it was kept, else computed and kept."""
     if not self.path:
       return compute()
@@ -55,7 +55,7 @@ class Kept:
         file.write('\n' + json.dumps({key: value}))
     return value
 
-  def forget(self):
+  def clear(self):
     """After the end of the evaluation."""
     if self.path and processes.is_primary():
       self.path.unlink(missing_ok=True)
