@@ -18,12 +18,12 @@ from longjax.data import layout, prepare, tokenizer
 from longjax.errors import InputError
 from longjax.evals import (
   evaluation,
-  kept,
   passkey,
   position_loss,
   prompts,
   stages,
 )
+from longjax.evals.result_cache import ResultCache
 from longjax.inference import language_model
 from longjax.inference.language_model import LM
 from longjax.parallel import sharding
@@ -113,7 +113,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
 
     asked.clear()
     setup = evaluation.Setup(
-      config, TOKENS, log=lines.append, kept=kept.ResultCache(file, model)
+      config, TOKENS, log=lines.append, cache=ResultCache(file, model)
     )
     return passkey.ORIGINAL.run(LM(None, answer), setup, '')
 
