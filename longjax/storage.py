@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import pathlib
 import stat
 from typing import Any
 
@@ -41,6 +42,13 @@ def content(path) -> bytes:
       f'{path} has {size.length:,} bytes; such have {MOST_BYTES:,} at most'
     )
   return file.read_bytes()
+
+
+def write_text(path: pathlib.Path, text: str):
+  """Writes a file on this machine that is never there in part."""
+  temporary = path.with_name(f'{path.name}.tmp')
+  temporary.write_text(text)
+  temporary.replace(path)
 
 
 def check_files(directory):

@@ -2,10 +2,11 @@
 
 import dataclasses
 import itertools
+import json
 import pathlib
 
-from longjax import evals
-from longjax.evals import figures, markdown, score, stages, table
+from longjax import evals, storage
+from longjax.evals import figures, markdown, score, table
 from longjax.evals.evaluation import invented, means
 
 PAIRED = (
@@ -33,7 +34,8 @@ def write(directory, config, code: dict, about: dict, results: dict):
   content = dict(
     config=config.to_dict(), code=code, checkpoints=checkpoints, results=results
   )
-  stages.write_json(directory / 'results.json', content)
+  text = json.dumps(content, indent=1)
+  storage.write_text(directory / 'results.json', text)
   rows = [
     [name, one['path'], '' if one['step'] is None else one['step'],
      describe_rope(one['rope'])]

@@ -6,6 +6,8 @@ import pathlib
 import re
 import time
 
+from longjax import storage
+
 KEYS = ('name', 'time', 'config', 'results')
 
 
@@ -20,7 +22,8 @@ def save(workdir, name: str, config, results: dict):
   path = _file(workdir, name)
   path.parent.mkdir(parents=True, exist_ok=True)
   values = name, time.time(), _digest(config), results
-  write_json(path, dict(zip(KEYS, values, strict=True)))
+  content = dict(zip(KEYS, values, strict=True))
+  storage.write_text(path, json.dumps(content, indent=1))
 
 
 def load(workdir, config) -> dict:
@@ -31,13 +34,6 @@ def load(workdir, config) -> dict:
   return {
     x['name']: x['results'] for x in sorted(mine, key=lambda x: x['time'])
   }
-
-
-def write_json(path: pathlib.Path, content: dict):
-  """Writes a file that is never there in part."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(content, indent=1))
-  temporary.replace(path)
 
 
 def _file(workdir, name: str) -> pathlib.Path:

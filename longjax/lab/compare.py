@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longjax import weights
+from longjax import storage, weights
 from longjax.data import sources, store, tokenizer
 from longjax.errors import InputError
 from longjax.evals import position_loss
@@ -142,9 +142,7 @@ def measurements(run, lab: Laboratory, held_out) -> dict:
       lab.base(),
       ends=(),
     )
-    temporary = file.with_suffix('.tmp')
-    temporary.write_text(json.dumps(measure(lm.nll, held_out)))
-    temporary.replace(file)
+    storage.write_text(file, json.dumps(measure(lm.nll, held_out)))
   return json.loads(file.read_text())
 
 

@@ -11,6 +11,8 @@ import pathlib
 import time
 from collections.abc import Iterator
 
+from longjax import storage
+
 # What a run spends its time with; the rest is 'starting'.
 KINDS = (
   'training', 'compiling', 'restoring', 'saving', 'evaluating',
@@ -67,9 +69,7 @@ class Clock:
     if self.path is None:
       return
     with contextlib.suppress(OSError):
-      temporary = self.path.with_suffix('.tmp')
-      temporary.write_text(json.dumps(self.starts(), indent=1))
-      temporary.replace(self.path)
+      storage.write_text(self.path, json.dumps(self.starts(), indent=1))
 
   close = write
 

@@ -20,6 +20,7 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto  # pyright: ignore
 from tensorboard.compat.proto.types_pb2 import DT_STRING as STRING  # pyright: ignore
 from tensorboard.summary.writer import event_file_writer
 
+from longjax import storage
 from longjax.errors import InputError
 from longjax.progress import duration
 
@@ -64,9 +65,7 @@ class Metrics:
       x.get('step_seconds', 0.0) for x in lines if x['step'] > start
     )
     text = ''.join(json.dumps(x) + '\n' for x in kept)
-    temporary = self.path.with_suffix('.tmp')
-    temporary.write_text(text)
-    temporary.replace(self.path)
+    storage.write_text(self.path, text)
     self._unwritten = b''
     self.board = self._open_board(pathlib.Path(workdir) / 'tb')
     self._event(start + 1, session_log=SessionLog(status=SessionLog.START))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib import metadata
 
-from longjax import hub
+from longjax import hub, storage
 
 PACKAGES = (
   'jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'orbax-checkpoint', 'grain',
@@ -21,7 +21,7 @@ def write(workdir, config, tokenizer):
   tokenizer.save(workdir / 'tokenizer')
   for name, content in (('config', config.to_dict()), ('code', code())):
     text = json.dumps(content, indent=1)
-    (workdir / f'{name}.json').write_text(text + '\n')
+    storage.write_text(workdir / f'{name}.json', text + '\n')
 
 
 def code() -> dict:
