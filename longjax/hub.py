@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longjax import cache, errors
+from longjax import cache, errors, storage
 
 PREFIX = 'hf://'
 NAME = re.compile(
@@ -74,7 +74,7 @@ def sha256(path) -> str:
 
   The library names large files so, and compares only their size.
   """
-  real = pathlib.Path(path).resolve()
+  real = storage.real(path)
   digest = real.parent.name == 'blobs' and re.fullmatch(
     '[0-9a-f]{64}', real.name
   )

@@ -44,6 +44,11 @@ def content(path) -> bytes:
   return file.read_bytes()
 
 
+def real(path) -> pathlib.Path:
+  """A path without links; Path.resolve raises RuntimeError where they turn."""
+  return pathlib.Path(os.path.realpath(path))
+
+
 def write_text(path: pathlib.Path, text: str):
   """Writes a file on this machine that is never there in part."""
   temporary = path.with_name(f'{path.name}.tmp')

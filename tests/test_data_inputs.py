@@ -224,6 +224,8 @@ def test_links_that_leave_are_named_and_others_followed_once(tmp_path):
   ('a.parquet', b'version https://git-lfs.github.com/spec/v1\n', 'lfs pull'),
   ('a.jsonl', b'version https://git-lfs.github.com/spec/v1\n', 'lfs pull'),
   ('a.jsonl', b'\x1f\x8b' + bytes(30), 'compressed by gzip'),
+  ('a.npy', b"\x93NUMPY\x01\x00\x1e\x00{'descr': '<u2', 'shape': j4)}\n",
+   'not a whole .npy'),
 ])  # fmt: skip
 def test_what_a_name_hides_is_refused(name, content, fact, tmp_path):
   if name.endswith('.parquet'):

@@ -312,7 +312,9 @@ def _part(text: str) -> encoders.Part:
 def _bounded():
   """Ends a template that takes long, or fills the memory."""
   CLOCK.until = time.thread_time() + SECONDS
-  if os.path.exists(SIZE):
+  # Beside a computation, in another thread, the limit would end that too.
+  alone = threading.current_thread() is threading.main_thread()
+  if alone and os.path.exists(SIZE):
     pages = int(pathlib.Path(SIZE).read_text().split()[0])
     most = pages * resource.getpagesize() + MOST_BYTES
     if LIMITS[0] != resource.RLIM_INFINITY:
@@ -382,7 +384,8 @@ def _compiled(source: str):
   )
   environment.filters['tojson'] = _to_json
   try:
-    return environment.from_string(source)
+    with _bounded():  # constants are computed here
+      return environment.from_string(source)
   except Exception as error:  # also a SyntaxError, of a break outside a loop
     raise errors.InputError(
       f'the chat template is not Jinja: {error}'

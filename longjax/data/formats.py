@@ -14,6 +14,7 @@ import importlib.util
 import io
 import lzma
 import sys
+import tokenize
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -311,7 +312,7 @@ def _npy(file, options) -> Iterator[dict]:
   """Each row of a matrix of ids, or all of a vector."""
   try:
     ids = np.load(_seekable(file), allow_pickle=False)
-  except ValueError as error:
+  except (ValueError, SyntaxError, tokenize.TokenError) as error:
     raise ValueError(f'not a whole .npy array ({error})') from error
   if not isinstance(ids, np.ndarray):
     raise ValueError('not a .npy array')

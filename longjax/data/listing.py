@@ -177,11 +177,11 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
   for name in sorted(hidden):
     if pathlib.PurePosixPath(name).name not in LEFT_OUT_SILENTLY:
       left_out.append(f'{name}: its name starts with a dot')
-  known = {str(pathlib.Path(f.location).resolve()) for f in files if links}
+  known = {str(storage.real(f.location)) for f in files if links}
   known = {name for name in known if '/blobs/' not in name}
   blobs = _blobs(root) if links else []
   for name, path in links:
-    target = path.resolve()
+    target = storage.real(path)
     if not any(target.is_relative_to(place) for place in blobs):
       left_out.append(f'{name}: a link that leaves {root}')
     elif not target.exists():
@@ -195,7 +195,7 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
 
 def _blobs(root) -> list[pathlib.Path]:
   """Where links may lead: into the source, or the blobs of its cache."""
-  whole = root.resolve()
+  whole = storage.real(root)
   return [whole, *hub.blobs((whole, *whole.parents))]
 
 

@@ -37,10 +37,10 @@ def inside(directory, name) -> str:
     InputError: it would be outside, also through a link. The snapshots of
       Hugging Face's cache link to blobs/ beside them, which is allowed.
   """
-  root = pathlib.Path(directory).resolve()
+  root = storage.real(directory)
   allowed = [root, *hub.blobs(root.parents)]
   try:
-    real = (root / str(name)).resolve()
+    real = storage.real(root / str(name))
     exists = real.is_file()
   except (OSError, ValueError) as error:  # too long, or with a null byte
     raise errors.InputError(
