@@ -25,7 +25,7 @@ def claims() -> list[dict[str, str]]:
 
 
 def page(name: str) -> pathlib.Path:
-  (found,) = [p for p in PAGES if name in (p.name, f'{p.parent.name}/{p.name}')]
+  (found,) = {ROOT / name, ROOT / 'docs' / name}.intersection(PAGES)
   return found
 
 
