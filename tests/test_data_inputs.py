@@ -225,14 +225,18 @@ def test_links_that_leave_are_named_and_others_followed_once(tmp_path):
   ('a.parquet', b'version https://git-lfs.github.com/spec/v1\n', 'lfs pull'),
   ('a.jsonl', b'version https://git-lfs.github.com/spec/v1\n', 'lfs pull'),
   ('a.jsonl', b'\x1f\x8b' + bytes(30), 'compressed by gzip'),
-  ('a.npy', b"\x93NUMPY\x01\x00\x1e\x00{'descr': '<u2', 'shape': j4)}\n",
-   'not a whole .npy'),
 ])  # fmt: skip
 def test_what_a_name_hides_is_refused(name, content, fact, tmp_path):
   if name.endswith('.parquet'):
     pytest.importorskip('pyarrow')
   (tmp_path / name).write_bytes(content)
   refused(tmp_path, name, fact)
+
+
+def test_an_array_with_a_damaged_header_is_refused(tmp_path):
+  header = b"\x93NUMPY\x01\x00\x1e\x00{'descr': '<u2', 'shape': j4)}\n"
+  (tmp_path / 'a.npy').write_bytes(header)
+  refused(tmp_path, 'a.npy', 'not a whole .npy', kind='tokens')
 
 
 def test_a_wrong_field_names_those_there_and_the_key(tmp_path):
