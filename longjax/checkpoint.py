@@ -152,6 +152,9 @@ class Checkpoints:
     except Exception as error:  # whatever storage raises
       self._failed(self._saving, error)
       return False
+    if self.failed:  # threads of a failed save may have written after it ended
+      with contextlib.suppress(OSError):
+        _remove_temporaries(self.directory)
     self._saving, self.failed = None, 0
     return True
 
