@@ -125,7 +125,7 @@ def test_a_field_of_another_kind_is_one_line(
 
 def test_a_long_text_is_cut_in_the_middle(tokens):
   task = prompts.Task(lambda spec: iter(()), 128, cut=None)
-  spec = prompts.spec(tokens, task, SOURCE, 1000, 0, chat=True)
+  spec = prompts.make_spec(tokens, task, SOURCE, 1000, 0, chat=True)
   record = QUESTION | dict(context='begin' + 'x' * 5000 + 'end')
   text = longbench.make(record, spec).text
   ids = spec.encode(text, '')
@@ -137,7 +137,7 @@ def test_the_prefix_of_an_answer_follows_the_template(tokens):
   """RULER's, as its templates end: the answer begins where ours begins."""
   task = ruler.TASKS['niah_single_1']
   plain, chat = (
-    next(task.stream(prompts.spec(t, task, SOURCE, 4096, 0, c)))
+    next(task.stream(prompts.make_spec(t, task, SOURCE, 4096, 0, c)))
     for t, c in ((TOKENS, False), (tokens, True))
   )
   text = tokens.decode(chat.prompt)
@@ -168,7 +168,7 @@ def test_scores_by_hand(judge, answer, references, score):
 
 def spec(task, length, **files):
   source = prompts.Source('', None, {k: str(v) for k, v in files.items()})
-  return prompts.spec(TOKENS, task, source, length, 42)
+  return prompts.make_spec(TOKENS, task, source, length, 42)
 
 
 def write(path, records):

@@ -50,7 +50,9 @@ def source(tmp_path_factory):
 def test_prompts_are_those_of_the_original(task, source, monkeypatch):
   """To the character, the first three of seed 42, with their answers."""
   for length, wanted in json.loads(GOLDEN.read_text())[task].items():
-    spec = prompts.spec(Tokens(), ruler.TASKS[task], source, int(length), 42)
+    spec = prompts.make_spec(
+      Tokens(), ruler.TASKS[task], source, int(length), 42
+    )
     texts, found = [], []
 
     def encode(text, prefix, encode=spec.encode, texts=texts):

@@ -2,8 +2,8 @@
 
 Prompts and score (F1 of the nodes in the last line) are those of the card of
 openai/graphwalks, except that the empty list is right where nothing is to be
-found; the card's first code gave it 0. Graphs that are longer than a length
-are not asked at it.
+found; the card's first code gave it 0. At each length, longer graphs are
+skipped.
 """
 
 import re

@@ -53,7 +53,7 @@ def cut(spec: PromptSpec, fill, context: str, prefix: str) -> str:
   ids = spec.tokenizer.encode(context)
   if excess >= len(ids):
     raise InputError(
-      f'a prompt of HELMET has no spec in eval.lengths {spec.length}: what is '
+      f'a prompt of HELMET has no room in eval.lengths {spec.length}: what is '
       f'around its passages takes {spec.length + excess - len(ids)} tokens'
     )
   return fill(spec.tokenizer.decode(ids[:-excess]))

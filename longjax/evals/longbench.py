@@ -2,7 +2,7 @@
 
 Prompt, truncation in the middle and the search for the answer are those of
 its pred.py (without reasoning); there the text is cut to the model's window,
-here to eval.lengths, with spec for the chat template and the answer.
+here to eval.lengths, with room for the chat template and the answer.
 """
 
 import re
@@ -32,7 +32,7 @@ def make(record, spec: PromptSpec) -> Prompt:
   while len(ids) > most:
     if most < 2:
       raise InputError(
-        f'a prompt of LongBench v2 has no spec in eval.lengths {spec.length}: '
+        f'a prompt of LongBench v2 has no room in eval.lengths {spec.length}: '
         f'the answer takes {spec.count} tokens; use 1024 or more'
       )
     ids = np.concatenate([ids[: most // 2], ids[-(most // 2) :]])

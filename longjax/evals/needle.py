@@ -75,7 +75,7 @@ def run(lm, setup: Setup, part: str) -> dict:
   return result
 
 
-TASK = Task(lambda room: iter(()), ANSWER_TOKENS, found)
+TASK = Task(lambda spec: iter(()), ANSWER_TOKENS, found)
 
 
 def scores(result: dict) -> dict:

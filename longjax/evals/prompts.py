@@ -85,7 +85,7 @@ def _started(tokenizer, ids) -> np.ndarray:
   return ids if start is None else np.concatenate([[start], ids])
 
 
-def spec(
+def make_spec(
   tokenizer, task: Task, source: Source, length: int, seed: int, chat=False
 ) -> PromptSpec:
   """For the prompts of a task; `chat` puts them in the tokenizer's template."""
@@ -109,8 +109,8 @@ def spec(
 def samples(
   task: Task, tokenizer, source: Source, length: int, count: int, seed: int
 ) -> list[Sample]:
-  """`count` prompts that leave spec for the answer within `length` tokens."""
-  made = task.stream(spec(tokenizer, task, source, length, seed))
+  """`count` prompts that leave room for the answer within `length` tokens."""
+  made = task.stream(make_spec(tokenizer, task, source, length, seed))
   return list(itertools.islice(made, count))
 
 
@@ -198,7 +198,7 @@ def evaluation(
     prose = setup.prose() if needs == PROSE else ''
     of = Source(prose, words, setup.options.files)
     seed, chat = setup.config.seed, setup.options.chat
-    return task.stream(spec(setup.tokenizer, task, of, length, seed, chat))
+    return task.stream(make_spec(setup.tokenizer, task, of, length, seed, chat))
 
   def label(key: str, length: int) -> str:
     return f'{name}/{key} at {length:,} tokens'.replace(f'{key}/{key}', key)

@@ -27,7 +27,7 @@ def measure(name: str, flags, tokens, source):
   """Prints a line; returns the seconds that all prompts would take."""
   task = ruler.TASKS[name]
   clock, cpu = [time.perf_counter()], time.process_time()
-  made = task.stream(prompts.room(tokens, task, source, flags.length, 42))
+  made = task.stream(prompts.make_spec(tokens, task, source, flags.length, 42))
   least = len(next(made).prompt)  # the search, and the first
   clock.append(time.perf_counter())
   for sample in itertools.islice(made, flags.samples):
