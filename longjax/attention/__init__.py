@@ -29,7 +29,7 @@ from longjax.attention.ulysses import exchange_size, ulysses
 from longjax.mask import SHARED_SEGMENT, Ids, attention_mask
 
 __all__ = [
-  'SHARED_SEGMENT', 'STRATEGIES', 'Ids', 'attend', 'exchange_size',
+  'SHARED_SEGMENT', 'STRATEGIES', 'Ids', 'attend', 'exchange_size', 'platform',
 ]  # fmt: skip
 
 
@@ -121,8 +121,8 @@ def attend(
   mesh = _context_mesh(context, axis) if mesh is None else mesh
   _check_shapes(q, k, v, q_ids, kv_ids)
   scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) / LOG_2
-  platform, chip = _platform(mesh)
-  kernel = kernel or ('pallas' if platform == 'tpu' else 'blockwise')
+  device_platform, chip = platform(mesh)
+  kernel = kernel or ('pallas' if device_platform == 'tpu' else 'blockwise')
   options = AttentionOptions(kernel, block, window, scale, chip)
   _check_options(strategy, options)
   chosen = STRATEGIES[strategy]
@@ -183,7 +183,7 @@ def _within(mesh, function, context) -> Callable:
   )(q, *rest)
 
 
-def _platform(mesh) -> tuple[str, str]:
+def platform(mesh) -> tuple[str, str]:
   """(platform, generation of TPU or '') of the devices, also of those that we
   only compile for."""
   real = isinstance(mesh, Mesh)

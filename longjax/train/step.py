@@ -4,10 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from longjax import llama, longce, lora
+from longjax import attention, llama, longce, lora
 from longjax.batch import Batch
 from longjax.parallel import sharding
 from longjax.train import optimizer
@@ -63,7 +63,7 @@ def build(config, model, mesh):
 
   step = jax.jit(
     step, donate_argnums=0, out_shardings=(shardings, replicated),
-    compiler_options=compiler_options(config, platform(mesh)),
+    compiler_options=compiler_options(config, attention.platform(mesh)[0]),
   )  # fmt: skip
   return step, abstract
 
@@ -73,11 +73,6 @@ def compiler_options(config, platform: str) -> dict[str, str]:
   kinds = SPARSE_CORE if config.train.sparse_core and platform == 'tpu' else ()
   name = 'xla_tpu_enable_sparse_core_collective_offload_'
   return {name + kind: 'true' for kind in kinds}
-
-
-def platform(mesh) -> str:
-  """Of the devices, also of those that we only compile for; '' of none."""
-  return mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ''
 
 
 def abstract_params(config, model):
