@@ -7,7 +7,6 @@ used. The digest does not depend on the mesh.
 
 import contextlib
 import functools
-import json
 import logging
 import re
 import time
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from longjax import digest, lora, storage
+from longjax import digest, json_text, lora, storage
 from longjax.errors import InputError
 from longjax.parallel import processes
 
@@ -380,8 +379,8 @@ def metadata(path) -> dict:
   text = b''
   with contextlib.suppress(OSError):
     text = storage.content(root / str(step) / '_CHECKPOINT_METADATA')
-  with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-    return json.loads(text)['custom_metadata'] or {}
+  with contextlib.suppress(ValueError, KeyError, TypeError):
+    return json_text.loads(text)['custom_metadata'] or {}
   with _opened(path) as (orbax, step):
     return orbax.metadata(step).custom_metadata or {}
 

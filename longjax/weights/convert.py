@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from longjax import checkpoint, digest, errors, hub, lora, storage, weights
-from longjax.data import tokenizer
+from longjax.data import downloads, tokenizer
 from longjax.progress import Progress
 from longjax.weights import checkpoint_arrays as arrays
 from longjax.weights import (
@@ -103,7 +103,12 @@ def _import(source, writer, log) -> dict[str, str]:
       raise errors.InputError(f'{path}: damaged: its sha256 is {found}; {cure}')
 
   def hash_file(path):
-    note(path, sha256(path), hub.sha256(path), 'delete it and run again')
+    note(
+      path,
+      downloads.sha256_of(path),
+      hub.sha256(path),
+      'delete it and run again',
+    )
     progress.add(sizes[path])
 
   def write(name, row, layer, source=source):
@@ -144,12 +149,6 @@ def _import(source, writer, log) -> dict[str, str]:
   _in_threads(jobs, WORKERS)
   _in_threads([(stream, *x) for x in source.streams], STREAMS, ended)
   return dict(sorted(digests.items()))
-
-
-def sha256(path) -> str:
-  """The SHA-256 of a file, hex."""
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _in_threads(jobs, workers, ended=None):

@@ -5,8 +5,9 @@ import math
 import os
 
 from longjax import checkpoint, weights
+from longjax.data import downloads
 from longjax.progress import size
-from longjax.weights import checkpoint_arrays, convert, names, tensors
+from longjax.weights import checkpoint_arrays, names, tensors
 
 
 def describe(path, digests=True) -> str:
@@ -28,7 +29,9 @@ def _source(source, digests) -> str:
     lines.append(f'window: {source.window:,} tokens')
   for file in source.files:
     line = f'{os.path.basename(file)}: {size(os.path.getsize(file))}'
-    lines.append(line + (f', sha256 {convert.sha256(file)}' if digests else ''))
+    lines.append(
+      line + (f', sha256 {downloads.sha256_of(file)}' if digests else '')
+    )
   dtypes, shapes = tensors.dtypes(source), names.shapes(source.fields)
   rows = [
     [row.path, 'x'.join(map(str, shapes[row.path])), dtypes[row.path],
