@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax import cache, errors, hub, progress
+from longjax import cache, errors, hub, progress, storage
 from longjax.data import (
   chat,
   downloads,
@@ -122,7 +122,7 @@ def _prepare(key, wanted, tokens, log, directory) -> store.Store:
       f'{key} is empty: name the documents as in longjax/data/sources.py{made}'
     )
   spec = _spec(wanted, tokens)
-  place = store.local(directory or _cached(spec, tokens)).resolve()
+  place = storage.real(store.local(directory or _cached(spec, tokens)))
   store.refuse_other(place)
   if not store.exists(place):
     try:

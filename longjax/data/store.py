@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from longjax import errors, json_text, progress
+from longjax import errors, json_text, progress, storage
 from longjax.data import downloads, parts
 
 VERIFY_BYTES = 1 << 30
@@ -139,7 +139,7 @@ def write(
     spec: what the store is made from, for the manifest; JSON.
     shard_tokens: a shard ends after the document that reaches this.
   """
-  directory = local(directory).resolve()
+  directory = storage.real(local(directory))
   refuse_other(directory)
   try:
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def _open(directory, manifest, digest: str) -> Store:
 def _check(directory, file: dict, whole: bool):
   """Compares a file's place, size and, if whole, content with the manifest."""
   path = directory / file['file']
-  outside = path.resolve() != directory.resolve() / path.name
+  outside = storage.real(path) != storage.real(directory) / path.name
   if outside and 'indexed' not in file:
     raise errors.InputError(
       f'{directory / parts.MANIFEST}: {file["file"]!r} is outside its directory'
