@@ -63,7 +63,6 @@ MARKS = (OPEN, CLOSE, BREAK)
 SECONDS, MOST_BYTES, LARGE = 2, 1 << 30, 1 << 31
 CLOCK = threading.local()
 SIZE = '/proc/self/statm'  # of this process, in pages; not on a Mac
-LIMITS = resource.getrlimit(resource.RLIMIT_AS)
 # A conversation, to see how a template ends an answer.
 SHORTEST = [
   dict(role='user', content='a'), dict(role='assistant', content='a'),
@@ -314,16 +313,19 @@ def _bounded():
   CLOCK.until = time.thread_time() + SECONDS
   # Beside a computation, in another thread, the limit would end that too.
   alone = threading.current_thread() is threading.main_thread()
-  if alone and os.path.exists(SIZE):
-    pages = int(pathlib.Path(SIZE).read_text().split()[0])
-    most = pages * resource.getpagesize() + MOST_BYTES
-    if LIMITS[0] != resource.RLIM_INFINITY:
-      most = min(most, LIMITS[0])
-    resource.setrlimit(resource.RLIMIT_AS, (most, LIMITS[1]))
+  if not (alone and os.path.exists(SIZE)):
+    yield
+    return
+  limits = resource.getrlimit(resource.RLIMIT_AS)
+  pages = int(pathlib.Path(SIZE).read_text().split()[0])
+  most = pages * resource.getpagesize() + MOST_BYTES
+  if limits[0] != resource.RLIM_INFINITY:
+    most = min(most, limits[0])
+  resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
   try:
     yield
   finally:
-    resource.setrlimit(resource.RLIMIT_AS, LIMITS)
+    resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 @functools.lru_cache
