@@ -4,7 +4,9 @@
 
 Raises the rotary base from 1e5 to 5e5 (Llama 2 Long, arXiv:2309.16039, section
 4.1, raises 1e4 to 5e5) and continues pretraining on plays and source trees.
-The report compares the released model, the base change alone, and training.
+The report compares the released model, the base change alone, and training, on
+12,288 tokens; --config.eval.length=16K --config.train.steps=12 is the longer
+form of docs/smollm2_135m_abf_16k.md.
 """
 
 from configs import common

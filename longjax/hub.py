@@ -41,8 +41,8 @@ POINTER = b'version https://git-lfs.github.com/'
 POINTS = 'a pointer of git-lfs; fetch the file: git lfs pull'
 RETRIES = 5  # of a range, without a byte in between
 RESOLVED: dict[str, str] = {}  # by this process: name -> with its commit
-# Of weights in several formats, the first that there is.
 LARGE = '.safetensors'  # what `stream` reads by ranges
+# Of weights in several formats, the first that there is.
 FORMATS = (
   r'.*\.safetensors', r'.*\.gguf', r'consolidated\.\d+\.pth',
   r'pytorch_model.*\.bin',

@@ -31,12 +31,8 @@ class File(NamedTuple):
 
 
 LEFT_OUT_SILENTLY = (
-  '.git',
-  '.gitattributes',
-  '.gitignore',
-  '.cache',
-  '.huggingface',
-)
+  '.git', '.gitattributes', '.gitignore', '.cache', '.huggingface',
+)  # fmt: skip
 METADATA = re.compile(
   r'readme(\.\w+)?|licen[cs]e(\.\w+)?|dataset_infos?\.json|dataset_dict\.json'
   r'|state\.json|croissant\.json',
@@ -138,9 +134,7 @@ def list_files(name, settings) -> Listing:
     ) from error
   files = _of_one_revision(title, files)
   if settings['kind'] not in JOINED and formats.are_data_set(
-    f.name
-    for f in files
-    if not METADATA.fullmatch(pathlib.PurePosixPath(f.name).name)
+    f.name for f in files if not METADATA.fullmatch(f.name.rpartition('/')[2])
   ):
     saved = [
       pathlib.PurePosixPath(f.name).parent

@@ -74,8 +74,8 @@ class Prefix:
     self.tokens = np.zeros((0, 0), np.int32)
 
   def keep(self, program: Program, rows: 'Rows', state: State):
-    """Remembers the State after prompts, or after answers to them. One with
-    windows has lost what is before them."""
+    """Keeps the State after prompts, or after answers to them; not one with
+    windows, which has lost what is before them."""
     self.forget()
     if not any(window for _, window in kv_cache.kinds(program.config)):
       self.key, self.state = (program, rows.sizes.chunk), state

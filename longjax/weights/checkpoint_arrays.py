@@ -25,9 +25,7 @@ from longjax.weights import names, tensors
 
 CHUNK_BYTES = 1 << 24  # a file, and read whole also for a part of it
 ALIGNMENT = 64  # bytes
-MIN_CHUNK_COLUMNS = (
-  128  # columns of a stored matrix in a chunk: fewer take twice as long
-)
+MIN_CHUNK_COLUMNS = 128  # of a stored matrix: fewer take twice as long
 
 
 class Writer:
@@ -165,7 +163,9 @@ class Writer:
 def _chunk(shape, dtype) -> list[int]:
   """The dims of a layer, the first cut to what CHUNK_BYTES hold."""
   rows, *rest = shape
-  least = MIN_CHUNK_COLUMNS if len(rest) == 1 else 1  # with heads, one is a run
+  least = (
+    MIN_CHUNK_COLUMNS if len(rest) == 1 else 1
+  )  # with heads, one is enough
   most = max(CHUNK_BYTES // (math.prod(rest) * dtype.itemsize), least)
   if rows > most:  # parts that meshes cut too, if there are such
     even = max(n for n in range(1, most + 1) if rows % n == 0)
