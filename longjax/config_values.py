@@ -104,6 +104,7 @@ def describe(config) -> Iterable[tuple[str, str]]:
     inside = [value for value in values if value.startswith(f'{name}.')]
     meaning = f'{key.unit} {key.help}{choices}'.strip()
     value = values.get(name, key.default)
-    is_set = not inside and not isinstance(value, type)
+    # A config has to give it, or (None) the weights.
+    is_set = not (inside or value is None or isinstance(value, type))
     yield f'{name}={value!r}' if is_set else name, meaning
     yield from ((f'{name}={values[name]!r}', '') for name in inside)
