@@ -1,6 +1,7 @@
 """Benchmarks in files, and prompts in a chat template."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -20,6 +21,7 @@ from longjax.evals import (
   nolima,
   prompts,
   ruler,
+  ruler_data,
   table,
 )
 
@@ -235,3 +237,13 @@ def test_prompts_of_nolima_are_the_originals(tmp_path):
   assert nolima.judge('It was blue.', last.references) == 0
   with pytest.raises(InputError, match='use shorter eval'):
     next(task.stream(here._replace(length=20_000)))
+
+
+def test_a_pipe_and_a_book_in_another_encoding_are_refused(tmp_path):
+  pipe, book = tmp_path / 'squad.json', tmp_path / 'book.txt'
+  os.mkfifo(pipe)
+  book.write_bytes('caf\xe9'.encode('latin-1'))
+  with pytest.raises(InputError, match=r'squad\.json is no regular file'):
+    ruler_data.read('squad', str(pipe))
+  with pytest.raises(InputError, match=r'book\.txt: .* UTF-8'):
+    nolima._book(TOKENS, book)

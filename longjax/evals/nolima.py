@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from longjax import storage
 from longjax.errors import InputError
 from longjax.evals import prompts, records
 from longjax.evals.evaluation import NOTHING
@@ -30,7 +31,10 @@ FIELDS = ('id', 'needle', 'questions', 'tests')
 @functools.lru_cache(8)
 def _book(tokenizer, path):
   """(ids, places of the first and of those with a line break)."""
-  ids = np.asarray(tokenizer.encode(path.read_text()))
+  try:
+    ids = np.asarray(tokenizer.encode(storage.content(path).decode()))
+  except UnicodeDecodeError as error:
+    raise InputError(f'{path}: a book of NoLiMa is UTF-8: {error}') from None
   breaks = [i for i in np.unique(ids) if '\n' in tokenizer.decode([i])]
   return ids, np.append(0, np.flatnonzero(np.isin(ids, breaks)))
 

@@ -10,7 +10,7 @@ import pathlib
 import random
 from typing import NamedTuple
 
-from longjax import json_text
+from longjax import json_text, storage
 from longjax.errors import InputError
 
 INVENTED = 4000  # people, and towns
@@ -43,7 +43,9 @@ def load(name: str, source) -> tuple[list[Question], list[str]]:
 def read(name: str, path: str) -> tuple[list[Question], list[str]]:
   """The data set in a file, in its order."""
   try:
-    data = json_text.loads(pathlib.Path(path).expanduser().read_bytes())
+    file = pathlib.Path(path).expanduser()
+    storage.check_file(file)
+    data = json_text.loads(file.read_bytes())
     return squad(data['data']) if name == 'squad' else hotpotqa(data)
   except OSError as error:
     raise InputError(
