@@ -67,7 +67,7 @@ LLAMA31_ROPE = dict(
 def variant(table, name: str):
   """table[name], or an error that lists the variants of a config."""
   if name not in table:
-    raise InputError(f'{name!r} is none of {", ".join(filter(None, table))}')
+    raise InputError(f'{name!r} is not one of {", ".join(filter(None, table))}')
   return table[name]
 
 

@@ -69,7 +69,9 @@ def show(from_, digests_='yes'):
 
 def _known(value, *known):
   if value not in known:
-    raise InputError(f'{value!r} is none of {", ".join(filter(None, known))}')
+    raise InputError(
+      f'{value!r} is not one of {", ".join(filter(None, known))}'
+    )
 
 
 def _convert():

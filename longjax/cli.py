@@ -132,7 +132,7 @@ def take_verb(arguments, verbs) -> tuple[str, list[str]]:
   if first not in verbs:
     raise InputError(
       f'the first argument is one of {", ".join(verbs)}, not {first!r}'
-      + (nearest(first, verbs) if first.strip('-') else '')
+      + (hint(first, verbs) if first.strip('-') else '')
     )
   return first, rest
 
@@ -156,7 +156,7 @@ def read_flags(arguments, known, switches=(), lists=()):
       raise InputError(f'{word!r} is not a flag; flags are --name=value')
     is_key = key != name and 'config' in known
     if not is_key and flag not in known:
-      raise InputError(f'unknown flag --{name}{near_flag(name, known)}')
+      raise InputError(f'unknown flag --{name}{flag_hint(name, known)}')
     switch = flag in switches or (
       is_key and key in schema.KEYS and schema.KEYS[key].kind is bool
     )
@@ -175,17 +175,17 @@ def read_flags(arguments, known, switches=(), lists=()):
   return values, overrides
 
 
-def near_flag(name: str, known) -> str:
+def flag_hint(name: str, known) -> str:
   """'; nearest is X': a flag, or a key of the config."""
   flags = [f'--{flag}' for flag in known]
   if 'config' not in known:
-    return nearest(f'--{name}', flags)
-  found = schema.nearest(name, known)
+    return hint(f'--{name}', flags)
+  found = schema.nearest_key(name, known)
   dot = 'config.' if found in schema.KEYS else ''
   return f"; nearest is '--{dot}{found}'"
 
 
-def nearest(name: str, known) -> str:
+def hint(name: str, known) -> str:
   """'; nearest is X', or '' where nothing is known."""
   close = errors.nearest(name, known)
   return f'; nearest is {close!r}' if close else ''
@@ -226,7 +226,7 @@ def load_file(path: str) -> Any:
   file = pathlib.Path(name)
   if not file.is_file():
     beside = map(str, file.parent.glob('*.py'))
-    raise InputError(f'there is no config {name}{nearest(name, beside)}')
+    raise InputError(f'there is no config {name}{hint(name, beside)}')
   try:
     spec: Any = importlib.util.spec_from_file_location('config_file', file)
     module = importlib.util.module_from_spec(spec)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from longjax.errors import InputError
+from longjax.errors import InputError, check_choice
 
 MOST = 2**63  # every number is below
 
@@ -306,7 +306,7 @@ def build(values: Mapping[str, Any]) -> Any:
   """
   for name in values:
     if name not in KEYS:
-      raise InputError(f'no key {name!r}; nearest is {nearest(name)!r}')
+      raise InputError(f'no key {name!r}; nearest is {nearest_key(name)!r}')
   return Config(
     nest({k: values.get(k, key.default) for k, key in KEYS.items()})
   )
@@ -342,7 +342,7 @@ def find(name: str) -> Key | None:
   return KEYS.get(around[0] if inside else name)
 
 
-def nearest(name: str, more: Iterable[str] = ()) -> str:
+def nearest_key(name: str, more: Iterable[str] = ()) -> str:
   """Which key, or which of `more` names, was probably meant."""
   last = name.rpartition('.')[2]
   ratio = lambda a, b: difflib.SequenceMatcher(None, a, b).ratio()
@@ -369,7 +369,7 @@ def check(config):
   for name, value in values.items():
     if find(name) is None:
       raise InputError(
-        f'config.{name} is not a key; nearest is {nearest(name)!r}'
+        f'config.{name} is not a key; nearest is {nearest_key(name)!r}'
       )
     if name in KEYS:
       check_value(f'config.{name}', value, KEYS[name])
@@ -381,8 +381,8 @@ def check_value(name: str, value, key: Key):
   elements, kind = (value, key.each) if many else ([value], key.kind)
   if not all(kind is None or _is(x, kind) for x in elements):
     raise InputError(f'{name} takes {takes(key)}, not {value!r}')
-  if key.choices and value not in key.choices:
-    raise InputError(f'{name} {value!r} is none of {", ".join(key.choices)}')
+  if key.choices:
+    check_choice(name, value, key.choices)
   for x in elements:
     if isinstance(x, int | float) and not _within(x, key.bounds):
       must = _must(key.bounds) if abs(x) < MOST else 'finite and below 2**63'

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from longjax.config import KEYS, Key, flat, nearest, takes
+from longjax.config import KEYS, Key, flat, nearest_key, takes
 from longjax.errors import InputError
 
 UNITS = dict(k=2**10, m=2**20)  # 4K tokens are 4,096
@@ -20,7 +20,7 @@ def override(config, name: str, text: str):
   if any(value.startswith(f'{name}.') for value in values):
     raise InputError(f'config.{name} is a section; set a key of it')
   if name not in values:
-    near = nearest(name, values)
+    near = nearest_key(name, values)
     raise InputError(f'the config has no key {name!r}; nearest is {near!r}')
   value = parse(name, text, values[name])
   *sections, last = name.split('.')

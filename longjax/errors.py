@@ -33,6 +33,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
   return close[0] if close else None
 
 
+def check_choice(what: str, value: str, known: Iterable[str]):
+  """InputError unless the value is known."""
+  if value not in known:
+    raise InputError(
+      f'{what} {value!r} is not one of {", ".join(known)}; nearest is '
+      f'{nearest(value, known)!r}'
+    )
+
+
 def refuse_unknown_keys(what: str, given: Iterable[str], known: Iterable[str]):
   """InputError for the first key that is not known, naming the nearest."""
   for key in given:

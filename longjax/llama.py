@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from longjax import attention, crossbatch, loss, mask, rope
+from longjax import attention, crossbatch, errors, loss, mask, rope
 from longjax.batch import Batch
 from longjax.crossbatch import Memory
 from longjax.mask import Ids
@@ -145,8 +145,7 @@ NAMES = dict(
 def _check(c: Llama):
   """ValueError naming the first field that cannot be."""
   for field, known in NAMES.items():
-    if (value := getattr(c, field)) not in known:
-      raise ValueError(f'{field} {value!r} is none of {", ".join(known)}')
+    errors.check_choice(field, getattr(c, field), known)
   for field in (*COUNTS, *LIMITS):
     value, least = getattr(c, field), int(field in COUNTS)
     if value < least:

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from longjax import errors
+
 # Other names in use for the same thing; `base` alone is RoPE ABF.
 ALIASES = {
   'default': 'none',
@@ -70,10 +72,7 @@ class Rope:
     for field in ('divisors', 'short_divisors'):
       given = tuple(map(float, getattr(self, field)))
       object.__setattr__(self, field, given)
-    if self.scaling not in SCALINGS:
-      raise ValueError(
-        f'rope scaling {self.scaling!r} is none of {", ".join(SCALINGS)}'
-      )
+    errors.check_choice('rope scaling', self.scaling, SCALINGS)
     numbers = [x for x in dataclasses.astuple(self) if isinstance(x, float)]
     longrope, unscaled = self.scaling == 'longrope', ('none', 'nope')
     yarn_only = self.attention_factor, self.mscale, self.mscale_all_dim

@@ -143,7 +143,7 @@ def parse(text: str, slices: int = 1) -> Slice:
     exists, also = made.google.endswith(f'-{count}'), f' ({made.google})'
   else:
     dims, also = tuple(int(n) for n in found[2].split('x')), ''
-    made = Slice(generation, nearest(generation, dims), slices)
+    made = Slice(generation, nearest_dims(generation, dims), slices)
     exists = dims == made.dims
   if not exists:
     raise InputError(
@@ -170,7 +170,7 @@ def meaning(text: str) -> str:
   return f'{text} counts {unit}: {found.name}, {found.size} chips'
 
 
-def nearest(generation: str, dims) -> tuple[int, ...]:
+def nearest_dims(generation: str, dims) -> tuple[int, ...]:
   """The nearest dims that a slice of this generation can have.
 
   Two axes are even up to 16, or a single chip. Of three, a host has 2 x 2 x 1

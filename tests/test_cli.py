@@ -59,7 +59,7 @@ def refused(monkeypatch, capsys, *arguments):
   ([TINY, '--config.moments=maybe'], 'true or false'),
   ([TINY, '--config.eval.lengths=a,b'], 'config.eval.lengths takes whole num'),
   (['--config=configs/tinny.py'], "nearest is 'configs/tiny.py'"),
-  (['--config=configs/llama_pi.py:7b'], "'7b' is none of llama1"),
+  (['--config=configs/llama_pi.py:7b'], "'7b' is not one of llama1"),
   ([], '--config=configs/NAME.py is needed'),
 ])  # fmt: skip
 def test_a_mistyped_command_is_refused_in_one_line(

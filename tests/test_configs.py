@@ -155,7 +155,7 @@ def test_every_variant_could_run_and_has_a_name_of_its_own():
 @pytest.mark.parametrize('name', sorted({n for n, v in VARIANTS if v}))
 def test_an_unknown_variant_is_refused_with_the_known_ones(name):
   known = next(v for n, v in VARIANTS if n == name and v)
-  with pytest.raises(InputError, match=f"'no_such' is none of .*{known}"):
+  with pytest.raises(InputError, match=f"'no_such' is not one of .*{known}"):
     config_of(name, 'no_such')
 
 

@@ -232,9 +232,9 @@ def test_what_is_no_conversation_is_refused(messages, told, llama2):
 def test_a_template_for_another_tokenizer_is_refused(llama2):
   with pytest.raises(errors.InputError, match=r'begin_of_text.*lacks'):
     chat.encode(TALKS[0], llama2, 'llama3')
-  with pytest.raises(errors.InputError, match='none of tokenizer, llama2'):
+  with pytest.raises(errors.InputError, match='not one of tokenizer, llama2'):
     chat.encode(TALKS[0], llama2, 'alpaca')
-  with pytest.raises(errors.InputError, match='none of'):
+  with pytest.raises(errors.InputError, match='not one of'):
     chat.encode(TALKS[0], llama2, 'llama2', loss='some')
   with pytest.raises(errors.InputError, match='an answer already'):
     chat.prompt(TALKS[0], llama2, 'llama2')

@@ -500,7 +500,7 @@ def test_published_models_have_their_published_parameters(size, count):
 def test_an_invalid_config_is_refused():
   with pytest.raises(ValueError, match='multiple of kv_heads'):
     small(dict(heads=9, kv_heads=2, head_dim=16))
-  with pytest.raises(ValueError, match="'rings' is none of"):
+  with pytest.raises(ValueError, match="'rings' is not one of"):
     small(attention='rings')
   with pytest.raises(ValueError, match='must be even'):
     small(group=15)

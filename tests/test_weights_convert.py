@@ -791,7 +791,7 @@ def test_the_command_imports_shows_and_exports(tmp_path, monkeypatch, capsys):
     (['import', '--from=x'], '--to is needed'),
     (['import', '--from'], '--from needs a value'),
     (['import', '--from=nowhere', '--to=x'], 'nowhere does not exist'),
-    (['import', '--from=x', '--to=x', '--dtype=int8'], "'int8' is none of"),
+    (['import', '--from=x', '--to=x', '--dtype=int8'], "'int8' is not one of"),
     (['export', '--from=x', '--to=x', '--shard-size=5'], 'a size like 5GB'),
     (['export', '--from=x', '--to=x', '--max-length=5.5'], "got '5.5'"),
     (['export', '--from=nowhere', '--to=x'], 'nowhere'),

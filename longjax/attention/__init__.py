@@ -20,7 +20,7 @@ from jax._src.mesh import get_concrete_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from longjax import slices
+from longjax import errors, slices
 from longjax.attention.blocks import AttentionOptions
 from longjax.attention.decode import decode
 from longjax.attention.kernels import KERNELS
@@ -210,10 +210,7 @@ def _split_axis(mesh, axis, size):
 
 
 def _check_options(strategy, options):
-  if strategy not in STRATEGIES:
-    raise ValueError(
-      f'attention strategy {strategy!r} is none of {", ".join(STRATEGIES)}'
-    )
+  errors.check_choice('attention strategy', strategy, STRATEGIES)
   if options.kernel not in KERNELS or options.block < 1 or options.window < 0:
     raise ValueError(
       f'attend needs a kernel of {", ".join(KERNELS)}, block >= 1 and window '

@@ -80,11 +80,8 @@ def check_template(name: str):
   """InputError for what names no template, whatever the tokenizer."""
   if name.endswith('.jinja') and not pathlib.Path(name).is_file():
     raise errors.InputError(f'chat template {name}: no such file')
-  if name not in (OWN, *TEMPLATES) and not name.endswith('.jinja'):
-    raise errors.InputError(
-      f'chat template {name!r} is none of {", ".join((OWN, *TEMPLATES))} and '
-      'no .jinja file'
-    )
+  if not name.endswith('.jinja'):
+    errors.check_choice('chat template', name, (OWN, *TEMPLATES, 'FILE.jinja'))
 
 
 def source(name: str, tokenizer) -> str:
@@ -136,10 +133,7 @@ def encode(
       one that leaves out what the conversation has.
   """
   writer = _Writer(messages, tokenizer, template, tools)
-  if loss not in LOSSES:
-    raise errors.InputError(
-      f'chat loss {loss!r} is none of {", ".join(LOSSES)}'
-    )
+  errors.check_choice('chat loss', loss, LOSSES)
   if not any(m['role'] == 'assistant' for m in messages):
     raise errors.InputError('a conversation without an answer has no targets')
   writer.refuse_lost()

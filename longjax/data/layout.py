@@ -27,10 +27,7 @@ LAYOUTS = config.KEYS['data.layout'].choices
 
 def check(layout: str, seq_len: int, n: int):
   """InputError if rows of seq_len tokens cannot be laid out over n devices."""
-  if layout not in LAYOUTS:
-    raise errors.InputError(
-      f'layout {layout!r} is none of {", ".join(LAYOUTS)}'
-    )
+  errors.check_choice('layout', layout, LAYOUTS)
   chunks = 2 * n if layout == 'zigzag' else n
   if seq_len % chunks:
     raise errors.InputError(

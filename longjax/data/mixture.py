@@ -192,11 +192,7 @@ def _parse(name: str, given: Any, train) -> ComponentConfig:
 
 def _check(name: str, component: ComponentConfig, seq_len: int):
   rule, length, weight = component.pack, component.length, component.weight
-  if rule not in pack.RULES:
-    raise errors.InputError(
-      f'data.mix.{name}.pack {rule!r} is none of {", ".join(pack.RULES)}; '
-      f'nearest is {errors.nearest(rule, pack.RULES)!r}'
-    )
+  errors.check_choice(f'data.mix.{name}.pack', rule, pack.RULES)
   if not 0 < weight < float('inf'):
     raise errors.InputError(
       f'data.mix.{name}.weight must be above 0, is {weight}'

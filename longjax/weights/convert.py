@@ -77,7 +77,7 @@ def _to_checkpoint(path, source, directory, dtype, log):
       **(dict(hub=there) if there else {}),
       format=source.format,
       dtypes=tensors.dtypes(source),
-      sha256=_import(source, writer, log),
+      sha256=_Import(source, writer, log).run(),
     )
     writer.close(
       dict(
@@ -89,66 +89,74 @@ def _to_checkpoint(path, source, directory, dtype, log):
     )
 
 
-def _import(source, writer, log) -> dict[str, str]:
-  """Writes every tensor; {file name: sha256} of what was read."""
-  digests = {}
-  sizes = {file: os.path.getsize(file) for file in source.files}
-  total = sum(sizes.values()) + sum(x.nbytes for x in source.tensors.values())
-  total += sum(file.size for file, _ in source.streams)
-  progress = Progress('importing', total, log)
+class _Import:
+  """Writes every tensor of weights into a checkpoint, and hashes their files.
 
-  def note(path, found, wanted, cure):
-    digests[os.path.basename(path)] = found
-    if wanted not in ('', found):
-      raise errors.InputError(f'{path}: damaged: its sha256 is {found}; {cure}')
+  Attributes:
+    digests: {file name: sha256} of what was read.
+  """
 
-  def hash_file(path):
-    note(
-      path,
-      downloads.sha256_of(path),
-      hub.sha256(path),
-      'delete it and run again',
-    )
-    progress.add(sizes[path])
+  def __init__(self, source, writer, log):
+    self.source, self.writer, self.digests = source, writer, {}
+    self.rows = {
+      names.name(row, source.format, layer): (row, layer)
+      for row in names.rows(source.fields)
+      for layer in names.layers(row, source.fields)
+    }
+    self.ended = threading.Event()
+    self.sizes = {file: os.path.getsize(file) for file in source.files}
+    total = sum(self.sizes.values())
+    total += sum(x.nbytes for x in source.tensors.values())
+    total += sum(file.size for file, _ in source.streams)
+    self.progress = Progress('importing', total, log)
 
-  def write(name, row, layer, source=source):
+  def run(self) -> dict[str, str]:
+    """Writes all; `digests`, sorted."""
+    files, streams = self.source.files, self.source.streams
+    streamed = {name for _, found in streams for name in found}
+    here = [name for name in self.source.tensors if name not in streamed]
+    jobs: list = [(self.write, name) for name in here]
+    # In the order of the files, each hashed about when its tensors are read: so
+    # a disk is read once even if memory does not hold all files.
+    for i, file in reversed([*enumerate(files)]):
+      jobs.insert(i * len(here) // len(files), (self.hash_file, file))
+    _in_threads(jobs, WORKERS)
+    _in_threads([(self.stream, *x) for x in streams], STREAMS, self.ended)
+    return dict(sorted(self.digests.items()))
+
+  def write(self, name, source=None):
+    """Writes a tensor of the source, or of another with the same fields."""
+    source, (row, layer) = source or self.source, self.rows[name]
     matrix = tensors.matrix(source, row, layer)
-    writer.write(row, layer, matrix, (name, source.path))
-    progress.add(source.tensors[name].nbytes)
+    self.writer.write(row, layer, matrix, (name, source.path))
+    self.progress.add(source.tensors[name].nbytes)
 
-  def stream(file, found):
+  def hash_file(self, path):
+    found, cure = downloads.sha256_of(path), 'delete it and run again'
+    self.keep_digest(path, found, hub.sha256(path), cure)
+    self.progress.add(self.sizes[path])
+
+  def stream(self, file, found):
     """Writes the tensors of a file, which come in the order of its bytes."""
     first = file.size - sum(tensor.nbytes for tensor in found.values())
     hashed = hashlib.sha256(file.read(0, first))
-    progress.add(first)
+    self.progress.add(first)
     for name, tensor in found.items():
-      if ended.is_set():
+      if self.ended.is_set():
         return
       array = tensor.read()
       hashed.update(array.reshape(-1).view(np.uint8))
-      progress.add(tensor.nbytes)
-      if name in source.tensors:  # not a tied head, stored again
+      self.progress.add(tensor.nbytes)
+      if name in self.source.tensors:  # not a tied head, stored again
         here = tensor._replace(read=lambda array=array: array)
-        write(name, *ours[name], source._replace(tensors={name: here}))
+        self.write(name, self.source._replace(tensors={name: here}))
     path = f'{file.name}/{file.file}'
-    note(path, hashed.hexdigest(), file.sha256, 'run again')
+    self.keep_digest(path, hashed.hexdigest(), file.sha256, 'run again')
 
-  ours = {
-    names.name(row, source.format, layer): (row, layer)
-    for row in names.rows(source.fields)
-    for layer in names.layers(row, source.fields)
-  }
-  ended = threading.Event()
-  streamed = {name for _, found in source.streams for name in found}
-  here = [name for name in source.tensors if name not in streamed]
-  jobs: list = [(write, name, *ours[name]) for name in here]
-  # In the order of the files, each hashed about when its tensors are read: so
-  # a disk is read once even if memory does not hold all files.
-  for i, file in reversed([*enumerate(source.files)]):
-    jobs.insert(i * len(here) // len(source.files), (hash_file, file))
-  _in_threads(jobs, WORKERS)
-  _in_threads([(stream, *x) for x in source.streams], STREAMS, ended)
-  return dict(sorted(digests.items()))
+  def keep_digest(self, path, found, wanted, cure):
+    self.digests[os.path.basename(path)] = found
+    if wanted not in ('', found):
+      raise errors.InputError(f'{path}: damaged: its sha256 is {found}; {cure}')
 
 
 def _in_threads(jobs, workers, ended=None):

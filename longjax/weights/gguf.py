@@ -220,7 +220,7 @@ def _rope(metadata, tensors, head_dim):
       beta_slow=number('rope.scaling.yarn_beta_slow', 1.0),
     )
   raise errors.InputError(
-    f'llama.rope.scaling.type {scaling!r} is none of none, linear, yarn'
+    f'llama.rope.scaling.type {scaling!r} is not one of none, linear, yarn'
   )
 
 
