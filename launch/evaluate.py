@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli
+from longjax import cli, progress
 from longjax.errors import InputError
 
 
@@ -78,7 +78,8 @@ def main(
   make = lambda: directory.mkdir(parents=True, exist_ok=True)
   # Before the first hour of work.
   processes.raise_on_all(lambda: primary and make())
-  measure(setup, checkpoints, asked, directory)
+  with progress.never_silent(log) as log:
+    measure(dataclasses.replace(setup, log=log), checkpoints, asked, directory)
   return 0
 
 

@@ -1,10 +1,12 @@
 """Text about time and amounts, and a progress line every few seconds."""
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 EVERY_SECONDS = 5
+SILENT_SECONDS = 10  # after which a line says that work goes on
 
 
 def duration(seconds: float) -> str:
@@ -68,3 +70,34 @@ class Progress:
     if self.total and rate:
       line += f', {duration(max(self.total - self.done, 0) / rate)} left'
     return line
+
+
+@contextlib.contextmanager
+def never_silent(
+  log: Callable[[str], object], seconds: float = SILENT_SECONDS
+) -> Iterator[Callable[[str], object]]:
+  """Yields `log`; inside, a line comes after so many seconds without one, after
+  twice as many, and so on.
+
+  A compilation and a compiled step cannot tell how far they are.
+  """
+  state = dict(logged=time.monotonic(), wait=seconds)
+  ended = threading.Event()
+
+  def logged(line):
+    state.update(logged=time.monotonic(), wait=seconds)
+    return log(line)
+
+  def watch():
+    while not ended.wait(state['logged'] + state['wait'] - time.monotonic()):
+      silent = time.monotonic() - state['logged']
+      if silent >= state['wait']:
+        state['wait'] *= 2
+        with contextlib.suppress(OSError):  # a full disk, a closed terminal
+          log(f'  ... {duration(silent)} since the line before')
+
+  threading.Thread(target=watch, daemon=True).start()
+  try:
+    yield logged
+  finally:
+    ended.set()

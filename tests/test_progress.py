@@ -1,5 +1,7 @@
 """Durations and progress lines, by hand."""
 
+import time
+
 from longjax import progress
 
 
@@ -21,3 +23,14 @@ def test_lines_have_amount_rate_and_time_left():
   unknown.add(3000)
   assert unknown.line(2) == 'packing: 3,000 tokens, 1,500 tokens/s'
   assert len(lines) == 1  # the other is not due yet
+
+
+def test_a_line_comes_where_work_is_silent():
+  lines = []
+  with progress.never_silent(lines.append, 0.1) as log:
+    log('compiling')
+    time.sleep(0.5)  # lines after 0.1, 0.2 and 0.4 s
+    assert lines[0] == 'compiling' and len(lines) >= 3
+    log('done')
+  time.sleep(0.3)
+  assert lines[-1] == 'done'

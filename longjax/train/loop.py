@@ -73,7 +73,10 @@ def main(config, workdir, log=print) -> int:
   log = never_fails(log) if processes.is_primary() else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   workdir, clock = storage.directory(workdir), goodput.Clock()
-  with preemption.stop_requests() as request:
+  with (
+    progress.never_silent(log) as log,
+    preemption.stop_requests() as request,
+  ):
     run = Run(config, model, mesh, workdir, log, clock, request)
     metrics.check(config)
     preflight.same_everywhere(config)
