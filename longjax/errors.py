@@ -3,6 +3,7 @@
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 # Exit code of a command that saved and ended: run it again.
 PREEMPTED = 75
@@ -33,12 +34,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
   return close[0] if close else None
 
 
-def check_choice(what: str, value: str, known: Iterable[str]):
+def check_choice(what: str, value: Any, known: Iterable[str]):
   """InputError unless the value is known."""
   if value not in known:
     raise InputError(
       f'{what} {value!r} is not one of {", ".join(known)}; nearest is '
-      f'{nearest(value, known)!r}'
+      f'{nearest(str(value), known)!r}'
     )
 
 
