@@ -26,6 +26,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from longjax import attention, crossbatch, errors, loss, mask, rope
+from longjax import config as schema
 from longjax.batch import Batch
 from longjax.crossbatch import Memory
 from longjax.mask import Ids
@@ -133,26 +134,16 @@ ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
 EXECUTION = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
 LAYERS = ('nope_layers', 'full_layers')
 MOST_UNROLLED = 8  # layers in the body of a scan
-COUNTS = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads', 'head_dim',
-          'block')  # fmt: skip
-LIMITS = ('mlp_chunk', 'ulysses', 'group', 'window')  # 0 is none
-NAMES = dict(
-  attention=attention.STRATEGIES, remat=REMAT, dtype=('bfloat16', 'float32'),
-  bias=('none', 'qkv', 'qkvo'), qk_norm=('none', 'head', 'all'),
-)  # fmt: skip
 
 
 def _check(c: Llama):
   """ValueError naming the first field that cannot be."""
-  for field, known in NAMES.items():
-    errors.check_choice(field, getattr(c, field), known)
-  for field in (*COUNTS, *LIMITS):
-    value, least = getattr(c, field), int(field in COUNTS)
-    if value < least:
-      raise ValueError(f'{field} must be at least {least}, is {value}')
+  for field in dataclasses.fields(c):
+    if key := schema.KEYS.get(f'model.{field.name}'):
+      schema.check_value(field.name, getattr(c, field.name), key)
+  errors.check_choice('attention', c.attention, attention.STRATEGIES)
+  errors.check_choice('remat', c.remat, REMAT)
   rope.frequencies(c.rope, c.head_dim)  # head_dim is even, divisors are enough
-  if c.norm_eps <= 0:
-    raise ValueError(f'norm_eps must be positive, is {c.norm_eps}')
   if c.heads % c.kv_heads:
     raise ValueError(
       f'heads {c.heads} is not a multiple of kv_heads {c.kv_heads}'

@@ -1,10 +1,12 @@
 """What fault tolerance costs, at 135M parameters (SmolLM2's shape, random).
 
   python tests/bench/overheads.py [--seq-len 2048] [--layers 30]
-      [--part starts | steps]
+      [--part starts | steps] [--latency 50]
 
 starts: the time to the first step, a short one, of a resumed run and of a fresh
-one; compiled programs are kept from one start to the next.
+one, and where the resumed one spent it (goodput.json); compiled programs are
+kept from one start to the next. With --latency the run directory answers as a
+bucket does: each open and each read waits so many milliseconds.
 steps: beside a plain step of the same process (no guard, no metrics, no save),
 the step with guard, its line of metrics, how long an asynchronous save blocks
 the loop, and the step that computes while the save is written.
@@ -15,6 +17,8 @@ also timed beside the plain one, without gradients, as a share of the step.
 
 import argparse
 import collections
+import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -30,6 +34,7 @@ import jax.numpy as jnp
 import jobs
 import numpy as np
 import optax
+import slow_store
 
 from configs import common
 from longjax import checkpoint, checks, digest, llama
@@ -173,8 +178,15 @@ def show(name, cost, base):
   )
 
 
-def first_step(workdir, data, steps, layers):
-  """Seconds from the start of the command to its first step."""
+def first_step(workdir, data, steps, layers, variables):
+  """Seconds from the start of the command to its first step.
+
+  Args:
+    workdir, data: directories.
+    steps: to train to.
+    layers: of the model.
+    variables: of the environment.
+  """
   shape = common.SIZES['smollm2_135m'] | dict(layers=layers)
   asks = {f'model__{key}': value for key, value in shape.items()}
   asks |= dict(train__steps=steps, train__batch=1, mesh__seq=1)
@@ -182,7 +194,9 @@ def first_step(workdir, data, steps, layers):
   command += jobs.arguments(workdir, data, **asks)
   began = time.perf_counter()
   seconds = None
-  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, text=True, env=os.environ | variables
+  ) as process:
     for line in process.stdout or ():
       if line.startswith('step ') and seconds is None:
         seconds = time.perf_counter() - began
@@ -190,13 +204,18 @@ def first_step(workdir, data, steps, layers):
   return seconds
 
 
-def compare_starts(layers, directory):
+def compare_starts(layers, latency, directory):
   """Prints fresh start and resume, in turn, programs compiled before."""
   data = jobs.make_data(directory / 'data')
-  fresh, resumed = [], []
+  fresh, resumed, parts = [], [], []
+  variables = (
+    slow_store.environment(directory, directory / 'runs', latency)
+    if latency else {}
+  )  # fmt: skip
   for i in range(RUNS + 1):
-    run = directory / f'{i}'
-    spent = [first_step(run, data, steps, layers) for steps in (2, 4)]
+    run = directory / 'runs' / f'{i}'
+    spent = [first_step(run, data, n, layers, variables) for n in (2, 4)]
+    parts = json.loads((run / 'goodput.json').read_text())
     shutil.rmtree(run)
     if i:  # the first compiles
       fresh.append(spent[0])
@@ -204,6 +223,7 @@ def compare_starts(layers, directory):
   print(f'fresh, to first step   {min(fresh):8.2f} s')
   ratio = min(resumed) / min(fresh)
   print(f'resumed, to first step {min(resumed):8.2f} s      {ratio:.2f}x')
+  print(json.dumps(parts, indent=1))
 
 
 def main():
@@ -211,10 +231,11 @@ def main():
   parser.add_argument('--seq-len', type=int, default=2048)
   parser.add_argument('--layers', type=int, default=30)
   parser.add_argument('--part', choices=('starts', 'steps'))
+  parser.add_argument('--latency', type=float, default=0, help='ms')
   flags = parser.parse_args()
   with tempfile.TemporaryDirectory() as directory:
     if flags.part != 'steps':
-      compare_starts(flags.layers, pathlib.Path(directory))
+      compare_starts(flags.layers, flags.latency, pathlib.Path(directory))
     if flags.part != 'starts':
       sharding.start(1)
       mesh = sharding.make_mesh(1, 1)
