@@ -199,14 +199,15 @@ class Checkpoints:
     """
     saved = processes.broadcast_from_primary(steps(self.directory))
     for i, step in enumerate(saved):
-      restored, problem = self._try_restore(step, abstract, check)
-      problems = [p for p in processes.allgather_text(problem) if p]
-      if not problems:
+      try:
+        restored = self._restore(step, abstract, check)
+      except UnusableError as error:
+        self.log(
+          f'checkpoint {self.directory / str(step)} passed over: {error}'
+        )
+      else:
         self._rename_damaged(saved[:i])
         return restored
-      self.log(
-        f'checkpoint {self.directory / str(step)} passed over: {problems[0]}'
-      )
     if saved:
       raise InputError(
         f'none of the {len(saved)} checkpoints in {self.directory} could be '
@@ -214,25 +215,9 @@ class Checkpoints:
       )
     return None
 
-  def _try_restore(self, step, abstract, check):
-    """((state, metadata), '') or (None, why not)."""
-    problem = ''
-    for seconds in (1, 4, None):  # storage may be away for a while
-      try:
-        return self._restore(step, abstract, check), ''
-      except InputError:
-        raise
-      except Exception as error:  # whatever Orbax raises
-        problem = reason(error)
-        if seconds is None or not transient(error):
-          break
-        self.log(f'step {step}: {problem}; trying again in {seconds} s')
-        time.sleep(seconds)
-    return None, problem
-
   def _restore(self, step, abstract, check):
     """(state, metadata) of a step, checked and verified."""
-    saved = self.orbax.metadata(step)
+    saved = on_all(lambda: _description(self.orbax, step), self.log)
     metadata = saved.custom_metadata or {}
     check(metadata)
     if missing := sorted(set(abstract) - set(saved.metadata)):
@@ -242,7 +227,9 @@ class Checkpoints:
         'cannot be resumed, but a new --workdir can start with '
         f'--config.weights={self.directory.parent} --config.moments=True'
       )
-    state = self.orbax.load(step, abstract)
+    state = on_all(
+      lambda: load_local(self.directory / str(step), abstract), self.log
+    )
     _verify(state, metadata)
     return state, metadata
 
@@ -267,12 +254,67 @@ class Checkpoints:
         self.orbax.close()
 
 
+class UnusableError(Exception):
+  """A checkpoint cannot be read or does not verify, on some process."""
+
+
+def on_all(action, log=lambda _: None):
+  """The result of reading something, on every process.
+
+  One that fails alone would leave the others waiting for it. Where storage was
+  away for a while, all read again.
+
+  Raises:
+    UnusableError: why not, on every process.
+  """
+  for seconds in (1, 4, 0):
+    result, problem, lasts = None, '', ''
+    try:
+      result = action()
+    except Exception as error:  # whatever Orbax raises
+      problem, lasts = reason(error), '' if transient(error) else 'yes'
+    problem = first(processes.allgather_text(problem))
+    if not problem:
+      return result
+    if first(processes.allgather_text(lasts)) or not seconds:
+      raise UnusableError(problem)
+    log(f'{problem}; trying again in {seconds} s')
+    time.sleep(seconds)
+
+
+def first(texts: list[str]) -> str:
+  """The first that is not empty, or ''."""
+  return next(filter(None, texts), '')
+
+
+def _description(orbax, step):
+  """What Orbax says of a checkpoint: `metadata` of its arrays, and ours."""
+  saved = orbax.metadata(step)
+  if saved.metadata is None:
+    raise ValueError('the description of its arrays is damaged')
+  return saved
+
+
+def load_local(directory, abstract, partial=False):
+  """The arrays of a checkpoint, of which this process reads its shards.
+
+  With its default options Orbax waits for the other processes at the end: for
+  five minutes, where one could not read its own.
+  """
+  here, context = jax.process_index(), ocp.Context()
+  context.multiprocessing_options.primary_host = here
+  context.multiprocessing_options.active_processes = {here}
+  context.pytree_options.loading.partial_load = partial
+  with context:
+    return ocp.load(directory, abstract)
+
+
 def _verify(state, metadata):
-  """ValueError if an array differs from its digest."""
+  """UnusableError if an array differs from its digest."""
   expected = metadata.get('digests', {})
   wrong = [k for k, v in digest.of_tree(state).items() if expected.get(k) != v]
   if wrong:
-    raise ValueError(
+    raise UnusableError(
       f'{len(wrong)} arrays differ from their digest, first {wrong[0]}'
     )
 
@@ -341,7 +383,7 @@ def load_params(path, shardings=None):
     InputError: there is no checkpoint, or it does not verify.
   """
   with _opened(path) as (orbax, step):
-    saved = orbax.metadata(step)
+    saved = on_all(lambda: _description(orbax, step))
     abstract, metadata = saved.metadata['params'], saved.custom_metadata or {}
     host = jax.sharding.SingleDeviceSharding(
       jax.local_devices(backend='cpu')[0]
@@ -355,7 +397,7 @@ def load_params(path, shardings=None):
       abstract,
       place,
     )
-    params = _load_part(orbax, step, metadata, dict(params=abstract))['params']
+    params = _load_part(path, metadata, dict(params=abstract))['params']
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     if 'lora' in params:
       add = functools.partial(
@@ -368,8 +410,8 @@ def load_params(path, shardings=None):
 def load_moments(path, abstract):
   """The optimizer state of a run, placed as `abstract`; see `load_params`."""
   with _opened(path) as (orbax, step):
-    metadata = orbax.metadata(step).custom_metadata or {}
-    return _load_part(orbax, step, metadata, dict(opt=abstract))['opt']
+    metadata = on_all(lambda: _description(orbax, step)).custom_metadata or {}
+    return _load_part(path, metadata, dict(opt=abstract))['opt']
 
 
 def metadata(path) -> dict:
@@ -418,11 +460,10 @@ def find(path):
   )
 
 
-def _load_part(orbax, step, metadata, abstract):
+def _load_part(path, metadata, abstract):
   """A part of the saved state, verified."""
-  context = ocp.Context()
-  context.pytree_options.loading.partial_load = True
-  with context:
-    part = orbax.load(step, abstract)
+  root, step = find(path)
+  directory = root / str(step)
+  part = on_all(lambda: load_local(directory, abstract, partial=True))
   _verify(part, metadata)
   return part

@@ -283,15 +283,15 @@ def test_storage_that_is_away_for_a_while_damages_nothing(
   states, tmp_path, monkeypatch
 ):
   """A restore asks again before it takes an older checkpoint."""
-  real, left = checkpoint.ocp.training.Checkpointer.load, [2]
+  real, left = checkpoint.ocp.load, [2]
 
-  def load(self, *args):
+  def load(*args):
     if left[0] > 0:
       left[0] -= 1
       raise RuntimeError('read failed') from OSError(5, '503 Service down')
-    return real(self, *args)
+    return real(*args)
 
-  monkeypatch.setattr(checkpoint.ocp.training.Checkpointer, 'load', load)
+  monkeypatch.setattr(checkpoint.ocp, 'load', load)
   monkeypatch.setattr(checkpoint.time, 'sleep', lambda _: None)
   (state, _), lines = restore(tmp_path / 'c', states[20])
   assert int(state['step']) == 20

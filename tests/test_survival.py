@@ -335,3 +335,16 @@ def assert_close(one, two):
   values = [[float.fromhex(x) for x in run.values()] for run in (one, two)]
   np.testing.assert_allclose(values[0][:20], values[1][:20], atol=1e-5, rtol=0)
   np.testing.assert_allclose(*values, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_what_one_of_two_processes_cannot_read_holds_up_none(data, tmp_path):
+  """The other waits for it at no barrier, and both take the save before."""
+  workdir, asks = tmp_path / 'run', dict(processes=2, checkpoint__keep=3)
+  jobs.finish(workdir, data, train__steps=9, **asks)
+  (its_shards,) = workdir.glob('checkpoints/9/state/ocdbt.process_1/d/*')
+  os.truncate(its_shards, its_shards.stat().st_size // 2)
+  began = time.monotonic()
+  said = jobs.finish(workdir, data, train__steps=12, **asks)
+  assert time.monotonic() - began < 120
+  assert '/9 passed over' in said and 'resumed from step 6' in said
