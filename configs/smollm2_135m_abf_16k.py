@@ -54,7 +54,7 @@ def get_config():
       include='*.py',
     ),
   )
-  config.train.update(steps=8, batch=1, seq_len=1024, loss_chunk=256)
+  config.train.update(steps=6, batch=1, seq_len=1024, loss_chunk=256)
   config.optim.update(
     learning_rate=2e-4, schedule='linear', warmup_steps=2, warmup_from=0.25,
     min_ratio=0.1,
