@@ -73,57 +73,7 @@ class Rope:
       given = tuple(map(float, getattr(self, field)))
       object.__setattr__(self, field, given)
     errors.check_choice('rope scaling', self.scaling, SCALINGS)
-    numbers = [x for x in dataclasses.astuple(self) if isinstance(x, float)]
-    longrope, unscaled = self.scaling == 'longrope', ('none', 'nope')
-    yarn_only = self.attention_factor, self.mscale, self.mscale_all_dim
-    for holds, rule in (
-      (all(map(math.isfinite, (*numbers, *self.divisors))), 'finite numbers'),
-      (self.base > 1, 'base > 1'),
-      (self.factor >= 1, 'factor (new window / trained window) >= 1'),
-      (
-        self.factor == 1 or self.scaling not in unscaled,
-        'a scaling (linear, ntk, yarn, llama3 ...) that reads the factor',
-      ),
-      (
-        self.low_freq_factor < self.high_freq_factor,
-        'low_freq_factor < high_freq_factor',
-      ),
-      (0 < self.beta_slow < self.beta_fast, '0 < beta_slow < beta_fast'),
-      (self.xpos >= 0, 'xpos >= 0 tokens'),
-      (
-        self.original_length >= 2
-        or not (self.scaling in LENGTH or self.query_beta),
-        'original_length, the trained window in tokens, for this scaling and '
-        'query_beta',
-      ),
-      (
-        min(yarn_only, default=0) >= 0 and self.query_beta >= 0,
-        'attention_factor, mscale, mscale_all_dim and query_beta >= 0',
-      ),
-      (
-        self.scaling == 'yarn' or not (any(yarn_only) or not self.truncate),
-        'yarn for attention_factor, mscale, mscale_all_dim and truncate',
-      ),
-      (
-        bool(self.mscale) == bool(self.mscale_all_dim)
-        and not (self.mscale and self.attention_factor),
-        'both of mscale and mscale_all_dim, or attention_factor, or neither',
-      ),
-      (
-        longrope == bool(self.divisors) and all(x > 0 for x in self.divisors),
-        'positive divisors, one for each pair, with longrope and only there',
-      ),
-      (
-        (longrope and self.unscaled >= 0)
-        or not (self.unscaled or self.short_divisors),
-        'longrope for unscaled and short_divisors',
-      ),
-      (
-        len(self.short_divisors) in (0, len(self.divisors))
-        and all(0 < x < math.inf for x in self.short_divisors),
-        'as many short_divisors as divisors, positive',
-      ),
-    ):
+    for holds, rule in _rules(self):
       if not holds:
         fields = [f.name for f in dataclasses.fields(self) if f.name in rule]
         given = ', '.join(f'{f} {getattr(self, f)}' for f in fields)
@@ -141,6 +91,61 @@ class Rope:
     short = self.short_divisors and tokens <= self.original_length
     divisors = self.short_divisors if short else self.divisors
     return dataclasses.replace(self, divisors=divisors, short_divisors=())
+
+
+def _rules(rope: Rope) -> tuple[tuple[bool, str], ...]:
+  """(whether it holds, the rule) of what fields must be together."""
+  numbers = [x for x in dataclasses.astuple(rope) if isinstance(x, float)]
+  longrope, unscaled = rope.scaling == 'longrope', ('none', 'nope')
+  yarn_only = rope.attention_factor, rope.mscale, rope.mscale_all_dim
+  return (
+    (all(map(math.isfinite, (*numbers, *rope.divisors))), 'finite numbers'),
+    (rope.base > 1, 'base > 1'),
+    (rope.factor >= 1, 'factor (new window / trained window) >= 1'),
+    (
+      rope.factor == 1 or rope.scaling not in unscaled,
+      'a scaling (linear, ntk, yarn, llama3 ...) that reads the factor',
+    ),
+    (
+      rope.low_freq_factor < rope.high_freq_factor,
+      'low_freq_factor < high_freq_factor',
+    ),
+    (0 < rope.beta_slow < rope.beta_fast, '0 < beta_slow < beta_fast'),
+    (rope.xpos >= 0, 'xpos >= 0 tokens'),
+    (
+      rope.original_length >= 2
+      or not (rope.scaling in LENGTH or rope.query_beta),
+      'original_length, the trained window in tokens, for this scaling and '
+      'query_beta',
+    ),
+    (
+      min(yarn_only, default=0) >= 0 and rope.query_beta >= 0,
+      'attention_factor, mscale, mscale_all_dim and query_beta >= 0',
+    ),
+    (
+      rope.scaling == 'yarn' or not (any(yarn_only) or not rope.truncate),
+      'yarn for attention_factor, mscale, mscale_all_dim and truncate',
+    ),
+    (
+      bool(rope.mscale) == bool(rope.mscale_all_dim)
+      and not (rope.mscale and rope.attention_factor),
+      'both of mscale and mscale_all_dim, or attention_factor, or neither',
+    ),
+    (
+      longrope == bool(rope.divisors) and all(x > 0 for x in rope.divisors),
+      'positive divisors, one for each pair, with longrope and only there',
+    ),
+    (
+      (longrope and rope.unscaled >= 0)
+      or not (rope.unscaled or rope.short_divisors),
+      'longrope for unscaled and short_divisors',
+    ),
+    (
+      len(rope.short_divisors) in (0, len(rope.divisors))
+      and all(0 < x < math.inf for x in rope.short_divisors),
+      'as many short_divisors as divisors, positive',
+    ),
+  )
 
 
 def _plain(rope, head_dim):

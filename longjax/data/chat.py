@@ -21,15 +21,7 @@ token that ends its turn. A conversation whose text does not begin with that
 prompt, as when a system message goes into the last turn, is refused.
 """
 
-import contextlib
-import datetime
-import functools
-import json
-import os
 import pathlib
-import resource
-import threading
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +29,7 @@ import numpy as np
 from longjax import errors, storage
 from longjax.data import conversations, encoders
 from longjax.data import tokenizer as tokenizers
+from longjax.data.template_sandbox import CLOSE, OPEN, bounded, compiled
 
 LOSSES = ('answers', 'all')
 OWN = 'tokenizer'
@@ -52,17 +45,9 @@ TEMPLATES = dict(
   smollm2=('<|im_start|>', '<|im_end|>'),
   longalign=('<s>', '</s>'),
 )  # fmt: skip
-# Llama 3.1's own default. Later templates write today's date, which would make
-# other data every day.
-DATE = datetime.date(2024, 7, 26)
-# Around what is learned, and inside the name of a special token that is text.
-# None of them is a character.
-OPEN, CLOSE, BREAK = '\ufdd0', '\ufdd1', '\ufdd2'
+# Inside the name of a special token that is text: no character.
+BREAK = '\ufdd2'
 MARKS = (OPEN, CLOSE, BREAK)
-# What writing a text may take of a template that was made to harm.
-SECONDS, MOST_BYTES, LARGE = 2, 1 << 30, 1 << 31
-CLOCK = threading.local()
-SIZE = '/proc/self/statm'  # of this process, in pages; not on a Mac
 # A conversation, to see how a template ends an answer.
 SHORTEST = [
   dict(role='user', content='a'), dict(role='assistant', content='a'),
@@ -179,7 +164,7 @@ class _Writer:
   """Writes one conversation with one template, for one tokenizer."""
 
   def __init__(self, messages, tokenizer, name: str, tools=None):
-    self.name, self._template = name, _compiled(source(name, tokenizer))
+    self.name, self._template = name, compiled(source(name, tokenizer))
     ours = name in TEMPLATES
     self._encoder = tokenizer.encoder if ours else tokenizer.chat_encoder
     settings = tokenizer.settings
@@ -213,7 +198,7 @@ class _Writer:
     """What the template writes."""
     given = dict(tools=self.tools, documents=None) | self._names | more
     try:
-      with _bounded():
+      with bounded():
         return self._template.render(
           messages=messages, add_generation_prompt=opened, **given
         )
@@ -299,95 +284,3 @@ def _part(text: str) -> encoders.Part:
   for mark in MARKS:
     text = text.replace(mark, '')
   return encoders.Part(text)
-
-
-@contextlib.contextmanager
-def _bounded():
-  """Ends a template that takes long, or fills the memory."""
-  CLOCK.until = time.thread_time() + SECONDS
-  # Beside a computation, in another thread, the limit would end that too.
-  alone = threading.current_thread() is threading.main_thread()
-  if not (alone and os.path.exists(SIZE)):
-    yield
-    return
-  limits = resource.getrlimit(resource.RLIMIT_AS)
-  pages = int(pathlib.Path(SIZE).read_text().split()[0])
-  most = pages * resource.getpagesize() + MOST_BYTES
-  if limits[0] != resource.RLIM_INFINITY:
-    most = min(most, limits[0])
-  resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_AS, limits)
-
-
-@functools.lru_cache
-def _compiled(source: str):
-  """The template, in the sandbox that transformers has for it."""
-  import jinja2
-  import jinja2.ext
-  import jinja2.nodes
-  import jinja2.sandbox
-
-  class Generation(jinja2.ext.Extension):
-    """{% generation %}: its text is learned."""
-
-    tags = {'generation'}  # noqa: RUF012
-
-    def parse(self, parser):
-      next(parser.stream)
-      body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
-      mark = lambda m: jinja2.nodes.Output([jinja2.nodes.TemplateData(m)])
-      return [mark(OPEN), *body, mark(CLOSE)]
-
-  def refuse(message):
-    raise jinja2.TemplateError(message)
-
-  class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    """That of transformers, for so long: see `_bounded`."""
-
-    intercepted_binops = frozenset(['*', '**'])
-
-    def call_binop(self, context, operator, left, right):
-      large = any(isinstance(x, int) and abs(x) > LARGE for x in (left, right))
-      if operator == '**' or large:
-        refuse(f'{operator} of large numbers')
-      return left * right
-
-    def _parse(self, *source):
-      """Looks at the clock in every turn of a loop, which is no name."""
-      tree, nodes = super()._parse(*source), jinja2.nodes
-      for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
-        attribute = nodes.EnvironmentAttribute('look_at_clock')
-        call = nodes.Output([nodes.Call(attribute, [], [], None, None)])
-        node.body.insert(0, call.set_lineno(node.lineno))
-        call.set_environment(self)
-      return tree
-
-    def look_at_clock(self):
-      if time.thread_time() > CLOCK.until:
-        refuse(f'it takes more than {SECONDS} s')
-      return ''
-
-  environment = Sandbox(
-    trim_blocks=True,
-    lstrip_blocks=True,
-    extensions=[Generation, jinja2.ext.loopcontrols],
-  )
-  environment.globals |= dict(
-    raise_exception=refuse, strftime_now=DATE.strftime
-  )
-  environment.filters['tojson'] = _to_json
-  try:
-    with _bounded():  # constants are computed here
-      return environment.from_string(source)
-  except Exception as error:  # also a SyntaxError, of a break outside a loop
-    raise errors.InputError(
-      f'the chat template is not Jinja: {error}'
-    ) from None
-
-
-def _to_json(value, ensure_ascii=False, **options) -> str:
-  """As transformers has it: Jinja's own escapes what HTML would mistake."""
-  return json.dumps(value, ensure_ascii=ensure_ascii, **options)
