@@ -153,7 +153,7 @@ KEYS = {
     '', "where relative paths of data.sources begin; '': this repository"),
   'data.tokenizer': Key('', "a path or 'bytes'; '': that of the weights"),
   'data.tokenizer_may_differ': free(
-    False, 'from that of the weights, for which another is refused'),
+    False, 'accept a tokenizer other than that of the weights'),
   'data.directory': free('', "prepared shards; '': a place in the cache"),
   'data.mix': Key(
     {}, 'shares of the rows: longjax/data/mixture.py; {}: all documents'),
@@ -229,8 +229,8 @@ KEYS = {
     choices=('matrices', 'not_embedding', 'with_norms')),
   'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
   'optim.spike_sigmas': free(
-    6.0, 'a step more deviations than this above the mean is skipped; 0: none',
-    '[0, inf)'),
+    6.0, 'skip a step whose loss or gradient norm is more than this many '
+    'standard deviations above the recent mean; 0: never', '[0, inf)'),
   'optim.spike_window': Key(
     128, 'that mean and deviation are taken from', '[2, inf)', 'steps'),
   'optim.max_skipped': free(

@@ -186,7 +186,7 @@ class Range(NamedTuple):
       utils.hf_raise_for_status(response)
       if response.status_code != 206:
         raise errors.InputError(
-          'the server gives no parts of a file; fetch all of them before: '
+          'the server does not support range requests; download first: '
           f'hf download {self.where["repo_id"]}'
         )
       try:
@@ -269,8 +269,8 @@ def push(directory, name) -> str:
   except Exception as error:
     reason = _reason(huggingface_hub.errors, error, where)
     raise errors.InputError(
-      f'{name}: not uploaded: {reason}; {directory} is whole, and '
-      f'hf upload {repo} {directory} uploads it'
+      f'{name}: not uploaded: {reason}; the export in {directory} is '
+      f'complete, upload it with: hf upload {repo} {directory}'
     ) from error
 
 

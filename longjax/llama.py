@@ -431,7 +431,7 @@ def abstract(config: Llama):
 
 
 def check(params, config: Llama):
-  """ValueError where params have not the names and shapes of the config.
+  """ValueError if params differ from the config in names or shapes.
 
   A scan runs over as many layers as the arrays have, whatever the config says.
   """

@@ -41,7 +41,7 @@ def check(options, params):
     )
   if not options.weights or len(set(options.weights)) < len(options.weights):
     raise InputError(
-      'config.lora.weights are names of weights, one or more, each once, got '
+      'config.lora.weights must name one or more weights, without repeats, got '
       f'{tuple(options.weights)}'
     )
   named = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}

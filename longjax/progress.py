@@ -94,7 +94,7 @@ def never_silent(
       if silent >= state['wait']:
         state['wait'] *= 2
         with contextlib.suppress(OSError):  # a full disk, a closed terminal
-          log(f'  ... {duration(silent)} since the line before')
+          log(f'  ... still running, {duration(silent)} since the last line')
 
   threading.Thread(target=watch, daemon=True).start()
   try:

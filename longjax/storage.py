@@ -39,7 +39,7 @@ def content(path) -> bytes:
     raise InputError(f'{path} is no regular file')
   if size.length > MOST_BYTES:
     raise InputError(
-      f'{path} has {size.length:,} bytes; such have {MOST_BYTES:,} at most'
+      f'{path} has {size.length:,} bytes; at most {MOST_BYTES:,} are read'
     )
   return file.read_bytes()
 
@@ -50,7 +50,7 @@ def real(path) -> pathlib.Path:
 
 
 def write_text(path: pathlib.Path, text: str):
-  """Writes a file on this machine that is never there in part."""
+  """Writes a local file atomically."""
   temporary = path.with_name(f'{path.name}.tmp')
   temporary.write_text(text)
   temporary.replace(path)
@@ -70,7 +70,7 @@ def check_file(path):
   """InputError for one such; OSError where there is none."""
   status = os.stat(path)
   if is_hollow(status) or not stat.S_ISREG(status.st_mode):
-    raise InputError(f'{path} is no regular file, or has no content')
+    raise InputError(f'{path} is not a regular file, or is a sparse file')
 
 
 def is_hollow(status) -> bool:

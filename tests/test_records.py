@@ -243,7 +243,7 @@ def test_a_pipe_and_a_book_in_another_encoding_are_refused(tmp_path):
   pipe, book = tmp_path / 'squad.json', tmp_path / 'book.txt'
   os.mkfifo(pipe)
   book.write_bytes('caf\xe9'.encode('latin-1'))
-  with pytest.raises(InputError, match=r'squad\.json is no regular file'):
+  with pytest.raises(InputError, match=r'squad\.json is not a regular file'):
     ruler_data.read('squad', str(pipe))
   with pytest.raises(InputError, match=r'book\.txt: .* UTF-8'):
     nolima._book(TOKENS, book)

@@ -286,7 +286,7 @@ def test_the_next_stage_keeps_moments_and_restarts_the_schedule(
   train('one')
   train('without', weights=str(tmp_path / 'one'))
   train('two', weights=str(tmp_path / 'one'), moments=True)
-  said = f'moments of {tmp_path / "one"}, their schedule restarted'
+  said = f'moments of {tmp_path / "one"}; the schedule restarts'
   assert any(said in line for line in lines)
   first, without, two = (
     metrics.read(tmp_path / name) for name in ('one', 'without', 'two')

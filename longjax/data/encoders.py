@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 
 class Settings(NamedTuple):
-  """Names and habits of special tokens; '' and None: nothing is said."""
+  """Special tokens and when they are added; '' and None: unset."""
 
   bos: str = ''
   eos: str = ''

@@ -151,14 +151,14 @@ def _check_kind(title: str, settings):
     settings['template'] = settings['template'] or chat.OWN
     chat.check_template(settings['template'])
   elif settings['template']:
-    raise errors.InputError(f"{title}: a template is of kind 'chat' alone")
+    raise errors.InputError(f"{title}: template needs kind='chat'")
   for condition in settings['where']:
     if not isinstance(condition, tuple) or len(condition) < 2:
       raise errors.InputError(
         f'{title}: where has (field, value, ...) tuples, not {condition!r}'
       )
   if settings['group'] and settings['kind'] != 'files':
-    raise errors.InputError(f"{title}: group is of kind 'files' alone")
+    raise errors.InputError(f"{title}: group needs kind='files'")
   if settings['file'] and not settings['group']:
     raise errors.InputError(f'{title}: file needs group, a field of records')
   if settings['kind'] == 'tokens':

@@ -77,7 +77,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     return left * right
 
   def _parse(self, *source):
-    """Looks at the clock in every turn of a loop, which is no name."""
+    """Adds a look at the clock to loops, macros and call blocks; it has no name
+    that a template could change."""
     tree, nodes = super()._parse(*source), jinja2.nodes
     for node in tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock)):
       attribute = nodes.EnvironmentAttribute('look_at_clock')

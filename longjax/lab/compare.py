@@ -183,10 +183,10 @@ def premise(bases, window: int) -> str:
   worst = {task: min(run[task][size] for run in bases)
            for task in miniature.TASKS}  # fmt: skip
   shares = ', '.join(f'{task} {share:.2f}' for task, share in worst.items())
-  holds = 'holds' if min(worst.values()) >= LEARNED else 'DOES NOT HOLD'
+  passed = 'passed' if min(worst.values()) >= LEARNED else 'FAILED'
   return (
-    f'Premise, that the base of every seed answers {LEARNED:.0%} within its '
-    f'{size} tokens: {holds} (least {shares}).\n'
+    f'Check that every base model answers at least {LEARNED:.0%} within its '
+    f'{size} tokens: {passed} (lowest: {shares}).\n'
   )
 
 

@@ -174,7 +174,7 @@ def cost(pod: Pod, plan: str, config) -> list[str]:
   count = f'{pod.slice.slices} x ' if pod.slice.slices > 1 else ''
   lines = [
     f'{pod.name}: {count}{pod.slice.name}, {pod.slice.chips} chips, '
-    f'{pod.tier}: {pod.slice.chips} chip-hours an hour, from when it is there '
+    f'{pod.tier}: {pod.slice.chips} chip-hours an hour, from when it is active '
     'until pod.py down'
   ]
   if on_gke(pod) and not pod.cluster:

@@ -116,7 +116,7 @@ def status(terminal, pod) -> int:
 def down(terminal, pod) -> int:
   """Deletes what `up` made."""
   deleted = cloud(pod).delete(terminal, pod)
-  terminal.log(f'{pod.name}: {"deleted" if deleted else "there is none"}')
+  terminal.log(f'{pod.name}: {"deleted" if deleted else "nothing to delete"}')
   return 0
 
 

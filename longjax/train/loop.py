@@ -187,9 +187,9 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
         evaluator.while_training(step, state['params'])
   if empty == steps:  # a resumed run may have learned before
     raise InputError(
-      f'steps 1 to {steps} had no target with a weight, so '
-      'nothing was learned: in chats only answers have, and one that is cut '
-      'off by config.train.seq_len has none'
+      f'steps 1 to {steps} had no target with a nonzero loss weight, so '
+      'nothing was learned: in chats only answers have one, and an answer '
+      'cut off by config.train.seq_len has none'
     )
   return state
 
@@ -224,7 +224,7 @@ def usage(run: Run, batch, seconds, waited) -> dict:
 
 
 def bytes_in_use(devices) -> int | None:
-  """Of the fullest device, between steps; None where devices do not tell."""
+  """Bytes in use on the fullest device; None if devices report none."""
   told = [d.memory_stats() for d in devices]
   return max((x['bytes_in_use'] for x in told if x), default=None)
 

@@ -97,7 +97,7 @@ def fresh(run, abstract, source):
     factors = dict(lora=shardings['params']['lora'])
     params |= jax.jit(init, out_shardings=factors)(key)
   if config.moments:
-    run.log(f'moments of {source}, their schedule restarted')
+    run.log(f'loaded the moments of {source}; the schedule restarts')
     opt = checkpoint.load_moments(source, abstract['opt'])
     opt = optimizer.restart_schedule(opt)
   else:

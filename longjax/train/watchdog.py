@@ -1,4 +1,4 @@
-"""Ends a process whose steps no longer come, so that it can be started again.
+"""Ends a process that hangs between steps, so that it can be restarted.
 
 A collective waits for ever for a process that is gone, and so does a read from
 storage that does not answer: nothing raises, and a slice stands still.

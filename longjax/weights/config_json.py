@@ -176,7 +176,7 @@ def _numbers(config, settings, kind) -> dict:
 
 
 def _optional(config, settings, plain: rope.Rope) -> dict:
-  """What yarn may have besides, where it is not as without it."""
+  """Optional YaRN fields whose values differ from the defaults."""
   given = {k: positive(settings, k) for k in OPTIONAL if settings.get(k)}
   if (
     'llama_4_scaling_beta' in given and families.family(config) != 'ministral3'
