@@ -78,7 +78,7 @@ def main(
   make = lambda: directory.mkdir(parents=True, exist_ok=True)
   # Before the first hour of work.
   processes.raise_on_all(lambda: primary and make())
-  with progress.never_silent(log) as log:
+  with progress.with_heartbeat(log) as log:
     measure(dataclasses.replace(setup, log=log), checkpoints, asked, directory)
   return 0
 

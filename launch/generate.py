@@ -86,8 +86,8 @@ def load(config, checkpoint, chat, flags: AnswerFlags):
   if chat:
     # Refuses a tokenizer without the template's tokens, before weights load.
     chats.prompt([dict(role='user', content='')], tokenizer, chat)
-    others = [tokenizer.ident(chats.end(tokenizer, chat))]
-  ends = language_model.ends_of(tokenizer, *others)
+    others = [tokenizer.token_to_id(chats.end(tokenizer, chat))]
+  ends = language_model.stop_token_ids(tokenizer, *others)
   model = evals.load(config.weights, checks.llama_config(config), mesh)
   lm = language_model.from_config(*model, mesh, config, ends)
   stopped = generate.stop_at(tokenizer, flags.stop)

@@ -54,4 +54,4 @@ def main():
 
 
 if __name__ == '__main__':
-  sys.exit(cli.guarded(main))
+  sys.exit(cli.exit_code_of(main))

@@ -110,7 +110,7 @@ def make_request(verb, config, flags) -> request.Pod:
   )
   if verb in MAKES and not topology:
     raise InputError(f'{verb} needs --topology, as v5p:4x4x4 or v5p-128')
-  if pod.exists and verb in (*MAKES, 'down'):
+  if pod.uses_existing_hosts and verb in (*MAKES, 'down'):
     raise InputError(
       f'{verb} is for slices that pod.py makes; with --tpu, --mig or --hosts '
       'use push, run, logs, status or stop'

@@ -40,8 +40,8 @@ from longjax.data import (
   pipeline,
   prepare,
   synthetic,
-  tokenizer,
 )
+from longjax.data import tokenizer as tokenizers
 from longjax.errors import InputError
 
 ANSWER_TOKENS = 512  # at most, of a local model with --synthesize
@@ -62,32 +62,32 @@ def main(
     return
   if inspect:
     pipeline.check(config)
-  tokens = prepare.find_tokenizer(config)
-  check_tokenizer(config, tokens)
+  tokenizer = prepare.find_tokenizer(config)
+  check_tokenizer(config, tokenizer)
   if score:
-    store = filters.keep(config, tokens, score, keep, pairs, out, load_nll)
+    store = filters.keep(config, tokenizer, score, keep, pairs, out, load_nll)
   else:
-    store = prepare.prepare(config, tokens, directory=out)
+    store = prepare.prepare(config, tokenizer, directory=out)
   store.verify()
   print(prepare.report(store))
-  print(f'tokenizer {tokens.digest[:12]}, data {store.digest[:12]}')
+  print(f'tokenizer {tokenizer.digest[:12]}, data {store.digest[:12]}')
   print(store.directory)
   if inspect:
     pipe = pipeline.Pipeline(store, config)
     print(pipe.summary(config.train.steps))
-    print(inspection.describe(pipe, store, tokens))
+    print(inspection.describe(pipe, store, tokenizer))
     path = pathlib.Path('runs') / config.name / 'plots' / 'batch_0.png'
     inspection.plot(pipe, 0, path)
     print(path)
 
 
-def check_tokenizer(config, tokens):
+def check_tokenizer(config, tokenizer):
   """InputError if weights that lie here were trained with another."""
   path = pathlib.Path(config.weights).expanduser()
   if config.data.tokenizer and config.weights and path.exists():
     from longjax.weights import released
 
-    released.check_tokenizer(path, tokens, config)
+    released.check_tokenizer(path, tokenizer, config)
 
 
 def local_model(model: str, template: str):
@@ -96,30 +96,30 @@ def local_model(model: str, template: str):
   from longjax.inference import generate, language_model
 
   path = downloads.locate(model)
-  tokens = tokenizer.load(path)
-  end = tokens.ident(chat.end(tokens, template))
-  ends = language_model.ends_of(tokens, end)
+  tokenizer = tokenizers.load(path)
+  end = tokenizer.token_to_id(chat.end(tokenizer, template))
+  ends = language_model.stop_token_ids(tokenizer, end)
   params, llama = weights.load(path)
   options = generate.Options(ends=ends)
   lm = language_model.with_cache(params, llama, options=options)
 
   def complete(prompt: str) -> str:
-    ids = chat.prompt([dict(role='user', content=prompt)], tokens, template)
-    return tokens.decode(lm.generate([ids], ANSWER_TOKENS)[0])
+    ids = chat.prompt([dict(role='user', content=prompt)], tokenizer, template)
+    return tokenizer.decode(lm.generate([ids], ANSWER_TOKENS)[0])
 
   return complete
 
 
-def load_nll(model: str, tokens):
+def load_nll(model: str, tokenizer):
   """A function Batch -> losses of a model."""
   from longjax import weights
   from longjax.inference import generate, language_model
 
   params, llama = weights.load(downloads.locate(model))
-  if tokens.vocab > llama.vocab:
+  if tokenizer.vocab > llama.vocab:
     raise InputError(
-      f'{model} has {llama.vocab} ids, but the tokenizer {tokens.vocab}; set '
-      'data.tokenizer to its own'
+      f'{model} has {llama.vocab} ids, but the tokenizer {tokenizer.vocab}; '
+      'set data.tokenizer to its own'
     )
   options = generate.Options(rows=8)
   return language_model.with_cache(params, llama, options=options).nll

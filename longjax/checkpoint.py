@@ -217,7 +217,7 @@ class Checkpoints:
 
   def _restore(self, step, abstract, check):
     """(state, metadata) of a step, checked and verified."""
-    saved = on_all(lambda: _description(self.orbax, step), self.log)
+    saved = read_on_all(lambda: _description(self.orbax, step), self.log)
     metadata = saved.custom_metadata or {}
     check(metadata)
     if missing := sorted(set(abstract) - set(saved.metadata)):
@@ -227,7 +227,7 @@ class Checkpoints:
         'cannot be resumed, but a new --workdir can start with '
         f'--config.weights={self.directory.parent} --config.moments=True'
       )
-    state = on_all(
+    state = read_on_all(
       lambda: load_local(self.directory / str(step), abstract), self.log
     )
     _verify(state, metadata)
@@ -258,7 +258,7 @@ class UnusableError(Exception):
   """A checkpoint cannot be read or does not verify, on some process."""
 
 
-def on_all(action, log=lambda _: None):
+def read_on_all(action, log=lambda _: None) -> Any:
   """The result of reading something, on every process.
 
   One that fails alone would leave the others waiting for it. Where storage was
@@ -383,7 +383,7 @@ def load_params(path, shardings=None):
     InputError: there is no checkpoint, or it does not verify.
   """
   with _opened(path) as (orbax, step):
-    saved = on_all(lambda: _description(orbax, step))
+    saved = read_on_all(lambda: _description(orbax, step))
     abstract, metadata = saved.metadata['params'], saved.custom_metadata or {}
     host = jax.sharding.SingleDeviceSharding(
       jax.local_devices(backend='cpu')[0]
@@ -410,7 +410,9 @@ def load_params(path, shardings=None):
 def load_moments(path, abstract):
   """The optimizer state of a run, placed as `abstract`; see `load_params`."""
   with _opened(path) as (orbax, step):
-    metadata = on_all(lambda: _description(orbax, step)).custom_metadata or {}
+    metadata = (
+      read_on_all(lambda: _description(orbax, step)).custom_metadata or {}
+    )
     return _load_part(path, metadata, dict(opt=abstract))['opt']
 
 
@@ -464,6 +466,6 @@ def _load_part(path, metadata, abstract):
   """A part of the saved state, verified."""
   root, step = find(path)
   directory = root / str(step)
-  part = on_all(lambda: load_local(directory, abstract, partial=True))
+  part = read_on_all(lambda: load_local(directory, abstract, partial=True))
   _verify(part, metadata)
   return part

@@ -65,7 +65,7 @@ def run(
     words += [f'--config.{key}={text}' for key, text in overrides]
     return main(*([verb, words] if verb else []), config, **values)
 
-  return guarded(answer)
+  return exit_code_of(answer)
 
 
 def run_verb(doc: str | None, **verbs) -> int:
@@ -93,10 +93,10 @@ def run_verb(doc: str | None, **verbs) -> int:
         raise InputError(f'--{flag} is needed: {known[flag]}')
     return function(**{f'{k.replace("-", "_")}_': v for k, v in values.items()})
 
-  return guarded(answer)
+  return exit_code_of(answer)
 
 
-def guarded(answer) -> int:
+def exit_code_of(answer) -> int:
   """The exit code of answer(), which is 0 if it gives none."""
   command = pathlib.Path(sys.argv[0]).name
   sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore
@@ -200,18 +200,18 @@ def load(path: str, overrides=(), checkpoint='') -> Any:
   if path:
     config = load_file(path)
   else:
-    from longjax.weights import section
+    from longjax.weights import model_section
 
-    config = section.config_of(checkpoint).lock()
+    config = model_section.config_of(checkpoint).lock()
   # Open keys are None. A config without the section is refused by checks.check.
   model = config.get('model')
   is_open = hasattr(model, 'items') and None in schema.flat(model).values()
   if MODEL in overrides or is_open:
-    from longjax.weights import section  # jax takes a second or more
+    from longjax.weights import model_section  # jax takes a second or more
 
     spec = dict(overrides).get('weights', config.weights)
     with config.unlocked(), config.ignore_type():
-      config.model = section.model_of(spec, config.model)
+      config.model = model_section.model_of(spec, config.model)
   for key, text in overrides:
     if (key, text) != MODEL:
       config_values.override(config, key, text)

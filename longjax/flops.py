@@ -9,7 +9,7 @@ def matmul_params(config) -> int:
 
 
 def train_step(
-  config, tokens, squares, memory_pairs=0, frozen=0, windowed=None
+  config, tokens, squared_lengths, memory_pairs=0, frozen=0, windowed=None
 ) -> float:
   """FLOPs of forward and backward; recomputation earns no credit.
 
@@ -17,16 +17,18 @@ def train_step(
 
   Args:
     config: llama.Llama.
-    tokens, squares, memory_pairs, windowed: as for `attention`.
+    tokens, squared_lengths, memory_pairs, windowed: as for `attention`.
     frozen: parameters that multiply and get no gradient: 4 each and token.
   """
   products = 6.0 * matmul_params(config) - 2.0 * frozen
   return products * tokens + attention(
-    config, tokens, squares, memory_pairs, windowed
+    config, tokens, squared_lengths, memory_pairs, windowed
   )
 
 
-def attention(config, tokens, squares, memory_pairs=0, windowed=None) -> float:
+def attention(
+  config, tokens, squared_lengths, memory_pairs=0, windowed=None
+) -> float:
   """FLOPs of causal attention in a step: 6 * layers * heads * head_dim *
   length^2 per document, 4 * length^2 / 2 per head and dim forward and twice
   that backward.
@@ -34,25 +36,25 @@ def attention(config, tokens, squares, memory_pairs=0, windowed=None) -> float:
   Args:
     config: llama.Llama.
     tokens: in the step.
-    squares: sum over the documents of length^2.
+    squared_lengths: sum over the documents of length^2.
     memory_pairs: sum over the rows of tokens of the row x tokens of other rows
       that it attends to, in each memory layer.
-    windowed: `squares` within config.window, see `within`; None is `squares`.
+    windowed: those within config.window, see `within`; None is the same.
   """
   if config.group:
-    squares = min(squares, tokens * config.group)
+    squared_lengths = min(squared_lengths, tokens * config.group)
   heads = 6 * config.heads * config.head_dim
   # Attention to other rows is not causal: no triangle.
-  windowed = squares if windowed is None else windowed
+  windowed = squared_lengths if windowed is None else windowed
   pairs = 2 * len(config.memory.layers) * memory_pairs
   for layer in range(config.layers):
-    pairs += windowed if config.kind(layer).window else squares
+    pairs += windowed if config.kind(layer).window else squared_lengths
   return heads * pairs
 
 
 def within(lengths, window: int):
-  """`squares` of documents of these lengths, for layers with a window: twice
-  the pairs of tokens that attend, as length^2 is without one; numpy."""
+  """Of documents of these lengths, for layers with a window, twice the pairs of
+  tokens that attend, as length^2 is without one; numpy."""
   beyond = (lengths - window).clip(0) if window else 0 * lengths
   return (lengths**2 - beyond**2).sum()
 

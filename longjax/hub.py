@@ -38,7 +38,7 @@ TOKENIZER = re.compile(
 )
 # What git has instead of a large file where git-lfs did not fetch it.
 POINTER = b'version https://git-lfs.github.com/'
-POINTS = 'a pointer of git-lfs; fetch the file: git lfs pull'
+LFS_POINTER = 'a pointer of git-lfs; fetch the file: git lfs pull'
 RETRIES = 5  # of a range, without a byte in between
 RESOLVED: dict[str, str] = {}  # by this process: name -> with its commit
 LARGE = '.safetensors'  # what `stream` reads by ranges

@@ -95,11 +95,11 @@ def split(params, options):
   return pick(True), pick(False)
 
 
-def join(learning, frozen):
+def join(trainable, frozen):
   """Undoes `split`."""
   return jax.tree.map(
     lambda x, y: y if x is None else x,
-    learning, frozen, is_leaf=lambda x: x is None,
+    trainable, frozen, is_leaf=lambda x: x is None,
   )  # fmt: skip
 
 

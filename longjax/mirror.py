@@ -32,7 +32,7 @@ def local(workdir) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def following(workdir, log=print) -> Iterator[Callable[[], None]]:
+def mirrored(workdir, log=print) -> Iterator[Callable[[], None]]:
   """Keeps a bucket up to date with local(workdir); does nothing for another.
 
   Yields:

@@ -73,7 +73,7 @@ class Progress:
 
 
 @contextlib.contextmanager
-def never_silent(
+def with_heartbeat(
   log: Callable[[str], object], seconds: float = SILENT_SECONDS
 ) -> Iterator[Callable[[str], object]]:
   """Yields `log`; inside, a line comes after so many seconds without one, after

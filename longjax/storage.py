@@ -69,11 +69,11 @@ def check_files(directory):
 def check_file(path):
   """InputError for one such; OSError where there is none."""
   status = os.stat(path)
-  if is_hollow(status) or not stat.S_ISREG(status.st_mode):
+  if is_sparse(status) or not stat.S_ISREG(status.st_mode):
     raise InputError(f'{path} is not a regular file, or is a sparse file')
 
 
-def is_hollow(status) -> bool:
+def is_sparse(status) -> bool:
   """Whether a file is far larger than what the disk holds of it."""
   held = status.st_blocks * 512
   return status.st_size > MOST_BYTES and held * 16 < status.st_size

@@ -27,7 +27,7 @@ def refused(script, *arguments, **environment) -> str:
 
 def refused_here(answer, capsys) -> str:
   """The one line with which answer() is refused in this process."""
-  return one_line(cli.guarded(answer), capsys.readouterr().err)
+  return one_line(cli.exit_code_of(answer), capsys.readouterr().err)
 
 
 def one_line(code, text) -> str:

@@ -27,7 +27,7 @@ from longjax import config_values, errors, hub, weights
 from longjax.data import chat, downloads, sources, tokenizer
 from longjax.evals import graphwalks, longbench, markdown, mrcr, prompts
 from longjax.evals import records as reading
-from longjax.weights import convert, section
+from longjax.weights import convert, model_section
 
 SECRET = 'secret'  # lies beside the directories of the cases
 quiet = lambda *_: None
@@ -201,7 +201,7 @@ def damaged_weights(rng, root, seed):
 def checkpoints(rng, root, seed):
   copied(rng, root, 'checkpoint')
   if rng.random() < 0.5:
-    section.config_of(str(root))
+    model_section.config_of(str(root))
   weights.load(root)
 
 

@@ -220,7 +220,7 @@ def test_a_full_disk_is_one_line_and_an_error_of_ours_a_traceback(
 
   if says is None:
     with pytest.raises(OSError):
-      cli.guarded(fail)
+      cli.exit_code_of(fail)
   else:
     assert says in commands.refused_here(fail, capsys)
 

@@ -126,7 +126,7 @@ def test_longalign_writes_what_its_pre_tokenize_py_writes(llama2):
 
 def test_llama_3_by_hand(llama3):
   begin, _, _, _, _, _, head, tail, _, turn = range(264, 274)
-  assert llama3.bos == begin and llama3.ident('<|eot_id|>') == turn
+  assert llama3.bos == begin and llama3.token_to_id('<|eot_id|>') == turn
   made = chat.encode(say(' w ', 'hello'), llama3, 'llama3')
   who = [ord(c) for c in 'assistant']
   ids = [begin, head, 259, tail, 256, ord('w'), turn]
@@ -149,7 +149,7 @@ def test_answers_and_their_ends_are_learned(template, request):
 
 def test_what_a_message_says_ends_no_turn(llama3):
   made = chat.encode(TALKS[2], llama3, 'llama3')
-  turns = made.tokens.tolist().count(llama3.ident('<|eot_id|>'))
+  turns = made.tokens.tolist().count(llama3.token_to_id('<|eot_id|>'))
   assert turns == len(TALKS[2])
 
 

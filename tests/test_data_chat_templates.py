@@ -319,7 +319,7 @@ def test_what_stands_before_a_text_may_change_its_ids(space, tmp_path):
       chat.encode(messages, tokens, 'tokenizer')
   else:
     found = chat.encode(messages, tokens, 'tokenizer')
-    assert found.tokens.tolist().count(tokens.ident('</s>')) == 2
+    assert found.tokens.tolist().count(tokens.token_to_id('</s>')) == 2
 
 
 @pytest.mark.slow

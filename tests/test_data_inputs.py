@@ -384,7 +384,7 @@ def test_an_id_outside_the_vocabulary_is_named(tmp_path):
 
 def test_the_tokenizer_of_ids_is_compared_if_it_is_given(tmp_path):
   root = write(tmp_path / 'r', a_jsonl='{"input_ids": [1, 2]}')
-  digest = prepare.tokenizer.load('bytes').digest
+  digest = prepare.tokenizers.load('bytes').digest
   data, _ = prepared(root, kind='tokens', tokenizer=digest[:12])
   assert data.manifest['sources'][0]['tokenizer'] == digest[:12]
   with pytest.raises(errors.InputError, match=digest[:12]):

@@ -233,8 +233,8 @@ def test_cutting_a_row_makes_segments_and_changes_no_token():
   assert after.segments.tolist() == [1, 1, 2, 3, 4, 4, 5, 5]
   for name in ('tokens', 'targets', 'weights'):
     assert (getattr(before, name) == getattr(after, name)).all()
-  assert plan.squares() == 9 + 25
-  assert pack.cut_segments(plan, 2).squares() == 4 + 1 + 1 + 4 + 4
+  assert plan.squared_lengths() == 9 + 25
+  assert pack.cut_segments(plan, 2).squared_lengths() == 4 + 1 + 1 + 4 + 4
 
 
 @pytest.mark.parametrize('rule', ['concatenate', 'best_fit', 'whole'])

@@ -34,7 +34,7 @@ def made(tmp_path, name='out', log=lambda _: None, **wanted):
 
 
 def texts(data):
-  tokens = prepare.tokenizer.load('bytes')
+  tokens = prepare.tokenizers.load('bytes')
   return [
     tokens.decode(data.tokens(i)).removesuffix('<eos>')
     for i in range(len(data.lengths))
@@ -130,7 +130,7 @@ def test_a_store_is_not_made_in_a_bucket(tmp_path, monkeypatch):
   path = tree(tmp_path / 'r', a='text')
   config = common.base('tiny')
   config.data.sources = dict(text=dict(path=path))
-  tokens = prepare.tokenizer.load('bytes')
+  tokens = prepare.tokenizers.load('bytes')
   with pytest.raises(errors.InputError, match='gs://b/o: a store lies on a'):
     prepare.prepare(config, tokens, directory='gs://b/o')
   config.data.directory = 'gs://b/o'
@@ -143,7 +143,7 @@ def test_a_document_without_tokens_is_counted_as_short(tmp_path):
   library = pytest.importorskip('tokenizers')
   letters = library.models.BPE({'a': 0}, [])
   library.Tokenizer(letters).save(str(tmp_path / 'tokenizer.json'))
-  tokens = prepare.tokenizer.load(tmp_path / 'tokenizer.json')
+  tokens = prepare.tokenizers.load(tmp_path / 'tokenizer.json')
   config = common.base('tiny')
   path = tree(tmp_path / 'r', a='a', b='b')
   config.data.sources = dict(text=dict(path=path))

@@ -161,7 +161,7 @@ def test_tokens_that_somebody_added_to_a_model_are_not_lost(small, tmp_path):
   definition['added_tokens'].append(added)
   whole.write_text(json.dumps(definition))
   tokens = tokenizer.load(tmp_path)
-  assert tokens.ident('<|im_end|>') == tokens.vocab - 1
+  assert tokens.token_to_id('<|im_end|>') == tokens.vocab - 1
 
 
 def test_a_broken_config_and_a_place_without_tokenizer_are_named(
@@ -199,8 +199,8 @@ def test_tiktoken_ranks_have_256_specials_after_them(tmp_path):
   assert tokens.encode('ab  world ====').tolist() == [256, 32, 262, 32, 264]
   assert (tokens.bos, tokens.eos) == (base, base + 1)
   assert (tokens.document_start, tokens.document_end) == (base, base + 1)
-  assert tokens.ident('<|eot_id|>') == base + 9
-  assert tokens.ident('<|reserved_special_token_245|>') == base + 255
+  assert tokens.token_to_id('<|eot_id|>') == base + 9
+  assert tokens.token_to_id('<|reserved_special_token_245|>') == base + 255
   text = 'a<|eot_id|>'
   assert tokens.decode(tokens.encode(text)) == text
   assert max(tokens.encode(text)) < base
@@ -354,7 +354,7 @@ def test_llama_3_has_the_ids_of_meta_and_of_tiktoken(llama3, nasty):
   encoded = llama3.encode_batch([text for text, _ in cases])
   assert [x.tolist() for x in encoded] == [ids for _, ids in cases]
   assert (llama3.vocab, llama3.bos, llama3.eos) == (128_256, 128_000, 128_001)
-  assert llama3.ident('<|eot_id|>') == 128_009
+  assert llama3.token_to_id('<|eot_id|>') == 128_009
   tiktoken = pytest.importorskip('tiktoken')
   archive = downloads.fetch(*LLAMA_MODELS)
   raw = downloads.extract(archive, META).read_bytes()

@@ -199,10 +199,10 @@ def test_what_is_made_ahead_comes_in_order_and_with_its_errors():
     yield from range(5)
     raise InputError('six')
 
-  assert [*prompts.ahead(range(9), 2)] == [*range(9)]
+  assert [*prompts.prefetch(range(9), 2)] == [*range(9)]
   found = []
   with pytest.raises(InputError, match='six'):
-    found.extend(prompts.ahead(made(), 2))
+    found.extend(prompts.prefetch(made(), 2))
   assert found == [*range(5)]
 
 

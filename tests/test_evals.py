@@ -21,7 +21,7 @@ from longjax.evals import (
   passkey,
   position_loss,
   prompts,
-  stages,
+  saved_results,
 )
 from longjax.evals.result_cache import ResultCache
 from longjax.inference import language_model
@@ -161,7 +161,7 @@ def test_evaluations_while_training_are_those_of_its_checkpoints(
   config.eval.update(length=128, every_steps=2)
   programs = language_model._nll._cache_size()
   assert loop.main(config, tmp_path / 'run', lambda _: None) == 0
-  untrained, live, _ = stages.load(tmp_path / 'run', config).values()
+  untrained, live, _ = saved_results.load(tmp_path / 'run', config).values()
   mesh = sharding.make_mesh(2, 4)
   params, model = evals.load(
     tmp_path / 'run/checkpoints/2', checks.llama_config(config), mesh

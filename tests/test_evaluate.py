@@ -207,7 +207,7 @@ def test_a_model_with_memory_reads_in_windows(monkeypatch, make_mesh):
   config.train.seq_len = 64
   model = llama.Llama(**MODEL, dtype='float32', memory=dict(layers=(1,)))
   params = {'norm': np.ones(2)}
-  ends = language_model.ends_of(tokens)
+  ends = language_model.stop_token_ids(tokens)
   lm = language_model.from_config(params, model, make_mesh(1, 1), config, ends)
   monkeypatch.setattr(memory, 'nll', lambda p, m, batch, options, *_: options)
   assert lm.nll(None).window == 64

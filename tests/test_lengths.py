@@ -73,7 +73,7 @@ def test_a_micro_batch_has_the_shortest_length_that_holds_its_rows(batches):
 def test_the_devices_choose_the_lengths_of_the_plan(batches, make_mesh):
   plan, short, _ = batches
   mesh = make_mesh(1, 2)
-  measure = train_step.at_shortest(
+  measure = train_step.dispatch_by_length(
     lambda _, batch: (jnp.array(batch.tokens.shape[1]), batch.tokens.sum()),
     [*LENGTHS, 64], mesh,
   )  # fmt: skip

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import (
 
 from configs import tiny
 from longjax.errors import InputError
-from longjax.evals import stages
+from longjax.evals import saved_results
 from longjax.train import goodput, metrics
 
 
@@ -76,10 +76,10 @@ def test_damaged_files_of_a_run_are_passed_over(tmp_path):
   for name, content in dict(a=b'{}', b=b'\xff', c=b'[]').items():
     (tmp_path / 'evals' / f'{name}.json').write_bytes(content)
   config = tiny.get_config()
-  assert not stages.done(tmp_path, 'a', config)
-  stages.save(tmp_path, 'a', config, dict(x=1))
-  assert stages.done(tmp_path, 'a', config)
-  assert stages.load(tmp_path, config) == dict(a=dict(x=1))
+  assert not saved_results.done(tmp_path, 'a', config)
+  saved_results.save(tmp_path, 'a', config, dict(x=1))
+  assert saved_results.done(tmp_path, 'a', config)
+  assert saved_results.load(tmp_path, config) == dict(a=dict(x=1))
 
 
 def test_a_log_that_is_moved_away_begins_anew(tmp_path):

@@ -212,7 +212,7 @@ def test_supervising_64_chips_of_v5p_reads_as_one_would_type_it(dry):
     dry('supervise', *DRY, '--topology=v5p:4x4x4')
     == f"""\
 # llama3-8b-512k: v5p:4x4x4, 64 chips, on-demand: 64 chip-hours an hour, from \
-when it is there until pod.py down
+when it is active until pod.py down
 {QUEUED} describe llama3-8b-512k {WHERE} --format=json
 # llama3-8b-512k: absent
 {QUEUED} create llama3-8b-512k {WHERE} --accelerator-type=v5p-128 \
@@ -712,7 +712,7 @@ def test_down_deletes_what_up_made_and_nothing_else(cloud):
   verbs.up(Quiet(), pod())
   assert verbs.down(terminal, pod()) == 0
   assert verbs.down(terminal, pod()) == 0
-  assert terminal.lines == ['run: deleted', 'run: there is none']
+  assert terminal.lines == ['run: deleted', 'run: nothing to delete']
   assert requests(there) == ['create', 'delete']
 
 

@@ -27,7 +27,7 @@ def test_lines_have_amount_rate_and_time_left():
 
 def test_a_line_comes_where_work_is_silent():
   lines = []
-  with progress.never_silent(lines.append, 0.1) as log:
+  with progress.with_heartbeat(lines.append, 0.1) as log:
     log('compiling')
     time.sleep(0.5)  # lines after 0.1, 0.2 and 0.4 s
     assert lines[0] == 'compiling' and len(lines) >= 3

@@ -293,7 +293,7 @@ def compare(rng, ours, theirs, seed):
   for text in texts_of(rng):
     if not any(name in text for name in theirs.special):
       assert ours.encode(text).tolist() == theirs.encode(text), (seed, text)
-  names = [n for n in theirs.special if ours.ident(n) is not None]
+  names = [n for n in theirs.special if ours.token_to_id(n) is not None]
   for text in texts_of(rng, names):
     ids = ours.encode(text, names).tolist()
     if not isinstance(ours.encoder, tokenizer.encoders.SentencePiece):

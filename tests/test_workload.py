@@ -19,7 +19,7 @@ def config_of(**changes):
 def test_one_document_a_row_needs_half_the_square():
   work = workload(config_of(train__batch=2))
   assert work.lengths == (1024, 1024)
-  assert work.squares == 2 * 1024**2
+  assert work.squared_lengths == 2 * 1024**2
   assert work.needed == 2 * (1024 / 64) ** 2 / 2
   # zigzag, whole blocks: the triangle with its diagonal
   assert work.executed == 2 * 16 * 17 / 2
@@ -35,7 +35,7 @@ def test_in_zigzag_each_hop_but_the_first_holds_half_of_the_pairs():
 def test_documents_that_end_at_the_borders_of_a_member_need_no_later_hop():
   work = workload(config_of(train__batch=1, data__layout='contiguous'), '256')
   assert work.hops == (4 * 5 / 2, 0, 0, 0)
-  assert work.squares == 4 * 256**2
+  assert work.squared_lengths == 4 * 256**2
 
 
 def test_rows_are_shared_out_and_counted_by_the_slowest_ring():

@@ -85,7 +85,7 @@ def source(name: str, tokenizer) -> str:
       )
     return tokenizer.chat_template
   for token in TEMPLATES.get(name, ()):
-    if tokenizer.ident(token) is None:
+    if tokenizer.token_to_id(token) is None:
       raise errors.InputError(
         f'the chat template {name!r} needs the token {token}, which the '
         f'tokenizer of {tokenizer.vocab} ids lacks; use another template'
@@ -156,7 +156,7 @@ def learns_end(tokenizer, template: str) -> bool:
     name = end(tokenizer, template)
   except errors.InputError:  # each conversation will tell
     return True
-  (ends,) = np.nonzero(made.tokens == tokenizer.ident(name))
+  (ends,) = np.nonzero(made.tokens == tokenizer.token_to_id(name))
   return bool(made.weights[ends[-1]])
 
 

@@ -7,7 +7,7 @@ each is exact for the models that its own authors wrote. An encoder has
   settings         the model's own settings of its special tokens
   around           ids before and after a text where no setting says so;
                    `bos`, which the settings may have changed, is given
-  ident            name of a token -> id or None
+  token_to_id            name of a token -> id or None
   names            id -> name of its token
   prefix_space     whether texts get a space before them; None: no setting says
   encode           texts -> lists of ids, on all cores; special names are text
@@ -60,13 +60,13 @@ class Settings(NamedTuple):
     return other._replace(**said)
 
 
-UNSAID = Settings()
+NO_SETTINGS = Settings()
 
 
 class HuggingFace:
   """A tokenizer.json."""
 
-  def __init__(self, definition: str, settings=UNSAID):
+  def __init__(self, definition: str, settings=NO_SETTINGS):
     self._inner = tokenizers.Tokenizer.from_str(definition)
     self._inner.encode_special_tokens = True  # special names are plain text
     self._inner.no_truncation()
@@ -76,7 +76,7 @@ class HuggingFace:
     # Not their number: somebody may have left ids out.
     self.vocab = 1 + max(self._inner.get_vocab().values(), default=-1)
     self.settings = settings
-    self.ident = self._inner.token_to_id
+    self.token_to_id = self._inner.token_to_id
     added = self._inner.get_added_tokens_decoder().values()
     self.special = frozenset(token.content for token in added if token.special)
     splitter = self._inner.pre_tokenizer
@@ -105,7 +105,7 @@ class HuggingFace:
       here = marked[at : at + len(part.text)]
       at += len(part.text)
       if part.special or here.all() or not here.any():
-        one = [self.ident(part.text)] if part.special else None
+        one = [self.token_to_id(part.text)] if part.special else None
         ids += one or self.encode([part.text])[0]
         flags.append(np.full(len(ids) - sum(map(len, flags)), here.any()))
       else:
@@ -143,7 +143,7 @@ class HuggingFace:
       return False
     name = min(self.special, default='')
     (text,), (spaced,) = self.encode(['a']), self.encode([' a'])
-    mark = [self.ident(name)] if name else []
+    mark = [self.token_to_id(name)] if name else []
     whole = self._with_special(f'a{name} a{name}a').ids
     return not name or whole == [*text, *mark, *spaced, *mark, *text]
 
@@ -172,7 +172,7 @@ class HuggingFace:
 class SentencePiece:
   """A tokenizer.model of SentencePiece (Llama 2, OpenLLaMA)."""
 
-  def __init__(self, model: bytes, settings=UNSAID):
+  def __init__(self, model: bytes, settings=NO_SETTINGS):
     form = sentencepiece_model_pb2.ModelProto  # pyright: ignore
     self._model, self._proto = model, form.FromString(model)
     for part in ('trainer_spec', 'normalizer_spec'):  # they end the file
@@ -192,7 +192,7 @@ class SentencePiece:
     self.settings = settings.over(Settings(own_bos, own_eos))
     self.prefix_space = self._proto.normalizer_spec.add_dummy_prefix
     self.names = lambda: dict(enumerate(names))
-    self.ident = {name: i for i, name in enumerate(names)}.get
+    self.token_to_id = {name: i for i, name in enumerate(names)}.get
     self.special = frozenset(self._control.values())
 
   def with_one_prefix(self):
@@ -218,7 +218,7 @@ class SentencePiece:
       encode = self._later.encode if at else self._inner.encode
       at += len(part.text)
       if part.special:
-        made, flag = [self.ident(part.text)], np.array([here.any()])
+        made, flag = [self.token_to_id(part.text)], np.array([here.any()])
       else:
         made = encode(part.text)
         flag = np.zeros(len(made), bool)

@@ -11,13 +11,13 @@ BATCH_CHARS = 1 << 21  # of text tokenized at once
 DIGEST_DIGITS = 12  # of a tokenizer, as launch/prepare.py prints them
 
 
-def of_unit(unit: reading.Unit, tokens, place) -> Iterator[store.Entry]:
+def of_unit(unit: reading.Unit, tokenizer, place) -> Iterator[store.Entry]:
   """Yields the documents of a unit, tokenized; returns what was left out."""
   tally, signatures = reading.Tally(unit.source), []
   near = unit.settings['duplicates'] == 'near'
   encode = dict(chat=_chats, tokens=_given).get(unit.settings['kind'], _texts)
   for batch in _batches(reading.read(unit, tally)):
-    for text, entry in encode(batch, unit, tokens, tally):
+    for text, entry in encode(batch, unit, tokenizer, tally):
       if near:
         signatures.append(duplicates.signature(text))
       yield entry
@@ -42,13 +42,13 @@ def _batches(documents) -> Iterator[list]:
     yield batch
 
 
-def _texts(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
+def _texts(batch, unit, tokenizer, tally) -> Iterator[tuple[str, store.Entry]]:
   """Yields (text, entry); counts those that give no tokens."""
-  ends = tokens.document_start, tokens.document_end
+  ends = tokenizer.document_start, tokenizer.document_end
   start, end = (
     np.array([i for i in [x] if i is not None], np.int32) for x in ends
   )
-  encoded = tokens.encode_batch([d.text for d in batch], batch[0].special)
+  encoded = tokenizer.encode_batch([d.text for d in batch], batch[0].special)
   for document, ids in zip(batch, encoded):
     ids = np.concatenate([start, ids, end])
     if len(ids):
@@ -58,14 +58,14 @@ def _texts(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
       tally.short += 1
 
 
-def _chats(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
+def _chats(batch, unit, tokenizer, tally) -> Iterator[tuple[str, store.Entry]]:
   """Yields (contents, entry); counts what is no conversation."""
   settings = unit.settings
   for document in batch:
     messages, tools = document.chat
     try:
       ids, mask = chat.encode(
-        messages, tokens, settings['template'], settings['loss'], tools
+        messages, tokenizer, settings['template'], settings['loss'], tools
       )
     except errors.InputError as error:
       tally.read -= 1
@@ -80,23 +80,23 @@ def _chats(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
     )
 
 
-def _given(batch, unit, tokens, tally) -> Iterator[tuple[str, store.Entry]]:
+def _given(batch, unit, tokenizer, tally) -> Iterator[tuple[str, store.Entry]]:
   """Yields ('', entry) of ids as they are; InputError for one too large."""
   made_by = unit.settings['tokenizer']
   if made_by and (
-    len(made_by) < DIGEST_DIGITS or not tokens.digest.startswith(made_by)
+    len(made_by) < DIGEST_DIGITS or not tokenizer.digest.startswith(made_by)
   ):
     raise errors.InputError(
       f'source {unit.source!r}: its ids were made with a tokenizer of digest '
-      f'{made_by!r}, but data.tokenizer has {tokens.digest[:DIGEST_DIGITS]}'
+      f'{made_by!r}, but data.tokenizer has {tokenizer.digest[:DIGEST_DIGITS]}'
     )
   for document in batch:
     ids, mask, place = document.given
-    if ids.min() < 0 or ids.max() >= tokens.vocab:
-      wrong = np.flatnonzero((ids < 0) | (ids >= tokens.vocab))
+    if ids.min() < 0 or ids.max() >= tokenizer.vocab:
+      wrong = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab))
       raise errors.InputError(
         f'source {unit.source!r}: {document.name} has the id {ids[wrong[0]]} '
         f'at token {wrong[0]}, but data.tokenizer has the ids 0 to '
-        f'{tokens.vocab - 1}; name the tokenizer that made them'
+        f'{tokenizer.vocab - 1}; name the tokenizer that made them'
       )
     yield '', store.Entry(document.name, unit.source, ids, 0, mask, place)

@@ -14,17 +14,17 @@ from longjax.data import downloads, prepare, prospector
 from longjax.data import store as stores
 
 
-def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
+def keep(config, tokenizer, model: str, share, pairs, out, nll) -> stores.Store:
   """Makes a store of the documents that a score keeps.
 
   Args:
     config: its data is prepared first.
-    tokens: the tokenizer.
+    tokenizer: the tokenizer.
     model: a path or 'package:...', which `nll` loads; or 'gzip'.
     share: text of the share of documents to keep; '' is a half, of gzip 0.6.
     pairs: text of the pairs of chunks scored; '' is prospector.PAIRS.
     out: a new directory; the scores go into OUT.scores.jsonl.
-    nll: (model, tokens) -> the function that gives the prospector losses;
+    nll: (model, tokenizer) -> the function that gives the prospector losses;
       passed in, so that nothing here imports jax.
 
   Returns:
@@ -41,14 +41,14 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
     raise errors.InputError(f'{out} holds a store already; choose another')
   if not by_gzip:
     downloads.locate(model)
-  whole = prepare.prepare(config, tokens)
+  whole = prepare.prepare(config, tokenizer)
   made_by = dict(kept=share, of=whole.digest, scored_by=model)
   if by_gzip:
-    kept = middle(compression(whole, tokens), share)
+    kept = middle(compression(whole, tokenizer), share)
   else:
     made_by['pairs'] = pairs
     scores = prospector.score_store(
-      whole, nll(model, tokens), f'{out.rstrip("/")}.scores.jsonl',
+      whole, nll(model, tokenizer), f'{out.rstrip("/")}.scores.jsonl',
       dict(model=model), pairs=pairs,
     )  # fmt: skip
     kept = prospector.best([s.score for s in scores], share)
@@ -57,17 +57,17 @@ def keep(config, tokens, model: str, share, pairs, out, nll) -> stores.Store:
       f'--keep {share} of {len(whole.lengths)} documents keeps none'
     )
   stores.write(
-    out, prospector.entries(whole, kept), vocab=tokens.vocab,
-    tokenizer=tokens.digest, spec=[made_by, whole.manifest['spec']],
+    out, prospector.entries(whole, kept), vocab=tokenizer.vocab,
+    tokenizer=tokenizer.digest, spec=[made_by, whole.manifest['spec']],
   )  # fmt: skip
   return stores.open_store(out)
 
 
-def compression(store, tokens) -> np.ndarray:
+def compression(store, tokenizer) -> np.ndarray:
   """float [documents]: bytes of the text over those that gzip makes of it."""
   ratios = []
   for number in range(len(store.lengths)):
-    text = tokens.decode(store.tokens(number)).encode('utf-8', 'replace')
+    text = tokenizer.decode(store.tokens(number)).encode('utf-8', 'replace')
     ratios.append(len(text) / len(gzip.compress(text, mtime=0)))
   return np.array(ratios)
 

@@ -178,7 +178,7 @@ def _format(stem: str, file, options: Options) -> Format | str | None:
   signed = [f for f in FORMATS.values() if f.sign and head.startswith(f.sign)]
   other = [what for sign, what in SIGNS.items() if head.startswith(sign)]
   if head.startswith(hub.POINTER) and not options.whole:
-    other.append(hub.POINTS)
+    other.append(hub.LFS_POINTER)
   if (form or signed) and not (refused or other or options.whole):
     return signed[0] if signed else form
   refused += other

@@ -39,7 +39,7 @@ def describe(pipe, store, tokenizer, step=0) -> str:
       f'row {r}: {name} ({", ".join(sources)}), {len(lengths)} segments of '
       f'{lengths.min()} to {lengths.max()} tokens, '
       f'{np.count_nonzero(row.weights):,} predicted, positions to '
-      f'{row.positions.max()}, cost {row_plan.squares():.3g}',
+      f'{row.positions.max()}, cost {row_plan.squared_lengths():.3g}',
       f'  documents: {_some([store.name(d) for d in documents])}',
       *_borders(row, tokenizer),
     ]

@@ -321,7 +321,7 @@ def _size(path) -> int:
   status: Any = path.stat()
   if hasattr(status, 'length'):
     return status.length
-  if storage.is_hollow(status):
+  if storage.is_sparse(status):
     raise errors.InputError(
       f'{path} has {status.st_size:,} bytes, but no content'
     )

@@ -285,7 +285,7 @@ class RowPlan(NamedTuple):
     """int64 [jumps]: columns inside a segment where another text begins."""
     return self.column[~self.new_segment]
 
-  def squares(self, window: int = 0) -> float:
+  def squared_lengths(self, window: int = 0) -> float:
     """The sum of length^2 over segments, to which attention is proportional;
     of layers with a window as flops.within."""
     lengths = np.bincount(np.cumsum(self.new_segment), self.length)

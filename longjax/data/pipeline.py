@@ -34,9 +34,9 @@ class BatchPlan(NamedTuple):
   tokens: int  # of all rows, without padding
   lengths: np.ndarray  # int64 [batch]; tokens that row r is computed at
 
-  def squares(self, window: int = 0) -> float:
+  def squared_lengths(self, window: int = 0) -> float:
     """The sum of length^2 over the segments of all rows, see RowPlan."""
-    return sum(row.squares(window) for row in self.rows)
+    return sum(row.squared_lengths(window) for row in self.rows)
 
 
 def check(config):
@@ -128,7 +128,7 @@ class Pipeline:
     # Rows of like cost share a micro-batch, unless packs take several rows.
     row_order = np.arange(self._batch)
     if self._pack_rows == 1:
-      costs = [row.squares() for row in rows]
+      costs = [row.squared_lengths() for row in rows]
       row_order = layout.balance_rows(
         costs, config.mesh.data, config.train.micro_batches
       )
@@ -222,7 +222,7 @@ class Pipeline:
   def _lengths(self, rows) -> np.ndarray:
     """BatchPlan.lengths: of a micro-batch, the shortest that holds its rows.
 
-    train.step.at_shortest finds the same on the devices.
+    train.step.dispatch_by_length finds the same on the devices.
     """
     train = self._config.train
     lengths = np.array(sorted({*train.lengths, train.seq_len}))

@@ -29,8 +29,8 @@ from longjax.data import (
   reading,
   sources,
   store,
-  tokenizer,
 )
+from longjax.data import tokenizer as tokenizers
 
 LOG_SECONDS = 10
 READING = 2  # counts up when the same files give other documents
@@ -47,12 +47,12 @@ class Job(NamedTuple):
   buckets: int = 0
 
 
-def prepare(config, tokens, log=print, directory='') -> store.Store:
+def prepare(config, tokenizer, log=print, directory='') -> store.Store:
   """The training data of a config.
 
   Args:
     config: its `data` section is read.
-    tokens: a tokenizer.Tokenizer.
+    tokenizer: a data.tokenizer.Tokenizer.
     log: called with lines about what is made.
     directory: where to make it; default data.directory, which must then hold
       a store, or else a place in the cache named by everything it is made of.
@@ -62,28 +62,28 @@ def prepare(config, tokens, log=print, directory='') -> store.Store:
   """
   wanted = sources.rooted(config.data.sources, config.data.root)
   if config.data.directory and not directory:
-    made = _open(config.data.directory, tokens)
-    if wanted and _spec(wanted, tokens) != made.manifest['spec']:
+    made = _open(config.data.directory, tokenizer)
+    if wanted and _spec(wanted, tokenizer) != made.manifest['spec']:
       log(f'{made.directory} was made from other sources than data.sources')
     return made
-  return _prepare('data.sources', wanted, tokens, log, directory)
+  return _prepare('data.sources', wanted, tokenizer, log, directory)
 
 
-def held_out(config, tokens, log=print) -> store.Store:
+def held_out(config, tokenizer, log=print) -> store.Store:
   """The documents to evaluate on, as `prepare` from `eval.sources`."""
-  return _prepare('eval.sources', config.eval.sources, tokens, log, '')
+  return _prepare('eval.sources', config.eval.sources, tokenizer, log, '')
 
 
-def find_tokenizer(config, log=print) -> tokenizer.Tokenizer:
+def find_tokenizer(config, log=print) -> tokenizers.Tokenizer:
   """The tokenizer of a config: data.tokenizer, or that of the weights.
 
   Random weights come with bytes.
   """
   spec = config.data.tokenizer or config.weights
   if spec in ('', 'random', 'bytes'):
-    return tokenizer.load('bytes')
+    return tokenizers.load('bytes')
   try:
-    return tokenizer.load(downloads.locate(spec, log, hub.of_tokenizer))
+    return tokenizers.load(downloads.locate(spec, log, hub.of_tokenizer))
   except errors.InputError as error:
     if config.data.tokenizer:
       raise
@@ -115,24 +115,24 @@ def report(made: store.Store) -> str:
   return '\n'.join(lines)
 
 
-def _prepare(key, wanted, tokens, log, directory) -> store.Store:
+def _prepare(key, wanted, tokenizer, log, directory) -> store.Store:
   if not wanted:
     made = ', or set data.directory' if key == 'data.sources' else ''
     raise errors.InputError(
       f'{key} is empty: name the documents as in longjax/data/sources.py{made}'
     )
-  spec = _spec(wanted, tokens)
-  place = storage.real(store.local(directory or _cached(spec, tokens)))
+  spec = _spec(wanted, tokenizer)
+  place = storage.real(store.local(directory or _cached(spec, tokenizer)))
   store.refuse_other(place)
   if not store.exists(place):
     try:
-      _make(place, wanted, tokens, spec, log)
+      _make(place, wanted, tokenizer, spec, log)
     except OSError as error:
       raise errors.InputError(
         f'{place}: cannot write the store: '
         f'{error.strerror or f"is the disk full? {error}"}'
       ) from error
-  made = _open(place, tokens)
+  made = _open(place, tokenizer)
   if made.manifest['spec'] != spec:
     raise errors.InputError(
       f'{place}: holds a store made from other sources; choose another '
@@ -141,41 +141,42 @@ def _prepare(key, wanted, tokens, log, directory) -> store.Store:
   return made
 
 
-def _open(directory, tokens) -> store.Store:
+def _open(directory, tokenizer) -> store.Store:
   made = store.open_store(directory)
-  if made.manifest['tokenizer'] != tokens.digest:
+  if made.manifest['tokenizer'] != tokenizer.digest:
     raise errors.InputError(
       f'{made.directory}: was made with another tokenizer (digest '
-      f'{made.manifest["tokenizer"][:12]}, this one is {tokens.digest[:12]}); '
-      'set data.tokenizer, or make it again with launch/prepare.py'
+      f'{made.manifest["tokenizer"][:12]}, this one is '
+      f'{tokenizer.digest[:12]}); set data.tokenizer, or make it again with '
+      'launch/prepare.py'
     )
   return made
 
 
-def _spec(wanted, tokens) -> list:
+def _spec(wanted, tokenizer) -> list:
   """Everything the documents are made of, as JSON reads it back."""
   prints = []
   for name in sorted(wanted):
     prints.append(sources.fingerprint(name, wanted[name]))
     template = prints[-1][1]['template']
     if template:
-      text = chat.source(template, tokens)
+      text = chat.source(template, tokenizer)
       if template not in chat.TEMPLATES:
         prints[-1].append(hashlib.sha256(text.encode()).hexdigest())
   return json.loads(json.dumps(prints))
 
 
-def _cached(spec, tokens) -> pathlib.Path:
+def _cached(spec, tokenizer) -> pathlib.Path:
   whole = json.dumps(
-    [spec, tokens.digest, parts.FORMAT, READING], sort_keys=True
+    [spec, tokenizer.digest, parts.FORMAT, READING], sort_keys=True
   )
   name = hashlib.sha256(whole.encode()).hexdigest()[:12]
   return cache.directory() / 'prepared' / name
 
 
-def _make(place, wanted, tokens, spec, log):
+def _make(place, wanted, tokenizer, spec, log):
   """Makes the store, or resumes where a killed process left off."""
-  metadata = dict(vocab=tokens.vocab, tokenizer=tokens.digest, spec=spec)
+  metadata = dict(vocab=tokenizer.vocab, tokenizer=tokenizer.digest, spec=spec)
   paths = {name: wanted[name].get('path', '') for name in sorted(wanted)}
   if fetched := {
     n: hub.RESOLVED[p] for n, p in paths.items() if hub.is_name(p)
@@ -188,8 +189,8 @@ def _make(place, wanted, tokens, spec, log):
       return  # another process made it while we waited
     log(f'preparing {", ".join(sorted(wanted))} into {place}')
     _begin(partial, metadata, log)
-    _check_chats(wanted, tokens, log)
-    run = lambda jobs: _run([Job(*job) for job in jobs], tokens, log)
+    _check_chats(wanted, tokenizer, log)
+    run = lambda jobs: _run([Job(*job) for job in jobs], tokenizer, log)
     units = []
     for name in sorted(wanted):
       of_source = sources.units(name, wanted[name], log)
@@ -197,7 +198,7 @@ def _make(place, wanted, tokens, spec, log):
         of_source = reading.regroup(of_source, partial, run)
       units += of_source
     jobs = [Job(u, partial / f'part_{i:05}') for i, u in enumerate(units)]
-    _run(jobs, tokens, log)
+    _run(jobs, tokenizer, log)
     for name in wanted:
       _check_source([job for job in jobs if job.unit.source == name], log)
     drop = duplicates.find(
@@ -213,12 +214,12 @@ def _make(place, wanted, tokens, spec, log):
     parts.clear(partial)
 
 
-def _check_chats(wanted, tokens, log):
+def _check_chats(wanted, tokenizer, log):
   """Names templates with which a model does not learn to end an answer."""
   for name in sorted(wanted):
     settings = sources.check(name, wanted[name])
     chats = settings['kind'] == 'chat' and settings['loss'] == 'answers'
-    if chats and not chat.learns_end(tokens, settings['template']):
+    if chats and not chat.learns_end(tokenizer, settings['template']):
       log(
         f'{name}: answers are learned without their end: the generation blocks '
         f'of the chat template {settings["template"]!r} leave it out'
@@ -255,7 +256,7 @@ def _begin(partial, metadata, log):
     parts.clear(path)
 
 
-def _run(jobs, tokens, log):
+def _run(jobs, tokenizer, log):
   """Does what is left to do, on all cores if it is much."""
   jobs = [job for job in jobs if not job.place.exists()]
   sizes = [
@@ -266,9 +267,9 @@ def _run(jobs, tokens, log):
   count = 0
   bar = progress.Progress('reading', sum(sizes), log, every_seconds=LOG_SECONDS)
   if workers > 1 and sum(sizes) > SMALL_BYTES:
-    results = _in_processes(jobs, tokens, workers)
+    results = _in_processes(jobs, tokenizer, workers)
   else:
-    results = ((i, _write(job, tokens)) for i, job in enumerate(jobs))
+    results = ((i, _write(job, tokenizer)) for i, job in enumerate(jobs))
   for i, made in results:
     count += made
     bar.add(sizes[i])
@@ -276,11 +277,11 @@ def _run(jobs, tokens, log):
     log(f'tokenized {len(jobs)} parts, {count:,} tokens')
 
 
-def _in_processes(jobs, tokens, workers) -> Iterator[tuple[int, int]]:
+def _in_processes(jobs, tokenizer, workers) -> Iterator[tuple[int, int]]:
   """Yields (number of a job, its tokens) as processes finish them."""
   tokens_dir = jobs[0].place.parent / 'tokenizer'
-  tokens.save(tokens_dir)
-  assert tokenizer.load(tokens_dir).digest == tokens.digest
+  tokenizer.save(tokens_dir)
+  assert tokenizers.load(tokens_dir).digest == tokenizer.digest
   pool = concurrent.futures.ProcessPoolExecutor(
     workers,
     # A fork would copy locks that threads of ours hold.
@@ -308,7 +309,7 @@ def _start(tokens_dir):
   """Of each process: one thread, and the tokenizer."""
   threading.Thread(target=_end_with_parent, daemon=True).start()
   os.environ['TOKENIZERS_PARALLELISM'] = 'false'
-  _worker['tokens'] = tokenizer.load(tokens_dir)
+  _worker['tokenizer'] = tokenizers.load(tokens_dir)
 
 
 def _end_with_parent():
@@ -319,13 +320,13 @@ def _end_with_parent():
   os._exit(1)
 
 
-def _write(job: Job, tokens=None) -> int:
+def _write(job: Job, tokenizer=None) -> int:
   """Makes a part, in one piece; the tokens in it."""
   if job.buckets:
     reading.spill(job.unit, job.place, job.buckets)
     return 0
   partial = job.place.with_suffix('.tmp')
-  made = entries.of_unit(job.unit, tokens or _worker['tokens'], partial)
+  made = entries.of_unit(job.unit, tokenizer or _worker['tokenizer'], partial)
   parts.write(partial, made)
   os.rename(partial, job.place)
   table = np.load(job.place / 'documents.npy', allow_pickle=False)
@@ -341,7 +342,7 @@ def _check_source(jobs, log):
     part = json.loads((job.place / parts.PART).read_text())
     for tally in part['left_out']:
       total.merge(tally)
-  sources.finish(unit.settings, total, count)
+  sources.require_documents(unit.settings, total, count)
   if total.bad:
     log(
       f'{unit.source}: left out {total.bad} of {total.read} files or records '

@@ -217,10 +217,10 @@ def documents(
       for document in reading.read(unit, tally):
         yield document
         count += 1
-  finish(check(name, source), tally, count)
+  require_documents(check(name, source), tally, count)
 
 
-def finish(settings: dict, tally: reading.Tally, count: int):
+def require_documents(settings: dict, tally: reading.Tally, count: int):
   """InputError if a source that was read whole gave nothing, or too much bad.
 
   Args:

@@ -61,7 +61,7 @@ class Tokenizer:
     digest: sha256 of the definition, hex.
   """
 
-  def __init__(self, encoder, settings=encoders.UNSAID, files=None):
+  def __init__(self, encoder, settings=encoders.NO_SETTINGS, files=None):
     """Takes an encoder, and what it does not know or has otherwise.
 
     Args:
@@ -73,7 +73,7 @@ class Tokenizer:
     self.settings = settings = settings.over(encoder.settings)
     self.chat_template, self.vocab = settings.chat_template, encoder.vocab
     self.bos, self.eos = (self._known(x) for x in (settings.bos, settings.eos))
-    self.pad = self.ident(settings.pad)
+    self.pad = self.token_to_id(settings.pad)
     before, after = encoder.around(self.bos)
     if settings.add_bos and self.bos is None:
       raise errors.InputError('add_bos_token is true, but bos_token is not set')
@@ -84,9 +84,9 @@ class Tokenizer:
 
   def _known(self, name) -> int | None:
     """The id of a special token; InputError if its name is no token's."""
-    if name and self.ident(name) is None:
+    if name and self.token_to_id(name) is None:
       raise errors.InputError(f'{name!r} is not in the vocabulary')
-    return self.ident(name)
+    return self.token_to_id(name)
 
   def _alone(self, ids) -> int:
     """The only id of what is put before or after a text."""
@@ -107,7 +107,7 @@ class Tokenizer:
       return self.eos
     others = (eos, self.encoder.settings.eos, '</s>')
     names = [*DOCUMENT_ENDS, *(n for n in others if not TURN_END.search(n))]
-    found = (self.ident(name) for name in names)
+    found = (self.token_to_id(name) for name in names)
     return next((i for i in found if i is not None), None)
 
   def encode(self, text: str, special=()) -> np.ndarray:
@@ -121,7 +121,9 @@ class Tokenizer:
 
   def encode_batch(self, texts, special=()) -> list[np.ndarray]:
     """`encode` of many texts on all cores."""
-    marks = {name: i for name in special if (i := self.ident(name)) is not None}
+    marks = {
+      name: i for name in special if (i := self.token_to_id(name)) is not None
+    }
     if not marks:
       texts = [without_surrogates(text) for text in texts]
       return [np.array(ids, np.int32) for ids in self.encoder.encode(texts)]
@@ -158,9 +160,9 @@ class Tokenizer:
     ids = np.asarray(ids).reshape(-1)
     return self.encoder.decode(ids[(ids >= 0) & (ids < self.vocab)].tolist())
 
-  def ident(self, name: str) -> int | None:
+  def token_to_id(self, name: str) -> int | None:
     """The id of a token, special ones included, or None."""
-    return self.encoder.ident(name) if name else None
+    return self.encoder.token_to_id(name) if name else None
 
   def names(self) -> dict[int, str]:
     """The token of each id."""
@@ -289,7 +291,7 @@ def load(spec) -> Tokenizer:
   if not form:
     where = file if file.is_file() else path
     if file.is_file() and storage.content(file).startswith(hub.POINTER):
-      raise errors.InputError(f'{file}: {hub.POINTS}')
+      raise errors.InputError(f'{file}: {hub.LFS_POINTER}')
     raise errors.InputError(f'{where}: not a tokenizer; {NEEDED}')
   encoder = _read(file, form)
   try:

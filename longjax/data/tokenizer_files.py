@@ -40,7 +40,7 @@ class CompanionFiles(NamedTuple):
   def check(self, tokens):
     """InputError if these files change the ids of a tokenizer.Tokenizer."""
     for name, i in self.added.items():
-      own = tokens.ident(name)
+      own = tokens.token_to_id(name)
       if own is None or i not in (None, own):
         raise errors.InputError(
           f'the files beside it add {name!r}{"" if i is None else f" as {i}"}, '

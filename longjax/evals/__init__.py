@@ -35,8 +35,10 @@ def evaluate(
   """
   others = []
   if setup.options.chat:
-    others = [setup.tokenizer.ident(chats.end(setup.tokenizer, chats.OWN))]
-  ends = language_model.ends_of(setup.tokenizer, *others)
+    others = [
+      setup.tokenizer.token_to_id(chats.end(setup.tokenizer, chats.OWN))
+    ]
+  ends = language_model.stop_token_ids(setup.tokenizer, *others)
   lm = language_model.from_config(
     params, model, setup.mesh, setup.config, ends, setup.log
   )

@@ -98,7 +98,7 @@ def search(
   return size
 
 
-def each(build: Callable, spec: PromptSpec) -> Iterator[Sample]:
+def longest_prompts(build: Callable, spec: PromptSpec) -> Iterator[Sample]:
   """Prompts each of which is the largest that fits: one unit more would not.
 
   Args:

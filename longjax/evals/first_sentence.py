@@ -56,7 +56,7 @@ def _starts(text: str) -> list[int]:
 
 TASKS = dict(
   first_sentence=Task(
-    functools.partial(fill.each, build), 96, score.rouge_l, ('\n',)
+    functools.partial(fill.longest_prompts, build), 96, score.rouge_l, ('\n',)
   )
 )
 EVALUATION = prompts.evaluation(

@@ -86,7 +86,7 @@ def label_match(answer: str, references) -> float:
 
 
 def _task(build, *args, **kwargs) -> Task:
-  return Task(functools.partial(fill.each, build), *args, **kwargs)
+  return Task(functools.partial(fill.longest_prompts, build), *args, **kwargs)
 
 
 # RULER's own with a newline before the answer, and shorter answers.

@@ -117,7 +117,7 @@ EVALUATION = Evaluation(
 )  # fmt: skip
 TASKS = dict(
   passkey_original=Task(
-    functools.partial(fill.each, original), 10, first_number
+    functools.partial(fill.longest_prompts, original), 10, first_number
   )
 )
 ORIGINAL = prompts.evaluation(

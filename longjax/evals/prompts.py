@@ -144,7 +144,7 @@ def score_samples(
   """
   text = lambda n: f'{n:,.0f} samples' if n >= 10 else f'{n:.2g} samples'
   progress = Progress(f'  {label}', total, setup.log, text)
-  found, lengths, made = [], [], ahead(made, 2 * setup.batch)
+  found, lengths, made = [], [], prefetch(made, 2 * setup.batch)
   while group := list(itertools.islice(made, setup.batch)):
     key = setup.cache.key(label, task.count, task.stop, *group)
     ask = lambda group=group: scores(lm, setup.tokenizer, task, group)
@@ -155,7 +155,7 @@ def score_samples(
   return found, min(lengths)
 
 
-def ahead(made: Iterable, count: int) -> Iterator:
+def prefetch(made: Iterable, count: int) -> Iterator:
   """The same, up to `count` of them made while the caller is at work."""
   ready: queue.Queue = queue.Queue(count)
 

@@ -42,7 +42,7 @@ def from_config(params, model: llama.Llama, mesh, config, ends, log=None) -> LM:
     model: how to read them.
     mesh: of axes 'data' and 'seq'.
     config: the whole config; `eval.batch`, `data.layout` and `train` are read.
-    ends: ids that end an answer, see `ends_of`.
+    ends: ids that end an answer, see `stop_token_ids`.
     log: called with a progress line every few seconds, or None.
   """
   chunk = config.train.loss_chunk
@@ -56,7 +56,7 @@ def from_config(params, model: llama.Llama, mesh, config, ends, log=None) -> LM:
   )
 
 
-def ends_of(tokenizer, *others: int | None) -> tuple[int, ...]:
+def stop_token_ids(tokenizer, *others: int | None) -> tuple[int, ...]:
   """The ids that end an answer: the end of a document, or one of `others`."""
   return tuple(
     sorted({tokenizer.eos, tokenizer.document_end, *others} - {None})

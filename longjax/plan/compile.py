@@ -220,8 +220,9 @@ def speed(job: Job, real, static) -> dict:
   frozen = lora.frozen_matmuls(llama.abstract(job.model), job.config.lora)
   batch = job.config.train.batch, job.config.train.seq_len
   seen = flops.count_memory_pairs(job.model, *batch)
-  done = lambda squares, windowed: (
-    flops.train_step(job.model, tokens, squares, seen, frozen, windowed) / peak
+  done = lambda squared_lengths, windowed: (
+    flops.train_step(job.model, tokens, squared_lengths, seen, frozen, windowed)
+    / peak
   )
 
   def figures(modelled):
@@ -230,7 +231,7 @@ def speed(job: Job, real, static) -> dict:
       seconds=seconds,
       tokens_per_second_per_chip=tokens / seconds / job.slice.chips,
       mfu_causal=done(*causal) / seconds,
-      mfu_documents=done(job.work.squares, job.work.windowed) / seconds,
+      mfu_documents=done(job.work.squared_lengths, job.work.windowed) / seconds,
     )
 
   parts = sorted(real.parts.items(), key=lambda item: -item[1])
@@ -254,7 +255,7 @@ def attention(job: Job) -> dict:
     times += 4 * model.layers * turns * special['longce']
   # 6 a pair of tokens, and one more matmul of the backward pass.
   needed = flops.attention(
-    model, step.batch * step.seq_len, work.squares,
+    model, step.batch * step.seq_len, work.squared_lengths,
     flops.count_memory_pairs(model, step.batch, step.seq_len), work.windowed,
   ) * 7 / 6  # fmt: skip
   executed = work.executed * unit * times

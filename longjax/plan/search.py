@@ -100,11 +100,11 @@ def estimated_bytes(config) -> float:
   """HBM of a device in a step without compiling, within about 20 %."""
   model, tokens = checks.llama_config(config), local_tokens(config)
   abstract = train_step.abstract_params(config, model)
-  learning = lora.split(abstract, config.lora)[0]
+  trainable = lora.split(abstract, config.lora)[0]
   tx = optimizer.transformation(config.optim, config.train.steps)
-  held = [abstract, jax.eval_shape(tx.init, learning)]
+  held = [abstract, jax.eval_shape(tx.init, trainable)]
   if config.train.micro_batches > 1:
-    held.append(learning)  # the sum of their gradients
+    held.append(trainable)  # the sum of their gradients
   return (
     sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(held))
     / (config.mesh.data * config.mesh.seq)

@@ -19,7 +19,7 @@ class Workload(NamedTuple):
   """The attention of a step: blocks are pairs of `block` tokens."""
 
   lengths: tuple[int, ...]  # of the documents of each row
-  squares: float  # sum over documents of length^2
+  squared_lengths: float  # sum over documents of length^2
   needed: float  # blocks, could they be cut to the token
   executed: float  # blocks of all rows and members
   hops: tuple[float, ...]  # blocks of the busiest member, a micro-batch
@@ -28,7 +28,7 @@ class Workload(NamedTuple):
   # Blocks of a call of attention in the program's scope of that name, in parts
   # of what is counted above; '' is every other scope.
   special: dict[str, float]
-  windowed: float  # `squares` within the window of the model
+  windowed: float  # `squared_lengths` within the window of the model
 
   def windows_save(self, model) -> float:
     """Layers' worth of attention that layers with a window do not do."""
@@ -67,7 +67,7 @@ def workload(config, documents: str = '') -> Workload:
   pairs = (-(-local // block)) ** 2 * (members // rows.shape[2]) / swap
   return Workload(
     lengths=lengths,
-    squares=sum(costs),
+    squared_lengths=sum(costs),
     needed=sum(costs) / 2 / block**2,
     executed=executed,
     hops=tuple(_busiest(rows / swap, step.micro_batches, data).tolist()),

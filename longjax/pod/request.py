@@ -63,7 +63,7 @@ class Pod(NamedTuple):
   arguments: tuple[str, ...] = ()  # of launch/tpu.py
 
   @property
-  def exists(self) -> bool:
+  def uses_existing_hosts(self) -> bool:
     """Whether its hosts were made by somebody else."""
     return bool(self.tpu or self.mig or self.hosts)
 
@@ -117,7 +117,11 @@ def check(pod: Pod):
 
 def on_gke(pod: Pod) -> bool:
   """Whether its TPU is requested from GKE: TPU7x."""
-  return bool(pod.slice and pod.slice.generation == 'tpu7x' and not pod.exists)
+  return bool(
+    pod.slice
+    and pod.slice.generation == 'tpu7x'
+    and not pod.uses_existing_hosts
+  )
 
 
 def accelerator(wanted: slices.Slice) -> list[str]:

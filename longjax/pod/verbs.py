@@ -65,7 +65,11 @@ def run(terminal, pod, code, retries: int, restart: bool) -> int:
       f'{workers[0]["worker"]}); --restart stops that first; follow it with '
       'pod.py logs'
     )
-  more = '' if pod.exists else '; pod.py supervise restarts it if it fails'
+  more = (
+    ''
+    if pod.uses_existing_hosts
+    else '; pod.py supervise restarts it if it fails'
+  )
   terminal.log(f'{pod.name}: training; follow it with pod.py logs{more}')
   return 0
 
@@ -98,7 +102,7 @@ def logs(terminal, pod, worker: str) -> int:
 
 def status(terminal, pod) -> int:
   """The slice, the hosts, the last step."""
-  provider = remote_shell if pod.exists else cloud(pod)
+  provider = remote_shell if pod.uses_existing_hosts else cloud(pod)
   state, reason = provider.state(terminal, pod)
   terminal.log(_state_line(pod, state, reason))
   if state in provider.READY:

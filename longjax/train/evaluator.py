@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from longjax import evals, llama, lora, progress
-from longjax.evals import stages
+from longjax.evals import saved_results
 from longjax.parallel import processes, sharding
 from longjax.train import metrics
 
@@ -45,7 +45,9 @@ class Evaluator(NamedTuple):
     run, inputs = self.run, self.inputs
     if not evals.names(run.config.eval):
       return
-    has = processes.is_primary() and stages.done(run.local, name, run.config)
+    has = processes.is_primary() and saved_results.done(
+      run.local, name, run.config
+    )
     if processes.broadcast_from_primary(has) and not again:
       return
     run.log(f'evaluating: {name}')
@@ -72,7 +74,7 @@ def merged_params(run, params):
 def save_results(run, name: str, step: int | None, results: dict):
   """Stores an evaluation; a full disk must not end training."""
   try:
-    stages.save(run.local, name, run.config, results)
+    saved_results.save(run.local, name, run.config, results)
     if step is not None:
       metrics.evaluated(run.local, step, evals.scalars(results))
   except OSError as error:

@@ -192,7 +192,7 @@ def hold(run) -> Iterator[RunDirectory]:
     return
   with (
     contextlib.closing(held),
-    mirror.following(run.workdir, run.log) as push,
+    mirror.mirrored(run.workdir, run.log) as push,
   ):
     run.clock.attach(run.local)
     yield RunDirectory(held, push)

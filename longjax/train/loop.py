@@ -70,11 +70,11 @@ def main(config, workdir, log=print) -> int:
   """
   # 1. Config and devices.
   model = checks.check(config)
-  log = never_fails(log) if processes.is_primary() else lambda _: None
+  log = without_os_errors(log) if processes.is_primary() else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   workdir, clock = storage.directory(workdir), goodput.Clock()
   with (
-    progress.never_silent(log) as log,
+    progress.with_heartbeat(log) as log,
     preemption.stop_requests() as request,
   ):
     run = Run(config, model, mesh, workdir, log, clock, request)
@@ -238,8 +238,8 @@ def utilization(run: Run, batch, seconds) -> float | None:
   seen = flops.count_memory_pairs(run.model, *shape)
   frozen = lora.frozen_matmuls(llama.abstract(run.model), run.config.lora)
   done = flops.train_step(
-    run.model, batch.tokens, batch.squares(), seen, frozen,
-    windowed=batch.squares(run.model.window),
+    run.model, batch.tokens, batch.squared_lengths(), seen, frozen,
+    windowed=batch.squared_lengths(run.model.window),
   )  # fmt: skip
   return done / (seconds * chip.peak * run.mesh.devices.size)
 
@@ -286,7 +286,7 @@ def open_checkpoints(run: Run) -> checkpoint.Checkpoints:
   """The checkpoints of the run, by the section `checkpoint` of the config."""
   section = run.config.checkpoint
   # The cause of a failed save is known only to the process where it failed.
-  log = run.log if processes.is_primary() else never_fails(print)
+  log = run.log if processes.is_primary() else without_os_errors(print)
   return checkpoint.Checkpoints(
     run.workdir / 'checkpoints', section.keep, log,
     keep_every=section.keep_every_steps, max_failed=section.max_failed,
@@ -330,7 +330,9 @@ def open_profiler(run: Run) -> profiler.Profiler:
 def open_watchdog(run: Run) -> watchdog.Watchdog:
   """On every process, since any may be the one that still answers."""
   # Every process logs for itself, since the primary may be the one that hangs.
-  return watchdog.Watchdog(run.config.train.hang_seconds, never_fails(print))
+  return watchdog.Watchdog(
+    run.config.train.hang_seconds, without_os_errors(print)
+  )
 
 
 def compile_step(run: Run, step_fn, abstract):
@@ -370,8 +372,8 @@ def describe(run: Run, inputs: Inputs):
   """Logs model, attention, devices, tokens a step; rings; data."""
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   params = train_step.abstract_params(run.config, run.model)
-  learning, frozen = lora.split(params, run.config.lora)
-  of_them = f', {size(learning):,} of them trained' if size(frozen) else ''
+  trainable, frozen = lora.split(params, run.config.lora)
+  of_them = f', {size(trainable):,} of them trained' if size(frozen) else ''
   devices, train = run.mesh.devices, run.config.train
   run.log(
     f'{run.config.name}: {size(params):,} parameters{of_them}, '
@@ -385,7 +387,7 @@ def describe(run: Run, inputs: Inputs):
   run.log(inputs.data.summary(train.steps))
 
 
-def never_fails(log):
+def without_os_errors(log):
   """As log; a full disk must not end training."""
 
   def logged(line):

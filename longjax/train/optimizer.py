@@ -97,7 +97,7 @@ def shardings(tx, params, param_shardings, mesh):
 
 
 def guard_init(config):
-  """The state of the guard, see `admit`.
+  """The state of the guard, see `accept_step`.
 
   Returns:
     `losses` and `norms` [optim.spike_window] float32 of the last finite steps;
@@ -108,7 +108,7 @@ def guard_init(config):
   return dict(losses=window, norms=window, taken=zero, skipped=zero)
 
 
-def admit(config, guard, loss, norm):
+def accept_step(config, guard, loss, norm):
   """Whether a step may change the parameters, and the guard after it.
 
   Not if loss or gradient norm is not finite, nor if one is above the mean +
@@ -136,7 +136,7 @@ def admit(config, guard, loss, norm):
 
 
 def update(config, steps, state, grads, loss, weight):
-  """One step of {'params', 'opt', 'guard', 'step'}, guarded by `admit`.
+  """One step of {'params', 'opt', 'guard', 'step'}, guarded by `accept_step`.
 
   A step that is not admitted leaves params and moments bitwise unchanged;
   `step` counts it. A step whose loss weights sum to 0 has no loss to follow: it
@@ -157,7 +157,7 @@ def update(config, steps, state, grads, loss, weight):
   """
   tx = transformation(config, steps)
   norm = optax.tree.norm(grads)
-  ok, guard = admit(config, state['guard'], loss, norm)
+  ok, guard = accept_step(config, state['guard'], loss, norm)
   empty = weight == 0
   ok &= ~empty
   guard = jax.tree.map(

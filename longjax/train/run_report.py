@@ -4,7 +4,7 @@ import json
 import math
 import pathlib
 
-from longjax.evals import comparison, stages
+from longjax.evals import comparison, saved_results
 from longjax.evals.markdown import section, table
 from longjax.progress import duration
 from longjax.train import goodput, metrics
@@ -18,7 +18,7 @@ def write(workdir, config):
     config: the whole config.
   """
   workdir = pathlib.Path(workdir)
-  results = stages.load(workdir, config)
+  results = saved_results.load(workdir, config)
   code = workdir / 'code.json'
   comparison.write_report(
     workdir,

@@ -102,8 +102,8 @@ def fresh(run, abstract, source):
     opt = optimizer.restart_schedule(opt)
   else:
     tx = optimizer.transformation(config.optim, config.train.steps)
-    learning, _ = lora.split(params, config.lora)
-    opt = jax.jit(tx.init, out_shardings=shardings['opt'])(learning)
+    trainable, _ = lora.split(params, config.lora)
+    opt = jax.jit(tx.init, out_shardings=shardings['opt'])(trainable)
   rest = jax.jit(
     lambda: dict(guard=optimizer.guard_init(config.optim), step=jnp.int32(0)),
     out_shardings={k: shardings[k] for k in ('guard', 'step')},

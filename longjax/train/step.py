@@ -31,18 +31,18 @@ def build(config, model, mesh):
   tx = optimizer.transformation(config.optim, config.train.steps)
   params = abstract_params(config, model)
   param_shardings = sharding.params(params, mesh)
-  learning, _ = lora.split(params, config.lora)
-  learning_shardings, _ = lora.split(param_shardings, config.lora)
+  trainable, _ = lora.split(params, config.lora)
+  trainable_shardings, _ = lora.split(param_shardings, config.lora)
   replicated = NamedSharding(mesh, P())
   shapes = dict(
     params=params,
-    opt=jax.eval_shape(tx.init, learning),
+    opt=jax.eval_shape(tx.init, trainable),
     guard=jax.eval_shape(lambda: optimizer.guard_init(config.optim)),
     step=jax.ShapeDtypeStruct((), jnp.int32),
   )
   shardings = dict(
     params=param_shardings,
-    opt=optimizer.shardings(tx, learning, learning_shardings, mesh),
+    opt=optimizer.shardings(tx, trainable, trainable_shardings, mesh),
     guard=jax.tree.map(lambda _: replicated, shapes['guard']),
     step=replicated,
   )
@@ -54,9 +54,9 @@ def build(config, model, mesh):
 
   def step(state, batch):
     loss, grads = gradients(config, state['params'], batch, model, mesh)
-    learning, frozen = lora.split(state['params'], config.lora)
+    trainable, frozen = lora.split(state['params'], config.lora)
     state, values = optimizer.update(
-      config.optim, config.train.steps, dict(state, params=learning), grads,
+      config.optim, config.train.steps, dict(state, params=trainable), grads,
       loss, batch.weights.sum(),
     )  # fmt: skip
     return dict(state, params=lora.join(state['params'], frozen)), values
@@ -110,11 +110,11 @@ def gradients(config, params, batch, model, mesh):
     (scalar float32, tree as params with None for what LoRA freezes)
   """
   total = jnp.maximum(batch.weights.sum(), 1e-9)
-  learning, frozen = lora.split(params, config.lora)
+  trainable, frozen = lora.split(params, config.lora)
   chunk = config.train.loss_chunk
 
-  def loss(learning, part):
-    params = lora.merged(lora.join(learning, frozen), config.lora.alpha, mesh)
+  def loss(trainable, part):
+    params = lora.merged(lora.join(trainable, frozen), config.lora.alpha, mesh)
     nll = llama.nll(params, model, part, chunk=chunk, mesh=mesh)
     weights = part.weights
     if config.train.longce.gamma:
@@ -124,22 +124,22 @@ def gradients(config, params, batch, model, mesh):
   loss_and_grads = jax.value_and_grad(loss)
   if config.train.lengths:
     lengths = sorted({*config.train.lengths, config.train.seq_len})
-    loss_and_grads = at_shortest(loss_and_grads, lengths, mesh)
+    loss_and_grads = dispatch_by_length(loss_and_grads, lengths, mesh)
   if config.train.micro_batches == 1:
-    return loss_and_grads(learning, batch)
+    return loss_and_grads(trainable, batch)
   parts = micro_batches(batch, config.train.micro_batches, mesh)
   # The sums are sharded as the parameters are.
   zeros = jax.lax.with_sharding_constraint(
-    jax.tree.map(jnp.zeros_like, learning), sharding.params(learning, mesh)
+    jax.tree.map(jnp.zeros_like, trainable), sharding.params(trainable, mesh)
   )
 
   def add(sums, part):
-    return jax.tree.map(jnp.add, sums, loss_and_grads(learning, part)), None
+    return jax.tree.map(jnp.add, sums, loss_and_grads(trainable, part)), None
 
   return jax.lax.scan(add, (jnp.zeros(()), zeros), parts)[0]
 
 
-def at_shortest(compute, lengths, mesh):
+def dispatch_by_length(compute, lengths, mesh):
   """`compute` at the shortest of some lengths that holds a batch.
 
   All are in one program, of which a step executes a branch for each

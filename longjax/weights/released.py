@@ -7,7 +7,8 @@ added, and an export writes it.
 import os
 
 from longjax import checkpoint, errors, weights
-from longjax.data import chat, tokenizer
+from longjax.data import chat
+from longjax.data import tokenizer as tokenizers
 from longjax.weights import tensor_files
 
 GENERATION = 'generation_config.json'
@@ -49,40 +50,40 @@ def tokenizer_digest(path) -> str | None:
   if weights.find(path) is None:
     return checkpoint.metadata(path).get('tokenizer')
   try:
-    return tokenizer.load(path).digest
+    return tokenizers.load(path).digest
   except errors.InputError:  # there is none
     return None
 
 
-def check_tokenizer(path, tokens, config):
+def check_tokenizer(path, tokenizer, config):
   """InputError if weights were trained with another tokenizer.
 
   Args:
     path: of the weights.
-    tokens: the data.tokenizer.Tokenizer to use.
+    tokenizer: the data.tokenizer.Tokenizer to use.
     config: `data.tokenizer` and `data.tokenizer_may_differ` are read.
   """
   if config.data.tokenizer_may_differ:
     return
   theirs = tokenizer_digest(path)
-  if theirs not in (None, tokens.digest) and not _is_alike(
-    path, theirs, tokens
+  if theirs not in (None, tokenizer.digest) and not _is_alike(
+    path, theirs, tokenizer
   ):
     raise errors.InputError(
       f'the tokenizer {config.data.tokenizer or "beside the weights"} (digest '
-      f'{tokens.digest[:12]}) is not that of the weights {path} (digest '
+      f'{tokenizer.digest[:12]}) is not that of the weights {path} (digest '
       f'{theirs[:12]}); use theirs, or set --config.data.tokenizer_may_differ '
       'to train or evaluate with another'
     )
 
 
-def _is_alike(path, digest: str, tokens) -> bool:
+def _is_alike(path, digest: str, tokenizer) -> bool:
   """Whether the tokenizer beside weights, if it is theirs, gives these ids."""
   try:
-    beside = tokenizer.load(path)
+    beside = tokenizers.load(path)
   except errors.InputError:
     return False
-  return beside.digest == digest and tokenizer.are_alike(beside, tokens)
+  return beside.digest == digest and tokenizers.are_alike(beside, tokenizer)
 
 
 def window(metadata) -> int:
@@ -111,12 +112,12 @@ def window(metadata) -> int:
   return max(lengths)
 
 
-def generation(metadata, tokens) -> dict:
+def generation(metadata, tokenizer) -> dict:
   """What generation_config.json holds.
 
   Args:
     metadata: of the checkpoint.
-    tokens: its data.tokenizer.Tokenizer, or None.
+    tokenizer: its data.tokenizer.Tokenizer, or None.
 
   Returns:
     What the weights were released with. A model that was trained since also
@@ -125,33 +126,33 @@ def generation(metadata, tokens) -> dict:
   found = metadata.get('generation')
   if found is None:
     found = {'_from_model_config': True}
-    if tokens:
-      special = dict(bos=tokens.bos, eos=tokens.eos, pad=tokens.pad)
+    if tokenizer:
+      special = dict(bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad)
       found |= {f'{k}_token_id': i for k, i in special.items() if i is not None}
   sources = metadata.get('config', {}).get('data', {}).get('sources', {})
-  if not tokens or not sources:
+  if not tokenizer or not sources:
     return found
-  released = found.get('eos_token_id', tokens.eos)
+  released = found.get('eos_token_id', tokenizer.eos)
   ends = list(released) if isinstance(released, list) else [released]
   for settings in sources.values():
-    ends += trained_ends(settings, tokens)
+    ends += trained_ends(settings, tokenizer)
   ends = [i for i in dict.fromkeys(ends) if i is not None]
   if ends:
     found = found | dict(eos_token_id=ends[0] if len(ends) == 1 else ends)
   return found
 
 
-def trained_ends(settings, tokens) -> list[int | None]:
+def trained_ends(settings, tokenizer) -> list[int | None]:
   """The ids with which a source's documents, or its answers, end.
 
   Args:
     settings: of a source, in data.sources.
-    tokens: a data.tokenizer.Tokenizer.
+    tokenizer: a data.tokenizer.Tokenizer.
   """
   template = settings.get('template', '')
   if settings.get('kind') != 'chat' and not template:
-    return [tokens.document_end]
+    return [tokenizer.document_end]
   try:
-    return [tokens.ident(chat.end(tokens, template or chat.OWN))]
+    return [tokenizer.token_to_id(chat.end(tokenizer, template or chat.OWN))]
   except errors.InputError:  # a template of which the tokenizer knows nothing
-    return [tokens.eos]
+    return [tokenizer.eos]

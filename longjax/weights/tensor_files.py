@@ -87,7 +87,7 @@ def read(path) -> dict[str, Tensor]:
   """The tensors of a .safetensors file, or of one that torch.save wrote."""
   with open(path, 'rb') as file:
     if file.read(len(hub.POINTER)) == hub.POINTER:
-      raise errors.InputError(f'{path}: {hub.POINTS}')
+      raise errors.InputError(f'{path}: {hub.LFS_POINTER}')
   return safetensors(path) if path.endswith('.safetensors') else pytorch(path)
 
 

@@ -103,7 +103,7 @@ def main():
   store = prepare.held_out(smollm2_135m_abf_16k.get_config(), tokens)
   text = haystack.text(store, tokens, max(lengths))
   source = prompts.Source(text, word_lists.load())
-  ends = language_model.ends_of(tokens)
+  ends = language_model.stop_token_ids(tokens)
   models = (
     language_model.with_cache(
       *weights.load(path), options=generate.Options(ends, rows=1)
