@@ -18,6 +18,7 @@ a run's. The same command goes on with an evaluation that was interrupted.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 import sys
@@ -47,9 +48,9 @@ def main(
   config.eval.limit = cli.number('limit', limit, config.eval.limit, 0)
 
   from longjax import evals
-  from longjax.data import prepare
   from longjax.evals import table
   from longjax.parallel import processes, sharding
+  from longjax.train import preflight
 
   asked = [name.strip() for name in tasks.split(',') if name.strip()]
   for name in asked:
@@ -62,15 +63,14 @@ def main(
     )
   sharding.start(config.mesh.data * config.mesh.seq)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  checkpoints = find(config, [x for x in (checkpoint, against) if x])
+  preflight.same_everywhere(config)
+  given = [x for x in (checkpoint, against) if x]
+  checkpoints, store = find_inputs(config, given, evals.need_documents(asked))
   tokenizer = next(iter(checkpoints.values())).tokenizer
-  store = None
-  if evals.need_documents(asked) and config.eval.sources:
-    store = prepare.held_out(config, tokenizer)
   primary = processes.is_primary()
   log = print if primary else lambda _: None
   setup = evals.Setup(config, tokenizer, store, mesh, log)
-  evals.check(setup, asked)
+  processes.raise_on_all(lambda: evals.check(setup, asked))
 
   directory = (
     pathlib.Path(out) if out else report_directory(*checkpoints.values())
@@ -81,6 +81,22 @@ def main(
   with progress.with_heartbeat(log) as log:
     measure(dataclasses.replace(setup, log=log), checkpoints, asked, directory)
   return 0
+
+
+def find_inputs(config, given, documents: bool):
+  """({name: Checkpoint}, the held-out documents or None), on all processes."""
+  from longjax import weights
+  from longjax.data import prepare
+  from longjax.parallel import processes
+
+  checkpoints = processes.raise_on_all(lambda: find(config, given))
+  tokenizer, store = next(iter(checkpoints.values())).tokenizer, None
+  if documents and config.eval.sources:
+    store = processes.raise_on_all(lambda: prepare.held_out(config, tokenizer))
+    processes.require_equal('held-out documents', store.digest)
+  prints = [weights.fingerprint(one.path) for one in checkpoints.values()]
+  processes.require_equal('weights', ' '.join([*prints, tokenizer.digest]))
+  return checkpoints, store
 
 
 def measure(setup, checkpoints, asked, directory):
@@ -108,8 +124,10 @@ def measure(setup, checkpoints, asked, directory):
     mine = dataclasses.replace(setup, cache=cache)
     for task, result in evals.evaluate(params, model, mine, asked):
       results[name][task] = result
-      if processes.is_primary():
-        comparison.write(directory, setup.config, code, about, results)
+      write = functools.partial(
+        comparison.write, directory, setup.config, code, about, dict(results)
+      )
+      processes.from_primary(write)
   cache.clear()
   setup.log(comparison.summary(results, setup.config.eval))
   setup.log(f'wrote {directory / "REPORT.md"}')

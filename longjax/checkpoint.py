@@ -15,7 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from jax._src import distributed
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures import synchronization
 
 from longjax import digest, json_text, lora, storage
 from longjax.errors import InputError
@@ -112,14 +114,17 @@ class Checkpoints:
       )
     metadata = dict(metadata, step=step, digests=digest.of_tree(state))
     self._saving, self.retry_step = step, None
+    problem = ''
     try:
       self._response = self.orbax.save_async(
         step, state, custom_metadata=metadata
       )
       if self._response is None:
-        raise RuntimeError(f'Orbax did not save step {step}')
+        problem = f'Orbax did not save step {step}'
     except Exception as error:  # whatever storage raises
-      self._failed(step, error)
+      problem = reason(error)
+    if problem := first(processes.allgather_text(problem)):
+      self._failed(step, problem)
 
   def save_and_wait(self, state, metadata: dict):
     """Saves, and retries after 1, 2, 4 ... seconds until it succeeds.
@@ -139,17 +144,29 @@ class Checkpoints:
     if self._saving is not None and not self.orbax.is_saving_in_progress():
       self._wait()
 
-  def _wait(self) -> bool:
-    """Waits for the background save; whether the last save succeeded."""
+  def _wait(self, agree=True) -> bool:
+    """Waits for the background save; whether the last save succeeded.
+
+    Args:
+      agree: with all processes: one that retried alone would wait for them.
+    """
     if self._saving is None:
       return self.failed == 0
     response, self._response = self._response, None
+    problem = ''
     try:
       if response is not None:
         response.result()
       self.orbax.wait()
     except Exception as error:  # whatever storage raises
-      self._failed(self._saving, error)
+      problem = reason(error)
+    if agree:
+      problem = first(processes.allgather_text(problem))
+    if problem and agree and self._is_there(self._saving):
+      self.log(f'WARNING: step {self._saving} is saved, but then: {problem}')
+      self._close_orbax()
+    elif problem:
+      self._failed(self._saving, problem)
       return False
     if self.failed:  # threads of a failed save may have written after it ended
       with contextlib.suppress(OSError):
@@ -157,25 +174,38 @@ class Checkpoints:
     self._saving, self.failed = None, 0
     return True
 
-  def _failed(self, step, error):
-    """Removes what a failed save left, and logs it; or InputError."""
-    self._saving, self.failed = None, self.failed + 1
-    self.retry_step = step + 2 ** (self.failed - 1)
+  def _is_there(self, step) -> bool:
+    """Whether a save is complete: what fails after it deletes an old one."""
+
+    def complete():
+      with contextlib.suppress(Exception):
+        return (self.directory / str(step) / 'commit_success.txt').exists()
+      return False
+
+    return processes.from_primary(complete)
+
+  def _close_orbax(self):
     with contextlib.suppress(Exception):  # it raises the same error again
       self.orbax.close()
     self.__dict__.pop('orbax', None)
+
+  def _failed(self, step, problem: str):
+    """Removes what a failed save left, and logs it; or InputError."""
+    self._saving, self.failed = None, self.failed + 1
+    self.retry_step = step + 2 ** (self.failed - 1)
+    self._close_orbax()
     with contextlib.suppress(OSError):
       _remove_temporaries(self.directory)
-    problem = (
-      f'step {step} could not be saved to {self.directory}: {reason(error)}'
-    )
-    newest = next(iter(steps(self.directory)), None)
-    have = 'no step is saved' if newest is None else f'step {newest} is saved'
+    problem = f'step {step} could not be saved to {self.directory}: {problem}'
+    have = 'what is saved cannot be listed'
+    with contextlib.suppress(Exception):
+      newest = next(iter(steps(self.directory)), None)
+      have = 'no step is saved' if newest is None else f'step {newest} is saved'
     if self.failed >= self.max_failed:
       raise InputError(
         f'{problem}; that was failure {self.failed} in a row, {have}; repair '
         'the storage and run the same command again'
-      ) from error
+      )
     self.log(
       f'WARNING: {problem}; {have}; training continues, the next try is after '
       f'step {self.retry_step}'
@@ -197,7 +227,7 @@ class Checkpoints:
     Raises:
       InputError: of `check`, or none of the checkpoints can be used.
     """
-    saved = processes.broadcast_from_primary(steps(self.directory))
+    saved = processes.from_primary(lambda: steps(self.directory))
     for i, step in enumerate(saved):
       try:
         restored = self._restore(step, abstract, check)
@@ -217,38 +247,38 @@ class Checkpoints:
 
   def _restore(self, step, abstract, check):
     """(state, metadata) of a step, checked and verified."""
-    saved = read_on_all(lambda: _description(self.orbax, step), self.log)
+    directory = self.directory / str(step)
+    saved = read_on_all(lambda: _description(directory), self.log)
     metadata = saved.custom_metadata or {}
     check(metadata)
     if missing := sorted(set(abstract) - set(saved.metadata)):
       raise InputError(
-        f'checkpoint {self.directory / str(step)} has no '
+        f'checkpoint {directory} has no '
         f'{", ".join(missing)}, as an older longjax wrote it; it '
         'cannot be resumed, but a new --workdir can start with '
         f'--config.weights={self.directory.parent} --config.moments=True'
       )
-    state = read_on_all(
-      lambda: load_local(self.directory / str(step), abstract), self.log
-    )
+    state = read_on_all(lambda: load_local(directory, abstract), self.log)
     _verify(state, metadata)
     return state, metadata
 
   def _rename_damaged(self, damaged):
     """Makes room for the steps that will be saved again."""
-    if not damaged:
-      return
-    self.orbax.close()
-    del self.orbax
-    for step in damaged if processes.is_primary() else ():
-      path = self.directory / str(step)
-      # A listing may be out of date: what is gone needs no new name.
-      with contextlib.suppress(FileNotFoundError):
-        path.rename(path.with_name(f'{step}.damaged-{time.time_ns()}'))
+
+    def rename():
+      for step in damaged:
+        path = self.directory / str(step)
+        # A listing may be out of date: what is gone needs no new name.
+        with contextlib.suppress(FileNotFoundError):
+          path.rename(path.with_name(f'{step}.damaged-{time.time_ns()}'))
+
+    if damaged:
+      processes.from_primary(rename)
 
   def close(self):
     """Waits for the save in the background."""
     try:
-      self._wait()
+      self._wait(agree=False)  # others may not come here
     finally:
       if 'orbax' in self.__dict__:
         self.orbax.close()
@@ -287,9 +317,9 @@ def first(texts: list[str]) -> str:
   return next(filter(None, texts), '')
 
 
-def _description(orbax, step):
+def _description(directory) -> Any:
   """What Orbax says of a checkpoint: `metadata` of its arrays, and ours."""
-  saved = orbax.metadata(step)
+  saved = ocp.metadata(directory)
   if saved.metadata is None:
     raise ValueError('the description of its arrays is damaged')
   return saved
@@ -301,12 +331,22 @@ def load_local(directory, abstract, partial=False):
   With its default options Orbax waits for the other processes at the end: for
   five minutes, where one could not read its own.
   """
-  here, context = jax.process_index(), ocp.Context()
-  context.multiprocessing_options.primary_host = here
-  context.multiprocessing_options.active_processes = {here}
+  context = ocp.Context()
   context.pytree_options.loading.partial_load = partial
-  with context:
-    return ocp.load(directory, abstract)
+  if jax.process_count() > 1:
+    here = distributed.global_state.process_id  # not always jax's index
+    context.multiprocessing_options.primary_host = here
+    context.multiprocessing_options.active_processes = {here}
+  operations = synchronization.OperationIdGenerator
+  before = operations.get_current_operation_id()
+  try:
+    with context:
+      return ocp.load(directory, abstract)
+  finally:
+    # It counts, by which processes later find each other at a save; not where
+    # it fails early.
+    if operations.get_current_operation_id() == before:
+      operations.next_operation_id()
 
 
 def _verify(state, metadata):
@@ -382,8 +422,8 @@ def load_params(path, shardings=None):
   Raises:
     InputError: there is no checkpoint, or it does not verify.
   """
-  with _opened(path) as (orbax, step):
-    saved = read_on_all(lambda: _description(orbax, step))
+  with _opened(path) as directory:
+    saved = read_on_all(lambda: _description(directory))
     abstract, metadata = saved.metadata['params'], saved.custom_metadata or {}
     host = jax.sharding.SingleDeviceSharding(
       jax.local_devices(backend='cpu')[0]
@@ -397,7 +437,7 @@ def load_params(path, shardings=None):
       abstract,
       place,
     )
-    params = _load_part(path, metadata, dict(params=abstract))['params']
+    params = _load_part(directory, metadata, dict(params=abstract))['params']
     params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     if 'lora' in params:
       add = functools.partial(
@@ -409,11 +449,10 @@ def load_params(path, shardings=None):
 
 def load_moments(path, abstract):
   """The optimizer state of a run, placed as `abstract`; see `load_params`."""
-  with _opened(path) as (orbax, step):
-    metadata = (
-      read_on_all(lambda: _description(orbax, step)).custom_metadata or {}
-    )
-    return _load_part(path, metadata, dict(opt=abstract))['opt']
+  with _opened(path) as directory:
+    saved = read_on_all(lambda: _description(directory))
+    metadata = saved.custom_metadata or {}
+    return _load_part(directory, metadata, dict(opt=abstract))['opt']
 
 
 def metadata(path) -> dict:
@@ -425,22 +464,22 @@ def metadata(path) -> dict:
     text = storage.content(root / str(step) / '_CHECKPOINT_METADATA')
   with contextlib.suppress(ValueError, KeyError, TypeError):
     return json_text.loads(text)['custom_metadata'] or {}
-  with _opened(path) as (orbax, step):
-    return orbax.metadata(step).custom_metadata or {}
+  with _opened(path) as directory:
+    return _description(directory).custom_metadata or {}
 
 
 @contextlib.contextmanager
 def _opened(path):
-  """(Orbax, step) of a path; its errors are InputErrors that name it."""
+  """The checkpoint of a path; what is raised inside is an InputError that
+  names it."""
   root, step = find(path)
-  storage.check_files(root / str(step))
+  directory = root / str(step)
+  storage.check_files(directory)
   try:
-    with ocp.training.Checkpointer(str(root)) as orbax:
-      yield orbax, step
+    yield directory
   except Exception as error:
-    raise InputError(
-      f'checkpoint {root / str(step)} cannot be used: {reason(error)}'
-    ) from error
+    why = error if isinstance(error, UnusableError) else reason(error)
+    raise InputError(f'checkpoint {directory} cannot be used: {why}') from error
 
 
 def find(path):
@@ -462,10 +501,8 @@ def find(path):
   )
 
 
-def _load_part(path, metadata, abstract):
+def _load_part(directory, metadata, abstract):
   """A part of the saved state, verified."""
-  root, step = find(path)
-  directory = root / str(step)
   part = read_on_all(lambda: load_local(directory, abstract, partial=True))
   _verify(part, metadata)
   return part

@@ -347,9 +347,8 @@ def _listed(**where) -> tuple[list[str] | None, dict]:
     names = json.loads(kept.read_text()) if kept.is_file() else None
     return names, dict(local_files_only=True)
   kept.parent.mkdir(parents=True, exist_ok=True)
-  partial = kept.with_suffix(f'.{os.getpid()}')
-  partial.write_text(json.dumps(names))
-  partial.replace(kept)
+  with contextlib.suppress(FileNotFoundError):  # another process wrote it
+    storage.write_text(kept, json.dumps(names))
   return names, {}
 
 

@@ -74,19 +74,19 @@ class Mirror:
 
   def push(self):
     """Copies changed files to the bucket; logs a failure."""
+    path = 'its list of files'
     with self._pushing:
-      for path in files(self.local):
-        try:
+      try:
+        for path in files(self.local):
           version = _version(self.local / path)
           if self._copied.get(path) == version:
             continue
           copy = self.remote / path
           copy.parent.mkdir(parents=True, exist_ok=True)
           copy.write_bytes((self.local / path).read_bytes())
-        except Exception as error:  # whatever storage raises
-          self.log(f'WARNING: {path} was not copied to {self.remote}: {error}')
-          return
-        self._copied[path] = version
+          self._copied[path] = version
+      except Exception as error:  # whatever storage raises
+        self.log(f'WARNING: {path} was not copied to {self.remote}: {error}')
 
   def close(self):
     """Copies a last time."""

@@ -32,7 +32,7 @@ def test_processes_that_differ_are_shown_with_what_they_have(monkeypatch):
   with pytest.raises(
     InputError, match=r'config: abc on processes \[0, 2\]; other on .* \[1\]'
   ):
-    preflight.require_equal('config', 'abc')
+    processes.require_equal('config', 'abc')
 
 
 def lowered(share, fails=''):

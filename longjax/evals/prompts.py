@@ -18,6 +18,7 @@ from longjax.errors import InputError
 from longjax.evals import pieces, score, word_lists
 from longjax.evals.evaluation import PROSE, Axis, Evaluation, Point, Setup
 from longjax.inference import generate
+from longjax.parallel import processes
 from longjax.progress import Progress
 
 INTERVALS = (
@@ -147,6 +148,7 @@ def score_samples(
   found, lengths, made = [], [], prefetch(made, 2 * setup.batch)
   while group := list(itertools.islice(made, setup.batch)):
     key = setup.cache.key(label, task.count, task.stop, *group)
+    processes.require_equal(f'the prompts of {label}', key)
     ask = lambda group=group: scores(lm, setup.tokenizer, task, group)
     found += setup.cache.get(key, ask)
     lengths += [len(sample.prompt) for sample in group]

@@ -5,6 +5,7 @@ the model, the prompts and the settings. The file is removed when the evaluation
 ends.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -50,7 +51,8 @@ class ResultCache:
       return known
     value = compute()
     if processes.is_primary():
-      with self.path.open('a') as file:
+      # A full disk costs what is computed again after an interruption.
+      with contextlib.suppress(OSError), self.path.open('a') as file:
         # A line of its own, also after one that was cut short.
         file.write('\n' + json.dumps({key: value}))
     return value

@@ -11,6 +11,7 @@ import pathlib
 import re
 import socket
 import time
+import traceback
 import urllib.error
 import urllib.request
 from typing import Any, NamedTuple
@@ -144,7 +145,7 @@ def allgather_text(text: str) -> list[str]:
   if jax.process_count() == 1:
     return [text]
   padded = np.zeros(BYTES, np.uint8)
-  data = np.frombuffer(text.encode()[:BYTES], np.uint8)
+  data = np.frombuffer(text.encode(errors='replace')[:BYTES], np.uint8)
   padded[: len(data)] = data
   rows = multihost_utils.process_allgather(padded)
   return [bytes(x).rstrip(b'\0').decode(errors='replace') for x in rows]
@@ -176,13 +177,39 @@ def raise_on_all(action) -> Any:
   except OSError as error:  # of a file: no space, no permission
     if error.filename and jax.process_count() == 1:
       raise
-    problem = str(error)  # with the file, if it is known
+    problem = str(error) or type(error).__name__  # with the file, if known
+  except Exception as error:  # a bug, or what a library raises
+    if jax.process_count() == 1:
+      raise
+    traceback.print_exc()
+    problem = f'{type(error).__name__}: {error}'
   problems = allgather_text(problem)
   failed = [i for i, text in enumerate(problems) if text]
   if not failed:
     return value
   where = f' (processes {failed})' if len(problems) > 1 else ''
   raise InputError(problems[failed[0]] + where)
+
+
+def from_primary(action) -> Any:
+  """What action() gives on the primary process, small JSON, on all of them;
+  where it fails, `raise_on_all`."""
+  return broadcast_from_primary(
+    raise_on_all(lambda: action() if is_primary() else None)
+  )
+
+
+def require_equal(what: str, value: str):
+  """InputError, with all values, where those of the processes differ."""
+  processes_of: dict[str, list] = {}
+  for process, text in enumerate(allgather_text(value)):
+    processes_of.setdefault(text, []).append(process)
+  if len(processes_of) > 1:
+    parts = (f'{text} on processes {i}' for text, i in processes_of.items())
+    raise InputError(
+      f'the processes of this job differ in {what}: {"; ".join(parts)}; start '
+      'all with the same files and flags'
+    )
 
 
 def any_process(flag: bool, mesh) -> bool:

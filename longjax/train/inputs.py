@@ -18,6 +18,16 @@ class Inputs(NamedTuple):
   evals: evals.Setup  # of its evaluations
   released: dict  # what the weights say beside their tensors
 
+  def digests(self) -> dict[str, str]:
+    """Of what must be equal on all processes."""
+    held_out = self.evals.store
+    return dict(
+      weights=weights.fingerprint(self.source) if self.source else '',
+      tokenizer=self.tokenizer.digest,
+      data=self.data.digest,
+      held_out_documents=held_out.digest if held_out else '',
+    )
+
 
 def find_inputs(run) -> Inputs:
   """Finds and checks what the run reads; no device is used."""

@@ -137,7 +137,7 @@ class Lock:
     beat = 0
     while not self._ended.wait(HEARTBEAT_SECONDS):
       beat += 1
-      with contextlib.suppress(OSError):  # storage that fails for a while
+      with contextlib.suppress(Exception):  # storage that fails for a while
         holder = self._holder()
         if holder and holder.get('token') != self._token:
           self.lost = True

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -72,19 +73,20 @@ def main(config, workdir, log=print) -> int:
   model = checks.check(config)
   log = without_os_errors(log) if processes.is_primary() else lambda _: None
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
-  workdir, clock = storage.directory(workdir), goodput.Clock()
+  workdir = processes.raise_on_all(lambda: storage.directory(workdir))
+  clock = goodput.Clock()
   with (
     progress.with_heartbeat(log) as log,
     preemption.stop_requests() as request,
   ):
     run = Run(config, model, mesh, workdir, log, clock, request)
-    metrics.check(config)
+    processes.from_primary(lambda: metrics.check(config))
     preflight.same_everywhere(config)
     preflight.check_collectives(mesh)
     # 2. Inputs: weights, tokenizer, batches, held-out documents.
     inputs = processes.raise_on_all(lambda: find_inputs(run))
-    preflight.require_equal('tokenizer', inputs.tokenizer.digest)
-    preflight.require_equal('data', inputs.data.digest)
+    for what, digest in inputs.digests().items():
+      processes.require_equal(what, digest)
     describe(run, inputs)
     with lock.hold(run) as directory, contextlib.closing(clock):
       project = config.metrics.wandb if processes.is_primary() else ''
@@ -104,8 +106,9 @@ def train(run: Run, inputs: Inputs, directory: lock.RunDirectory) -> int:
     start = train_state.initial(
       run, checkpoints, abstract, inputs.source, metadata
     )
-    if processes.is_primary():
-      provenance.write(run.local, config, inputs.tokenizer)
+    processes.from_primary(
+      lambda: provenance.write(run.local, config, inputs.tokenizer)
+    )
     # 4. Evaluations before training.
     evaluator = Evaluator(run, inputs)
     if start.step == 0:
@@ -146,7 +149,7 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
   if start.step == steps:
     return state
   tokens, skipped = start.tokens, int(state['guard']['skipped'])
-  empty = 0  # steps without targets
+  empty, failure = 0, None  # steps without targets; why there is no next batch
   bad = list(range(start.step + 1 - skipped, start.step + 1))  # in a row
   batches = placed_batches(run, data, start.step)
   with (
@@ -164,7 +167,7 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
       else:
         began = time.monotonic()
         state, scalars = step_fn(state, placed)
-        (next_batch, placed), waited = fetch_next(batches, scalars)
+        (next_batch, placed), waited, failure = fetch_next(batches, scalars)
         line = {k: float(v) for k, v in jax.device_get(scalars).items()}
         seconds = time.monotonic() - began
         tokens += batch.tokens
@@ -178,10 +181,12 @@ def loop(run: Run, data, step_fn, start, saver, evaluator):
         if len(bad) > config.optim.max_skipped:
           raise InputError(too_many_skipped(bad, saver))
       trace.after(step)
-      stop = processes.any_process(run.request.stop, run.mesh)
+      ends = run.request.stop or failure is not None
+      stop = processes.any_process(ends, run.mesh)
       saver.after_step(state, step, tokens, last=stop or step == steps)
       watch.step_done()
       if stop:
+        processes.raise_on_all(functools.partial(raise_failure, failure))
         break
       with watch.paused():
         evaluator.while_training(step, state['params'])
@@ -203,11 +208,21 @@ def placed_batches(run: Run, data, start: int):
 
 
 def fetch_next(batches, scalars):
-  """(the next of batches, seconds that the devices waited for it)."""
-  began = time.monotonic()
-  batch = next(batches)
+  """(the next of batches, seconds that the devices waited for it, None), or why
+  it could not be read: on this process alone, where a shard is damaged."""
+  began, failure = time.monotonic(), None
+  batch: Any = (None, None)
+  try:
+    batch = next(batches)
+  except Exception as error:
+    failure = error
   waited = scalars['loss'].is_ready()  # the step ended first
-  return batch, (time.monotonic() - began) * waited
+  return batch, (time.monotonic() - began) * waited, failure
+
+
+def raise_failure(failure: Exception | None):
+  if failure is not None:
+    raise failure
 
 
 def usage(run: Run, batch, seconds, waited) -> dict:
@@ -276,7 +291,7 @@ class Saver(NamedTuple):
     due = step % self.run.config.checkpoint.every_steps == 0
     if not (last or due or step == self.checkpoints.retry_step):
       return
-    self.directory.before_save()
+    processes.raise_on_all(self.directory.before_save)
     save = self.checkpoints.save_and_wait if last else self.checkpoints.save
     with self.run.clock.timed('saving'):
       save(state, dict(self.metadata, tokens=tokens))
@@ -295,14 +310,15 @@ def open_checkpoints(run: Run) -> checkpoint.Checkpoints:
 
 def check_storage(checkpoints, abstract) -> int:
   """The newest saved step, or 0; refuses a place that cannot take more."""
-  saved = processes.broadcast_from_primary(
-    checkpoint.steps(checkpoints.directory)
+  saved = processes.from_primary(
+    lambda: checkpoint.steps(checkpoints.directory)
   )
   # A new one is complete before the oldest of those kept is deleted.
   count = max(checkpoints.keep + 1 - len(saved), 1)
   processes.raise_on_all(
     lambda: preflight.storage(checkpoints.directory, abstract, count)
   )
+  preflight.shared(checkpoints.directory)
   return max(saved, default=0)
 
 

@@ -7,8 +7,10 @@ import json
 import os
 import pathlib
 import re
+import secrets
 import shutil
 import sys
+import time
 from importlib import metadata
 
 import jax
@@ -25,29 +27,20 @@ from longjax.train import provenance
 
 def same_everywhere(config):
   """Refuses a job whose processes differ in config, code or versions."""
-  require_equal('config', digest(json.dumps(config.to_dict(), sort_keys=True)))
-  require_equal('code', code())
+  processes.require_equal(
+    'config', digest(json.dumps(config.to_dict(), sort_keys=True))
+  )
+  processes.require_equal('code', code())
   environment = ('XLA_FLAGS', 'LIBTPU_INIT_ARGS')
   versions = provenance.versions() | dict(
     python=sys.version.split()[0],
     **{k: os.environ[k] for k in environment if k in os.environ},
   )
-  require_equal('versions', ' '.join(f'{k}={v}' for k, v in versions.items()))
+  processes.require_equal(
+    'versions', ' '.join(f'{k}={v}' for k, v in versions.items())
+  )
   if jax.default_backend() == 'tpu':
     libtpu_pair()
-
-
-def require_equal(what: str, value: str):
-  """InputError, with all values, where those of the processes differ."""
-  processes_of: dict[str, list] = {}
-  for process, text in enumerate(processes.allgather_text(value)):
-    processes_of.setdefault(text, []).append(process)
-  if len(processes_of) > 1:
-    parts = (f'{text} on processes {i}' for text, i in processes_of.items())
-    raise InputError(
-      f'the processes of this job differ in {what}: {"; ".join(parts)}; start '
-      'all with the same files and flags'
-    )
 
 
 def digest(text: str) -> str:
@@ -124,6 +117,31 @@ def compiled(lowered, device_kind: str):
       'choose another model.remat'
     )
   return step
+
+
+def shared(directory):
+  """Refuses a directory that is not one and the same on all hosts."""
+  if jax.process_count() == 1:
+    return
+  name = processes.from_primary(lambda: f'.shared-{secrets.token_hex(4)}')
+  probe = directory / name
+
+  def appears():
+    for seconds in (0, 1, 2, 4, 8):  # where listings are kept for a while
+      time.sleep(seconds)
+      if probe.exists():
+        return
+    raise InputError(
+      f'{directory} is not the same directory on all hosts: use one that they '
+      'share, or gs://BUCKET/RUN, as --workdir'
+    )
+
+  processes.from_primary(lambda: probe.write_text('') and None)
+  try:
+    processes.raise_on_all(appears)
+  finally:
+    if processes.is_primary():
+      probe.unlink(missing_ok=True)
 
 
 def storage(directory, state, count: int):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from longjax import checkpoint, llama, lora, weights
 from longjax.errors import InputError
-from longjax.parallel import sharding
+from longjax.parallel import processes, sharding
 from longjax.train import optimizer, resume
 
 
@@ -84,9 +84,10 @@ def fresh(run, abstract, source):
   released_config = None
   if source:
     run.log(f'importing {source}')
-    params, released_config = weights.load(
-      source, dtype=model.dtype, place=lambda _: place
+    load = functools.partial(
+      weights.load, source, dtype=model.dtype, place=lambda _: place
     )
+    params, released_config = processes.raise_on_all(load)
   else:
     init = functools.partial(llama.init, model)
     key = jax.random.key(config.seed)

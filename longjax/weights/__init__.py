@@ -9,6 +9,7 @@ made whole or not at all; `show` prints what a path holds.
 """
 
 import glob
+import hashlib
 import os
 
 import jax
@@ -68,6 +69,28 @@ def config(path) -> llama.Llama:
     InputError: as `load`, but for what only the arrays show.
   """
   return _described(hub.resolve(path), 'float32')[1]
+
+
+PIECE = 1 << 16  # bytes at either end of a file that count
+
+
+def fingerprint(path) -> str:
+  """Tells weights apart, cheaply: of a checkpoint by the digests of its arrays,
+  of other files by their sizes, beginnings and ends."""
+  path = hub.resolve(path)
+  if source := find(path):
+    digest = hashlib.sha256()
+    for name in source.files:
+      size = os.path.getsize(name)
+      with open(name, 'rb') as file:
+        ends = file.read(PIECE), file.seek(max(size - PIECE, 0)), file.read()
+      digest.update(repr((os.path.basename(name), size, ends)).encode())
+    return digest.hexdigest()[:16]
+  from longjax import checkpoint
+
+  metadata = checkpoint.metadata(path)
+  known = [metadata.get('step'), metadata.get('digests')]
+  return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
 def _described(path, dtype):

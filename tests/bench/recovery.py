@@ -210,16 +210,13 @@ def damaged(job, rng):
   job.wait_for_steps(EVERY * 2 + 1)
   kill(job, rng)
   job.job.wait()
-  saved = sorted(job.workdir.glob('checkpoints/[0-9]*'), key=by_step)
+  saved = [p for p in job.workdir.glob('checkpoints/*') if p.name.isdigit()]
+  saved.sort(key=lambda path: int(path.name))
   if len(saved) > 1:
     files = [x for x in saved[-1].rglob('*') if x.is_file()]
     largest = max(files, key=lambda x: x.stat().st_size)
     with largest.open('r+b') as file:
       file.truncate(largest.stat().st_size // 2)
-
-
-def by_step(path) -> int:
-  return int(path.name) if path.name.isdigit() else -1
 
 
 def full_disk(job, rng):
