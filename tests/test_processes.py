@@ -115,3 +115,22 @@ def test_a_long_value_is_broadcast_whole(monkeypatch):
   value = dict(each=[0.1] * 10_000, name='\u00e9')
   assert processes.broadcast_from_primary(value) == value
   assert processes.broadcast_from_primary(None) is None
+
+
+def test_an_error_without_text_or_of_any_kind_is_one_of_all_processes(
+  monkeypatch, capsys
+):
+  monkeypatch.setattr(processes.jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes, 'allgather_text', lambda text: ['', text])
+  for error, says in (
+    (TimeoutError(), 'TimeoutError'),
+    (KeyError('model'), "KeyError: 'model'"),
+    (InputError('no file'), 'no file'),
+  ):
+
+    def fail(error=error):
+      raise error
+
+    with pytest.raises(InputError, match=rf'^{says} \(processes \[1\]\)'):
+      processes.raise_on_all(fail)
+  assert 'Traceback' in capsys.readouterr().err  # of what nobody expected

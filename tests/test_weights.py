@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weight_files
 
 from longjax import checkpoint, errors, llama, rope, weights
 from longjax.weights import gguf as reader
@@ -432,3 +433,25 @@ def test_load_of_a_directory_with_two_models_asks_which(tmp_path):
     (tmp_path / name).write_bytes(b'GGUF')
   with pytest.raises(errors.InputError, match=r'a\.gguf, b\.gguf'):
     weights.load(tmp_path)
+
+
+def test_the_fingerprint_tells_weights_apart_and_copies_alike(tmp_path):
+  fields = weight_files.MHA | dict(vocab=384, layers=1)
+  for name in ('a', 'b'):
+    weight_files.write_huggingface(tmp_path / name, fields, weight_files.LINEAR)
+  alike = weights.fingerprint(tmp_path / 'a')
+  assert weights.fingerprint(tmp_path / 'b') == alike
+  file = tmp_path / 'b' / 'model.safetensors'
+  file.write_bytes(file.read_bytes()[:-1] + b'x')
+  assert weights.fingerprint(tmp_path / 'b') != alike
+  kept = []
+  for seed in (0, 1):
+    run = tmp_path / f'{seed}'
+    saved = checkpoint.Checkpoints(run / 'checkpoints', 1, print)
+    params = dict(w=jnp.full(4, float(seed)))
+    saved.save_and_wait(
+      dict(params=params, step=jax.numpy.int32(1)), dict(model=model)
+    )
+    saved.close()
+    kept.append(weights.fingerprint(run))
+  assert kept[0] != kept[1]

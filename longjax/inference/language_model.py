@@ -114,7 +114,15 @@ def with_memory(
     ends: ids that end an answer.
     log: called with a progress line every few seconds, or None.
   """
-  local = jax.device_put(params, jax.local_devices()[0])
+
+  @functools.cache
+  def local():
+    if jax.process_count() > 1:
+      raise InputError(
+        'answers of a model with memory layers need a job of one process: take '
+        'evaluations that prompt out of eval.tasks and passkey_lengths here'
+      )
+    return jax.device_put(params, jax.local_devices()[0])
 
   def nll(batch: Batch):
     return memory.nll(params, config, batch, options, mesh, log)
@@ -126,7 +134,7 @@ def with_memory(
       )
     last = max(1, min(options.last, options.window - count))
     asked = options._replace(last=last)
-    found = memory.greedy(local, config, prompts, count, asked)
+    found = memory.greedy(local(), config, prompts, count, asked)
     return [generate.until(ids, ends) for ids in found]
 
   return LM(nll, answers)

@@ -184,15 +184,16 @@ class RunDirectory(NamedTuple):
 @contextlib.contextmanager
 def hold(run) -> Iterator[RunDirectory]:
   """Locks the run directory, and follows it with its bucket."""
-  held = processes.raise_on_all(
-    lambda: Lock(run.workdir, run.log) if processes.is_primary() else None
-  )
-  if held is None:
-    yield RunDirectory(None, lambda: None)
-    return
-  with (
-    contextlib.closing(held),
-    mirror.mirrored(run.workdir, run.log) as push,
-  ):
-    run.clock.attach(run.local)
-    yield RunDirectory(held, push)
+  with contextlib.ExitStack() as stack:
+
+    def begin() -> RunDirectory | None:
+      if not processes.is_primary():
+        return None
+      held = contextlib.closing(Lock(run.workdir, run.log))
+      lock = stack.enter_context(held)
+      push = stack.enter_context(mirror.mirrored(run.workdir, run.log))
+      run.clock.attach(run.local)
+      return RunDirectory(lock, push)
+
+    held = processes.raise_on_all(begin)
+    yield held or RunDirectory(None, lambda: None)

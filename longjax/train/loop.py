@@ -325,11 +325,13 @@ def check_storage(checkpoints, abstract) -> int:
 @contextlib.contextmanager
 def open_metrics(run: Run, start: int) -> Iterator[metrics.Metrics | None]:
   """The writer of the lines after step `start`; None on other processes."""
-  if not processes.is_primary():
+  steps, primary = run.config.train.steps, processes.is_primary()
+  writer = processes.raise_on_all(
+    lambda: primary and metrics.Metrics(run.local, start, steps, run.log)
+  )
+  if not writer:
     yield None
     return
-  steps = run.config.train.steps
-  writer = metrics.Metrics(run.local, start, steps, run.log)
   run.clock.add('lost to restarts', writer.dropped_seconds)
   with contextlib.closing(writer):
     config = json.dumps(run.config.to_dict(), indent=1)
