@@ -449,9 +449,8 @@ def test_the_fingerprint_tells_weights_apart_and_copies_alike(tmp_path):
     run = tmp_path / f'{seed}'
     saved = checkpoint.Checkpoints(run / 'checkpoints', 1, print)
     params = dict(w=jnp.full(4, float(seed)))
-    saved.save_and_wait(
-      dict(params=params, step=jax.numpy.int32(1)), dict(model=model)
-    )
+    state = dict(params=params, step=jnp.int32(1))
+    saved.save_and_wait(state, dict(model=dict(vocab=1)))
     saved.close()
     kept.append(weights.fingerprint(run))
   assert kept[0] != kept[1]
