@@ -427,3 +427,11 @@ def test_no_flipped_byte_gives_anything_but_input_error(tmp_path, form, rng):
       weights.load(tmp_path)
     except errors.InputError as error:
       assert '\n' not in str(error)
+
+
+@pytest.mark.parametrize('name', ['model.gguf', 'config.json', 'params.json'])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(errors.InputError) as refusal:
+    weights.load(tmp_path)
+  assert str(tmp_path) in str(refusal.value)

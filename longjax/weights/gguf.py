@@ -11,7 +11,7 @@ import math
 import gguf
 import numpy as np
 
-from longjax import errors, rope
+from longjax import errors, rope, storage
 from longjax.weights.tensors import (
   BFLOAT16,
   Tensor,
@@ -104,6 +104,7 @@ class _Reader(gguf.GGUFReader):
 def _open(path):
   """A reader whose tensors all lie inside the file."""
   try:
+    storage.check_file(path)
     with open(path, 'rb') as file:
       magic = file.read(4)
   except OSError as error:
