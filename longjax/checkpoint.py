@@ -24,11 +24,14 @@ from longjax.errors import InputError
 from longjax.parallel import processes
 
 # Orbax logs each failure several times with its stack, and warns of checkpoints
-# that are plain files; our line has the cause.
+# that are plain files; asyncio logs TensorStore's. Our line has the cause.
 for _name in ('absl', None):
   logging.getLogger(_name).addFilter(
     lambda record: 'orbax' not in record.pathname
   )
+logging.getLogger('asyncio').addFilter(
+  lambda record: 'tensorstore' not in record.getMessage()
+)
 
 # With several processes: how long a save waits for one that cannot write,
 # before it counts as failed.
