@@ -246,6 +246,12 @@ FRAGMENTS = [*r"""
 {{ "{:9999999999}".format(1) }}
 {{ messages | tojson(indent=99999999) }}
 {{ lipsum(n=99999999) }}
+{{ [1] | slice(99999999) | list | length }}
+{{ [1] | batch(99999999, 0) | list | length }}
+{{ ("ab " * 9999999) | wordwrap(1) | length }}
+{{ ("http://a.b " * 999999) | urlize | length }}
+{{ range(99999) | map("string") | join | length }}
+{{ ("a" * 9999999) | list | sort | unique | list | length }}
 {{ range(99999) | list | length }}
 {{ strftime_now("%Y" * 99999) }}
 {{ "".__class__.__mro__[1].__subclasses__() }}

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import resource
+import signal
 import threading
 import time
 
@@ -29,6 +30,8 @@ OPEN, CLOSE = '\ufdd0', '\ufdd1'
 DATE = datetime.date(2024, 7, 26)
 SECONDS, MOST_BYTES, LARGE = 2, 1 << 30, 1 << 31
 CLOCK = threading.local()  # `until`: the thread's CPU time at which it ends
+# What writes at any length or loops without a look at the clock.
+UNBOUNDED = ('lipsum', 'slice', 'batch', 'wordwrap', 'urlize')
 SIZE = '/proc/self/statm'  # of this process, in pages; not on a Mac
 
 
@@ -44,6 +47,9 @@ def compiled(source: str) -> jinja2.Template:
     raise_exception=_refuse, strftime_now=DATE.strftime
   )
   environment.filters['tojson'] = _to_json
+  for known in (environment.filters, environment.globals):
+    for name in UNBOUNDED:
+      known.pop(name, None)
   try:
     with bounded():  # constants are computed here
       return environment.from_string(source)
@@ -88,18 +94,51 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     return tree
 
   def look_at_clock(self):
-    if time.thread_time() > CLOCK.until:
-      _refuse(f'it takes more than {SECONDS} s')
+    _look_at_clock()
     return ''
+
+
+class TooLongError(BaseException):
+  """Jinja keeps an Exception to itself while it computes constants."""
+
+
+def _look_at_clock(*_):
+  if time.thread_time() > CLOCK.until:
+    raise TooLongError
 
 
 @contextlib.contextmanager
 def bounded():
-  """Ends a template that takes long, or fills the memory."""
+  """Ends a template that takes long, or fills the memory.
+
+  In another thread than the main one it ends only in a loop of its own: there
+  are no signals, and a limit of memory would end the computation beside it.
+  """
   CLOCK.until = time.thread_time() + SECONDS
-  # Beside a computation, in another thread, the limit would end that too.
-  alone = threading.current_thread() is threading.main_thread()
-  if not (alone and os.path.exists(SIZE)):
+  main = threading.current_thread() is threading.main_thread()
+  try:
+    with _timer() if main else contextlib.nullcontext(), _memory(main):
+      yield
+  except TooLongError:
+    raise jinja2.TemplateError(f'it takes more than {SECONDS} s') from None
+
+
+@contextlib.contextmanager
+def _timer():
+  """Looks at the clock now and then, also inside of filters."""
+  before = signal.signal(signal.SIGPROF, _look_at_clock)
+  signal.setitimer(signal.ITIMER_PROF, SECONDS, SECONDS / 20)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.signal(signal.SIGPROF, before)
+
+
+@contextlib.contextmanager
+def _memory(main: bool):
+  """At most MOST_BYTES more than the process has."""
+  if not (main and os.path.exists(SIZE)):
     yield
     return
   limits = resource.getrlimit(resource.RLIMIT_AS)
