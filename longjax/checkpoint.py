@@ -36,6 +36,11 @@ logging.getLogger('asyncio').addFilter(
 # With several processes: how long a save waits for one that cannot write,
 # before it counts as failed.
 SAVE_SECONDS = 600
+# Of what is saved beside the arrays.
+METADATA: dict[str, type] = dict(
+  model=dict, config=dict, source=dict, digests=dict, tokenizer=str, data=str,
+  step=int, tokens=int, family=str,
+)  # fmt: skip
 LONG_SECONDS = 5  # a save that waits longer for the one before is a warning
 
 
@@ -252,7 +257,7 @@ class Checkpoints:
     """(state, metadata) of a step, checked and verified."""
     directory = self.directory / str(step)
     saved = read_on_all(lambda: _description(directory), self.log)
-    metadata = saved.custom_metadata or {}
+    metadata = _checked(saved.custom_metadata)
     check(metadata)
     if missing := sorted(set(abstract) - set(saved.metadata)):
       raise InputError(
@@ -454,7 +459,7 @@ def load_moments(path, abstract):
   """The optimizer state of a run, placed as `abstract`; see `load_params`."""
   with _opened(path) as directory:
     saved = read_on_all(lambda: _description(directory))
-    metadata = saved.custom_metadata or {}
+    metadata = _checked(saved.custom_metadata)
     return _load_part(directory, metadata, dict(opt=abstract))['opt']
 
 
@@ -462,13 +467,30 @@ def metadata(path) -> dict:
   """What was saved beside the newest checkpoint of a run directory."""
   root, step = find(path)
   # Orbax would start the devices, whose number the metadata may decide.
-  text = b''
+  text, directory = b'', root / str(step)
   with contextlib.suppress(OSError):
-    text = storage.content(root / str(step) / '_CHECKPOINT_METADATA')
+    if not storage.is_remote(directory):
+      storage.check_file(directory / '_CHECKPOINT_METADATA', directory)
+    text = storage.content(directory / '_CHECKPOINT_METADATA')
+  found: Any = None
   with contextlib.suppress(ValueError, KeyError, TypeError):
-    return json_text.loads(text)['custom_metadata'] or {}
+    found = json_text.loads(text)['custom_metadata'] or {}
   with _opened(path) as directory:
-    return _description(directory).custom_metadata or {}
+    if found is None:
+      found = _description(directory).custom_metadata
+    return _checked(found)
+
+
+def _checked(metadata) -> dict:
+  """What is saved beside the arrays; ValueError where it is damaged."""
+  metadata = metadata or {}
+  if not isinstance(metadata, dict):
+    raise ValueError(f'damaged: its metadata are {metadata!r:.80}')
+  for name, kind in METADATA.items():
+    value = metadata.get(name)
+    if value is not None and not isinstance(value, kind):
+      raise ValueError(f'damaged: {name} of its metadata is {value!r:.80}')
+  return metadata
 
 
 @contextlib.contextmanager

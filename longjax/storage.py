@@ -34,9 +34,9 @@ def content(path) -> bytes:
     InputError: it is no regular file, or larger than MOST_BYTES.
   """
   file = epath.Path(path)
+  if not is_remote(path):
+    check_file(path)
   size: Any = file.stat()
-  if not is_remote(path) and not file.is_file():
-    raise InputError(f'{path} is no regular file')
   if size.length > MOST_BYTES:
     raise InputError(
       f'{path} has {size.length:,} bytes; at most {MOST_BYTES:,} are read'
@@ -63,11 +63,17 @@ def check_files(directory):
   for place, _, names in () if is_remote(directory) else os.walk(directory):
     for name in names:
       if os.path.exists(path := os.path.join(place, name)):
-        check_file(path)
+        check_file(path, directory)
 
 
-def check_file(path):
-  """InputError for one such; OSError where there is none."""
+def check_file(path, directory=None):
+  """InputError for one such, or for a link that leads out of the directory;
+  OSError where there is none."""
+  if directory and not real(path).is_relative_to(real(directory)):
+    raise InputError(
+      f'{path} is a link to {real(path)}, out of its directory; copy that file '
+      'to here'
+    )
   status = os.stat(path)
   if is_sparse(status) or not stat.S_ISREG(status.st_mode):
     raise InputError(f'{path} is not a regular file, or is a sparse file')

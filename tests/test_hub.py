@@ -15,7 +15,7 @@ import weight_files as files
 from launch import convert as command
 from longjax import errors, hub, weights
 from longjax.data import prepare, tokenizer
-from longjax.weights import convert, tensor_files
+from longjax.weights import convert
 
 COMMIT = 'c0ffee' + '0' * 34
 
@@ -370,6 +370,6 @@ def test_a_folder_of_a_snapshot_links_to_the_blobs(tmp_path):
   blob.write_text('{}')
   (folder / 'params.json').symlink_to(blob)
   (folder / 'out.json').symlink_to('/etc/hostname')
-  assert tensor_files.inside(folder, 'params.json').endswith('params.json')
+  assert hub.inside(folder, 'params.json').endswith('params.json')
   with pytest.raises(errors.InputError, match='out of this directory'):
-    tensor_files.inside(folder, 'out.json')
+    hub.inside(folder, 'out.json')

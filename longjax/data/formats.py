@@ -118,8 +118,9 @@ def read(
             yield here, record
   except (
     OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, csv.Error,
+    NotImplementedError, MemoryError,
   ) as error:  # fmt: skip
-    # pyarrow's errors are ValueErrors and OSErrors.
+    # Those of pyarrow are among these; the last, of damaged sizes.
     yield Unreadable(
       name, f'{type(error).__name__}: {" ".join(str(error).split())}'
     )

@@ -28,7 +28,7 @@ OPEN, CLOSE = '\ufdd0', '\ufdd1'
 # Llama 3.1's own default. Later templates write today's date, which would make
 # other data every day.
 DATE = datetime.date(2024, 7, 26)
-SECONDS, MOST_BYTES, LARGE = 2, 1 << 30, 1 << 31
+SECONDS, MOST_BYTES, LARGE = 1, 1 << 30, 1 << 31
 CLOCK = threading.local()  # `until`: the thread's CPU time at which it ends
 # What writes at any length or loops without a look at the clock.
 UNBOUNDED = ('lipsum', 'slice', 'batch', 'wordwrap', 'urlize')

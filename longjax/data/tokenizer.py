@@ -162,7 +162,8 @@ class Tokenizer:
 
   def token_to_id(self, name: str) -> int | None:
     """The id of a token, special ones included, or None."""
-    return self.encoder.token_to_id(name) if name else None
+    known = name and not SURROGATES.search(name)  # which no library takes
+    return self.encoder.token_to_id(name) if known else None
 
   def names(self) -> dict[int, str]:
     """The token of each id."""
@@ -342,13 +343,13 @@ def _find(path) -> pathlib.Path:
     places.append(root.resolve().parent)
   for place in places:
     whole, model = place / 'tokenizer.json', place / 'tokenizer.model'
-    if whole.is_file() and (form := _format(model)):
+    found = [file for file in (whole, model) if hub.holds(file)]
+    if len(found) == 2 and (form := _format(model)):
       as_many = _is_contained(whole, model)
       authors = form.name == 'a SentencePiece model'
       return model if authors and as_many else whole
-    for file in (whole, model):
-      if file.is_file():
-        return file
+    if found:
+      return found[0]
     if place == root and len(files := list(root.glob('*.gguf'))) == 1:
       return files[0]
   return root / 'tokenizer.json'

@@ -187,6 +187,7 @@ def gguf_file(path):
   if os.path.isfile(path):
     return path if os.fspath(path).endswith('.gguf') else None
   found = sorted(glob.glob(os.path.join(glob.escape(path), '*.gguf')))
+  found = [hub.inside(path, os.path.basename(file)) for file in found]
   if len(found) > 1:
     raise errors.InputError(
       f'{path} holds {len(found)} .gguf files, name one: '

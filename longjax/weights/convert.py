@@ -361,7 +361,7 @@ def _import_tokenizer(path, made, vocab, log) -> str | None:
   if directory:
     for name in tokenizer.FILES:
       if (root / name).is_file():
-        tensor_files.inside(root, name)
+        hub.inside(root, name)
   found.save(made / 'tokenizer')
   return found.digest
 

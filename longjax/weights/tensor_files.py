@@ -30,32 +30,6 @@ MOST_HEADER = 100_000_000  # bytes, the library's own bound
 KINDS = {dtype.name: kind for kind, dtype in DTYPES.items()}
 
 
-def inside(directory, name) -> str:
-  """The path of the file `name` of `directory`.
-
-  Raises:
-    InputError: it would be outside, also through a link. The snapshots of
-      Hugging Face's cache link to blobs/ beside them, which is allowed.
-  """
-  root = storage.real(directory)
-  allowed = [root, *hub.blobs(root.parents)]
-  try:
-    real = storage.real(root / str(name))
-    exists = real.is_file()
-  except (OSError, ValueError) as error:  # too long, or with a null byte
-    raise errors.InputError(
-      f'{directory}: {name!r:.80} cannot be the name of a file: {error!s:.80}'
-    ) from None
-  if not any(real.is_relative_to(place) for place in allowed):
-    raise errors.InputError(
-      f'{directory}: {name!r} is out of this directory, at {real}; copy the '
-      'file into it'
-    )
-  if not exists:
-    raise errors.InputError(f'{directory}: lacks the file {name}')
-  return str(pathlib.Path(directory) / str(name))
-
-
 def load_json(path) -> dict:
   """The object of a JSON file; duplicate keys are refused."""
   try:
