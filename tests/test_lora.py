@@ -205,7 +205,7 @@ def test_parts_of_the_sum_are_the_sum(rng):
 
 @pytest.mark.parametrize('key, value, says', [
   ('weights', ('q', 'wo'), "'wo'"),
-  ('weights', ('q', 'q'), 'each once'),
+  ('weights', ('q', 'q'), 'without repeats'),
   ('weights', (), 'one or more'),
   ('alpha', 0.0, 'above 0'),
   ('alpha', float('nan'), 'finite'),
