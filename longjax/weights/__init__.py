@@ -11,6 +11,7 @@ made whole or not at all; `show` prints what a path holds.
 import glob
 import hashlib
 import os
+import pathlib
 
 import jax
 
@@ -156,7 +157,7 @@ def _refuse_bare_tensors(path):
 def _readers(path) -> dict:
   """{what was found: a function that reads it}."""
   found = {}
-  has = lambda name: os.path.isfile(os.path.join(path, name))
+  has = lambda name: hub.holds(pathlib.Path(path) / name)
   if file := gguf_file(path):
     found[os.path.basename(file)] = lambda: gguf.source(file)
   # Mistral's repositories have one beside config.json, for other files.
