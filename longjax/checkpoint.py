@@ -9,7 +9,9 @@ import contextlib
 import functools
 import logging
 import re
+import sys
 import time
+import warnings
 from typing import Any
 
 import jax
@@ -29,9 +31,19 @@ for _name in ('absl', None):
   logging.getLogger(_name).addFilter(
     lambda record: 'orbax' not in record.pathname
   )
+warnings.filterwarnings('ignore', '.*was never awaited', RuntimeWarning)
 logging.getLogger('asyncio').addFilter(
   lambda record: 'tensorstore' not in record.getMessage()
 )
+
+
+def _show_unraisable(found, show=sys.unraisablehook):
+  """Not what TensorStore's threads meet when Orbax's failed save is over."""
+  if str(found.exc_value) != 'Event loop is closed':
+    show(found)
+
+
+sys.unraisablehook = _show_unraisable
 
 # With several processes: how long a save waits for one that cannot write,
 # before it counts as failed.
