@@ -10,6 +10,7 @@ import functools
 import logging
 import re
 import sys
+import threading
 import time
 import warnings
 from typing import Any
@@ -182,20 +183,19 @@ class Checkpoints:
       problem = reason(error)
     if agree:
       problem = first(processes.allgather_text(problem))
-    if problem and agree and self._is_there(self._saving):
+    if problem and agree and self._is_complete(self._saving):
       self.log(f'WARNING: step {self._saving} is saved, but then: {problem}')
       self._close_orbax()
     elif problem:
       self._failed(self._saving, problem)
       return False
-    if self.failed:  # threads of a failed save may have written after it ended
-      with contextlib.suppress(OSError):
-        _remove_temporaries(self.directory)
+    if self.failed:
+      _remove_temporaries(self.directory)
     self._saving, self.failed = None, 0
     return True
 
-  def _is_there(self, step) -> bool:
-    """Whether a save is complete: what fails after it deletes an old one."""
+  def _is_complete(self, step) -> bool:
+    """Whether a step is saved; what fails after that deletes an old one."""
 
     def complete():
       with contextlib.suppress(Exception):
@@ -214,8 +214,7 @@ class Checkpoints:
     self._saving, self.failed = None, self.failed + 1
     self.retry_step = step + 2 ** (self.failed - 1)
     self._close_orbax()
-    with contextlib.suppress(OSError):
-      _remove_temporaries(self.directory)
+    _remove_temporaries(self.directory)
     problem = f'step {step} could not be saved to {self.directory}: {problem}'
     have = 'what is saved cannot be listed'
     with contextlib.suppress(Exception):
@@ -251,9 +250,12 @@ class Checkpoints:
     for i, step in enumerate(saved):
       try:
         restored = self._restore(step, abstract, check)
-      except UnusableError as error:
+      except InputError:
+        raise
+      except Exception as error:  # the same on all processes
         self.log(
-          f'checkpoint {self.directory / str(step)} passed over: {error}'
+          f'checkpoint {self.directory / str(step)} passed over: '
+          f'{reason(error)}'
         )
       else:
         self._rename_damaged(saved[:i])
@@ -268,10 +270,9 @@ class Checkpoints:
   def _restore(self, step, abstract, check):
     """(state, metadata) of a step, checked and verified."""
     directory = self.directory / str(step)
-    saved = read_on_all(lambda: _description(directory), self.log)
-    metadata = _checked(saved.custom_metadata)
+    arrays, metadata = read_on_all(lambda: _description(directory), self.log)
     check(metadata)
-    if missing := sorted(set(abstract) - set(saved.metadata)):
+    if missing := sorted(set(abstract) - set(arrays)):
       raise InputError(
         f'checkpoint {directory} has no '
         f'{", ".join(missing)}, as an older longjax wrote it; it '
@@ -337,12 +338,12 @@ def first(texts: list[str]) -> str:
   return next(filter(None, texts), '')
 
 
-def _description(directory) -> Any:
-  """What Orbax says of a checkpoint: `metadata` of its arrays, and ours."""
+def _description(directory) -> tuple[Any, dict]:
+  """(shapes and dtypes of the arrays of a checkpoint, the metadata beside)."""
   saved = ocp.metadata(directory)
   if saved.metadata is None:
     raise ValueError('the description of its arrays is damaged')
-  return saved
+  return saved.metadata, _checked(saved.custom_metadata)
 
 
 def load_local(directory, abstract, partial=False):
@@ -393,10 +394,19 @@ def steps(directory) -> list[int]:
 
 
 def _remove_temporaries(directory):
-  """Removes what failed saves have left."""
-  if processes.is_primary():
-    for path in directory.glob('*.orbax-checkpoint-tmp*'):
-      path.rmtree()
+  """Removes what failed saves have left, on storage that may still fail.
+
+  Their threads may write a while yet, so it looks again after a removal.
+  """
+  for _ in range(20 if processes.is_primary() else 0):
+    found = []
+    with contextlib.suppress(OSError):
+      found = list(directory.glob('*.orbax-checkpoint-tmp*'))
+      for path in found:
+        path.rmtree()
+    if not found:
+      return
+    threading.Event().wait(0.1)
 
 
 def _causes(error):
@@ -422,6 +432,8 @@ def transient(error) -> bool:
 def reason(error) -> str:
   """The first cause, which Orbax wraps, in one line."""
   *_, error = _causes(error)
+  if isinstance(error, UnusableError):
+    return str(error)
   text = ' '.join(str(error).split())
   if len(text) > 300:  # what happened stands first or last
     text = f'{text[:100]} ... {text[-200:]}'
@@ -443,8 +455,8 @@ def load_params(path, shardings=None):
     InputError: there is no checkpoint, or it does not verify.
   """
   with _opened(path) as directory:
-    saved = read_on_all(lambda: _description(directory))
-    abstract, metadata = saved.metadata['params'], saved.custom_metadata or {}
+    arrays, metadata = read_on_all(lambda: _description(directory))
+    abstract = arrays['params']
     host = jax.sharding.SingleDeviceSharding(
       jax.local_devices(backend='cpu')[0]
     )
@@ -470,8 +482,7 @@ def load_params(path, shardings=None):
 def load_moments(path, abstract):
   """The optimizer state of a run, placed as `abstract`; see `load_params`."""
   with _opened(path) as directory:
-    saved = read_on_all(lambda: _description(directory))
-    metadata = _checked(saved.custom_metadata)
+    _, metadata = read_on_all(lambda: _description(directory))
     return _load_part(directory, metadata, dict(opt=abstract))['opt']
 
 
@@ -479,18 +490,13 @@ def metadata(path) -> dict:
   """What was saved beside the newest checkpoint of a run directory."""
   root, step = find(path)
   # Orbax would start the devices, whose number the metadata may decide.
-  text, directory = b'', root / str(step)
+  text, file = b'', root / str(step) / '_CHECKPOINT_METADATA'
   with contextlib.suppress(OSError):
-    if not storage.is_remote(directory):
-      storage.check_file(directory / '_CHECKPOINT_METADATA', directory)
-    text = storage.content(directory / '_CHECKPOINT_METADATA')
-  found: Any = None
+    text = storage.content(file) if storage.holds(file) else b''
   with contextlib.suppress(ValueError, KeyError, TypeError):
-    found = json_text.loads(text)['custom_metadata'] or {}
-  with _opened(path) as directory:
-    if found is None:
-      found = _description(directory).custom_metadata
-    return _checked(found)
+    return _checked(json_text.loads(text)['custom_metadata'])
+  with _opened(path) as directory:  # says what is wrong with it
+    return _description(directory)[1]
 
 
 def _checked(metadata) -> dict:
@@ -515,8 +521,9 @@ def _opened(path):
   try:
     yield directory
   except Exception as error:
-    why = error if isinstance(error, UnusableError) else reason(error)
-    raise InputError(f'checkpoint {directory} cannot be used: {why}') from error
+    raise InputError(
+      f'checkpoint {directory} cannot be used: {reason(error)}'
+    ) from error
 
 
 def find(path):

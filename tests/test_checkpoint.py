@@ -1,5 +1,6 @@
 """Checkpoints: complete or refused, and the newest that verifies is used."""
 
+import json
 import os
 import shutil
 import threading
@@ -108,6 +109,17 @@ def without(name):
   return remove
 
 
+def with_metadata(value):
+  """Damage: what is saved beside the arrays is of another type."""
+
+  def damage(directory):
+    file = directory / '_CHECKPOINT_METADATA'
+    saved = json.loads(file.read_text())
+    file.write_text(json.dumps(saved | dict(custom_metadata=value)))
+
+  return damage
+
+
 @pytest.mark.parametrize('damage, step, expected', [
   (flip, 20, 10),
   (truncate, 20, 10),
@@ -116,6 +128,8 @@ def without(name):
   (without('state/_METADATA'), 20, 10),
   (without('_CHECKPOINT_METADATA'), 20, 10),
   (lambda directory: directory.mkdir(), 30, 20),
+  (with_metadata(5), 20, 10),
+  (with_metadata(dict(model=[])), 20, 10),
 ])  # fmt: skip
 def test_a_damaged_checkpoint_is_passed_over_and_named(
   damage, step, expected, states, tmp_path
@@ -400,8 +414,7 @@ def test_a_disk_that_times_out_is_tried_again_so_often_and_no_more(
   else:
     checkpoints.save_and_wait(state, {})
   assert [x for x in slept if x >= 1] == [1, 2]
-  if refuses == 2:  # after a failure threads may write; a good save removes it
-    assert not list((tmp_path / 'c').glob('*tmp*'))
+  assert not list((tmp_path / 'c').glob('*tmp*'))
   monkeypatch.undo()
   (restored, _), lines = restore(tmp_path / 'c', states[10])
   last = 20 if refuses == 99 else 30
