@@ -81,43 +81,6 @@ def sha256(path) -> str:
   return real.name if digest else ''
 
 
-def blobs(places) -> list[pathlib.Path]:
-  """Where links of a cache lead: blobs/ beside those places named snapshots."""
-  return [p.parent / 'blobs' for p in places if p.name == 'snapshots']
-
-
-def inside(directory, name) -> str:
-  """The path of the file `name` of `directory`.
-
-  Raises:
-    InputError: it would be outside, also through a link. The snapshots of
-      Hugging Face's cache link to blobs/ beside them, which is allowed.
-  """
-  root = storage.real(directory)
-  allowed = [root, *blobs(root.parents)]
-  try:
-    real = storage.real(root / str(name))
-    exists = real.is_file()
-  except (OSError, ValueError) as error:  # too long, or with a null byte
-    raise errors.InputError(
-      f'{directory}: {name!r:.80} cannot be the name of a file: {error!s:.80}'
-    ) from None
-  if not any(real.is_relative_to(place) for place in allowed):
-    raise errors.InputError(
-      f'{directory}: {name!r} is out of this directory, at {real}; copy the '
-      'file into it'
-    )
-  if not exists:
-    raise errors.InputError(f'{directory}: lacks the file {name}')
-  return str(pathlib.Path(directory) / str(name))
-
-
-def holds(path: pathlib.Path) -> bool:
-  """Whether there is such a file; InputError where it is out of its directory,
-  see `inside`."""
-  return path.is_file() and bool(inside(path.parent, path.name))
-
-
 def of_weights(names: list[str]) -> list[str]:
   """The files of a model: its weights in one format, settings, tokenizer."""
   top = [n for n in names if '/' not in n]
@@ -379,8 +342,7 @@ def _listed(**where) -> tuple[list[str] | None, dict]:
     names = json.loads(kept.read_text()) if kept.is_file() else None
     return names, dict(local_files_only=True)
   kept.parent.mkdir(parents=True, exist_ok=True)
-  with contextlib.suppress(FileNotFoundError):  # another process wrote it
-    storage.write_text(kept, json.dumps(names))
+  storage.write_text(kept, json.dumps(names))
   return names, {}
 
 

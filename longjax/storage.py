@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import secrets
 import stat
 from typing import Any
 
@@ -50,30 +51,69 @@ def real(path) -> pathlib.Path:
 
 
 def write_text(path: pathlib.Path, text: str):
-  """Writes a local file atomically."""
-  temporary = path.with_name(f'{path.name}.tmp')
-  temporary.write_text(text)
-  temporary.replace(path)
+  """Writes a local file atomically, also beside others that write it."""
+  temporary = path.with_name(f'{path.name}.{secrets.token_hex(4)}.tmp')
+  try:
+    temporary.write_text(text)
+    temporary.replace(path)
+  except OSError:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def link_targets(directory) -> list[pathlib.Path]:
+  """Where links in a directory may lead: into it, or from a snapshot in Hugging
+  Face's cache to the blobs/ beside the snapshots."""
+  root = real(directory)
+  caches = (p.parent for p in (root, *root.parents) if p.name == 'snapshots')
+  return [root, *(cache / 'blobs' for cache in caches)]
+
+
+def inside(directory, name) -> str:
+  """The path of the file `name` of a local directory.
+
+  Raises:
+    InputError: it is not there, or not in `link_targets`.
+  """
+  root = real(directory)
+  try:
+    target = real(root / str(name))
+    exists = target.is_file()
+  except (OSError, ValueError) as error:  # too long, or with a null byte
+    raise InputError(
+      f'{directory}: {name!r:.80} cannot be the name of a file: {error!s:.80}'
+    ) from None
+  if not any(target.is_relative_to(place) for place in link_targets(root)):
+    raise InputError(
+      f'{directory}: {name!r} is out of this directory, at {target}; copy the '
+      'file into it'
+    )
+  if not exists:
+    raise InputError(f'{directory}: lacks the file {name}')
+  return str(pathlib.Path(directory) / str(name))
+
+
+def holds(path) -> bool:
+  """Whether there is such a file, local or remote; InputError for a link that
+  leads out of its directory, see `inside`."""
+  if is_remote(path):
+    return epath.Path(path).is_file()
+  return os.path.isfile(path) and bool(inside(*os.path.split(path)))
 
 
 def check_files(directory):
   """InputError for what a library would read without an end, or into memory
-  that it does not have: pipes, and files of a size that the disk does not hold.
-  """
+  that it does not have: pipes, and files of a size that the disk does not hold;
+  and for links that lead out of the directory."""
   for place, _, names in () if is_remote(directory) else os.walk(directory):
     for name in names:
       if os.path.exists(path := os.path.join(place, name)):
-        check_file(path, directory)
+        check_file(path)
+        inside(directory, os.path.relpath(path, directory))
 
 
-def check_file(path, directory=None):
-  """InputError for one such, or for a link that leads out of the directory;
-  OSError where there is none."""
-  if directory and not real(path).is_relative_to(real(directory)):
-    raise InputError(
-      f'{path} is a link to {real(path)}, out of its directory; copy that file '
-      'to here'
-    )
+def check_file(path):
+  """InputError for one such; OSError where there is none."""
   status = os.stat(path)
   if is_sparse(status) or not stat.S_ISREG(status.st_mode):
     raise InputError(f'{path} is not a regular file, or is a sparse file')

@@ -13,7 +13,7 @@ import pytest
 import weight_files as files
 
 from launch import convert as command
-from longjax import errors, hub, weights
+from longjax import errors, hub, storage, weights
 from longjax.data import prepare, tokenizer
 from longjax.weights import convert
 
@@ -370,6 +370,6 @@ def test_a_folder_of_a_snapshot_links_to_the_blobs(tmp_path):
   blob.write_text('{}')
   (folder / 'params.json').symlink_to(blob)
   (folder / 'out.json').symlink_to('/etc/hostname')
-  assert hub.inside(folder, 'params.json').endswith('params.json')
+  assert storage.inside(folder, 'params.json').endswith('params.json')
   with pytest.raises(errors.InputError, match='out of this directory'):
-    hub.inside(folder, 'out.json')
+    storage.inside(folder, 'out.json')

@@ -173,10 +173,10 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
       left_out.append(f'{name}: its name starts with a dot')
   known = {str(storage.real(f.location)) for f in files if links}
   known = {name for name in known if '/blobs/' not in name}
-  blobs = _blobs(root) if links else []
+  targets = storage.link_targets(root) if links else []
   for name, path in links:
     target = storage.real(path)
-    if not any(target.is_relative_to(place) for place in blobs):
+    if not any(target.is_relative_to(place) for place in targets):
       left_out.append(f'{name}: a link that leaves {root}')
     elif not target.exists():
       left_out.append(f'{name}: a link to nothing')
@@ -185,12 +185,6 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
     else:
       files.append(File(name, str(path), _size(path)))
   return files, left_out
-
-
-def _blobs(root) -> list[pathlib.Path]:
-  """Where links may lead: into the source, or the blobs of its cache."""
-  whole = storage.real(root)
-  return [whole, *hub.blobs((whole, *whole.parents))]
 
 
 def _of_one_revision(title: str, files) -> list[File]:

@@ -343,7 +343,7 @@ def _find(path) -> pathlib.Path:
     places.append(root.resolve().parent)
   for place in places:
     whole, model = place / 'tokenizer.json', place / 'tokenizer.model'
-    found = [file for file in (whole, model) if hub.holds(file)]
+    found = [file for file in (whole, model) if storage.holds(file)]
     if len(found) == 2 and (form := _format(model)):
       as_many = _is_contained(whole, model)
       authors = form.name == 'a SentencePiece model'

@@ -7,7 +7,7 @@ tokenizer's library gives are refused.
 import pathlib
 from typing import NamedTuple
 
-from longjax import errors, hub, json_text, storage
+from longjax import errors, json_text, storage
 from longjax.data import encoders
 
 CONFIG, MAP = 'tokenizer_config.json', 'special_tokens_map.json'
@@ -63,7 +63,7 @@ def read(path: pathlib.Path) -> CompanionFiles:
     InputError: one is damaged.
   """
   beside = (path.with_name(name) for name in FILES)
-  found = [file for file in beside if file == path or hub.holds(file)]
+  found = [file for file in beside if file == path or storage.holds(file)]
   contents = {file.name: storage.content(file) for file in found}
   name = CONFIG
   try:

@@ -15,7 +15,7 @@ import pathlib
 
 import jax
 
-from longjax import errors, hub, llama
+from longjax import errors, hub, llama, storage
 from longjax.weights import (
   config_json,
   gguf,
@@ -157,7 +157,7 @@ def _refuse_bare_tensors(path):
 def _readers(path) -> dict:
   """{what was found: a function that reads it}."""
   found = {}
-  has = lambda name: hub.holds(pathlib.Path(path) / name)
+  has = lambda name: storage.holds(pathlib.Path(path) / name)
   if file := gguf_file(path):
     found[os.path.basename(file)] = lambda: gguf.source(file)
   # Mistral's repositories have one beside config.json, for other files.
@@ -188,7 +188,7 @@ def gguf_file(path):
   if os.path.isfile(path):
     return path if os.fspath(path).endswith('.gguf') else None
   found = sorted(glob.glob(os.path.join(glob.escape(path), '*.gguf')))
-  found = [hub.inside(path, os.path.basename(file)) for file in found]
+  found = [storage.inside(path, os.path.basename(file)) for file in found]
   if len(found) > 1:
     raise errors.InputError(
       f'{path} holds {len(found)} .gguf files, name one: '

@@ -358,10 +358,6 @@ def _import_tokenizer(path, made, vocab, log) -> str | None:
     raise errors.InputError(
       f'{path}: its tokenizer has {found.vocab} ids, the model only {vocab}'
     )
-  if directory:
-    for name in tokenizer.FILES:
-      if (root / name).is_file():
-        hub.inside(root, name)
   found.save(made / 'tokenizer')
   return found.digest
 

@@ -8,7 +8,7 @@ Qwen2 and 3, SmolLM3, OLMo 3.
 import os
 import re
 
-from longjax import errors, hub
+from longjax import errors, storage
 from longjax.weights import config_json, families
 from longjax.weights import tensor_files as files
 from longjax.weights.tensors import TensorSource, same
@@ -62,7 +62,7 @@ def _tensors(directory, streams):
     )
   if found in streams:
     return streams[found][1], ()
-  path = hub.inside(directory, found)
+  path = storage.inside(directory, found)
   if not found.endswith('.json'):
     return files.read(path), (path,)
   places = files.load_json(path).get('weight_map')
@@ -70,7 +70,7 @@ def _tensors(directory, streams):
     raise errors.InputError(f'{path}: has no weight_map')
   tensors, read = {}, [path]
   names = sorted({*map(str, places.values())})
-  paths = {n: hub.inside(directory, n) for n in names if n not in streams}
+  paths = {n: storage.inside(directory, n) for n in names if n not in streams}
   for name in names:
     shard = paths.get(name, os.path.join(directory, name))
     here = streams[name][1] if name in streams else files.read(shard)

@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from longjax import errors, hub
+from longjax import errors, storage
 from longjax.weights import tensor_files as files
 from longjax.weights.tensors import (
   Tensor,
@@ -76,7 +76,9 @@ def _shards(directory) -> list[str]:
   """consolidated.00.pth and those after it, none missing between."""
   found = glob.glob(os.path.join(glob.escape(directory), 'consolidated.*.pth'))
   numbers = range(max(len(found), 1))
-  return [hub.inside(directory, f'consolidated.{n:02}.pth') for n in numbers]
+  return [
+    storage.inside(directory, f'consolidated.{n:02}.pth') for n in numbers
+  ]
 
 
 def _fields(params, loaded) -> dict:

@@ -6,7 +6,7 @@ added, and an export writes it.
 
 import os
 
-from longjax import checkpoint, errors, hub, weights
+from longjax import checkpoint, errors, storage, weights
 from longjax.data import chat
 from longjax.data import tokenizer as tokenizers
 from longjax.weights import tensor_files
@@ -36,7 +36,7 @@ def read(path, source=None) -> dict:
   file, generation = os.path.join(beside, GENERATION), None
   if os.path.isfile(file):
     generation = tensor_files.load_json(
-      hub.inside(os.fspath(beside), GENERATION)
+      storage.inside(os.fspath(beside), GENERATION)
     )
   kept = {} if source.family == 'llama' else dict(family=source.family)
   return dict(window=source.window, generation=generation, **kept)
