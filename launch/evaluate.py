@@ -94,8 +94,9 @@ def find_inputs(config, given, documents: bool):
   if documents and config.eval.sources:
     store = processes.raise_on_all(lambda: prepare.held_out(config, tokenizer))
     processes.require_equal('held-out documents', store.digest)
-  prints = [weights.fingerprint(one.path) for one in checkpoints.values()]
-  processes.require_equal('weights', ' '.join([*prints, tokenizer.digest]))
+  for one in checkpoints.values():
+    processes.require_equal('weights', weights.fingerprint(one.path))
+  processes.require_equal('tokenizer', tokenizer.digest)
   return checkpoints, store
 
 

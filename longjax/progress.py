@@ -81,20 +81,22 @@ def with_heartbeat(
 
   A compilation and a compiled step cannot tell how far they are.
   """
-  state = dict(logged=time.monotonic(), wait=seconds)
-  ended = threading.Event()
+  last, ended = [time.monotonic()], threading.Event()  # last: the newest line
 
   def logged(line):
-    state.update(logged=time.monotonic(), wait=seconds)
+    last[0] = time.monotonic()
     return log(line)
 
   def watch():
-    while not ended.wait(state['logged'] + state['wait'] - time.monotonic()):
-      silent = time.monotonic() - state['logged']
-      if silent >= state['wait']:
-        state['wait'] *= 2
-        with contextlib.suppress(OSError):  # a full disk, a closed terminal
-          log(f'  ... still running, {duration(silent)} since the last line')
+    since, wait = last[0], seconds
+    while not ended.wait(since + wait - time.monotonic()):
+      if since != last[0]:  # a line has come
+        since, wait = last[0], seconds
+        continue
+      wait *= 2
+      silent = duration(time.monotonic() - since)
+      with contextlib.suppress(OSError):  # a full disk, a closed terminal
+        log(f'  ... still running, {silent} since the last line')
 
   threading.Thread(target=watch, daemon=True).start()
   try:

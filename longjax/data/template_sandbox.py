@@ -104,6 +104,7 @@ class TooLongError(BaseException):
 
 def _look_at_clock(*_):
   if time.thread_time() > CLOCK.until:
+    CLOCK.until = float('inf')  # once: not again while this unwinds
     raise TooLongError
 
 
@@ -117,7 +118,7 @@ def bounded():
   CLOCK.until = time.thread_time() + SECONDS
   main = threading.current_thread() is threading.main_thread()
   try:
-    with _timer() if main else contextlib.nullcontext(), _memory(main):
+    with _memory(main), _timer() if main else contextlib.nullcontext():
       yield
   except TooLongError:
     raise jinja2.TemplateError(f'it takes more than {SECONDS} s') from None

@@ -65,11 +65,9 @@ def run(terminal, pod, code, retries: int, restart: bool) -> int:
       f'{workers[0]["worker"]}); --restart stops that first; follow it with '
       'pod.py logs'
     )
-  more = (
-    ''
-    if pod.uses_existing_hosts
-    else '; pod.py supervise restarts it if it fails'
-  )
+  more = '; pod.py supervise restarts it if it fails'
+  if pod.uses_existing_hosts:
+    more = ''
   terminal.log(f'{pod.name}: training; follow it with pod.py logs{more}')
   return 0
 

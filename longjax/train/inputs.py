@@ -21,12 +21,12 @@ class Inputs(NamedTuple):
   def digests(self) -> dict[str, str]:
     """Of what must be equal on all processes."""
     held_out = self.evals.store
-    return dict(
-      weights=weights.fingerprint(self.source) if self.source else '',
-      tokenizer=self.tokenizer.digest,
-      data=self.data.digest,
-      held_out_documents=held_out.digest if held_out else '',
-    )
+    return {
+      'weights': weights.fingerprint(self.source) if self.source else '',
+      'tokenizer': self.tokenizer.digest,
+      'data': self.data.digest,
+      'held-out documents': held_out.digest if held_out else '',
+    }
 
 
 def find_inputs(run) -> Inputs:

@@ -123,8 +123,13 @@ def shared(directory):
   """Refuses a directory that is not one and the same on all hosts."""
   if jax.process_count() == 1:
     return
-  name = processes.from_primary(lambda: f'.shared-{secrets.token_hex(4)}')
-  probe = directory / name
+
+  def write() -> str:
+    name = f'.shared-{secrets.token_hex(4)}'
+    (directory / name).write_text('')
+    return name
+
+  probe = directory / processes.from_primary(write)
 
   def appears():
     for seconds in (0, 1, 2, 4, 8):  # where listings are kept for a while
@@ -136,7 +141,6 @@ def shared(directory):
       'share, or gs://BUCKET/RUN, as --workdir'
     )
 
-  processes.from_primary(lambda: probe.write_text('') and None)
   try:
     processes.raise_on_all(appears)
   finally:
