@@ -33,7 +33,6 @@ from fuzz_inputs import KINDS, SECRET, prepare  # noqa: E402
 from longjax import errors, progress  # noqa: E402
 
 SECONDS, WAIT, MOST_MB, FAILURES = 5, 300, 1500, 20
-LINES = 4  # of a failure's stack
 
 
 class Hang(BaseException):

@@ -7,7 +7,7 @@ each is exact for the models that its own authors wrote. An encoder has
   settings         the model's own settings of its special tokens
   around           ids before and after a text where no setting says so;
                    `bos`, which the settings may have changed, is given
-  token_to_id            name of a token -> id or None
+  token_to_id      name of a token -> id or None
   names            id -> name of its token
   prefix_space     whether texts get a space before them; None: no setting says
   encode           texts -> lists of ids, on all cores; special names are text

@@ -3,8 +3,8 @@
 import pathlib
 import subprocess
 
-# Each call that opens, lists or reads a file below LONGJAX_SLOW waits, as a
-# request to a bucket does. TensorStore's own threads open and read past Python.
+# Each call that opens a file below LONGJAX_SLOW, or reads one at an offset,
+# waits as a request to a bucket does, also in threads of TensorStore.
 SOURCE = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
