@@ -244,9 +244,7 @@ def test_a_truncated_gguf_is_named(gguf_path, tmp_path):
   path = tmp_path / 'cut.gguf'
   with open(gguf_path, 'rb') as f:
     path.write_bytes(f.read(100_000))
-  with pytest.raises(
-    errors.InputError, match=r'cut\.gguf: not a GGUF file.*not whole'
-  ):
+  with pytest.raises(errors.InputError, match=r'cut\.gguf: .*truncated'):
     tokenizer.load(path)
 
 

@@ -84,17 +84,13 @@ def from_tiktoken(raw: bytes) -> str:
 
 def gguf_metadata(path) -> dict:
   """The 'tokenizer.*' fields of a GGUF file, without 'ggml'."""
-  import gguf
+  from longjax import gguf_file  # late: not every command reads one
 
-  try:
-    fields = gguf.GGUFReader(str(path)).fields
-    return {
-      re.sub(r'^tokenizer\.(ggml\.)?', '', name): field.contents()
-      for name, field in fields.items()
-      if name.startswith('tokenizer.')
-    }
-  except Exception as error:  # whatever the reader stumbles over
-    raise ValueError(f'not whole ({type(error).__name__}: {error})') from error
+  return {
+    re.sub(r'^tokenizer\.(ggml\.)?', '', name): field.contents()
+    for name, field in gguf_file.read(path).fields.items()
+    if name.startswith('tokenizer.')
+  }
 
 
 def from_gguf(meta: dict) -> str | bytes:

@@ -85,11 +85,13 @@ def with_cache(
     total = len(batch.tokens)
     rows = min(options.rows or total, total)
     rows += -rows % (mesh.shape['data'] if mesh else 1)
-    progress = generate.make_progress('losses', total, 'rows', options.log)
+    progress = generate.make_progress(
+      'losses', batch.tokens.size, 'tokens', options.log
+    )
     losses = []
     for first in range(0, total, rows):
       part = Batch(*(np.asarray(x)[first : first + rows] for x in batch))
-      with _counted_by_layer(progress, len(part.tokens), program):
+      with _counted_by_layer(progress, part.tokens.size, program):
         losses.append(_losses(params, program, part, rows, layout, chunk))
     return np.concatenate(losses)
 
@@ -188,13 +190,13 @@ def _layer_done():
 
 
 @contextlib.contextmanager
-def _counted_by_layer(progress, rows: int, program: kv_cache.Program):
-  """Adds `rows` to the progress, a part of them after each layer on a CPU."""
-  before, layers = progress.done, program.config.layers
-  listener = functools.partial(progress.add, rows / layers)
+def _counted_by_layer(progress, tokens: int, program: kv_cache.Program):
+  """Adds `tokens` to the progress, a part of them after each layer on a CPU."""
+  before, parts = progress.done, program.config.layers + 1  # and the logits
+  listener = functools.partial(progress.add, tokens / parts)
   _listeners.append(listener)
   try:
     yield
   finally:
     _listeners.remove(listener)
-  progress.add(before + rows - progress.done)
+  progress.add(before + tokens - progress.done)

@@ -1,17 +1,15 @@
 """Reads a Llama from a GGUF file; quantized tensors come out in float32.
 
-The `gguf` package parses and dequantizes; this file holds what it reads to
-what a Llama must have, and refuses the rest in one line that names the file
-and the tensor. https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+The `gguf` package dequantizes; this file holds what it reads to what a Llama
+must have, and refuses the rest in one line that names the file and the tensor.
 """
 
 import functools
-import math
 
 import gguf
 import numpy as np
 
-from longjax import errors, rope, storage
+from longjax import errors, gguf_file, rope
 from longjax.weights.tensors import (
   BFLOAT16,
   Tensor,
@@ -51,7 +49,7 @@ def source(path) -> TensorSource:
   """The model of a GGUF file of general.architecture 'llama'."""
   path = str(path)
   try:
-    reader = _open(path)
+    reader = gguf_file.read(path)
     tensors = {x.name: _tensor(path, x) for x in reader.tensors}
     metadata = _metadata(reader)
     fields = _fields(metadata, tensors)
@@ -68,62 +66,6 @@ def source(path) -> TensorSource:
     (path,),
     window=window if isinstance(window, int) else 0,
   )
-
-
-class _Reader(gguf.GGUFReader):
-  """Refuses what leaves the file, where slices of it would come back short."""
-
-  def _get(self, offset, dtype, count=1, override_order=None):
-    if offset + int(count) * np.dtype(dtype).itemsize > len(self.data):
-      raise errors.InputError(
-        'truncated or damaged: its header leads beyond its '
-        f'{len(self.data):,} bytes; copy or download it again'
-      )
-    return super()._get(offset, dtype, count, override_order)
-
-  def _build_tensors(self, start_offs, fields):
-    for field in fields:
-      *_, dims, kind, offset = field.parts
-      try:
-        kind = gguf.GGMLQuantizationType(kind[0])
-      except ValueError:
-        raise errors.InputError(
-          f'{field.name} has the unknown quantization type {kind[0]}'
-        ) from None
-      values, size = gguf.GGML_QUANT_SIZES[kind]
-      tensor_bytes = math.prod(dims.tolist()) * size // values
-      end = start_offs + int(offset[0]) + tensor_bytes
-      if end > len(self.data):
-        raise errors.InputError(
-          f'truncated: {field.name} ends at byte {end:,} of a file of '
-          f'{len(self.data):,}; copy or download it again'
-        )
-    super()._build_tensors(start_offs, fields)
-
-
-def _open(path):
-  """A reader whose tensors all lie inside the file."""
-  try:
-    storage.check_file(path)
-    with open(path, 'rb') as file:
-      magic = file.read(4)
-  except OSError as error:
-    raise errors.InputError(error.strerror) from None
-  if magic != b'GGUF':
-    raise errors.InputError(
-      f'not a GGUF file, it starts with {magic!r} instead of GGUF'
-    )
-  try:
-    reader = _Reader(path)
-  except errors.InputError:
-    raise
-  except (ValueError, IndexError, KeyError, OverflowError) as error:
-    raise errors.InputError(f'damaged GGUF header: {error}') from error
-  if reader.endianess != gguf.GGUFEndian.LITTLE:
-    raise errors.InputError(
-      "is big endian; convert it with the gguf package's gguf-convert-endian"
-    )
-  return reader
 
 
 def _metadata(reader):
