@@ -1,11 +1,13 @@
 """Released MDS shards: indexed where they lie, and packed as they were."""
 
+import hashlib
 import json
 import re
 
 import jobs
 import numpy as np
 import pytest
+from golden import make_mds
 
 from configs import common, llama3_8b_64k, llama3_8b_512k, llama3_8b_512k_sft
 from longjax import errors
@@ -25,7 +27,7 @@ def shard(rows, columns) -> bytes:
     if kind in ('int', 'uint64'):
       return np.array(x, '<i8' if kind == 'int' else '<u8').tobytes()
     x = np.asarray(x, np.dtype(rest[0]).newbyteorder('<'))
-    log_bytes = 1 if max(x.shape, default=0) < 1 << 16 else 2
+    log_bytes = sum(max(x.shape) >= 1 << bits for bits in (8, 16))
     shape = np.array(x.shape, f'<u{1 << log_bytes}').tobytes()
     return bytes([4 * x.ndim + log_bytes]) + shape + x.tobytes()
 
@@ -39,12 +41,24 @@ def shard(rows, columns) -> bytes:
     version=2, format='mds', compression=None, hashes=[],
     column_names=list(columns), column_encodings=list(columns.values()),
     column_sizes=[fixed.get(kind) for kind in columns.values()],
+    size_limit=1 << 26,
   )  # fmt: skip
   head = json.dumps(about, sort_keys=True).encode()
   ends = np.cumsum([0] + [len(s) for s in samples])
   ends = ends + 4 + 4 * len(ends) + len(head)
   count = np.array([len(samples)], '<u4').tobytes()
   return count + ends.astype('<u4').tobytes() + head + b''.join(samples)
+
+
+@pytest.mark.parametrize('kind, want', [
+  ('stage', '5f99e0610412e0d4e761dffd63bfe5737ea1873187fce0f504b4bcb2f6a8052e'),
+  ('chat', 'a5a8ff4a7c7effb73c9d8ad2742e65e6ef9d6ecaa5489d158e4dd47d474522e9'),
+])  # fmt: skip
+def test_these_shards_are_those_of_mosaicml_streaming(kind, want):
+  """To the byte: tests/golden/make_mds.py."""
+  columns = make_mds.KINDS[kind]
+  raw = shard(make_mds.rows(columns), columns)
+  assert hashlib.sha256(raw).hexdigest() == want
 
 
 def release(root, domain, packs, length='uint64', masks=None):
