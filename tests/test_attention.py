@@ -30,32 +30,43 @@ def test_a_mesh_with_explicit_axes_will_do():
   cases.check(cases.compiled(mesh=mesh)(case), cases.expected(case))
 
 
-@pytest.mark.parametrize('strategy', ['ring', 'hybrid', 'decode'])
-def test_the_mesh_of_the_context_will_do(strategy):
+# (strategy, axes of the mesh are explicit, the mesh is given)
+QUICK = [
+  ('ring', True, False), ('ring', False, True), ('hybrid', False, False),
+  ('decode', True, True),
+]  # fmt: skip
+CONTEXTS = itertools.product(['ring', 'hybrid', 'decode'], *[[False, True]] * 2)
+
+
+@pytest.mark.parametrize('strategy, explicit, given', [
+  pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow)
+  for x in CONTEXTS
+])  # fmt: skip
+def test_the_mesh_of_the_context_will_do(strategy, explicit, given):
   """Given or not, inside the caller's jit, grad, checkpoint and vmap."""
   case = cases.draw(cases.ids_of(np.stack([cases.packed(8, 8)] * 2)), 4, 2, 8)
   want = cases.expected(case)
-  explicit = jax.make_mesh((2, 4), ('data', 'seq'))
-  for mesh in (explicit, jax.sharding.Mesh(explicit.devices, ('data', 'seq'))):
-    for given in (None, mesh):
-      attend = functools.partial(
-        attention.attend, strategy=strategy, mesh=given, block=8
-      )
+  mesh = jax.make_mesh((2, 4), ('data', 'seq'))  # Explicit is JAX's default
+  if not explicit:
+    mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+  attend = functools.partial(
+    attention.attend, strategy=strategy, mesh=mesh if given else None, block=8
+  )
 
-      def one(*row, attend=attend):
-        q, k, v, *ids = jax.tree.map(lambda x: x[None], row)
-        return attend(q, k, v, *ids)[0]
+  def one(*row):
+    q, k, v, *ids = jax.tree.map(lambda x: x[None], row)
+    return attend(q, k, v, *ids)[0]
 
-      def loss(*qkv, one=one):
-        out = jax.vmap(one)(*qkv, *case[4:])
-        return (out * case.dout).sum(), out
+  def loss(*qkv):
+    out = jax.vmap(one)(*qkv, *case[4:])
+    return (out * case.dout).sum(), out
 
-      with jax.set_mesh(mesh):
-        grads, out = jax.jit(
-          jax.grad(jax.checkpoint(loss), (0, 1, 2), has_aux=True),
-          compiler_options=cases.FAST_COMPILE,
-        )(*case[:3])
-      cases.check(dict(zip(cases.NAMES, (out, *grads))), want, strategy)
+  with jax.set_mesh(mesh):
+    grads, out = jax.jit(
+      jax.grad(jax.checkpoint(loss), (0, 1, 2), has_aux=True),
+      compiler_options=cases.FAST_COMPILE,
+    )(*case[:3])
+  cases.check(dict(zip(cases.NAMES, (out, *grads))), want, strategy)
 
 
 def test_64_bit_jax_computes_the_same():

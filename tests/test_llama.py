@@ -318,6 +318,7 @@ def test_mlp_chunk_changes_no_loss_and_no_gradient(
     np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_mlp_chunk_needs_less_memory():
   """The inside of the feed-forward, [seq, mlp], is most of this program."""
   wide = dict(mlp=4096, layers=1)

@@ -47,7 +47,9 @@ def check(segments, heads, kv_heads, dim, window=0, **how):
 
 
 @pytest.mark.parametrize('heads, kv_heads, dim', [
-  (2, 2, 64), (6, 2, 128), (2, 1, 100), (16, 1, 64),
+  (6, 2, 128), (2, 1, 100),
+  pytest.param(2, 2, 64, marks=pytest.mark.slow),
+  pytest.param(16, 1, 64, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_any_grouping_and_size_of_heads_equals_the_oracle(heads, kv_heads, dim):
   padded = BORDERS[:, 200:500].copy()

@@ -84,8 +84,8 @@ def assert_same_step(got, want):
 
 @pytest.mark.parametrize('shape, name', [
   ((2, 4), 'zigzag'),
-  ((1, 8), 'contiguous'),
-  ((8, 1), 'zigzag'),
+  pytest.param((1, 8), 'contiguous', marks=pytest.mark.slow),
+  pytest.param((8, 1), 'zigzag', marks=pytest.mark.slow),
   pytest.param((2, 4), 'contiguous', marks=pytest.mark.slow),
   pytest.param((1, 8), 'zigzag', marks=pytest.mark.slow),
 ])  # fmt: skip
@@ -116,6 +116,7 @@ def lowered(seq_len, make_mesh):
   return step, (state, train_step.abstract_batch(config, mesh))
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_sequence_and_not_with_its_square(make_mesh):
   temporaries = []
   for seq_len in (4096, 8192):
