@@ -69,6 +69,8 @@ def check(checkpoint, text, chat):
 
 def load(config, checkpoint, chat, flags: AnswerFlags):
   """(the tokenizer, a function ids of a prompt -> text of its answer)."""
+  import jax
+
   from longjax import checks, evals
   from longjax.data import chat as chats
   from longjax.data import downloads, prepare
@@ -78,6 +80,11 @@ def load(config, checkpoint, chat, flags: AnswerFlags):
   from longjax.weights import released
 
   sharding.start(config.mesh.data * config.mesh.seq)
+  if chat and jax.process_count() > 1:
+    raise InputError(
+      f'--chat reads one terminal, and this job has {jax.process_count()} '
+      'processes; use --prompt'
+    )
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.seq)
   config.weights = str(downloads.locate(checkpoint))
   tokenizer = prepare.find_tokenizer(config)

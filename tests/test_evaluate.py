@@ -161,6 +161,12 @@ def test_what_cannot_be_evaluated_or_continued_is_refused(trained, config):
     continue_.main(config, str(trained[0]), 'x', chat='llama3')
 
 
+def test_several_processes_share_no_terminal(trained, config, monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with pytest.raises(InputError, match='2 processes; use --prompt'):
+    continue_.main(config, str(trained[0]), chat='tokenizer')
+
+
 @pytest.mark.parametrize('name, near', [
   ('rular', 'ruler'), ('ruler/vr', 'ruler/vt'), ('needle/vt', 'needle'),
   ('lm_eval', 'lm_eval'),
