@@ -382,8 +382,9 @@ def _verify(state, metadata):
 
 def absolute(directory) -> epath.Path:
   """An absolute path, as Orbax needs it; a gs:// path is one already."""
+  remote = storage.is_remote(directory)
   path = epath.Path(directory)
-  return path if '://' in str(path) else path.resolve()
+  return path if remote else path.resolve()
 
 
 def steps(directory) -> list[int]:

@@ -34,9 +34,9 @@ def content(path) -> bytes:
   Raises:
     InputError: it is no regular file, or larger than MOST_BYTES.
   """
-  file = epath.Path(path)
   if not is_remote(path):
     check_file(path)
+  file = epath.Path(path)
   size: Any = file.stat()
   if size.length > MOST_BYTES:
     raise InputError(
@@ -131,8 +131,9 @@ def directory(path) -> epath.Path:
   Raises:
     InputError: it is a file, or the bucket cannot be reached.
   """
+  remote = is_remote(path)
   found = epath.Path(path)
-  if is_remote(path):
+  if remote:
     try:
       found.exists()
     except Exception as error:  # whatever the bucket's library raises

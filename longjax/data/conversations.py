@@ -97,6 +97,8 @@ def _plain(message) -> dict:
     if not isinstance(calls[0], Mapping) or 'name' not in calls[0]:
       calls, content = None, None  # not understood: refused
   if calls:
+    if not isinstance(calls, list):
+      raise ValueError(f'tool calls are {calls!r:.40}, not a list of them')
     message['tool_calls'] = [_call(call) for call in calls]
     content = content or ''
   if isinstance(role, str):

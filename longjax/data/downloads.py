@@ -212,7 +212,9 @@ def _entries(archive) -> Iterator:
           for info in tarred
           if info.isreg()
         )
-  except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+  except (
+    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, UnicodeError
+  ) as error:  # fmt: skip
     raise errors.InputError(
       f'{archive}: not a whole zip or tar archive ({error})'
     ) from error

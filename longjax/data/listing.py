@@ -95,7 +95,7 @@ def _shuffled(title: str, files) -> list[File]:
 
 def locate(location: str):
   """A local path, or one in a bucket."""
-  if '://' not in location:
+  if not storage.is_remote(location):
     return ROOT / pathlib.Path(location).expanduser()
   from etils import epath
 
