@@ -4,17 +4,19 @@ The tokenizers have a token for each byte and each special token, so that a mask
 of tokens is one of characters.
 """
 
+import contextlib
 import io
 import json
 import pathlib
 
+import jinja2
 import numpy as np
 import pytest
 import sentencepiece
 
 from configs import common
 from longjax import errors
-from longjax.data import chat, prepare, tokenizer
+from longjax.data import chat, prepare, template_sandbox, tokenizer
 
 HERE = pathlib.Path(__file__).with_name('templates')
 SPECIAL = dict(
@@ -237,6 +239,29 @@ def test_what_no_mask_or_text_is_certain_of_is_refused(
   with pytest.raises(errors.InputError, match=fact):
     shape = 'ucta' if 'calls' in fact else 'uaua'
     chat.encode(conversation(shape), tokens, 'tokenizer')
+
+
+@pytest.mark.parametrize('calls', [0.5, 7, 'f', {'name': 'f'}])
+def test_tool_calls_are_a_list(calls, tokens):
+  messages = conversation('ua')
+  messages[1]['tool_calls'] = calls
+  with pytest.raises(errors.InputError, match='not a list'):
+    chat.encode(messages, tokens['llama3'], 'tokenizer')
+
+
+def test_an_interruption_that_is_lost_comes_again(monkeypatch):
+  """As one is that is raised while garbage is collected."""
+  monkeypatch.setattr(template_sandbox, 'SECONDS', 0.2)
+  with (
+    pytest.raises(jinja2.TemplateError, match=r'0\.2 s'),
+    template_sandbox.bounded(),
+  ):
+    for _ in range(2):
+      with contextlib.suppress(template_sandbox.TooLongError):
+        while True:
+          pass
+    while True:
+      pass
 
 
 def test_tools_that_a_template_ignores_are_refused(tokens):

@@ -175,6 +175,10 @@ def test_a_damaged_archive_is_an_input_error_that_names_it(tmp_path):
     downloads.members(path)
   with pytest.raises(errors.InputError, match='thing-1'):
     downloads.extract(path, 'thing/a.txt')
+  path, _ = wheel(tmp_path, **{'ä': 'text'})
+  path.write_bytes(path.read_bytes().replace('ä'.encode(), b'\xbbx'))
+  with pytest.raises(errors.InputError, match='thing-1'):
+    downloads.members(path)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):

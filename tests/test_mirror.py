@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from configs import tiny
-from longjax import mirror, storage
+from longjax import checkpoint, mirror, storage
 from longjax.errors import InputError
 from longjax.train import loop, metrics
 
@@ -76,6 +76,9 @@ def test_only_gs_is_remote(tmp_path, monkeypatch):
     storage.directory(__file__)
   with pytest.raises(InputError, match='neither local nor gs'):
     mirror.local('s3://bucket/run')
+  for refuse in storage.directory, storage.content, checkpoint.find:
+    with pytest.raises(InputError, match='neither local nor gs'):
+      refuse('package:~hf://x')
   monkeypatch.setattr(storage.importlib.util, 'find_spec', lambda _: None)
   with pytest.raises(InputError, match='needs pip install gcsfs'):
     mirror.local('gs://bucket/run')
