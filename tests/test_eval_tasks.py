@@ -119,11 +119,12 @@ def test_demonstrations_are_balanced_and_their_labels_shuffled():
 
 
 @pytest.mark.parametrize('answer, right', [
-  (' 3', 1), ('label: 3', 1), ('x Label: 3\nlabel: 4', 1), ('the 3.', 1),
-  ('foo\nlabel:3', 1), ('3 7', 0), ('\n3', 0), ('', 0),
+  (' 3', 1), ('label: 3', 1), ('x Label: 3\nlabel: 4', 0), ('the 3.', 1),
+  ('foo\nlabel:3', 0), ('3 7', 0), ('\n3', 0), ('', 0),
 ])  # fmt: skip
 def test_a_label_is_found_as_helmet_finds_it(answer, right):
-  """Values of its parse_output and normalize_answer."""
+  """Values of its parse_output and normalize_answer of the cue and the answer,
+  which its eval.py puts together."""
   assert helmet.label_match(answer, ('3',)) == right
 
 

@@ -179,8 +179,8 @@ def write(path, records):
 
 
 @pytest.mark.parametrize('part, score, suffix', [
-  (helmet_rag, helmet_rag.score.substring_match, '_k3_'),
-  (helmet_rerank, helmet_rerank.ndcg, '_k10_'),
+  (helmet_rag, helmet_rag.JUDGE, '_k3_'),
+  (helmet_rerank, helmet_rerank.score.ndcg, '_k10_'),
 ])  # fmt: skip
 def test_prompts_and_scores_of_helmet_are_the_originals(
   tmp_path, part, score, suffix

@@ -8,7 +8,8 @@ skipped.
 
 import re
 
-from longjax.evals import records
+from longjax.evals import prompts, records
+from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 ANSWER_TOKENS = 2048  # there as many as the model likes
@@ -33,7 +34,8 @@ def judge(answer: str, references) -> float:
 
 
 DATA = records.DataSet(
-  'graphwalks', 'GraphWalks', 'a .parquet file of openai/graphwalks',
+  'graphwalks', 'a .parquet file of openai/graphwalks',
   ('prompt', 'answer_nodes'),
 )  # fmt: skip
-EVALUATION = records.evaluation(DATA, make, ANSWER_TOKENS, judge)
+TASKS = dict(graphwalks=records.task(DATA, make, ANSWER_TOKENS, judge))
+EVALUATION = prompts.evaluation('graphwalks', 'GraphWalks', TASKS, NOTHING)

@@ -7,10 +7,16 @@ say what a label means. The questions are made from patterns, not TREC's.
 """
 
 import functools
-import re
 import uuid
 
-from longjax.evals import evaluation, fill, prompts, ruler, score
+from longjax.evals import (
+  evaluation,
+  fill,
+  helmet_prompts,
+  prompts,
+  ruler,
+  score,
+)
 from longjax.evals.prompts import Prompt, Source, Task
 
 KV = (
@@ -56,10 +62,15 @@ def json_kv(rng, source: Source, size: int, number: int) -> Prompt:
   context = ',\n '.join(f'"{k}": "{v}"' for k, v in pairs)
   text = KV.format(
     context='{' + context + '}',
-    shots=''.join(f'Key: {k}\nCorresponding value: {v}\n\n' for k, v in shots),
+    shots=shown(shots),
     key=asked[0],
   )
   return Prompt(text, '\nCorresponding value:', (asked[1],))
+
+
+def shown(pairs) -> str:
+  """Keys and their values as examples."""
+  return ''.join(f'Key: {k}\nCorresponding value: {v}\n\n' for k, v in pairs)
 
 
 def in_context(rng, source: Source, size: int, number: int) -> Prompt:
@@ -78,10 +89,8 @@ def in_context(rng, source: Source, size: int, number: int) -> Prompt:
 
 
 def label_match(answer: str, references) -> float:
-  """1 if what follows 'label:', else the first line, is the label."""
-  found = re.search(r'label:(.*)', answer, re.IGNORECASE)
-  text = found[1] if found else answer.partition('\n')[0]
-  text = re.sub(r'^label:', '', text.strip(), flags=re.IGNORECASE)
+  """1 if what the first line has is the label."""
+  text = helmet_prompts.line_after('label:', f'label:{answer}')
   return score.exact_match(text, references)
 
 

@@ -6,15 +6,11 @@ the score are those of its data.py and model_utils.py. All questions of the file
 are asked; there 100 are drawn. Examples are in the file beside, ..._k3_...
 """
 
-import functools
-import hashlib
 import math
 import re
 
-import numpy as np
-
-from longjax.errors import InputError
-from longjax.evals import records, score
+from longjax.evals import helmet_prompts, prompts, records, score
+from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
@@ -24,39 +20,9 @@ PROMPT = (
 )
 
 
-@functools.lru_cache(4)
-def _examples(name: str, path: str, fields) -> list:
-  return [x for x in records.read(name, path, fields) if rare(x)]
-
-
 def rare(record) -> bool:
   """Of PopQA only what is seldom looked up is asked."""
   return math.log10(record.get('s_pop', 1)) < 3
-
-
-def shots(data: records.DataSet, demos: str, key: str, record) -> list:
-  """Two examples out of a file: by a hash of `key`, each of another one."""
-  examples = [x for x in _examples(data.name, demos, data.fields)
-              if x[key] != record[key]]  # fmt: skip
-  seed = int(hashlib.sha256(str(record[key]).encode()).hexdigest(), 16) % 2**31
-  first: dict = {}
-  for i in np.random.default_rng(seed).permutation(len(examples)):
-    first.setdefault(examples[i][key], examples[i])
-  return list(first.values())[:2]
-
-
-def cut(spec: PromptSpec, fill, context: str, prefix: str) -> str:
-  """fill(context) without the last tokens of the context, if it is too long."""
-  excess = len(spec.encode(fill(context), prefix)) + spec.count - spec.length
-  if excess <= 0:
-    return fill(context)
-  ids = spec.tokenizer.encode(context)
-  if excess >= len(ids):
-    raise InputError(
-      f'a prompt of HELMET has no room in eval.lengths {spec.length}: what is '
-      f'around its passages takes {spec.length + excess - len(ids)} tokens'
-    )
-  return fill(spec.tokenizer.decode(ids[:-excess]))
 
 
 def passages(record) -> str:
@@ -69,21 +35,25 @@ def make(record, spec: PromptSpec) -> Prompt | None:
   if not rare(record):
     return None
   file = spec.source.files[DATA.name].replace('-dev-', '-train-')
-  demos = re.sub(r'_k\d+_', '_k3_', file)
+  examples = records.kept(DATA, re.sub(r'_k\d+_', '_k3_', file))
   key = 'id' if 'id' in record else 'question'
-  examples = ''.join(
+  shots = ''.join(
     f'{passages(x)}\n\nQuestion: {x["question"]}\nAnswer: {x["answers"][0]}\n\n'
-    for x in shots(DATA, demos, key, record)
+    for x in helmet_prompts.shots(filter(rare, examples), key, record)
   )
-  fill = lambda context: PROMPT.format(
-    shots=examples, context=context, question=record['question']
+  form = lambda context: PROMPT.format(
+    shots=shots, context=context, question=record['question']
   )
-  text = cut(spec, fill, passages(record), '\nAnswer:')
-  return Prompt(text, '\nAnswer:', tuple(record['answers']))
+  text = helmet_prompts.cut(spec, form, passages(record), '\nAnswer:')
+  return Prompt(text, '\nAnswer:', records.texts(record['answers']))
 
 
 DATA = records.DataSet(
-  'helmet_rag', 'HELMET, retrieval-augmented generation',
-  'a dev or test file of data/kilt of HELMET', ('question', 'answers', 'ctxs'),
+  'helmet_rag', 'a dev or test file of data/kilt of HELMET',
+  ('question', 'answers', 'ctxs'),
 )  # fmt: skip
-EVALUATION = records.evaluation(DATA, make, 20, score.substring_match, ('\n',))
+JUDGE = helmet_prompts.best(score.substring_match, 'Answer:')
+TASKS = dict(helmet_rag=records.task(DATA, make, 20, JUDGE))
+EVALUATION = prompts.evaluation(
+  'helmet_rag', 'HELMET, retrieval-augmented generation', TASKS, NOTHING
+)

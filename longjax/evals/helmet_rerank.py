@@ -6,9 +6,8 @@ its data.py and utils.py. Examples are in the file beside, ..._k10_...
 
 import re
 
-import numpy as np
-
-from longjax.evals import helmet_rag, records
+from longjax.evals import helmet_prompts, prompts, records, score
+from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
@@ -32,33 +31,24 @@ def ranking(record) -> str:
 
 
 def make(record, spec: PromptSpec) -> Prompt:
-  demos = re.sub(r'_k\d+_', '_k10_', spec.source.files[DATA.name])
-  examples = ''.join(
+  file = re.sub(r'_k\d+_', '_k10_', spec.source.files[DATA.name])
+  shots = ''.join(
     f'{passages(x)}\n\nQuery: {x["query"]}\nRanking: {ranking(x)}\n\n'
-    for x in helmet_rag.shots(DATA, demos, 'qid', record)
+    for x in helmet_prompts.shots(records.kept(DATA, file), 'qid', record)
   )
-  fill = lambda context: PROMPT.format(
-    shots=examples, context=context, query=record['query']
+  form = lambda context: PROMPT.format(
+    shots=shots, context=context, query=record['query']
   )
-  text = helmet_rag.cut(spec, fill, passages(record), '\nRanking:')
+  text = helmet_prompts.cut(spec, form, passages(record), '\nRanking:')
   labels = tuple((x['id'], int(x['label'])) for x in record['ctxs'])
   return Prompt(text, '\nRanking:', labels)
 
 
-def ndcg(answer: str, references) -> float:
-  """NDCG@10 of the longest run of numbers with > between them."""
-  answer = re.sub(r'[\[\]:]', '', answer).lower().replace('id', '')
-  runs = [m[0] for m in re.finditer(r'\d+(?:\s*>\s*\d+)*', answer)]
-  named = [x.strip() for x in max(runs, key=len, default='').split('>')]
-  labels = dict(references)
-  gain = lambda xs: sum(x / np.log2(i + 2) for i, x in enumerate(xs[:10]))
-  best = gain(sorted((max(x, 0) for x in labels.values()), reverse=True))
-  found = [max(labels.get(x, 0), 0) for x in dict.fromkeys(named)]
-  return float(gain(found) / best) if best else 0.0
-
-
 DATA = records.DataSet(
-  'helmet_rerank', 'HELMET, passage re-ranking',
-  'a test file of data/msmarco of HELMET', ('qid', 'query', 'ctxs'),
+  'helmet_rerank', 'a test file of data/msmarco of HELMET',
+  ('qid', 'query', 'ctxs'),
 )  # fmt: skip
-EVALUATION = records.evaluation(DATA, make, 200, ndcg, ('\n',))
+TASKS = dict(helmet_rerank=records.task(DATA, make, 200, score.ndcg))
+EVALUATION = prompts.evaluation(
+  'helmet_rerank', 'HELMET, passage re-ranking', TASKS, NOTHING
+)

@@ -9,8 +9,8 @@ import re
 
 import numpy as np
 
-from longjax.errors import InputError
-from longjax.evals import records
+from longjax.evals import prompts, records
+from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
@@ -24,21 +24,16 @@ FIELDS = ('context', 'question', *(f'choice_{x}' for x in 'ABCD'))
 ANSWER_TOKENS = 128
 
 
+def middle(ids, excess: int):
+  """Ids without those in the middle."""
+  half = (len(ids) - excess) // 2
+  return np.concatenate([ids[:half], ids[len(ids) - half :]])
+
+
 def make(record, spec: PromptSpec) -> Prompt:
   """The prompt, of which the middle is left out if it is too long."""
   text = PROMPT.format(**{field: record[field].strip() for field in FIELDS})
-  most = spec.length - spec.count - len(spec.encode('', ''))
-  ids = spec.tokenizer.encode(text)
-  while len(ids) > most:
-    if most < 2:
-      raise InputError(
-        f'a prompt of LongBench v2 has no room in eval.lengths {spec.length}: '
-        f'the answer takes {spec.count} tokens; use 1024 or more'
-      )
-    ids = np.concatenate([ids[: most // 2], ids[-(most // 2) :]])
-    text = spec.tokenizer.decode(ids)
-    ids = spec.tokenizer.encode(text)  # where both meet there may be more
-    most -= max(len(ids) - most, 0)
+  text = records.cut(spec, text, drop=middle)
   return Prompt(text, '', (record['answer'],))
 
 
@@ -51,7 +46,7 @@ def judge(answer: str, references) -> float:
 
 
 DATA = records.DataSet(
-  'longbench_v2', 'LongBench v2', 'data.json of THUDM/LongBench-v2',
-  (*FIELDS, 'answer'),
-)  # fmt: skip
-EVALUATION = records.evaluation(DATA, make, ANSWER_TOKENS, judge)
+  'longbench_v2', 'data.json of THUDM/LongBench-v2', (*FIELDS, 'answer')
+)
+TASKS = dict(longbench_v2=records.task(DATA, make, ANSWER_TOKENS, judge))
+EVALUATION = prompts.evaluation('longbench_v2', 'LongBench v2', TASKS, NOTHING)

@@ -7,7 +7,8 @@ card of openai/mrcr. At each length, longer conversations are skipped.
 import difflib
 
 from longjax import json_text
-from longjax.evals import records
+from longjax.evals import prompts, records
+from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 ANSWER_TOKENS = 2048  # there as many as the model likes
@@ -29,5 +30,6 @@ def judge(answer: str, references) -> float:
   return difflib.SequenceMatcher(None, given, right).ratio()
 
 
-DATA = records.DataSet('mrcr', 'MRCR', 'a .parquet file of openai/mrcr', FIELDS)
-EVALUATION = records.evaluation(DATA, make, ANSWER_TOKENS, judge)
+DATA = records.DataSet('mrcr', 'a .parquet file of openai/mrcr', FIELDS)
+TASKS = dict(mrcr=records.task(DATA, make, ANSWER_TOKENS, judge))
+EVALUATION = prompts.evaluation('mrcr', 'MRCR', TASKS, NOTHING)

@@ -5,13 +5,14 @@ of the original's evaluation/ for sets without distractors; its system prompt is
 left out. There a snippet of a book has a given length, here the whole prompt.
 """
 
+import fnmatch
 import functools
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
-from longjax import storage
+from longjax import hub, storage
 from longjax.errors import InputError
 from longjax.evals import prompts, records
 from longjax.evals.evaluation import NOTHING
@@ -25,7 +26,6 @@ TEMPLATE = (
   'Return only the final answer with no additional explanation or reasoning.'
 )
 DEPTHS = (np.linspace(0, 100, 26) / 100).tolist()
-FIELDS = ('id', 'needle', 'questions', 'tests')
 
 
 @functools.lru_cache(8)
@@ -78,12 +78,12 @@ def tests(needles, seed: int) -> Iterator[tuple]:
 
 def _stream(spec: PromptSpec) -> Iterator[Sample]:
   """By book and depth, so that the prompts of all tests begin alike."""
-  needles = list(records.read('nolima', records.path('nolima', spec, WHERE),
-                              FIELDS))  # fmt: skip
+  needles = list(records.of(DATA, spec))
   if any('distractors' in each for each in needles):
     raise InputError('config.eval.files.nolima: a set without distractors')
-  directory = records.path('nolima_books', spec, BOOKS)
-  books = sorted(pathlib.Path(directory).expanduser().glob('*.txt'))
+  directory = records.path(BOOKS, spec)
+  local = hub.resolve(directory, lambda names: fnmatch.filter(names, '*.txt'))
+  books = sorted(pathlib.Path(local).expanduser().glob('*.txt'))
   if not books:
     raise InputError(f'config.eval.files.nolima_books: no .txt in {directory}')
   for number, path in enumerate(books):
@@ -105,8 +105,13 @@ def _stream(spec: PromptSpec) -> Iterator[Sample]:
         yield Sample(ids, tuple(answers[i]))
 
 
-WHERE = 'needlesets/needle_set.json of amodaresi/NoLiMa'
-BOOKS = 'the directory haystack/rand_shuffle of amodaresi/NoLiMa'
+DATA = records.DataSet(
+  'nolima', 'needlesets/needle_set.json of amodaresi/NoLiMa',
+  ('id', 'needle', 'questions', 'tests'),
+)  # fmt: skip
+BOOKS = records.DataSet(
+  'nolima_books', 'the directory haystack/rand_shuffle of amodaresi/NoLiMa'
+)
 judge = lambda answer, names: float(any(name in answer for name in names))
 TASKS = dict(nolima=Task(_stream, 192, judge, cut=None, whole=True))
 EVALUATION = prompts.evaluation('nolima', 'NoLiMa', TASKS, NOTHING)

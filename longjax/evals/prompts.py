@@ -67,12 +67,16 @@ class Task(NamedTuple):
 
   stream: Callable  # PromptSpec -> iterator of Samples, the same for the same
   count: int  # tokens of the answer
-  score: Callable = score.all_references  # (answer, references) -> 0 to 1
+  # (answer, references) -> 0 to 1, or several such that `combine` takes.
+  score: Callable = score.all_references
   stop: tuple[str, ...] = ()  # an answer ends before these
   stand_in: str = ''  # what is invented here in place of the benchmark's data
   data: str = ''  # name in eval.files that takes its place
   cut: Any = pieces.SENTENCES  # what the prompts share; None is nothing
   whole: bool = False  # all prompts are asked, whatever eval.samples
+  # Scores of samples -> numbers whose mean is the score of the task.
+  combine: Callable = list
+  ready: Callable = tuple  # raises InputError for what is not installed
 
 
 def encode(tokenizer, text: str) -> np.ndarray:
@@ -128,16 +132,19 @@ def until(text: str, stop) -> str:
   return text[: min(ends)] if ends else text
 
 
-def scores(lm, tokenizer, task: Task, made: list[Sample]) -> list[float]:
-  """The score of each sample, 0 to 1."""
+def scores(lm, tokenizer, task: Task, made: list[Sample]) -> list:
+  """The score of each sample, 0 to 1, or several."""
   prompts = [sample.prompt for sample in made]
   found = answers(lm, tokenizer, prompts, task.count, task.stop)
-  return [float(task.score(a, s.references)) for a, s in zip(found, made)]
+  return [
+    np.asarray(task.score(a, s.references), float).tolist()
+    for a, s in zip(found, made)
+  ]
 
 
 def score_samples(
   lm, setup: Setup, label: str, task: Task, made: Iterable[Sample], total: int
-) -> tuple[list[float], int]:
+) -> tuple[list, int]:
   """(the score of each sample, tokens of the shortest prompt).
 
   A line every few seconds has the samples done, their rate and mean score;
@@ -216,6 +223,7 @@ def evaluation(
     for key, length in pairs:
       made = stream(setup, key, length)
       try:
+        tasks[key].ready()
         first = next(made, None)
       except InputError as error:
         raise InputError(f'{label(key, length)}: {error}') from None
@@ -239,7 +247,8 @@ def evaluation(
       # `tokens` say how near the shortest prompt comes to the length.
       tokens = least + tasks[key].count
       results[key].append(
-        dict(length=length, tokens=tokens) | score.summary(found)
+        dict(length=length, tokens=tokens)
+        | score.summary(tasks[key].combine(found))
       )
     return results
 

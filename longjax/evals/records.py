@@ -1,103 +1,240 @@
-"""Questions of a published data set, read from the file that eval.files names.
+"""Records of published data sets, and the prompts that they become.
 
-A benchmark says which fields its records have and makes a prompt of one; it
-asks all of them, or those that fit a length.
+eval.files says where a data set is: a file, or a directory in which a split is
+one or several files; here or on the Hub, hf://datasets/ORG/NAME/PATH. A task is
+a DataSet, a function from a record to a prompt, and a score.
 """
 
+import contextlib
 import functools
+import itertools
 import pathlib
+import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from longjax import storage
-from longjax.data import formats
+from longjax import hub, storage
+from longjax.data import compression, formats
 from longjax.errors import InputError
-from longjax.evals import prompts
-from longjax.evals.evaluation import NOTHING, Evaluation
 from longjax.evals.prompts import Prompt, PromptSpec, Sample, Task
+
+FILE = r'([-/].*)?\.(json|jsonl|csv|parquet)(\.gz|\.zst)?'
+ARCHIVE = '.zip'
 
 
 class DataSet(NamedTuple):
-  """A published data set, one file of it."""
+  """A published data set, or a part of it."""
 
-  name: str  # of the evaluation, and of the file in eval.files
-  title: str  # of its section in the report
-  where: str  # the file is found
-  fields: tuple[str, ...]  # of a record that are read
+  name: str  # of its key in eval.files
+  where: str  # what the key names is found
+  fields: tuple[str, ...] = ()  # of a record that are read
+  # Of a directory: the files SPLIT.jsonl, SPLIT-00000-of-00002.parquet,
+  # SPLIT/0000.parquet or the like; '' where the key names a file.
+  split: str = ''
+  files: int = 0  # of the split that are read; 0 is all
 
 
-def evaluation(
-  data: DataSet, make: Callable, count: int, judge: Callable, stop=()
-) -> Evaluation:
-  """The evaluation of a data set.
+def task(
+  data: DataSet, make: Callable, count: int, judge: Callable, stop=(),
+  rows: Callable | None = None,
+) -> Task:  # fmt: skip
+  """The task that a data set is.
 
   Args:
     data: what it is.
     make: (record, PromptSpec) -> Prompt, or None for what is not asked.
     count: tokens of an answer.
-    judge: (answer, references) -> 0 to 1.
+    judge: (answer, references) -> 0 to 1, or several such for Task.combine.
     stop: an answer ends before these.
+    rows: (data, PromptSpec) -> records; without it all in order.
   """
-  stream = functools.partial(_stream, data, make)
-  task = Task(stream, count, judge, stop, data=data.name, cut=None, whole=True)
-  return prompts.evaluation(data.name, data.title, {data.name: task}, NOTHING)
+  stream = functools.partial(_stream, data, make, rows or of)
+  return Task(stream, count, judge, stop, data=data.name, cut=None, whole=True)
 
 
 def _stream(
-  data: DataSet, make: Callable, spec: PromptSpec
+  data: DataSet, make: Callable, rows: Callable, spec: PromptSpec
 ) -> Iterator[Sample]:
-  file = path(data.name, spec, data.where)
-  for record in read(data.name, file, data.fields):
-    prompt = _made(data, make, record, spec)
-    if prompt is None:
-      continue
+  for prompt in _prompts(data, make, rows, spec):
     ids = spec.encode(prompt.text, prompt.prefix)
     if len(ids) + spec.count <= spec.length:
       yield Sample(ids, prompt.references)
 
 
-def path(name: str, spec: PromptSpec, where: str) -> str:
-  """eval.files.NAME, which is to be found in `where`; InputError without it."""
-  found = spec.source.files.get(name)
-  if not found:
-    raise InputError(f'needs its data: set config.eval.files.{name} to {where}')
-  return found
-
-
-def _made(
-  data: DataSet, make: Callable, record, spec: PromptSpec
-) -> Prompt | None:
-  """The prompt of a record; InputError where a field has no such value."""
+def _prompts(
+  data: DataSet, make: Callable, rows: Callable, spec: PromptSpec
+) -> Iterator[Prompt]:
+  """InputError where a field of a record has no such value."""
   try:
-    return make(record, spec)
+    made = (make(record, spec) for record in rows(data, spec))
+    yield from (prompt for prompt in made if prompt is not None)
   except InputError:
     raise
   except (ValueError, TypeError, LookupError, AttributeError) as error:
     raise InputError(
       f'config.eval.files.{data.name}: a record is not one of '
-      f'{data.where}: {error}'
+      f'{data.where}: {type(error).__name__} {error}'
     ) from None
 
 
-def read(name: str, path: str, fields) -> Iterator[Mapping]:
-  """The records of a .json, .jsonl or .parquet file.
+def texts(value) -> tuple[str, ...]:
+  """A text or several; ValueError if it is neither, or none."""
+  found = (value,) if isinstance(value, str) else tuple(value)
+  if not found or not all(isinstance(x, str) for x in found):
+    raise ValueError(f'{value!r:.60} is no text, nor a list of them')
+  return found
+
+
+def cut(
+  spec: PromptSpec, text: str, prefix='', fill: Callable = str, drop=None
+) -> str:
+  """fill(text) without the last tokens of the text, if it is too long.
+
+  Args:
+    spec: what the prompt is made for.
+    text: what may be cut.
+    prefix: with which the answer begins.
+    fill: text -> what a user says.
+    drop: (ids, excess) -> those to keep, instead of the first.
+
+  Raises:
+    InputError: without any text it is still too long.
+  """
+  drop = drop or (lambda ids, excess: ids[:-excess])
+  for tries in itertools.count():  # what is decoded may have more tokens
+    more = max(tries - 1, 0)
+    excess = len(spec.encode(fill(text), prefix)) + spec.count - spec.length
+    if excess <= 0:
+      return fill(text)
+    ids = spec.tokenizer.encode(text)
+    if excess + more >= len(ids):
+      raise InputError(
+        f'a prompt has no room in eval.lengths {spec.length}: without the text '
+        f'that may be cut it takes {spec.length + excess - len(ids)} tokens; '
+        'use longer --lengths'
+      )
+    text = spec.tokenizer.decode(drop(ids, excess + more))
+  raise AssertionError
+
+
+def path(data: DataSet, spec: PromptSpec) -> str:
+  """What eval.files has of a data set; InputError if it has nothing."""
+  found = spec.source.files.get(data.name)
+  if not found:
+    raise InputError(
+      f'needs its data: set config.eval.files.{data.name} to {data.where}'
+    )
+  return found
+
+
+def of(data: DataSet, spec: PromptSpec) -> Iterator[Mapping]:
+  """The records of a data set in order; see `path` and `read`."""
+  return read(data, path(data, spec))
+
+
+def read(data: DataSet, path: str) -> Iterator[Mapping]:
+  """The records of a file, or of the split of a directory.
 
   Raises:
     InputError: it cannot be read, or a record lacks a field.
   """
-  where = f'config.eval.files.{name}: {path}'
-  file_path = pathlib.Path(path).expanduser()
+  where = f'config.eval.files.{data.name}: {path}: '
   try:
-    storage.check_file(file_path)
-    with file_path.open('rb') as file:
-      for record in formats.read(path, file):
-        if isinstance(record, formats.Unreadable):
-          raise InputError(f'{where}: {record.reason}')
-        at, content = record
-        lacking = [f for f in fields if not isinstance(content, Mapping)
-                   or f not in content]  # fmt: skip
-        if lacking:
-          raise InputError(f'{where}: {at} has no field {lacking[0]!r}')
-        yield content
+    for name, opener in files(data, path):
+      with opener() as file:
+        for record in formats.read(name, file):
+          yield _checked(record, data.fields)
+  except InputError as error:
+    reason = str(error).removeprefix(f'{path}: ')
+    raise InputError(f'{where}{reason}; set it to {data.where}') from None
   except OSError as error:
-    raise InputError(f'{where}: {error.strerror}') from None
+    reason = error.strerror or str(error)
+    raise InputError(f'{where}{reason}; set it to {data.where}') from None
+
+
+@functools.lru_cache(4)
+def kept(data: DataSet, path: str) -> list[Mapping]:
+  """The same as a list, read once: examples that prompts share."""
+  return list(read(data, path))
+
+
+def _checked(record, fields) -> Mapping:
+  if isinstance(record, formats.Unreadable):
+    raise InputError(record.reason)
+  at, content = record
+  if not isinstance(content, Mapping):
+    raise InputError(f'{at} has no fields')
+  lacking = [field for field in fields if field not in content]
+  if lacking:
+    raise InputError(f'{at} has no field {lacking[0]!r}')
+  return content
+
+
+def files(data: DataSet, path: str) -> list[tuple[str, Callable]]:
+  """(name, opener) of a file, or of those of a split.
+
+  Raises:
+    InputError: there are none, or they are no regular files.
+    OSError: there is no such path.
+  """
+  root = hub.resolve(path, functools.partial(_of_split, data))
+  root = pathlib.Path(root).expanduser()
+  root.stat()
+  if not data.split:
+    storage.check_file(root)
+    return [(str(path), functools.partial(root.open, 'rb'))]
+  first = data.split.partition('/')[0]
+  found = _of_split(
+    data, [p.relative_to(root).as_posix() for p in
+           (*root.glob(f'{first}*'), *root.glob(f'{first}*/**/*'))]
+  )  # fmt: skip
+  if not found:
+    raise InputError(f'it has no {data.split}.jsonl, .parquet or the like')
+  for name in found:
+    storage.check_file(root / name)
+  if found == [first + ARCHIVE]:
+    return [
+      (name, functools.partial(_member, root / found[0], name))
+      for name in _members(root / found[0], data)
+    ]
+  return [(n, functools.partial((root / n).open, 'rb')) for n in found]
+
+
+def _of_split(data: DataSet, names) -> list[str]:
+  """Of names those of the split, or of the archive that has it."""
+  begins = re.compile(re.escape(data.split) + FILE)
+  found = sorted(name for name in names if begins.fullmatch(name))
+  archive = data.split.partition('/')[0] + ARCHIVE
+  found = found or [name for name in names if name == archive]
+  return found[: data.files or None]
+
+
+def _members(archive: pathlib.Path, data: DataSet) -> list[str]:
+  """The files of a split in an archive."""
+  try:
+    with zipfile.ZipFile(archive) as opened:
+      names = _of_split(data, opened.namelist())
+  except (zipfile.BadZipFile, NotImplementedError) as error:
+    raise InputError(f'{archive.name} is not a zip archive ({error})') from None
+  if not names:
+    raise InputError(f'{archive.name} has no {data.split}.jsonl or the like')
+  return names
+
+
+@contextlib.contextmanager
+def _member(archive: pathlib.Path, name: str):
+  """A file in an archive, opened to read bytes."""
+  with zipfile.ZipFile(archive) as opened:
+    entry = opened.getinfo(name)
+    most = max(
+      compression.EXPANDED_BYTES, compression.EXPANDED * entry.compress_size
+    )
+    if entry.file_size > most:
+      raise InputError(f'{name} in {archive.name} expands too much')
+    try:
+      file = opened.open(entry)
+    except (RuntimeError, NotImplementedError) as error:  # encrypted
+      raise InputError(f'{name} in {archive.name}: {error}') from None
+    with file:
+      yield file

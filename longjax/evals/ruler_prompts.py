@@ -8,6 +8,7 @@ takes over where the search tries more). Chains that repeat a variable are
 drawn again, on which the original stumbles.
 """
 
+import functools
 import itertools
 import random
 import string
@@ -74,6 +75,17 @@ class Draws(random.Random):
     self.numpy = np.random.RandomState(seed)
 
 
+def wording(one: bool) -> list[str]:
+  """(what a user says, how the answer begins) of one value or of several."""
+  if not one:
+    return list(NIAH)
+  singular = (('Some', 'A'), ('are all', 'is'), ('are', 'is'))
+  return [
+    functools.reduce(lambda x, pair: x.replace(*pair), singular, text)
+    for text in NIAH
+  ]
+
+
 def niah(
   spec: PromptSpec, *, hay='essay', keys=1, values=1, queries=1, key='words',
   value='numbers', joint=' ',
@@ -90,12 +102,7 @@ def niah(
   rng = Draws(spec.seed)
   pairs = Pairs(spec.source.words)
   one = queries * values == 1
-  template, prefix = NIAH
-  if one:
-    template, prefix = (
-      text.replace('Some', 'A').replace('are all', 'is').replace('are', 'is')
-      for text in NIAH
-    )
+  template, prefix = wording(one)
 
   def secret(kind: str) -> str:
     if kind == 'numbers':

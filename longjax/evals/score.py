@@ -1,10 +1,14 @@
 """How answers are scored, and how sure a score is. Text in, number out."""
 
+import collections
+import functools
 import math
 import re
 import string
 
 import numpy as np
+
+from longjax.errors import InputError
 
 
 def all_references(answer: str, references) -> float:
@@ -41,6 +45,27 @@ def words(text: str) -> list[str]:
   return re.findall(r'[a-z0-9]+', text.lower())
 
 
+def f1(answer: str, references) -> float:
+  """The best F1 of words, both normalized (SQuAD)."""
+  found = normalized(answer).split()
+  return max(_overlap(found, normalized(r).split()) for r in references)
+
+
+def _overlap(a, b) -> float:
+  """F1 of what two lists have in common, repetitions too."""
+  common = (collections.Counter(a) & collections.Counter(b)).total()
+  return 2 * common / (len(a) + len(b)) if common else 0.0
+
+
+def rouge_n(answer: str, references, n: int) -> float:
+  """The best F1 of runs of n words (ROUGE-N)."""
+
+  def runs(text):
+    return list(zip(*(words(text)[i:] for i in range(n))))
+
+  return max(_overlap(runs(answer), runs(r)) for r in references)
+
+
 def rouge_l(answer: str, references) -> float:
   """The best F1 of the longest common subsequence of words (ROUGE-L)."""
 
@@ -50,6 +75,67 @@ def rouge_l(answer: str, references) -> float:
     return 2 * common / (len(a) + len(b)) if common else 0.0
 
   return max(map(one, references))
+
+
+def rouges(answer: str, references) -> tuple[float, float, float]:
+  """ROUGE-1, ROUGE-2 and ROUGE-L, as SCROLLS has them: without stemming."""
+  one, two = (rouge_n(answer, references, n) for n in (1, 2))
+  return one, two, rouge_l(answer, references)
+
+
+@functools.cache
+def stemming_scorer():
+  """rouge_score's scorer of ROUGE-L; InputError if it is not installed."""
+  try:
+    from rouge_score import rouge_scorer  # pyright: ignore
+  except ImportError:
+    raise InputError('ROUGE with stemming needs: pip install rouge-score') \
+      from None  # fmt: skip
+  return rouge_scorer.RougeScorer(['rougeL'], use_stemmer=True)
+
+
+def stemmed_rouge_l(answer: str, references) -> float:
+  """The best ROUGE-L F1 of stemmed words (HELMET)."""
+  scores = (stemming_scorer().score(r, answer) for r in references)
+  return max(float(found['rougeL'].fmeasure) for found in scores)
+
+
+def ndcg(answer: str, references) -> float:
+  """NDCG@10 of the longest run of numbers with > between them (HELMET).
+
+  Args:
+    answer: names documents by number, the best first.
+    references: (number, label) of each.
+  """
+  answer = re.sub(r'[\[\]:]', '', answer).lower().replace('id', '')
+  runs = [m[0] for m in re.finditer(r'\d+(?:\s*>\s*\d+)*', answer)]
+  named = [x.strip() for x in max(runs, key=len, default='').split('>')]
+  labels = dict(references)
+  gain = lambda xs: sum(x / np.log2(i + 2) for i, x in enumerate(xs[:10]))
+  best = gain(sorted((max(x, 0) for x in labels.values()), reverse=True))
+  found = [max(labels.get(x, 0), 0) for x in dict.fromkeys(named)]
+  return float(gain(found) / best) if best else 0.0
+
+
+def geometric_mean(scores) -> list[float]:
+  """What each sample adds to the geometric mean of mean scores.
+
+  SCROLLS takes the mean of each kind of ROUGE over all samples before their
+  geometric mean. The numbers here have that as their mean, and their spread is
+  its spread by the delta method.
+
+  Args:
+    scores: [samples, kinds] from 0 to 1.
+
+  Returns:
+    A number for each sample.
+  """
+  found = np.asarray(scores, np.float64)
+  means = found.mean(axis=0)
+  if not means.all():
+    return [0.0] * len(found)
+  whole = math.exp(np.log(means).mean())
+  return (whole * (found / means).mean(axis=1)).tolist()
 
 
 def _common(a, b) -> int:
