@@ -10,11 +10,12 @@ need no documents. The config sets the mesh, the
 held-out documents (eval.sources, eval.length, eval.documents) and the number
 of prompts (eval.samples). Tasks: position_loss, source_loss, perplexity,
 context_gain, longppl, passkey, passkey_original, needle, first_sentence, ruler
-or ruler/vt, helmet or helmet/icl, helmet_rag, helmet_rerank, nolima,
-longbench_v2, mrcr, graphwalks, lm_eval/NAME or
-lm_eval/FILE.yaml. Prints the scores, and writes results.json, plots/ and
-REPORT.md to RUN/evals/STEP, or to runs/WEIGHTS/evals for weights that are not
-a run's. The same command goes on with an evaluation that was interrupted.
+or ruler/vt, helmet or helmet/icl, helmet_recall, helmet_rag, helmet_rerank,
+helmet_icl, helmet_longqa, helmet_summ, llama2_long or llama2_long/qmsum,
+nolima, longbench_v2, mrcr, graphwalks, lm_eval/NAME or lm_eval/FILE.yaml.
+Prints the scores, and writes results.json, plots/ and REPORT.md to
+RUN/evals/STEP, or to runs/WEIGHTS/evals for weights that are not a run's. The
+same command goes on with an evaluation that was interrupted.
 """
 
 import dataclasses

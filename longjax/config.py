@@ -265,6 +265,20 @@ KEYS = {
     '', "path of SQuAD's dev-v2.0.json, for ruler/qa_1"),
   'eval.files.hotpotqa': free(
     '', "path of HotpotQA's hotpot_dev_distractor_v1.json, for ruler/qa_2"),
+  'eval.files.scrolls': free(
+    '', 'directory of tau/scrolls, for llama2_long, or hf://datasets/tau/scrolls'
+  ),
+  'eval.files.helmet_recall': free(
+    '', "directory data of HELMET's data.tar.gz"),
+  'eval.files.trec': free('', 'directory of train and test of CogComp/trec'),
+  'eval.files.banking77': free('', 'directory of PolyAI/banking77'),
+  'eval.files.clinic150': free('', 'directory plus of clinc/clinc_oos'),
+  'eval.files.nlu': free('', 'directory of nlu_evaluation_data'),
+  'eval.files.narrativeqa': free('', 'directory data of deepmind/narrativeqa'),
+  'eval.files.infbench': free(
+    '', 'directory of xinrongzhang2022/InfiniteBench'),
+  'eval.files.multi_lexsum': free(
+    '', 'directory releases/v20230518 of allenai/multi_lexsum'),
   'eval.files.longbench_v2': free('', 'path of data.json of LongBench-v2'),
   'eval.files.mrcr': free('', 'path of a .parquet file of openai/mrcr'),
   'eval.files.graphwalks': free(

@@ -1,9 +1,21 @@
 """Scores against cases worked out by hand and the formulas in the books."""
 
+import json
+
+import numpy as np
 import pytest
+from commands import ROOT
 from scipy import stats
 
-from longjax.evals import score
+from longjax.evals import (
+  helmet,
+  helmet_longqa,
+  helmet_prompts,
+  helmet_summ,
+  score,
+)
+
+HELMET = json.loads((ROOT / 'tests/golden/helmet.json').read_text())
 
 
 def test_ruler_matches():
@@ -32,12 +44,52 @@ def test_rouge_by_hand():
 
 def test_rouge_is_that_of_the_public_package(rng):
   scorer = pytest.importorskip('rouge_score.rouge_scorer')
-  theirs = scorer.RougeScorer(['rougeL'])
+  kinds = ['rouge1', 'rouge2', 'rougeL']
+  theirs = scorer.RougeScorer(kinds)
   words = ['one', 'two', 'Three', 'four,', "five's", '6']
   for _ in range(50):
     a, b = (' '.join(rng.choice(words, rng.integers(1, 12))) for _ in 'ab')
     wanted = theirs.score(b, a)
-    assert score.rouge_l(a, [b]) == pytest.approx(wanted['rougeL'].fmeasure)
+    wanted = [wanted[kind].fmeasure for kind in kinds]
+    assert score.rouges(a, [b]) == pytest.approx(tuple(wanted))
+
+
+SCROLLS = (  # the example in its metrics/scrolls.py
+  ('exact match example', ['exact match example']),
+  ('hello there', ['hello', 'hi there']),
+  ('general kenobi', ['commander kenobi']),
+)
+
+
+def test_scores_of_scrolls_are_those_of_its_example():
+  each = lambda metric: [metric(a, r) for a, r in SCROLLS]
+  mean = lambda metric: 100 * np.mean(each(metric))
+  assert mean(score.f1) == pytest.approx(72.2222, abs=1e-4)
+  assert mean(score.exact_match) == pytest.approx(33.3333, abs=1e-4)
+  rouges = np.array(each(score.rouges))
+  wanted = [72.2222, 33.3333, 72.2222]
+  assert 100 * rouges.mean(axis=0) == pytest.approx(wanted, abs=1e-4)
+  shares = score.geometric_mean(rouges)
+  assert 100 * np.mean(shares) == pytest.approx(55.8136, abs=1e-4)
+  assert score.geometric_mean([(0.5, 0, 1), (1, 0, 1)]) == [0.0, 0.0]
+  assert score.geometric_mean([(0.3,), (0.7,)]) == pytest.approx([0.3, 0.7])
+
+
+@pytest.mark.parametrize('name, judge', [
+  ('rouge', helmet_longqa.ROUGE),
+  ('book', helmet_summ.TASKS['infbench_sum'].score),
+  ('lexsum', helmet_summ.TASKS['multi_lexsum'].score),
+  ('choice', helmet_longqa.right_choice), ('label', helmet.label_match),
+  ('substring', helmet_prompts.best(score.substring_match, 'Answer:')),
+])  # fmt: skip
+def test_scores_of_helmet_are_those_of_its_code(name, judge):
+  """Made by golden/make_helmet.py."""
+  pytest.importorskip('rouge_score')
+  told = HELMET['answers']
+  right = dict(choice=told['choice'], label=['3']).get(name, told['right'])
+  found = [judge(text, right) for text in told['texts']]
+  assert found == pytest.approx(HELMET['scores'][name])
+  assert 0 < sum(found) < len(found)
 
 
 @pytest.mark.parametrize('right, count', [(0, 10), (7, 10), (10, 10), (3, 50)])
