@@ -20,6 +20,7 @@ from longjax.evals import (
   mrcr,
   nolima,
   prompts,
+  records,
   ruler,
   ruler_data,
   table,
@@ -58,9 +59,9 @@ def tokens():
 def setup(tokens, tmp_path, **options):
   config = common.base()
   config.eval.update(lengths=(3000,), samples=1, **options)
-  for name, records in RECORDS.items():
+  for name, rows in RECORDS.items():
     path = tmp_path / f'{name}.jsonl'
-    path.write_text(''.join(json.dumps(x) + '\n' for x in records))
+    path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
     config.eval.files[name] = str(path)
   return evals.Setup(config, tokens, log=lambda line: None)
 
@@ -125,7 +126,9 @@ def test_a_field_of_another_kind_is_one_line(
   assert '\n' not in str(refused.value)
 
 
-def test_a_long_text_is_cut_in_the_middle(tokens):
+@pytest.mark.parametrize('chars', [records.CHARS, 2])
+def test_a_long_text_is_cut_in_the_middle(tokens, monkeypatch, chars):
+  monkeypatch.setattr(records, 'CHARS', chars)  # 2: cut before it is encoded
   task = prompts.Task(lambda spec: iter(()), 128, cut=None)
   spec = prompts.make_spec(tokens, task, SOURCE, 1000, 0, chat=True)
   record = QUESTION | dict(context='begin' + 'x' * 5000 + 'end')
@@ -173,8 +176,8 @@ def spec(task, length, **files):
   return prompts.make_spec(TOKENS, task, source, length, 42)
 
 
-def write(path, records):
-  path.write_text(''.join(json.dumps(x) + '\n' for x in records))
+def write(path, rows):
+  path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
   return path
 
 

@@ -79,7 +79,9 @@ def test_prompts_are_those_of_the_paper(directory):
   assert answers == ('Cyd',)
 
 
-def test_what_is_too_long_loses_its_start(directory):
+@pytest.mark.parametrize('chars', [records.CHARS, 1])
+def test_what_is_too_long_loses_its_start(directory, monkeypatch, chars):
+  monkeypatch.setattr(records, 'CHARS', chars)  # 1: cut before it is encoded
   (whole, _), *_ = samples('qasper', directory)
   count = llama2_long.TASKS['qasper'].count
   (text, _), *_ = samples('qasper', directory, len(whole) + count - 30)

@@ -25,9 +25,10 @@ ANSWER_TOKENS = 128
 
 
 def middle(ids, excess: int):
-  """Ids without those in the middle."""
+  """Ids, or a text, without those in the middle."""
   half = (len(ids) - excess) // 2
-  return np.concatenate([ids[:half], ids[len(ids) - half :]])
+  parts = ids[:half], ids[len(ids) - half :]
+  return ''.join(parts) if isinstance(ids, str) else np.concatenate(parts)
 
 
 def make(record, spec: PromptSpec) -> Prompt:

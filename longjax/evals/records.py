@@ -21,6 +21,7 @@ from longjax.evals.prompts import Prompt, PromptSpec, Sample, Task
 
 FILE = r'([-/].*)?\.(json|jsonl|csv|parquet)(\.gz|\.zst)?'
 ARCHIVE = '.zip'
+CHARS = 32  # of a token at most, so that books are not encoded whole
 
 
 class DataSet(NamedTuple):
@@ -96,12 +97,15 @@ def cut(
     text: what may be cut.
     prefix: with which the answer begins.
     fill: text -> what a user says.
-    drop: (ids, excess) -> those to keep, instead of the first.
+    drop: (ids or text, excess) -> what to keep, instead of the first.
 
   Raises:
     InputError: without any text it is still too long.
   """
   drop = drop or (lambda ids, excess: ids[:-excess])
+  beyond = len(text) - CHARS * spec.length
+  if beyond > 0:
+    text = drop(text, beyond)
   for tries in itertools.count():  # what is decoded may have more tokens
     more = max(tries - 1, 0)
     excess = len(spec.encode(fill(text), prefix)) + spec.count - spec.length
