@@ -89,6 +89,18 @@ def test_a_file_that_is_not_the_data_set_is_named(tmp_path, content, says):
     ruler_data.read('squad', str(path))
 
 
+def test_questions_may_lie_on_the_hub(tmp_path, monkeypatch):
+  (tmp_path / 'd.json').write_text(
+    '[{"question": "q", "answer": "a", "context": [["t", ["l"]]]}]'
+  )
+  local = lambda name, choose: tmp_path / name.rpartition('/')[2]
+  monkeypatch.setattr(ruler_data.hub, 'local', local)
+  (question,), texts = ruler_data.read('hotpotqa', 'hf://datasets/o/n/d.json')
+  assert question == ruler_data.Question('q', ('a',), (0,)) and texts == [
+    't\nl'
+  ]
+
+
 def test_text_in_pieces_has_the_ids_of_the_whole():
   """And where a tokenizer joins what is cut, it is encoded whole."""
   text = 'A b. C d! E f? ' * 50 + 'The end.'

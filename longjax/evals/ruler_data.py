@@ -10,7 +10,7 @@ import pathlib
 import random
 from typing import NamedTuple
 
-from longjax import json_text, storage
+from longjax import hub, json_text, storage
 from longjax.errors import InputError
 
 INVENTED = 4000  # people, and towns
@@ -41,9 +41,9 @@ def load(name: str, source) -> tuple[list[Question], list[str]]:
 
 @functools.lru_cache(2)
 def read(name: str, path: str) -> tuple[list[Question], list[str]]:
-  """The data set in a file, in its order."""
+  """The data set in a file, here or on the Hub, in its order."""
+  file = pathlib.Path(hub.resolve(path)).expanduser()
   try:
-    file = pathlib.Path(path).expanduser()
     storage.check_file(file)
     data = json_text.loads(file.read_bytes())
     return squad(data['data']) if name == 'squad' else hotpotqa(data)
