@@ -24,9 +24,16 @@ ROPES = dict(
   pose=PI,  # arXiv:2309.10400, rows of 64
   short=SAME,  # more of the same: rows of 64
   fot=SAME,  # arXiv:2307.03170: rows of 64, and memory
+  superhot=PI,  # LoRA on q, k, v, o, as the model card of superhot-30b-8k
+  longlora=PI,  # arXiv:2309.12307: LoRA, attention in groups of a quarter
+  longce=PI,  # arXiv:2410.23771
 )
 VARIANTS = ROPES
 SHORT_ROWS = ('pose', 'short', 'fot')
+LORA = dict(
+  superhot=dict(rank=4, alpha=8.0, whole=()),
+  longlora=dict(rank=8, alpha=16.0, whole=('embedding', 'norm')),
+)
 
 
 def mixture(masked):
@@ -63,6 +70,12 @@ def get_config(method='abf'):
       rows=common.fot_rows((0, 0), (1, 2), (2, 5), (3, 4)),
       wrap=False,
     )
+  if method in LORA:
+    config.lora.update(weights=('q', 'k', 'v', 'o'), **LORA[method])
+  if method == 'longlora':
+    config.model.group = TARGET // 4
+  if method == 'longce':
+    config.train.longce.update(gamma=5.0, short=base.WINDOW, stride=16)
   config.optim.update(
     learning_rate=2e-3, schedule='linear', warmup_steps=10, min_ratio=0.1
   )
