@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 
+import numpy as np
 import pytest
 
 from longjax import errors
@@ -87,6 +88,21 @@ def test_a_saved_data_set_is_its_arrow_files_only(tmp_path):
   for name in ('state.json', 'dataset_info.json'):
     (tmp_path / name).write_text('{}')
   assert len(listed(tmp_path)) == 4
+
+
+def test_an_arrow_file_whose_offsets_leave_it_is_refused(tmp_path):
+  """Pyarrow would read memory that is not its own."""
+  pa = pytest.importorskip('pyarrow')
+  path, texts = tmp_path / 'a.arrow', pa.table(dict(text=['four'] * 3))
+  with pa.ipc.new_stream(str(path), texts.schema) as writer:
+    writer.write_table(texts)
+  right = np.arange(0, 16, 4, dtype='<i4')
+  raw = path.read_bytes()
+  assert raw.count(right.tobytes()) == 1
+  wrong = np.where(right == 8, 1 << 30, right).astype('<i4')
+  path.write_bytes(raw.replace(right.tobytes(), wrong.tobytes()))
+  with pytest.raises(errors.InputError, match=r'a\.arrow'):
+    listed(tmp_path)
 
 
 def test_a_compressed_text_is_one_document(tmp_path):
