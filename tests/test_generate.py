@@ -269,11 +269,10 @@ def test_losses_come_back_in_the_order_of_the_text(
   monkeypatch.setattr(language_model, 'LONG', 1)
   seen = batch.segments > 0
   np.testing.assert_allclose(model.nll(batch)[seen], wanted[seen], atol=1e-4)
-  # A line a layer, of two groups of rows, and one a group.
-  done = [float(re.search(r'losses: ([\d.]+) rows', x)[1]) for x in lines]
-  share = 1 / CONFIG.layers
-  first, second = (np.arange(1, CONFIG.layers + 1) * share * n for n in (2, 1))
-  np.testing.assert_allclose(done, [*first, 2, *(2 + second), 3], rtol=6e-3)
+  # A line per layer, of groups of two rows and of one, and one per group.
+  done = [float(re.search(r'losses: ([\d.]+) tokens', x)[1]) for x in lines]
+  shares = 64 * np.arange(1, CONFIG.layers + 2) / (CONFIG.layers + 1)
+  np.testing.assert_allclose(done, [*(2 * shares), *(128 + shares)], rtol=6e-3)
   short = type(batch)(*(x[:, :57] for x in batch))
   seen = short.segments > 0
   np.testing.assert_allclose(

@@ -116,10 +116,10 @@ def test_any_ids_and_any_logits_equal_the_oracle(name, one_program, small):
   case = logits_for(name, cases.draw(q_ids, 2, 1, 64, kv_ids))
   got, want = one_program(case), cases.expected(case)
   for key in cases.NAMES:
-    # Log-sum-exps are float32: of 10,000 they are 7e-4 wrong, of 1,000 7e-5.
+    # Log-sum-exps are float32: of 10,000 they are 7e-4 wrong, of 2,000 1.4e-4.
     size = dict(
       equal_and_large=1e-3, own_keys_far_below=1e-3,
-      a_new_peak_in_every_block=1e-4, a_new_peak_late=1e-4,
+      a_new_peak_in_every_block=2e-4, a_new_peak_late=1e-4,
     ).get(name, 3e-6)  # fmt: skip
     np.testing.assert_allclose(
       got[key], want[key], rtol=0, err_msg=key,
