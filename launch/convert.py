@@ -94,7 +94,7 @@ VERBS = {
     {
       **FROM,
       **TO,
-      'dtype': f'{DTYPE}, which loses nothing of files in it; default float32',
+      'dtype': f'{DTYPE} (lossless for bfloat16 files); default float32',
     },
   ),
   'export': (

@@ -15,7 +15,7 @@ helmet_icl, helmet_longqa, helmet_summ, llama2_long or llama2_long/qmsum,
 nolima, longbench_v2, mrcr, graphwalks, lm_eval/NAME or lm_eval/FILE.yaml.
 Prints the scores, and writes results.json, plots/ and REPORT.md to
 RUN/evals/STEP, or to runs/WEIGHTS/evals for weights that are not a run's. The
-same command goes on with an evaluation that was interrupted.
+same command resumes an evaluation that was interrupted.
 """
 
 import dataclasses

@@ -151,12 +151,13 @@ if __name__ == '__main__':
       checkpoint='run directory, or weights in a known format',
       prompt='text to continue',
       file='text to continue; the prompt comes after it',
-      chat="template of a conversation: 'tokenizer', which is its own, llama2, "
+      chat="chat template: 'tokenizer' (the tokenizer's own), llama2, "
       'llama3, chatml, smollm2, or a .jinja file',
-      tokens='to generate at most, default 128',
-      temperature='0 (the default) takes the likeliest token',
-      top_p='share of the likeliest tokens to draw from, default 1',
-      seed='of what is drawn, default 0',
+      tokens='tokens to generate at most, default 128',
+      temperature='of the sampling; 0 (the default) takes the likeliest token',
+      top_p='nucleus sampling: draw from the likeliest tokens whose '
+      'probabilities add up to this, default 1',
+      seed='random seed of the sampling, default 0',
       stop=r'text before which an answer ends; \n is a line break',
     )
   )

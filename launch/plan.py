@@ -29,7 +29,7 @@ def main(config, topology, slices, documents, json, search, longest):
   from longjax.plan import search as by_mesh
 
   if search and longest:
-    raise InputError('--search and --longest exclude each other')
+    raise InputError('--search and --longest are mutually exclusive')
   log = functools.partial(print, file=sys.stderr)
   if search:
     reports = by_mesh.search(config, target, documents, log)
@@ -134,7 +134,7 @@ def ring_lines(r: dict) -> list[str]:
     f'({talk["exposed_share"]:.1%} of the step)',
     *(
       f'  {kind}: {c["asynchronous"]} asynchronous, {c["synchronous"]} '
-      f'synchronous; {c["executed"]} executed, {c["gib"]:.1f} GiB a device'
+      f'synchronous; {c["executed"]} executed, {c["gib"]:.1f} GiB per device'
       for kind, c in talk['collectives'].items()
     ),
     f'ring: {ring["permutes"]} permutes, '

@@ -97,7 +97,7 @@ def make_request(verb, config, flags) -> request.Pod:
   count = cli.number('slices', flags['slices'], 1, 1)
   tiers = [tier for tier in TIERS if flags[tier]]
   if len(tiers) > 1:
-    raise InputError(f'--{" and --".join(tiers)} exclude each other')
+    raise InputError(f'--{" and --".join(tiers)} are mutually exclusive')
   if flags['reservation'] and tiers not in ([], ['reserved']):
     raise InputError(f'--reservation does not go with --{tiers[0]}')
   tier = 'reserved' if flags['reservation'] else [*tiers, 'on-demand'][0]
@@ -187,15 +187,17 @@ if __name__ == '__main__':
       hosts='hosts that exist, by plain ssh: a,b,user@c; the first coordinates',
       spot='cheaper; may be preempted at any time',
       reserved='use a reservation of the project',
-      reservation='its name (alpha track of gcloud, but for tpu7x)',
+      reservation='name of the reservation (alpha track of gcloud, except for '
+      'tpu7x)',
       flex_start='for at most --max-run-duration, not preempted (alpha track)',
       max_run_duration='the slice is deleted after it: 12h, 7d (alpha track)',
       valid_until_duration='give up the request after it: 6h',
       network='VPC network of the VMs, default: default',
-      subnetwork='subnetwork of it',
+      subnetwork='subnetwork of that network',
       internal_ips='VMs without external addresses',
       tunnel_through_iap='ssh through Identity-Aware Proxy, with every verb',
-      gcloud_flag='a further flag of the command that creates; may be repeated',
+      gcloud_flag='an extra flag for the gcloud command that creates; may be '
+      'repeated',
       env='KEY=VALUE in the environment of training; may be repeated',
       name='of the pod, default: that of the config',
       project="Google Cloud project, default: gcloud's own setting",

@@ -1,9 +1,9 @@
-"""Trains a config: on a TPU worker, or on a laptop with fake devices.
+"""Trains a config: on a TPU worker, or on simulated devices of a CPU.
 
   python launch/tpu.py --config configs/C.py [--config.a.b=v ...] [--workdir D]
 
-Fetches and prepares what the config names and is missing, resumes by itself
-from the run directory, and leaves there metrics.jsonl, tb/, checkpoints/ and
+Downloads and prepares whatever is missing, resumes by itself from the run
+directory, and leaves there metrics.jsonl, tb/, checkpoints/ and
 REPORT.md. Exit code 0: done; 2: the config or a file is wrong; 75: preempted,
 run the same command again.
 """

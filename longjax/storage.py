@@ -85,8 +85,8 @@ def inside(directory, name) -> str:
     ) from None
   if not any(target.is_relative_to(place) for place in link_targets(root)):
     raise InputError(
-      f'{directory}: {name!r} is out of this directory, at {target}; copy the '
-      'file into it'
+      f'{directory}: {name!r} leads out of this directory, to {target}; copy '
+      'the file into it'
     )
   if not exists:
     raise InputError(f'{directory}: lacks the file {name}')

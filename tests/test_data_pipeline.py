@@ -111,5 +111,5 @@ def test_repeated_data_is_reported(data):
 
 
 def test_too_little_data_is_refused(data):
-  with pytest.raises(errors.InputError, match='do not fill one pack'):
+  with pytest.raises(errors.InputError, match='not enough data for one pack'):
     pipe_of(data, 901, 1, 0)

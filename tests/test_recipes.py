@@ -172,7 +172,7 @@ TABLE = [
 
 
 def constants(config):
-  """The numbers of a config, flat, and tokens a step."""
+  """The numbers of a config, flat, and tokens per step."""
   rope_, train_ = config.model.rope, config.train
   flat = rope_.to_dict() | train_.to_dict() | config.optim.to_dict()
   flat |= config.lora.to_dict() | config.data.positions.to_dict()

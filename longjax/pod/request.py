@@ -101,7 +101,7 @@ def check(pod: Pod):
   ways = dict(topology=pod.slice, tpu=pod.tpu, mig=pod.mig, hosts=pod.hosts)
   given = [f'--{k}' for k, v in ways.items() if v]
   if len(given) > 1 and given != ['--topology', '--tpu']:
-    raise InputError(f'{" and ".join(given)} exclude each other')
+    raise InputError(f'{" and ".join(given)} are mutually exclusive')
   for host in pod.hosts:
     if not HOST.fullmatch(host):
       raise InputError(f'--hosts: {host!r} is not a host, or USER@HOST')

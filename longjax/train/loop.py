@@ -365,7 +365,7 @@ def compile_step(run: Run, step_fn, abstract):
   run.log(
     f'compiled in {progress.duration(seconds)}: state '
     f'{memory.argument_size_in_bytes / 2**30:.2f} GiB and temporaries '
-    f'{memory.temp_size_in_bytes / 2**30:.2f} GiB a device'
+    f'{memory.temp_size_in_bytes / 2**30:.2f} GiB per device'
   )
   return compiled
 
@@ -387,7 +387,7 @@ def run_metadata(run: Run, inputs: Inputs) -> dict:
 
 
 def describe(run: Run, inputs: Inputs):
-  """Logs model, attention, devices, tokens a step; rings; data."""
+  """Logs model, attention, devices, tokens per step; rings; data."""
   size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
   params = train_step.abstract_params(run.config, run.model)
   trainable, frozen = lora.split(params, run.config.lora)
@@ -398,7 +398,7 @@ def describe(run: Run, inputs: Inputs):
     f'{run.model.attention} attention '
     f'on {devices.size} x {devices.flat[0].device_kind} (data '
     f'{run.mesh.shape["data"]} x seq {run.mesh.shape["seq"]}), '
-    f'{train.batch * train.seq_len:,} tokens a step'
+    f'{train.batch * train.seq_len:,} tokens per step'
   )
   if rings := topology.describe(run.mesh):
     run.log(rings)

@@ -54,7 +54,7 @@ class Metrics:
       workdir: local directory of the run.
       start: the last step that is kept.
       steps: of the whole run.
-      log: called with a line a step.
+      log: called with a line per step.
     """
     self.path = pathlib.Path(workdir) / 'metrics.jsonl'
     lines = read(workdir)

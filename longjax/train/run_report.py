@@ -59,7 +59,7 @@ def training(workdir) -> str:
   seconds = sum(x['step_seconds'] for x in lines)
   rate = lines[-1]['tokens'] / seconds
   head = ['steps', 'tokens', 'first loss', 'last loss', 'time', 'tokens/s',
-          'skipped', 'of them without loss weights']  # fmt: skip
+          'skipped', 'skipped without targets']  # fmt: skip
   row = [
     len(lines), f'{lines[-1]["tokens"]:,}', f'{losses[0]:.3f}',
     f'{losses[-1]:.3f}', duration(seconds), f'{rate:,.0f}',
@@ -81,7 +81,6 @@ def time_spent(workdir) -> str:
   return section(
     'Where the time went',
     f'{len(starts)} start{plural}; goodput {spent["goodput"]:.1%}: the share '
-    f'of {duration(spent["seconds"])} in which steps were trained '
-    'whose result was kept.',
+    f'of {duration(spent["seconds"])} spent on training steps that were kept.',
     table(kinds, [shares]),
   )

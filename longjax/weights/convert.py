@@ -63,7 +63,7 @@ def to_checkpoint(path, directory, dtype='float32', log=print):
 def _to_checkpoint(path, source, directory, dtype, log):
   if source is None:
     raise errors.InputError(
-      f'{path} holds nothing to import, which is {weights.OTHERS}'
+      f'{path}: no weights to import found; expected {weights.OTHERS}'
     )
   vocab = weights.as_config(path, source.fields, 'float32').vocab
   tensors.check(source)

@@ -3,8 +3,8 @@
   pip install ringattention==0.1.2   (no requirement of ours)
   python tests/bench/ring.py [seq_len block]
 
-Eight fake devices in one process, forward and backward, float32, 8 heads of 64:
-a causal row by both; and ours with the row packed with documents of 1/8 of it,
+Eight simulated devices in one process, forward and backward, float32, 8 heads of
+64: a causal row by both; and ours with the row packed with documents of 1/8 of it,
 beside the same row as one document, for which no block can be skipped.
 ringattention computes in chunks; its README has 512 and says to take them as
 large as memory allows, which is a whole shard, while small ones suit a CPU.
