@@ -151,7 +151,9 @@ def found(root, **keys):
   by_file = {}
   for document in documents:
     value = (
-      document.text if document.given is None else document.given.ids.tolist()
+      document.text
+      if document.token_document is None
+      else document.token_document.ids.tolist()
     )
     name = document.name.split(':')[0]
     by_file.setdefault(name, []).append(value)

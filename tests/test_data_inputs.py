@@ -301,7 +301,7 @@ def test_a_shard_that_was_cut_is_an_error(tmp_path):
       list(mds.read(io.BytesIO(raw[:length])))
 
 
-def given_rows():
+def token_rows():
   mask = [0] * 40 + [1] * 60
   rows = [
     dict(input_ids=IDS[i * 100 : (i + 1) * 100].tolist()) for i in range(3)
@@ -316,7 +316,7 @@ def given_rows():
 @pytest.mark.parametrize('form', ['jsonl', 'parquet', 'arrow'])
 @pytest.mark.parametrize('loss', [0, 1])
 def test_ids_come_out_as_they_went_in(form, loss, tmp_path):
-  rows = given_rows()[loss]
+  rows = token_rows()[loss]
   content = ''.join(json.dumps(row) + '\n' for row in rows)
   if form != 'jsonl':
     content = table(rows, form)
@@ -332,17 +332,17 @@ def test_ids_of_arrays_need_a_width(tmp_path):
   root = write(tmp_path / 'bin', a_bin=IDS.astype('<u2').tobytes())
   refused(root, 'a.bin', "dtype='uint16'", kind='tokens')
   (document,) = listed(root, kind='tokens', dtype='uint16')
-  assert document.given.ids.tolist() == IDS.tolist() and (
-    document.given.mask is None
+  assert document.token_document.ids.tolist() == IDS.tolist() and (
+    document.token_document.mask is None
   )
   write(root, b_bin=b'abc')
   refused(root, 'b.bin', '3 bytes', kind='tokens', dtype='uint16')
   root = tmp_path / 'npy'
   root.mkdir()
   np.save(root / 'a.npy', IDS.reshape(3, 100).astype(np.uint16))
-  assert [d.given.ids.tolist() for d in listed(root, kind='tokens')] == (
-    IDS.reshape(3, 100).tolist()
-  )
+  assert [
+    d.token_document.ids.tolist() for d in listed(root, kind='tokens')
+  ] == (IDS.reshape(3, 100).tolist())
   np.save(root / 'a.npy', np.ones(3))
   refused(root, 'a.npy', 'float64', kind='tokens')
 
@@ -371,8 +371,8 @@ def test_padding_is_no_token(tmp_path):
     labels=[-100, 6, 7, -100, -100],
   )  # fmt: skip
   (document,) = listed(write(tmp_path, a_jsonl=json.dumps(row)), kind='tokens')
-  assert document.given.ids.tolist() == [5, 6, 7]
-  assert document.given.mask.tolist() == [0, 1, 1]
+  assert document.token_document.ids.tolist() == [5, 6, 7]
+  assert document.token_document.mask.tolist() == [0, 1, 1]
 
 
 def test_an_id_outside_the_vocabulary_is_named(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from longjax import errors
-from longjax.data import synthetic, tables
+from longjax.data import synthetic, synthetic_tables
 
 DOCUMENTS = [
   (f'{i}.txt', ' '.join(f'word{i}x{j}' for j in range(400))) for i in range(6)
@@ -191,7 +191,9 @@ def parsed(messages):
 def test_every_answer_about_a_table_is_in_the_table(rows):
   seen = set()
   for i in range(30):
-    messages = tables.conversation(np.random.default_rng(i), rows, asked=5)
+    messages = synthetic_tables.conversation(
+      np.random.default_rng(i), rows, asked=5
+    )
     table = parsed(messages)
     assert all(len(column) == rows for column in table.values())
     assert len(set(table['name'])) == len(set(table['amount'])) == rows

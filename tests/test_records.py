@@ -153,22 +153,23 @@ def test_the_prefix_of_an_answer_follows_the_template(tokens):
   assert np.array_equal(chat.references, plain.references)
 
 
-@pytest.mark.parametrize('judge, answer, references, score', [
-  (longbench.judge, 'The correct answer is **(C)**', ('C',), 1),
-  (longbench.judge, 'The correct answer is A.', ('A',), 1),
-  (longbench.judge, 'I think (A)', ('A',), 0),
-  (mrcr.judge, 'XYabc', ('XYabc', 'XY'), 1),
-  (mrcr.judge, ' XYabc', ('XYabc', 'XY'), 0),
-  (mrcr.judge, 'XYab', ('XYabcd', 'XY'), 2 * 2 / 6),
-  (graphwalks.judge, 'Final Answer: [a, b]', ('a', 'b'), 1),
-  (graphwalks.judge, 'Final Answer: [a]\n', ('a',), 0),  # not the last line
-  (graphwalks.judge, 'Final Answer: []', (), 1),
-  (graphwalks.judge, 'Final Answer: [a]', (), 0),
-  (graphwalks.judge, 'Final Answer: a', ('a',), 0),
-  (graphwalks.judge, 'Final Answer: [a, b, c]', ('a',), 0.5),
+@pytest.mark.parametrize('score_answer, answer, references, score', [
+  (longbench.score_answer, 'The correct answer is **(C)**', ('C',), 1),
+  (longbench.score_answer, 'The correct answer is A.', ('A',), 1),
+  (longbench.score_answer, 'I think (A)', ('A',), 0),
+  (mrcr.score_answer, 'XYabc', ('XYabc', 'XY'), 1),
+  (mrcr.score_answer, ' XYabc', ('XYabc', 'XY'), 0),
+  (mrcr.score_answer, 'XYab', ('XYabcd', 'XY'), 2 * 2 / 6),
+  (graphwalks.score_answer, 'Final Answer: [a, b]', ('a', 'b'), 1),
+  # Not the last line.
+  (graphwalks.score_answer, 'Final Answer: [a]\n', ('a',), 0),
+  (graphwalks.score_answer, 'Final Answer: []', (), 1),
+  (graphwalks.score_answer, 'Final Answer: [a]', (), 0),
+  (graphwalks.score_answer, 'Final Answer: a', ('a',), 0),
+  (graphwalks.score_answer, 'Final Answer: [a, b, c]', ('a',), 0.5),
 ])  # fmt: skip
-def test_scores_by_hand(judge, answer, references, score):
-  assert judge(answer, references) == pytest.approx(score)
+def test_scores_by_hand(score_answer, answer, references, score):
+  assert score_answer(answer, references) == pytest.approx(score)
 
 
 def spec(task, length, **files):
@@ -236,8 +237,8 @@ def test_prompts_of_nolima_are_the_originals(tmp_path):
   assert min(len(s.prompt) for s in samples) > 1400 - task.count
   text, last = TOKENS.decode(samples[-1].prompt), samples[-1]
   assert text.endswith('The lamp was red.\n\nQ: What was lamp?\nA:')
-  assert nolima.judge('It was red.', last.references) == 1
-  assert nolima.judge('It was blue.', last.references) == 0
+  assert nolima.score_answer('It was red.', last.references) == 1
+  assert nolima.score_answer('It was blue.', last.references) == 0
   with pytest.raises(InputError, match='use shorter eval'):
     next(task.stream(here._replace(length=20_000)))
 

@@ -15,7 +15,7 @@ def of_unit(unit: reading.Unit, tokenizer, place) -> Iterator[store.Entry]:
   """Yields the documents of a unit, tokenized; returns what was left out."""
   tally, signatures = reading.Tally(unit.source), []
   near = unit.settings['duplicates'] == 'near'
-  encode = dict(chat=_chats, tokens=_given).get(unit.settings['kind'], _texts)
+  encode = dict(chat=_chats, tokens=_ids).get(unit.settings['kind'], _texts)
   for batch in _batches(reading.read(unit, tally)):
     for text, entry in encode(batch, unit, tokenizer, tally):
       if near:
@@ -31,8 +31,8 @@ def _batches(documents) -> Iterator[list]:
   batch, chars = [], 0
   for document in documents:
     batch.append(document)
-    if document.given:
-      chars += len(document.given.ids)
+    if document.token_document:
+      chars += len(document.token_document.ids)
     else:
       chars += len(document.text) or len(str(document.chat))
     if chars >= BATCH_CHARS:
@@ -80,7 +80,7 @@ def _chats(batch, unit, tokenizer, tally) -> Iterator[tuple[str, store.Entry]]:
     )
 
 
-def _given(batch, unit, tokenizer, tally) -> Iterator[tuple[str, store.Entry]]:
+def _ids(batch, unit, tokenizer, tally) -> Iterator[tuple[str, store.Entry]]:
   """Yields ('', entry) of ids as they are; InputError for one too large."""
   made_by = unit.settings['tokenizer']
   if made_by and (
@@ -91,7 +91,7 @@ def _given(batch, unit, tokenizer, tally) -> Iterator[tuple[str, store.Entry]]:
       f'{made_by!r}, but data.tokenizer has {tokenizer.digest[:DIGEST_DIGITS]}'
     )
   for document in batch:
-    ids, mask, place = document.given
+    ids, mask, place = document.token_document
     if ids.min() < 0 or ids.max() >= tokenizer.vocab:
       wrong = np.flatnonzero((ids < 0) | (ids >= tokenizer.vocab))
       raise errors.InputError(

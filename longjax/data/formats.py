@@ -3,9 +3,10 @@
 The ending of a name decides, and the content must agree; `.gz`, `.bz2`, `.xz`
 or `.zst` may follow. A file of any other name is text, unless its content is a
 known format or no text: then it is read as that, or refused. A `.json` holds
-records, a list of them or one per line, as C4 and Dolma name theirs. A record is
-a mapping, of which `sources` reads a field; in ArrayRecord it is a JSON object,
-or the text itself. To add a format, write its reader and add it to FORMATS.
+records, a list of them or one per line, as C4 and Dolma name theirs. A record
+is a mapping, of which `sources` reads a field; in ArrayRecord it is a JSON
+object, or the text itself. To add a format, write its reader and add it to
+FORMATS.
 """
 
 import codecs

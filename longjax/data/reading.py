@@ -15,11 +15,11 @@ from longjax.data import (
   conversations,
   downloads,
   formats,
-  given,
   grouping,
   listing,
+  token_records,
 )
-from longjax.data.given import Given
+from longjax.data.token_records import TokenDocument
 
 FILE_SEPARATOR = '<file_sep>'
 RULE = '=' * 50  # their number is ours
@@ -38,7 +38,7 @@ class Document(NamedTuple):
   key: str = ''  # of the group that it is joined to
   special: tuple[str, ...] = ()
   chat: conversations.Conversation | None = None  # which then has no text
-  given: Given | None = None  # of a document given as tokens
+  token_document: TokenDocument | None = None  # of a document given as tokens
 
 
 class Unit(NamedTuple):
@@ -114,8 +114,8 @@ def read(unit: Unit, tally: Tally) -> Iterator[Document]:
   for path in unit.tallies:
     tally.merge(json.loads(pathlib.Path(path).read_text()))
   for document in _documents(unit, tally):
-    if document.given:
-      if len(document.given.ids) < given.SHORTEST:
+    if document.token_document:
+      if len(document.token_document.ids) < token_records.SHORTEST:
         tally.short += 1
         continue
     elif document.chat is None:
@@ -216,7 +216,7 @@ def _items(unit: Unit, name: str, file, options) -> Iterator[tuple[bool, list]]:
   settings, indexed = unit.settings, None
   on_disk = name.endswith('.mds') and isinstance(file, io.BufferedReader)
   if settings['kind'] == 'tokens' and on_disk and not settings['where']:
-    indexed = given.indexed(file.name, settings)
+    indexed = token_records.indexed(file.name, settings)
   if indexed:
     for number, found in enumerate(indexed):
       yield True, _of_ids(f'{name}:{number}', found)
@@ -227,18 +227,20 @@ def _items(unit: Unit, name: str, file, options) -> Iterator[tuple[bool, list]]:
     elif isinstance(fits := matches(settings['where'], item[1]), str):
       yield True, [formats.Unreadable(item[0], fits)]
     elif settings['kind'] == 'tokens':
-      yield fits, _of_ids(item[0], given.documents(item[1], settings))
+      yield fits, _of_ids(item[0], token_records.documents(item[1], settings))
     else:
       yield fits, [_document(unit, *item)] if fits else []
 
 
-def _of_ids(name: str, made: list[Given] | str) -> list:
+def _of_ids(name: str, made: list[TokenDocument] | str) -> list:
   """The documents of a record with ids, or why it cannot be read."""
   if isinstance(made, str):
     return [formats.Unreadable(name, made)]
   several = len(made) > 1
   names = [f'{name}:{i}' if several else name for i in range(len(made))]
-  return [Document(title, '', given=one) for title, one in zip(names, made)]
+  return [
+    Document(title, '', token_document=one) for title, one in zip(names, made)
+  ]
 
 
 def _opened(settings, files) -> Iterator:
@@ -265,7 +267,7 @@ def _document(unit: Unit, name: str, value) -> Document | formats.Unreadable:
     fields = [settings[k] for k in ('text', 'group', 'file') if settings[k]]
     for field in fields:
       if not isinstance(value.get(field), str):
-        return formats.Unreadable(name, given.lacks(value, field, str))
+        return formats.Unreadable(name, token_records.lacks(value, field, str))
     if settings['group']:
       key, name = value[settings['group']], value.get(settings['file'], '')
     value = value[settings['text']]
@@ -285,7 +287,7 @@ def _chat(name: str, value, field: str) -> Document | formats.Unreadable:
   except ValueError as error:
     return formats.Unreadable(name, f'not a conversation ({error})')
   if found is None:
-    return formats.Unreadable(name, given.lacks(value, field, list))
+    return formats.Unreadable(name, token_records.lacks(value, field, list))
   return Document(name, '', chat=found)
 
 

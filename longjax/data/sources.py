@@ -21,8 +21,8 @@ A source is a mapping with these keys, and no other:
                     arXiv:2307.03170, appendix);
                     'chat': records with conversations, of any form that
                     data/conversations.py knows;
-                    'tokens': records with token ids (data/given.py), to which
-                    nothing is added
+                    'tokens': records with token ids
+                    (data/token_records.py), to which nothing is added
   mark              before the files of a repository: 'repo', as ProLong
                     (arXiv:2410.02660) released them, 'Repo: NAME' once and a
                     line of = and 'File: PATH' before each; 'file_sep', the
@@ -65,9 +65,9 @@ from longjax import errors
 from longjax.config import Key, check_value
 from longjax.data import (
   chat,
-  given,
   listing,
   reading,
+  token_records,
 )
 
 KEYS = {
@@ -89,7 +89,7 @@ KEYS = {
   'file': Key('', 'field of the path of a file, in a group'),
   'text': Key('', 'field of a record'),
   'split': Key('', 'of a data set'),
-  'dtype': Key('', 'of ids in a .bin', choices=('', *given.DTYPES)),
+  'dtype': Key('', 'of ids in a .bin', choices=('', *token_records.DTYPES)),
   'tokenizer': Key('', 'digest of what made the ids'),
   'template': Key('', 'of chats'),
   'loss': Key('answers', 'of chats', choices=chat.LOSSES),

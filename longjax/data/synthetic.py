@@ -31,7 +31,7 @@ import numpy as np
 
 from longjax import errors, progress
 from longjax.data import prepare, sources
-from longjax.data.tables import conversation
+from longjax.data.synthetic_tables import conversation
 
 
 class Options(NamedTuple):

@@ -20,7 +20,7 @@ def make(record, spec: PromptSpec) -> Prompt:
   return Prompt(record['prompt'], '', tuple(record['answer_nodes']))
 
 
-def judge(answer: str, references) -> float:
+def score_answer(answer: str, references) -> float:
   """F1 of the nodes after 'Final Answer:' in the last line; 0 without it."""
   line = answer.rsplit('\n', maxsplit=1)[-1]
   found = re.search(r'Final Answer: ?\[(.*)\]', line)
@@ -37,5 +37,5 @@ DATA = records.DataSet(
   'graphwalks', 'a .parquet file of openai/graphwalks',
   ('prompt', 'answer_nodes'),
 )  # fmt: skip
-TASKS = dict(graphwalks=records.task(DATA, make, ANSWER_TOKENS, judge))
+TASKS = dict(graphwalks=records.task(DATA, make, ANSWER_TOKENS, score_answer))
 EVALUATION = prompts.evaluation('graphwalks', 'GraphWalks', TASKS, NOTHING)

@@ -39,7 +39,7 @@ def rows(data: records.DataSet, spec: PromptSpec):
   stories: dict = {}
   found = [
     (text := x['document']['text'], stories.setdefault(text, text), flat(x))[1:]
-    for x in records.of(data, spec)
+    for x in records.in_order(data, spec)
   ]
   tokens = functools.cache(lambda story: len(spec.tokenizer.encode(story)))
   for i in np.random.default_rng(spec.seed).permutation(len(found)):

@@ -29,7 +29,7 @@ def size_for(sizes, length: int):
 
 def permuted(data: records.DataSet, spec) -> Iterator:
   """The records in the order of HELMET's draw, which takes the first 100."""
-  rows = list(records.of(data, spec))
+  rows = list(records.in_order(data, spec))
   for i in np.random.default_rng(spec.seed).permutation(len(rows)):
     yield rows[i]
 
@@ -66,10 +66,10 @@ def best(metric: Callable, cue: str, marker='Answer:') -> Callable:
   """A score: a metric of the cue and what follows, or of the line after the
   marker in both if that is better."""
 
-  def judge(answer: str, references) -> float:
+  def score_answer(answer: str, references) -> float:
     whole = cue + answer
     return max(
       metric(whole, references), metric(line_after(marker, whole), references)
     )
 
-  return judge
+  return score_answer

@@ -35,7 +35,7 @@ def make(record, spec: PromptSpec) -> Prompt | None:
   if not rare(record):
     return None
   file = spec.source.files[DATA.name].replace('-dev-', '-train-')
-  examples = records.kept(DATA, re.sub(r'_k\d+_', '_k3_', file))
+  examples = records.cached(DATA, re.sub(r'_k\d+_', '_k3_', file))
   key = 'id' if 'id' in record else 'question'
   shots = ''.join(
     f'{passages(x)}\n\nQuestion: {x["question"]}\nAnswer: {x["answers"][0]}\n\n'

@@ -26,7 +26,7 @@ class Form(NamedTuple):
 
 def rows(data: records.DataSet, spec: PromptSpec) -> Iterator[dict]:
   """The records in the order of the draw, each with two others."""
-  found = list(records.of(data, spec))
+  found = list(records.in_order(data, spec))
   order = lambda n: np.random.default_rng(spec.seed).permutation(n)
   for record in map(found.__getitem__, order(len(found))):
     others = [x for x in found if x['id'] != record['id']]
@@ -58,7 +58,7 @@ def make(form: Form, record, spec: PromptSpec) -> Prompt:
   return Prompt(text, cue, own['answers'])
 
 
-def task(split: str, form: Form, count: int, judge) -> Task:
+def task(split: str, form: Form, count: int, score) -> Task:
   """The task of one of its files."""
   data = records.DataSet(
     'infbench',
@@ -66,4 +66,4 @@ def task(split: str, form: Form, count: int, judge) -> Task:
     ('id', 'context', 'input', 'answer', 'options'), split,
   )  # fmt: skip
   built = functools.partial(make, form)
-  return records.task(data, built, count, judge, rows=rows)
+  return records.task(data, built, count, score, rows=rows)

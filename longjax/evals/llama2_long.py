@@ -25,7 +25,7 @@ def make(name: str, count: int, record, spec: PromptSpec) -> Prompt:
   shots = []
   if count:
     train = scrolls.data_set(name, 'train')
-    examples = records.kept(train, records.path(train, spec))
+    examples = records.cached(train, records.path(train, spec))
     shots = helmet_prompts.shots(examples, 'id', record)[:count]
   text = ''.join(f'{put(x)}{CUE} {x["output"]}\n\n' for x in shots)
   text = records.cut(

@@ -38,7 +38,7 @@ def make(record, spec: PromptSpec) -> Prompt:
   return Prompt(text, '', (record['answer'],))
 
 
-def judge(answer: str, references) -> float:
+def score_answer(answer: str, references) -> float:
   """1 if the answer names the right letter as it was told to."""
   answer = answer.replace('*', '')
   found = re.search(r'The correct answer is \(([A-D])\)', answer)
@@ -49,5 +49,5 @@ def judge(answer: str, references) -> float:
 DATA = records.DataSet(
   'longbench_v2', 'data.json of THUDM/LongBench-v2', (*FIELDS, 'answer')
 )
-TASKS = dict(longbench_v2=records.task(DATA, make, ANSWER_TOKENS, judge))
+TASKS = dict(longbench_v2=records.task(DATA, make, ANSWER_TOKENS, score_answer))
 EVALUATION = prompts.evaluation('longbench_v2', 'LongBench v2', TASKS, NOTHING)

@@ -21,7 +21,7 @@ def make(record, spec: PromptSpec) -> Prompt:
   return Prompt(json_text.loads(text), '', (answer, prefix))
 
 
-def judge(answer: str, references) -> float:
+def score_answer(answer: str, references) -> float:
   """How like the answer is to the right one; 0 without the prefix."""
   right, prefix = references
   if not answer.startswith(prefix):
@@ -31,5 +31,5 @@ def judge(answer: str, references) -> float:
 
 
 DATA = records.DataSet('mrcr', 'a .parquet file of openai/mrcr', FIELDS)
-TASKS = dict(mrcr=records.task(DATA, make, ANSWER_TOKENS, judge))
+TASKS = dict(mrcr=records.task(DATA, make, ANSWER_TOKENS, score_answer))
 EVALUATION = prompts.evaluation('mrcr', 'MRCR', TASKS, NOTHING)

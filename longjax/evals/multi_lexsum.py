@@ -28,8 +28,8 @@ SOURCES = DEV._replace(split='sources', fields=())
 def rows(data: records.DataSet, spec: PromptSpec):
   """Cases that have a short summary, their documents as one text."""
   path = records.path(data, spec)
-  (texts,) = records.kept(SOURCES, path)
-  for record in records.kept(data, path):
+  (texts,) = records.cached(SOURCES, path)
+  for record in records.cached(data, path):
     if record['summary/short'] is not None:
       found = [texts[name]['doc_text'] for name in record['case_documents']]
       if len(spec.tokenizer.encode('\n\n'.join(found))) >= LONG:
@@ -37,7 +37,7 @@ def rows(data: records.DataSet, spec: PromptSpec):
 
 
 def make(record, spec: PromptSpec) -> Prompt:
-  train = records.kept(TRAIN, records.path(TRAIN, spec))
+  train = records.cached(TRAIN, records.path(TRAIN, spec))
   examples = [x for x in train if x['summary/short'] is not None]
   drawn = helmet_prompts.shots(examples, 'case_id', record)
   shots = '\n\n'.join(f'Summary: {x["summary/short"]}' for x in drawn)

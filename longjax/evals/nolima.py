@@ -78,7 +78,7 @@ def tests(needles, seed: int) -> Iterator[tuple]:
 
 def _stream(spec: PromptSpec) -> Iterator[Sample]:
   """By book and depth, so that the prompts of all tests begin alike."""
-  needles = list(records.of(DATA, spec))
+  needles = list(records.in_order(DATA, spec))
   if any('distractors' in each for each in needles):
     raise InputError(
       'config.eval.files.nolima: needle sets with distractors are not '
@@ -115,6 +115,8 @@ DATA = records.DataSet(
 BOOKS = records.DataSet(
   'nolima_books', 'the directory haystack/rand_shuffle of amodaresi/NoLiMa'
 )
-judge = lambda answer, names: float(any(name in answer for name in names))
-TASKS = dict(nolima=Task(_stream, 192, judge, cut=None, whole=True))
+score_answer = lambda answer, names: float(
+  any(name in answer for name in names)
+)
+TASKS = dict(nolima=Task(_stream, 192, score_answer, cut=None, whole=True))
 EVALUATION = prompts.evaluation('nolima', 'NoLiMa', TASKS, NOTHING)

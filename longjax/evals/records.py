@@ -37,7 +37,7 @@ class DataSet(NamedTuple):
 
 
 def task(
-  data: DataSet, make: Callable, count: int, judge: Callable, stop=(),
+  data: DataSet, make: Callable, count: int, score: Callable, stop=(),
   rows: Callable | None = None,
 ) -> Task:  # fmt: skip
   """The task that a data set is.
@@ -46,12 +46,12 @@ def task(
     data: what it is.
     make: (record, PromptSpec) -> Prompt, or None for what is not asked.
     count: tokens of an answer.
-    judge: (answer, references) -> 0 to 1, or several such for Task.combine.
+    score: (answer, references) -> 0 to 1, or several such for Task.combine.
     stop: an answer ends before these.
     rows: (data, PromptSpec) -> records; without it all in order.
   """
-  stream = functools.partial(_stream, data, make, rows or of)
-  return Task(stream, count, judge, stop, data=data.name, cut=None, whole=True)
+  stream = functools.partial(_stream, data, make, rows or in_order)
+  return Task(stream, count, score, stop, data=data.name, cut=None, whole=True)
 
 
 def _stream(
@@ -132,7 +132,7 @@ def path(data: DataSet, spec: PromptSpec) -> str:
   return found
 
 
-def of(data: DataSet, spec: PromptSpec) -> Iterator[Mapping]:
+def in_order(data: DataSet, spec: PromptSpec) -> Iterator[Mapping]:
   """The records of a data set in order; see `path` and `read`."""
   return read(data, path(data, spec))
 
@@ -158,7 +158,7 @@ def read(data: DataSet, path: str) -> Iterator[Mapping]:
 
 
 @functools.lru_cache(4)
-def kept(data: DataSet, path: str) -> list[Mapping]:
+def cached(data: DataSet, path: str) -> list[Mapping]:
   """The same as a list, read once: examples that prompts share."""
   return list(read(data, path))
 

@@ -26,9 +26,9 @@ def data_set(name: str, split: str) -> records.DataSet:
 def merged(data: records.DataSet, spec: PromptSpec) -> Iterator[dict]:
   """Each question once, `output` the list of its answers."""
   answers: dict = {}
-  for record in records.of(data, spec):
+  for record in records.in_order(data, spec):
     answers.setdefault(record['id'], []).append(record['output'])
-  for record in records.of(data, spec):  # again: the texts take gigabytes
+  for record in records.in_order(data, spec):  # again: the texts take gigabytes
     if found := answers.pop(record['id'], None):
       yield dict(record, output=found)
 

@@ -3,9 +3,9 @@
   pip install ringattention==0.1.2   (no requirement of ours)
   python tests/bench/ring.py [seq_len block]
 
-Eight simulated devices in one process, forward and backward, float32, 8 heads of
-64: a causal row by both; and ours with the row packed with documents of 1/8 of it,
-beside the same row as one document, for which no block can be skipped.
+Eight simulated devices in one process, forward and backward, float32, 8 heads
+of 64: a causal row by both; and ours with the row packed with documents of 1/8
+of it, beside the same row as one document, for which no block can be skipped.
 ringattention computes in chunks; its README has 512 and says to take them as
 large as memory allows, which is a whole shard, while small ones suit a CPU.
 Seconds are the least of three runs; those of the process's CPU depend least on

@@ -24,7 +24,7 @@ SHORTEST = 2  # tokens: one alone predicts nothing
 SHOWN = 8  # fields that are named
 
 
-class Given(NamedTuple):
+class TokenDocument(NamedTuple):
   """A document."""
 
   ids: np.ndarray  # [tokens]
@@ -34,7 +34,7 @@ class Given(NamedTuple):
   place: tuple[str, int, int] | None = None
 
 
-def indexed(path, settings) -> Iterator[str | list[Given]] | None:
+def indexed(path, settings) -> Iterator[str | list[TokenDocument]] | None:
   """The documents of each sample of an MDS shard, of which none is copied.
 
   Args:
@@ -65,7 +65,7 @@ def indexed(path, settings) -> Iterator[str | list[Given]] | None:
   )
 
 
-def documents(record, settings, places=None) -> str | list[Given]:
+def documents(record, settings, places=None) -> str | list[TokenDocument]:
   """The documents of a record, or what is wrong with it.
 
   Args:
@@ -98,7 +98,7 @@ def documents(record, settings, places=None) -> str | list[Given]:
       of_mask = -1 if mask is None else at['mask'] + begin
       place = (path, at[settings['text']] + 4 * begin, of_mask)
     made.append(
-      Given(ids[inside], None if mask is None else mask[inside], place)
+      TokenDocument(ids[inside], None if mask is None else mask[inside], place)
     )
   return made
 
