@@ -450,7 +450,7 @@ def test_what_a_shell_would_act_on_stays_one_word_on_the_host(hostile):
   (['up', *RUN, '--topology=v5p-128', '--spot', '--reservation=r'], '--spot'),
   (['up', *RUN, '--topology=v5p-128', '--tpu=node'], 'push, run, logs'),
   (['down', *RUN, '--mig=group'], 'push, run, logs'),
-  (['run', *RUN, '--mig=group', '--tpu=node'], '--tpu and --mig exclude'),
+  (['run', *RUN, '--mig=group', '--tpu=node'], '--tpu and --mig are mutually'),
   (['run', *RUN, '--hosts=a,-oProxyCommand=x'], "'-oProxyCommand=x'"),
   (['run', *RUN, '--hosts=a', '--env=A'], "'A'"),
   (['run', RUN[0], '--hosts=a', '--workdir=runs/x'], "got 'runs/x'"),
