@@ -114,6 +114,7 @@ def measure(setup, checkpoints, asked, directory):
   for name, (path, step, tokenizer) in checkpoints.items():
     setup.log(f'evaluating {name}')
     params, model = evals.load(path, like, setup.mesh)
+    checks.check_sequence(setup.config, model)
     if tokenizer.vocab > model.vocab:
       raise InputError(
         f'the tokenizer has {tokenizer.vocab} ids, but {path} only '

@@ -4,7 +4,6 @@ Each key by itself is checked by longjax/config.py; here are the rules between
 keys. The commands apply them before they do anything (longjax/cli.py).
 """
 
-import math
 from typing import Any
 
 from longjax import config as schema
@@ -27,6 +26,8 @@ def check(config) -> Any:
   check_memory(config, model)
   check_sequence(config, model)
   check_xpos(config, model.rope)
+  check_e2llm(config.data.positions, model.rope)
+  check_longce(config, model)
   return model
 
 
@@ -107,7 +108,9 @@ def check_sequence(config, model):
       f'config.mesh.seq is {members}; it must be 1 with model.attention '
       f'{model.attention}, which needs whole rows: use ring or gather'
     )
-  heads = model.heads, model.kv_heads
+  # LongLoRA's two kinds of groups have half of the heads each.
+  parts = 2 if model.group else 1
+  heads = model.heads // parts, max(1, model.kv_heads // parts)
   try:
     attention.exchange_size(model.attention, *heads, members, model.ulysses)
   except ValueError as error:
@@ -118,12 +121,31 @@ def check_xpos(config, recipe):
   """The decay of xPos, which float32 must hold over the longest row."""
   from longjax import rope
 
-  longest = max(
-    config.train.seq_len, config.data.positions.target, config.eval.length
-  )
-  if recipe.xpos and longest > rope.XPOS_REACH * recipe.xpos:
+  section = config.eval
+  rope.check_reach(recipe, max(
+    config.train.seq_len, config.data.positions.target, section.length,
+    *section.passkey_lengths, *(section.lengths if section.tasks else ()),
+  ))  # fmt: skip
+
+
+def check_e2llm(positions, recipe):
+  """E2-LLM's positions are those before a division by target / window."""
+  if positions.kind != 'e2llm':
+    return
+  factor = positions.target / positions.window
+  if (recipe.scaling, recipe.factor) != ('linear', factor):
     raise InputError(
-      f'config.model.rope.xpos is {recipe.xpos:g}; it must be at least '
-      f'{math.ceil(longest / rope.XPOS_REACH):,} for {longest:,} tokens, the '
-      'largest of train.seq_len, data.positions.target and eval.length'
+      f"config.data.positions.kind is 'e2llm' with model.rope.scaling "
+      f'{recipe.scaling!r} by {recipe.factor:g}; it needs linear by target / '
+      f'window = {factor:g}'
+    )
+
+
+def check_longce(config, model):
+  """Both contexts of LongCE are those of the same attention."""
+  gamma = config.train.longce.gamma
+  if gamma and (model.group or model.memory.rows):
+    raise InputError(
+      f'config.train.longce.gamma is {gamma:g}; it must be 0 with model.group '
+      'or model.memory.rows, whose long context is not the whole row'
     )

@@ -186,8 +186,7 @@ KEYS = {
     choices=('plain', 'pose', 'skipalign', 'e2llm')),
   'data.positions.target': Key(
     0, 'tokens of the window that positions are drawn from; for all kinds '
-    'but plain', '[0, inf)',
-    'tokens'),
+    'but plain', '[0, 2147483647]', 'tokens'),
   'data.positions.chunks': Key(
     2, 'pose: number of chunks of a segment'),
   'data.positions.window': Key(
@@ -245,10 +244,10 @@ KEYS = {
     0, 'wsd: steps of the decay at the end', '[0, inf)', 'steps'),
   'optim.warmup_steps': free(0, 'steps of linear warm-up', '[0, inf)', 'steps'),
   'optim.warmup_from': free(
-    0.0, 'learning rate at step 0, as a share of the peak', '[0, inf)'),
+    0.0, 'learning rate at step 0, as a share of the peak', '[0, 1]'),
   'optim.min_ratio': free(
     0.1, 'learning rate one step after the last, as a share of the peak',
-    '[0, inf)'),
+    '[0, 1]'),
   'optim.b1': free(0.9, 'AdamW: decay of the first moment', '[0, 1)'),
   'optim.b2': free(0.95, 'AdamW: decay of the second moment', '[0, 1)'),
   'optim.eps': free(1e-8, 'AdamW: epsilon', '[0, inf)'),

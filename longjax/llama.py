@@ -130,6 +130,7 @@ class Llama:
 ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
                 'head_dim', 'norm_eps', 'tied', 'bias', 'qk_norm', 'post_norm',
                 'nope_layers')  # fmt: skip
+WINDOWS = ('window', 'full_layers')
 # Fields that say how, not what, to compute.
 EXECUTION = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
 LAYERS = ('nope_layers', 'full_layers')

@@ -335,6 +335,15 @@ def cos_sin(positions, rope: Rope, head_dim: int):
   return long
 
 
+def check_reach(rope: Rope, longest: int):
+  """InputError where xPos leaves float32 within so many tokens."""
+  if rope.xpos and longest > XPOS_REACH * rope.xpos:
+    raise errors.InputError(
+      f'model.rope.xpos is {rope.xpos:g}; it must be at least '
+      f'{math.ceil(longest / XPOS_REACH):,} for {longest:,} tokens'
+    )
+
+
 def _select(where, first, second):
   """Where true the first (cos, sin), else the second."""
   return tuple(jnp.where(where[..., None], x, y) for x, y in zip(first, second))

@@ -157,6 +157,42 @@ def test_every_variant_could_run_and_has_a_name_of_its_own():
     assert which[1] in config.name
 
 
+E2LLM = {'data.positions.kind': 'e2llm', 'data.positions.target': 4096,
+         'data.positions.window': 1024}  # fmt: skip
+
+
+@pytest.mark.parametrize('changes, says', [
+  (E2LLM, 'linear by target / window = 4'),
+  (E2LLM | {'model.rope.scaling': 'linear', 'model.rope.factor': 2.0},
+   'by 2; it needs linear'),
+  ({'data.positions.kind': 'pose', 'data.positions.target': 4096,
+    'data.positions.chunks': 1}, 'not from 2 to'),
+  ({'train.longce.gamma': 5.0, 'train.longce.short': 64,
+    'train.longce.stride': 64, 'model.group': 256}, 'must be 0 with'),
+  ({'model.rope.xpos': 100.0, 'eval.tasks': ('needle',),
+    'eval.lengths': (8192,)}, 'at least 164'),
+  ({'model.memory.layers': (0,), 'model.memory.rows': ((), (-1,)),
+    'model.attention': 'blockwise', 'train.batch': 8, 'data.mix': dict(
+      a=dict(weight=0.5, length=2048), b=dict(weight=0.5, length=1024))},
+   r'data\.mix\.b have 1024'),
+  ({'model.group': 256, 'model.attention': 'ulysses', 'mesh.seq': 8,
+    'model.heads': 8, 'model.kv_heads': 8}, 'mesh.seq is 8'),
+  ({'data.positions.kind': 'pose', 'data.positions.target': 1 << 31},
+   'data.positions.target'),
+])  # fmt: skip
+def test_keys_that_contradict_each_other_are_refused(changes, says):
+  config = config_of('tiny')
+  config.mesh.update(data=1, seq=1)
+  config.train.update(seq_len=1024)
+  config.update_from_flattened_dict(
+    {k: v for k, v in changes.items() if k != 'data.mix'}
+  )
+  if 'data.mix' in changes:
+    config.data.mix = changes['data.mix']
+  with pytest.raises(InputError, match=says):
+    checks.check(config)
+
+
 @pytest.mark.parametrize('name', sorted({n for n, v in VARIANTS if v}))
 def test_an_unknown_variant_is_refused_with_the_known_ones(name):
   known = next(v for n, v in VARIANTS if n == name and v)

@@ -40,7 +40,7 @@ def test_positions_restart_in_each_segment():
   segments = [[1, 1, 2, 2, 2, 0], [1, 2, 3, 3, 0, 0]]
   assert positions.plain(segments).tolist() == [
     [0, 1, 0, 1, 2, 0],
-    [0, 0, 0, 1, 0, 1],
+    [0, 0, 0, 1, 0, 0],
   ]
   assert positions.plain(np.array([5, 5, 6])).tolist() == [0, 1, 0]
 

@@ -214,6 +214,8 @@ SCALED = {
     dict(scaling='yarn', factor=16.0, original_length=512, beta_fast=32.0,
          beta_slow=1.0),
   ),
+  # llama.cpp's own type where the file has none.
+  'untold': ({'factor': 4.0}, dict(scaling='linear', factor=4.0)),
 }  # fmt: skip
 
 

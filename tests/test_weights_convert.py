@@ -447,6 +447,50 @@ def test_what_is_exported_as_longrope_rotates_alike_when_read(settings):
       np.testing.assert_allclose(x, y, rtol=1e-14)
 
 
+@pytest.mark.parametrize('family, name, base, eps, tied', [
+  ('llama', 'LlamaForCausalLM', 1e4, 1e-6, False),
+  ('smollm3', 'SmolLM3ForCausalLM', 2e6, 1e-6, True),
+  ('olmo3', 'Olmo3ForCausalLM', 5e5, 1e-5, False),
+])  # fmt: skip
+def test_what_a_file_leaves_out_is_the_default_of_its_class(
+  family, name, base, eps, tied
+):
+  """As in transformers 5.23."""
+  config = told(dict(base=1e4)) | dict(
+    model_type=family, architectures=[name], rope_parameters=None
+  )
+  if family == 'smollm3':
+    config['no_rope_layers'] = [1] * 3
+  if family == 'olmo3':
+    config['layer_types'] = ['full_attention'] * 3
+  for key in ('rope_theta', 'rms_norm_eps', 'tie_word_embeddings',
+              'rope_scaling'):  # fmt: skip
+    config.pop(key, None)
+  forms = [None] if family == 'olmo3' else [None, dict(rope_type='default')]
+  for form in forms:
+    found = config_json.fields(config | dict(rope_parameters=form))
+    assert found['rope'] == dict(base=base)
+    assert (found['norm_eps'], found['tied']) == (eps, tied)
+
+
+@pytest.mark.parametrize('changes, says', [
+  (dict(model_type='ministral3', architectures=['Ministral3ForCausalLM'],
+        rope_parameters=None), 'rope_parameters is absent'),
+  (dict(original_max_position_embeddings=8, rope_parameters=dict(
+    rope_type='yarn', rope_theta=1e4, factor=2.0,
+    original_max_position_embeddings=16)), 'is 8, and 16 in'),
+  (dict(rope_parameters=dict(
+    rope_type='yarn', rope_theta=1e4, factor=2.0, truncate=None,
+    original_max_position_embeddings=16)), 'true or false'),
+])  # fmt: skip
+def test_what_transformers_reads_otherwise_is_refused(changes, says):
+  config = told(dict(base=1e4)) | changes
+  config.pop('rope_theta', None)
+  config['rope_scaling'] = None
+  with pytest.raises(errors.InputError, match=says):
+    config_json.fields(config)
+
+
 def test_longrope_without_its_temperature_has_that_of_its_windows():
   settings = dict(
     rope_type='longrope', short_factor=[2.0] * 8, long_factor=[2.0] * 8

@@ -46,14 +46,14 @@ def check(config):
     InputError: names the key, its value and the bound.
   """
   seq_len = config.train.seq_len
-  rows = mixture.pack_rows(mixture.parse(config), config)
   memory = max(1, len(config.model.memory.rows))
-  if rows % memory:
-    raise InputError(
-      f'config.model.memory.rows needs packs of {memory} rows, but those of '
-      f'data.mix have {rows}; set length in data.mix to {memory} x '
-      f'train.seq_len = {memory * seq_len}'
-    )
+  for name, component in mixture.parse(config).items():
+    if component.length % (memory * seq_len) and memory > 1:
+      raise InputError(
+        f'config.model.memory.rows needs packs of {memory} rows, but those of '
+        f'data.mix.{name} have {component.length} tokens; set its length to '
+        f'{memory} x train.seq_len = {memory * seq_len}'
+      )
   positions.check(config.data.positions, seq_len)
   curriculum.check(config.data.curriculum, seq_len)
   for length in (seq_len, *config.train.lengths):

@@ -27,9 +27,9 @@ def check(settings, seq_len: int):
       f'data.positions.target {target} is below train.seq_len {seq_len}: '
       f'{kind} skips positions up to a longer window'
     )
-  if kind == 'pose' and not 1 <= settings.chunks <= seq_len:
+  if kind == 'pose' and not 2 <= settings.chunks <= seq_len:
     raise errors.InputError(
-      f'data.positions.chunks {settings.chunks} is not from 1 to '
+      f'data.positions.chunks {settings.chunks} is not from 2 to '
       f'train.seq_len {seq_len}'
     )
   if kind == 'e2llm' and (window < seq_len or target % window):
@@ -52,6 +52,10 @@ def draw(settings, row, jumps, key: tuple[int, int, int]):
   Returns:
     int32 [seq].
   """
+  return without_padding(_draw(settings, row, jumps, key), row.segments)
+
+
+def _draw(settings, row, jumps, key) -> np.ndarray:
   rng, segments = np.random.default_rng((*key, 1)), row.segments
   if settings.kind == 'pose':
     return pose(segments, settings.target, rng, settings.chunks, jumps)
@@ -80,7 +84,14 @@ def plain(segments) -> np.ndarray:
   order = np.arange(segments.shape[-1], dtype=np.int32)
   begins = np.ones(segments.shape, bool)
   begins[..., 1:] = segments[..., 1:] != segments[..., :-1]
-  return order - np.maximum.accumulate(np.where(begins, order, 0), axis=-1)
+  found = order - np.maximum.accumulate(np.where(begins, order, 0), axis=-1)
+  return without_padding(found, segments)
+
+
+def without_padding(positions, segments) -> np.ndarray:
+  """Padding is at 0: how far a row is filled must not change what LongRoPE
+  takes the row's longest context to be."""
+  return np.where(segments > 0, positions, 0).astype(np.int32)
 
 
 def pose(segments, target: int, rng, chunks: int, jumps=()) -> np.ndarray:

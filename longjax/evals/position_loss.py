@@ -52,13 +52,16 @@ def curve(nll, batches, length: int) -> dict:
   )
 
 
-def mean(result: dict, start: int, end: int) -> float:
-  """Mean loss of the buckets that lie within positions start .. end."""
+def mean(result: dict, start: int, end: int) -> float | None:
+  """Mean loss of the buckets that lie within positions start .. end; None
+  where one is not finite."""
   begins = [0, *result['end'][:-1]]
   inside = [
     i for i, (a, b) in enumerate(zip(begins, result['end']))
     if a >= start and b <= end
   ]  # fmt: skip
+  if any(result['loss'][i] is None for i in inside):
+    return None
   weights = np.array(result['tokens'])[inside]
   return float(
     np.dot(np.array(result['loss'])[inside], weights) / weights.sum()

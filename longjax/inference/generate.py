@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from longjax import attention, llama
+from longjax import attention, llama, rope
 from longjax.attention import Ids
 from longjax.errors import InputError
 from longjax.inference import kv_cache, prefix
@@ -117,6 +117,7 @@ def generate(
   _check(prompts, config)
   # Cached keys keep their rotation: one for all that will be in the cache.
   longest = count + max(map(len, prompts), default=0)
+  rope.check_reach(config.rope, longest)
   config = dataclasses.replace(config, rope=config.rope.at_length(longest))
   rows = options.rows or max(len(prompts), 1)
   program, answers = Program(config, mesh), []

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from longjax import llama
+from longjax import llama, rope
 from longjax.batch import Batch
 from longjax.data import layout as layouts
 from longjax.errors import InputError
@@ -82,6 +82,7 @@ def with_cache(
 
   def nll(batch: Batch):
     prefix.forget()
+    rope.check_reach(config.rope, batch.tokens.shape[1])
     total = len(batch.tokens)
     rows = min(options.rows or total, total)
     rows += -rows % (mesh.shape['data'] if mesh else 1)

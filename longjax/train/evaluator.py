@@ -19,13 +19,18 @@ class Evaluator(NamedTuple):
   inputs: Any  # inputs.Inputs
 
   def before_training(self, params, released_config):
-    """Of the weights as released if the recipe changes their RoPE, and with
-    the model of the recipe."""
+    """Of the weights as released if the recipe changes their RoPE or windows,
+    and with the model of the recipe."""
     model, name = self.run.model, 'before training'
-    if released_config and released_config.rope != model.rope:
-      as_released = evals.compute_as(released_config, model)
+    changed = released_config and [
+      field
+      for field in ('rope', *llama.WINDOWS)
+      if getattr(released_config, field) != getattr(model, field)
+    ]
+    if changed:
+      as_released = evals.compute_as(released_config, model).for_inference()
       self.run_evals('as released', None, params, as_released)
-      name = 'RoPE change only'
+      name = 'RoPE change only' if changed == ['rope'] else name
     self.run_evals(name, 0, params, model.for_inference())
 
   def while_training(self, step: int, params):

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any, NamedTuple
 
-from longjax import evals, llama, weights
+from longjax import checkpoint, evals, llama, weights
 from longjax.data import downloads, pipeline, prepare
 from longjax.errors import InputError
 from longjax.weights import released
@@ -59,18 +59,43 @@ def find_weights(run) -> pathlib.Path | None:
   if run.config.weights == 'random':
     return None
   source = downloads.locate(run.config.weights, run.log)
-  refuse_other_model(run.model, source)  # before a tokenizer is sought
+  there = weights.config(source)
+  refuse_other_model(run.model, there, source)  # before a tokenizer is sought
+  for field in llama.WINDOWS:  # which a recipe may change on purpose
+    here, before = getattr(run.model, field), getattr(there, field)
+    if here != before:
+      run.log(f'model.{field} is {here}, that of the weights {before}')
+  if run.config.moments:
+    refuse_without_moments(source)
   return source
 
 
-def refuse_other_model(model: llama.Llama, source):
+def refuse_without_moments(source):
+  """InputError unless it is a run that has trained all its weights."""
+  known = {} if weights.find(source) else checkpoint.metadata(source)
+  before = known.get('config', {})
+  if not before or before.get('lora', {}).get('rank'):
+    what = 'trained with LoRA' if before else 'not of a longjax run'
+    raise InputError(
+      f'config.moments loads the moments of all weights, but {source} is '
+      f'{what} and has none; set it to False'
+    )
+
+
+def refuse_other_model(model: llama.Llama, there: llama.Llama, source):
   """InputError if the weights are of another architecture than the config."""
-  there = weights.config(source)
   different = [
     f'{field} {getattr(model, field)} (there {getattr(there, field)})'
     for field in llama.ARCHITECTURE
     if getattr(model, field) != getattr(there, field)
   ]
+  if model.window and model.scale_windows != there.scale_windows:
+    different.append(
+      f'scale_windows {model.scale_windows} (there {there.scale_windows})'
+    )
+  layers, before = model.memory.layers, there.memory.layers
+  if before and layers != before:
+    different.append(f'memory.layers {layers} (there {before})')
   if different:
     raise InputError(
       f'config.model differs from that of {source}: {", ".join(different)}; '

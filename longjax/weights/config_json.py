@@ -61,10 +61,17 @@ def fields(config) -> dict:
     InputError: names the key that is wrong or would be another model.
   """
   name = families.family(config)
-  if config.get('rope_parameters') is None:
-    config = dict(rope_theta=families.FAMILIES[name].base) | config
-  elif name == 'olmo3':
-    config = config | dict(rope_parameters=_of_full_layers(config))
+  family, form = families.FAMILIES[name], config.get('rope_parameters')
+  if name == 'ministral3' and not (form or config.get('rope_scaling')):
+    raise errors.InputError(
+      "rope_parameters is absent, and this class's own are a YaRN: write them "
+      'into the file as transformers saves them'
+    )
+  if name == 'olmo3' and form is not None:
+    form = _of_full_layers(config)
+    config = config | dict(rope_parameters=form)
+  if not (isinstance(form, dict) and 'rope_theta' in form):
+    config = dict(rope_theta=family.base) | config
   heads = 'num_attention_heads'
   embed, head_count = count(config, 'hidden_size'), count(config, heads)
   if 'head_dim' not in config and embed % head_count:
@@ -79,8 +86,10 @@ def fields(config) -> dict:
     heads=head_count,
     kv_heads=count(config, 'num_key_value_heads', head_count),
     head_dim=count(config, 'head_dim', embed // head_count),
-    norm_eps=positive(config, 'rms_norm_eps', 1e-6),
-    tied=flag(config, 'tie_word_embeddings'),
+    norm_eps=positive(config, 'rms_norm_eps', family.norm_eps),
+    tied=flag(
+      dict(tie_word_embeddings=family.tied) | config, 'tie_word_embeddings'
+    ),
     rope=_rope(config),
     **families.fields(config, name),
   )
@@ -131,6 +140,7 @@ def _rope_from(config, settings, where) -> dict:
   """The fields of a rope.Rope from one form's object."""
   if not isinstance(settings, dict):
     raise errors.InputError(f'{where} = {settings!r} is not an object')
+  _check_readings(config, settings, where)
   settings = {k: v for k, v in settings.items() if v is not None}
   names = {str(settings.pop(k)) for k in ('rope_type', 'type') if k in settings}
   kind = ' and '.join(sorted(names)) or 'default'
@@ -159,6 +169,20 @@ def _rope_from(config, settings, where) -> dict:
       f'supported for {kind!r}'
     )
   return found
+
+
+def _check_readings(config, settings, where):
+  """Refuses what transformers reads in another way than it seems."""
+  lengths = {x[LENGTH] for x in (config, settings) if x.get(LENGTH) is not None}
+  if len(lengths) > 1:
+    raise errors.InputError(
+      f'{LENGTH} is {config[LENGTH]}, and {settings[LENGTH]} in {where}: '
+      'remove the one with which the model was not trained'
+    )
+  if settings.get('truncate', True) not in (True, False):
+    raise errors.InputError(
+      f'{where}.truncate = {settings["truncate"]!r}: write true or false'
+    )
 
 
 def _numbers(config, settings, kind) -> dict:

@@ -15,7 +15,10 @@ class Family(NamedTuple):
   architecture: str
   reads: tuple[str, ...]  # keys of NEUTRAL
   fields: Mapping = {}  # of ours, that all its models have
-  base: float = 1e4  # of the rope where no file says it
+  # Where no file says it.
+  base: float = 1e4  # of the rope
+  norm_eps: float = 1e-6
+  tied: bool = False
 
 
 WINDOWS = ('layer_types', 'sliding_window', 'use_sliding_window')
@@ -29,15 +32,18 @@ FAMILIES = dict(  # by model_type; an export is of the first that is able to
   smollm3=Family(
     'SmolLM3ForCausalLM',
     ('attention_bias', 'no_rope_layers', *WINDOWS),
-    {},
-    2e6,
+    base=2e6,
+    tied=True,
   ),
-  ministral3=Family('Ministral3ForCausalLM', ('sliding_window',)),
+  ministral3=Family(
+    'Ministral3ForCausalLM', ('sliding_window',), norm_eps=1e-5
+  ),
   olmo3=Family(
     'Olmo3ForCausalLM',
     ('attention_bias', 'layer_types', 'sliding_window'),
     dict(qk_norm='all', post_norm=True, scale_windows=False),
-    5e5,
+    base=5e5,
+    norm_eps=1e-5,
   ),
 )
 BY_CLASS = {

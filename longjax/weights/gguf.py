@@ -138,7 +138,9 @@ def _rope(metadata, tensors, head_dim):
   """The fields of a rope.Rope."""
   number = functools.partial(positive, metadata, prefix='llama.')
   base = number('rope.freq_base', 10_000.0)
-  scaling = metadata.get('rope.scaling.type', 'none')
+  # As in llama.cpp, whose default is linear.
+  default = 'linear' if 'rope.scaling.factor' in metadata else 'none'
+  scaling = metadata.get('rope.scaling.type', default)
   if ROPE_FACTORS in tensors:
     if scaling != 'none':
       raise errors.InputError(
