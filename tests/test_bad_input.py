@@ -7,7 +7,8 @@ import pytest
 from configs import smollm2_135m_abf_16k, tiny
 from longjax import config_values
 from longjax.data import prepare, store, tokenizer
-from longjax.train import loop
+from longjax.errors import InputError
+from longjax.train import inputs, loop
 
 
 @pytest.fixture
@@ -77,6 +78,19 @@ def test_weights_of_another_model_are_refused_with_all_differences(
   )
   assert str(path) in line
   assert 'kv_heads 4 (there 2), norm_eps 1e-06 (there 1e-05)' in line
+
+
+@pytest.mark.parametrize('known, says', [
+  (dict(config=dict(lora=dict(rank=4))), 'trained with LoRA'),
+  (dict(step=1), 'not of a longjax run'),
+])  # fmt: skip
+def test_moments_are_those_of_a_run_of_all_weights(
+  known, says, tmp_path, monkeypatch
+):
+  (tmp_path / 'checkpoints').mkdir()
+  monkeypatch.setattr(inputs.checkpoint, 'metadata', lambda path: known)
+  with pytest.raises(InputError, match=says):
+    inputs.refuse_without_moments(tmp_path)
 
 
 def test_a_shard_that_fails_its_digest_is_named(refused, prepared):

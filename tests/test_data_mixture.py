@@ -254,7 +254,9 @@ def test_rows_are_balanced_inside_a_step(
 
 @pytest.mark.parametrize('component, message', [
   (dict(wieght=1), 'wieght.*weight'),
-  (dict(weight=0), 'weight must be above 0'),
+  (dict(weight=0), 'weight must be between'),
+  (dict(weight=1e308), 'weight must be between'),
+  (dict(sources=(1, 2)), 'sources must be names'),
   (dict(weight='much'), 'weight must be a float'),
   (dict(carry=1), 'carry must be a bool'),
   (dict(length=True), 'length must be a int'),

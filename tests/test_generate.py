@@ -18,6 +18,7 @@ from longjax.inference.kv_cache import Program
 from longjax.inference.prefix import Sizes
 from longjax.parallel import sharding
 from longjax.progress import Progress
+from longjax.rope import Rope
 
 CONFIG = small(layers=2)
 LENGTHS = (5, 77, 39)
@@ -252,6 +253,20 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
     gathered = re.findall(r'= \w+\[([\d,]*)\]\S* all-gather', text)
     sizes = [np.prod([int(d) for d in x.split(',')]) for x in gathered if x]
     assert max(sizes, default=0) < most
+
+
+def test_longrope_rotates_each_prompt_by_its_own_length(rng):
+  scaled = Rope(
+    scaling='longrope', factor=4.0, original_length=24,
+    divisors=(4.0,) * 4, short_divisors=(1.0,) * 4,
+  )  # fmt: skip
+  config = small(layers=1, rope=scaled)
+  params = params_of(config)
+  prompts = [rng.integers(0, config.vocab, n) for n in (10, 40, 12)]
+  ask = functools.partial(generate.generate, params, config, count=8)
+  alone = [ask([prompt])[0] for prompt in prompts]
+  together = ask(prompts)
+  jax.tree.map(np.testing.assert_array_equal, together, alone)
 
 
 def test_losses_come_back_in_the_order_of_the_text(

@@ -193,9 +193,13 @@ def _parse(name: str, given: Any, train) -> ComponentConfig:
 def _check(name: str, component: ComponentConfig, seq_len: int):
   rule, length, weight = component.pack, component.length, component.weight
   errors.check_choice(f'data.mix.{name}.pack', rule, pack.RULES)
-  if not 0 < weight < float('inf'):
+  if not 1e-9 < weight < 1e9:  # they are added up
     raise errors.InputError(
-      f'data.mix.{name}.weight must be above 0, is {weight}'
+      f'data.mix.{name}.weight must be between 1e-9 and 1e9, is {weight}'
+    )
+  if not all(isinstance(source, str) for source in component.sources):
+    raise errors.InputError(
+      f'data.mix.{name}.sources must be names, are {component.sources!r}'
     )
   if component.group < 0:
     raise errors.InputError(

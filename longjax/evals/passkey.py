@@ -79,6 +79,8 @@ def lengths(options) -> tuple[int, ...]:
 
 
 def check(setup: Setup, part: str):
+  if not setup.options.passkey_depths:
+    raise InputError('config.eval.passkey_depths is empty: name one, e.g. 0.5')
   for length in lengths(setup.options):
     prompt(setup.tokenizer, length, 0.5, 12345)
 

@@ -115,21 +115,26 @@ def generate(
     InputError: an empty prompt, or an id that the model does not have.
   """
   _check(prompts, config)
-  # Cached keys keep their rotation: one for all that will be in the cache.
-  longest = count + max(map(len, prompts), default=0)
-  rope.check_reach(config.rope, longest)
-  config = dataclasses.replace(config, rope=config.rope.at_length(longest))
+  rope.check_reach(config.rope, count + max(map(len, prompts), default=0))
   rows = options.rows or max(len(prompts), 1)
-  program, answers = Program(config, mesh), []
+  answers: list = [None] * len(prompts)
   options = options._replace(prefix=options.prefix or Prefix())
   log = options.log if len(prompts) > rows else None  # or the caller's own
   progress = make_progress('generating', len(prompts), 'prompts', log)
-  for first in range(0, len(prompts), rows):
-    group = list(prompts[first : first + rows])
-    filled = group + [np.zeros(0, np.int32)] * (rows - len(group))
-    answers += _continue_group(params, program, filled, first, count, options)
-    progress.add(len(group))
-  return answers[: len(prompts)]
+  # Cached keys keep their rotation: that of all that will be in the cache.
+  recipes = [config.rope.at_length(count + len(prompt)) for prompt in prompts]
+  for recipe in dict.fromkeys(recipes):
+    program = Program(dataclasses.replace(config, rope=recipe), mesh)
+    alike = [i for i, x in enumerate(recipes) if x == recipe]
+    for first in range(0, len(alike), rows):
+      places = alike[first : first + rows]
+      none = [np.zeros(0, np.int32)] * (rows - len(places))
+      group = [prompts[i] for i in places] + none
+      found = _continue_group(params, program, group, places, count, options)
+      for i, answer in zip(places, found):
+        answers[i] = answer
+      progress.add(len(places))
+  return answers
 
 
 def make_progress(what: str, total: int, unit: str, log) -> Progress:
@@ -151,8 +156,8 @@ def until(answer, ends):
   return answer[: at[0]] if len(at) else answer
 
 
-def _continue_group(params, program: Program, prompts, first, count, options):
-  """`generate` of one group of prompts; `first` is the place of its first."""
+def _continue_group(params, program: Program, prompts, places, count, options):
+  """`generate` of one group of prompts; `places` are those in the list."""
   n, ends, sampling = program.ring, options.ends, options.sampling
   lengths = np.array([len(p) for p in prompts], np.int32)
   # A short prompt in the next power of two, and few of these.
@@ -171,7 +176,7 @@ def _continue_group(params, program: Program, prompts, first, count, options):
     np.float32(sampling.temperature),
     np.float32(sampling.top_p),
     np.int32(sampling.seed),
-    np.arange(first, first + len(prompts), dtype=np.int32),
+    np.array([*places, *[0] * (len(prompts) - len(places))], np.int32),
   )
   group = PromptGroup(lengths, stop, draw)
   done, answers = lengths == 0, np.zeros((len(prompts), 0), np.int32)
