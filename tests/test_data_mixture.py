@@ -224,7 +224,10 @@ def test_stages_of_a_curriculum_end_where_their_shares_do():
   assert lengths == [4096] * 4 + [32_768] * 8
   assert curriculum.segment_length((), 3, 10) == 0
   nan = float('nan')
-  for bad in (((0.4, 8),), ((1, 5),), (8,), ((-1, 8), (2, 8)), ((nan, 8),)):
+  for bad in (
+    ((0.4, 8),), ((1, 5),), (8,), ((-1, 8), (2, 8)), ((nan, 8),), ((1, 32.5),),
+    (('1', 32),),
+  ):  # fmt: skip
     with pytest.raises(errors.InputError, match=r'data\.curriculum'):
       curriculum.check(bad, 64)
 

@@ -7,13 +7,15 @@ segments, as if they were several shorter rows: a batch has as many tokens as
 before, nothing is compiled again, and each token is read as often.
 """
 
+import operator
+
 from longjax import errors
 
 
 def check(curriculum, seq_len: int):
   """InputError unless rows of seq_len tokens can be cut by this curriculum."""
   try:
-    stages = [(float(share), int(length)) for share, length in curriculum]
+    stages = [(1.0 * share, operator.index(n)) for share, n in curriculum]
   except (TypeError, ValueError):
     stages = [(0.0, 0)]
   shares = [share for share, _ in stages]

@@ -219,7 +219,7 @@ def _members(archive: pathlib.Path, data: DataSet) -> list[str]:
   try:
     with zipfile.ZipFile(archive) as opened:
       names = _of_split(data, opened.namelist())
-  except (zipfile.BadZipFile, NotImplementedError) as error:
+  except (zipfile.BadZipFile, NotImplementedError, UnicodeError) as error:
     raise InputError(f'{archive.name} is not a zip archive ({error})') from None
   if not names:
     raise InputError(f'{archive.name} has no {data.split}.jsonl or the like')
