@@ -274,10 +274,16 @@ def _verified(directory, manifest, number: int):
   return tokens, mask
 
 
+# numpy parses a header with ast, which fails at times in several threads of
+# CPython before 3.11.10 and 3.12.6 (cpython issue 106905).
+_parsing = threading.Lock()
+
+
 def _array(path, dtype, shape) -> np.ndarray:
   """A memory-mapped .npy of the given type and shape."""
   try:
-    array = np.load(path, mmap_mode='r', allow_pickle=False)
+    with _parsing:
+      array = np.load(path, mmap_mode='r', allow_pickle=False)
   except (ValueError, OSError) as error:
     raise errors.InputError(f'{path}: not a .npy array ({error})') from error
   if array.dtype != np.dtype(dtype).newbyteorder('<') or array.shape != shape:
