@@ -26,7 +26,6 @@ from longjax import config as schema
 from longjax import config_values, errors, hub, weights
 from longjax.data import chat, downloads, sources, tokenizer
 from longjax.evals import graphwalks, longbench, markdown, mrcr, prompts
-from longjax.evals import records as reading
 from longjax.weights import convert, model_section
 
 SECRET = 'secret'  # lies beside the directories of the cases
@@ -321,7 +320,8 @@ def records(rng, root, seed):
     lambda text, prefix: [0] * len(str(text)),
     *(0, 10**6, 10, 0),
   )
-  for _ in reading._stream(module.DATA, module.make, spec):
+  (task,) = module.TASKS.values()
+  for _ in task.stream(spec):
     pass
 
 
