@@ -3,9 +3,10 @@
 import commands
 import numpy as np
 import pytest
+from test_llama import small
 
 from configs import smollm2_135m_abf_16k, tiny
-from longjax import config_values
+from longjax import config_values, llama
 from longjax.data import prepare, store, tokenizer
 from longjax.errors import InputError
 from longjax.train import inputs, loop
@@ -78,6 +79,22 @@ def test_weights_of_another_model_are_refused_with_all_differences(
   )
   assert str(path) in line
   assert 'kv_heads 4 (there 2), norm_eps 1e-06 (there 1e-05)' in line
+
+
+@pytest.mark.parametrize('ours, theirs, says', [
+  ({}, dict(memory=llama.Memory(layers=(1,))), r'memory.layers \(\) \(there'),
+  (dict(window=8), dict(window=8, scale_windows=False), 'scale_windows True'),
+  ({}, dict(bias='qkv'), 'bias none'),
+])  # fmt: skip
+def test_weights_of_other_layers_are_refused(ours, theirs, says):
+  with pytest.raises(InputError, match=says):
+    inputs.refuse_other_model(small(**ours), small(**theirs), 'weights')
+
+
+def test_a_memory_that_weights_lack_and_other_windows_may_be_added():
+  memory = llama.Memory(layers=(1,), rows=((), (-1,)))
+  for ours in dict(memory=memory), dict(window=8):
+    inputs.refuse_other_model(small(**ours), small(), 'weights')
 
 
 @pytest.mark.parametrize('known, says', [
