@@ -154,7 +154,8 @@ if __name__ == '__main__':
       chat="chat template: 'tokenizer' (the tokenizer's own), llama2, "
       'llama3, chatml, smollm2, or a .jinja file',
       tokens='tokens to generate at most, default 128',
-      temperature='of the sampling; 0 (the default) takes the likeliest token',
+      temperature='sampling temperature; 0 (the default) takes the likeliest '
+      'token',
       top_p='nucleus sampling: draw from the likeliest tokens whose '
       'probabilities add up to this, default 1',
       seed='random seed of the sampling, default 0',

@@ -10,7 +10,10 @@ import re
 
 import numpy as np
 
+from configs import common
+from longjax import evals
 from longjax.data import tokenizer
+from longjax.evals import table
 from longjax.evals.prompts import Source
 from longjax.evals.word_lists import Words
 from longjax.inference.language_model import LM
@@ -51,6 +54,23 @@ def model(answer) -> LM:
     return [np.asarray(TOKENS.encode(t)[:count]) for t in texts]
 
   return LM(None, run)
+
+
+def results_of(name: str, answer, **files):
+  """(evaluation, results) of a task that reads files, at 4,000 tokens.
+
+  Args:
+    name: EVALUATION/TASK.
+    answer: prompt text -> text of the model.
+    **files: eval.files.
+  """
+  config = common.base()
+  config.eval.update(lengths=(4000,))
+  config.eval.files.update({key: str(path) for key, path in files.items()})
+  setup = evals.Setup(config, TOKENS, log=lambda line: None)
+  evals.check(setup, [name])
+  evaluation, part = table.find(name)
+  return evaluation, evaluation.run(model(answer), setup, part)
 
 
 blind = model(lambda text: ' 3 7777777')

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 from commands import ROOT
-from eval_cases import TOKENS, model
+from eval_cases import TOKENS, results_of
 
 from configs import common
 from longjax import evals
 from longjax.errors import InputError
 from longjax.evals import (
+  draws,
   helmet_icl,
   helmet_longqa,
   helmet_narrativeqa,
@@ -24,7 +25,6 @@ from longjax.evals import (
   multi_lexsum,
   prompts,
   score,
-  table,
 )
 
 GOLDEN = json.loads((ROOT / 'tests/golden/helmet.json').read_text())
@@ -107,7 +107,7 @@ def test_narrativeqa(tmp_path, monkeypatch):
     write(tmp_path / f'{split}-00000-of-00001.jsonl', rows)
   # There a character is a thousand tokens, here one; all examples are alike.
   monkeypatch.setattr(helmet_narrativeqa, 'LONG', 131)
-  monkeypatch.setattr(helmet_prompts, 'shots', lambda xs, key, record: xs[:2])
+  monkeypatch.setattr(draws, 'shots', lambda xs, key, record: xs[:2])
   here = spec(task, narrativeqa=tmp_path)
   same(asked(task, here), told['prompts'])
 
@@ -135,16 +135,11 @@ def test_multi_lexsum(tmp_path, monkeypatch):
 def test_a_run_and_its_note_on_the_judge(tmp_path):
   records = GOLDEN['books']['longbook_choice_eng']['records']
   write(tmp_path / 'longbook_choice_eng.jsonl', records)
-  config = common.base()
-  config.eval.update(lengths=(4000,))
-  config.eval.files.infbench = str(tmp_path)
-  setup = evals.Setup(config, TOKENS, log=lambda line: None)
-  evals.check(setup, ['helmet_longqa/infbench_choice'])
-  evaluation, part = table.find('helmet_longqa/infbench_choice')
-  results = evaluation.run(model(lambda text: ' B'), setup, part)
+  name = 'helmet_longqa/infbench_choice'
+  evaluation, results = results_of(name, lambda _: ' B', infbench=tmp_path)
   (found,) = results['infbench_choice']
   assert (found['samples'], found['score']) == (5, 1 / 5)
-  _, below = evaluation.text(dict(model=results), config.eval)
+  _, below = evaluation.text(dict(model=results), common.base().eval)
   assert 'a model that judges' in ' '.join(below)
 
 

@@ -183,7 +183,7 @@ def write(path, rows):
 
 
 @pytest.mark.parametrize('part, score, suffix', [
-  (helmet_rag, helmet_rag.JUDGE, '_k3_'),
+  (helmet_rag, helmet_rag.SCORE, '_k3_'),
   (helmet_rerank, helmet_rerank.score.ndcg, '_k10_'),
 ])  # fmt: skip
 def test_prompts_and_scores_of_helmet_are_the_originals(

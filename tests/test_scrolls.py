@@ -5,13 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from eval_cases import TOKENS, model
+from eval_cases import TOKENS, results_of
 
-from configs import common
-from longjax import evals, hub
+from longjax import hub
 from longjax.data import compression
 from longjax.errors import InputError
-from longjax.evals import llama2_long, prompts, records, score, scrolls, table
+from longjax.evals import llama2_long, prompts, records, score, scrolls
 
 CHOICES = 'Who?\n\n (A) Ada\n (B) Ben\n (C) Cyd\n (D) Dan'
 ROWS = {
@@ -100,15 +99,9 @@ def test_texts_are_divided_as_lm_eval_divides_them():
 
 
 def test_the_score_of_summaries_is_of_means(directory):
-  config = common.base()
-  config.eval.update(lengths=(4000,))
-  config.eval.files.scrolls = str(directory)
-  setup = evals.Setup(config, TOKENS, log=lambda line: None)
-  evals.check(setup, ['llama2_long/qmsum'])
-  evaluation, part = table.find('llama2_long/qmsum')
-  (found,) = evaluation.run(model(lambda _: ' he left home\n'), setup, part)[
-    part
-  ]
+  answer = lambda _: ' he left home\n'
+  _, results = results_of('llama2_long/qmsum', answer, scrolls=directory)
+  (found,) = results['qmsum']
   right = [text for _, _, text in ROWS['qmsum/validation']]
   means = np.mean([score.rouges('he left home', [x]) for x in right], axis=0)
   assert found['score'] == pytest.approx(np.prod(means) ** (1 / 3))

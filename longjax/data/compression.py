@@ -27,15 +27,20 @@ def opened(file, ending: str):
   if not ending:
     yield file
     return
-  limit = max(EXPANDED_BYTES, EXPANDED * _length(file))
+  most = limit(_length(file))
   if ending in OPENERS:
     inner = OPENERS[ending](file)
   else:
     import pyarrow  # pyright: ignore
 
     inner = pyarrow.input_stream(file, 'zstd')
-  with inner, io.BufferedReader(Bounded(inner, limit)) as bounded:
+  with inner, io.BufferedReader(Bounded(inner, most)) as bounded:
     yield bounded
+
+
+def limit(length: int) -> int:
+  """Bytes that so many compressed bytes may hold."""
+  return max(EXPANDED_BYTES, EXPANDED * length)
 
 
 def _length(file) -> int:

@@ -48,7 +48,7 @@ def check(config):
   seq_len = config.train.seq_len
   memory = max(1, len(config.model.memory.rows))
   for name, component in mixture.parse(config).items():
-    if component.length % (memory * seq_len) and memory > 1:
+    if memory > 1 and component.length % (memory * seq_len):
       raise InputError(
         f'config.model.memory.rows needs packs of {memory} rows, but those of '
         f'data.mix.{name} have {component.length} tokens; set its length to '

@@ -52,10 +52,6 @@ def draw(settings, row, jumps, key: tuple[int, int, int]):
   Returns:
     int32 [seq].
   """
-  return without_padding(_draw(settings, row, jumps, key), row.segments)
-
-
-def _draw(settings, row, jumps, key) -> np.ndarray:
   rng, segments = np.random.default_rng((*key, 1)), row.segments
   if settings.kind == 'pose':
     return pose(segments, settings.target, rng, settings.chunks, jumps)
@@ -75,7 +71,8 @@ def plain(segments) -> np.ndarray:
   """0, 1, 2, ... from the start of each segment.
 
   Args:
-    segments: [..., seq] document numbers in the order of the text.
+    segments: [..., seq] document numbers in the order of the text; 0 is
+      padding, which stays at 0.
 
   Returns:
     int32 [..., seq].
@@ -85,13 +82,9 @@ def plain(segments) -> np.ndarray:
   begins = np.ones(segments.shape, bool)
   begins[..., 1:] = segments[..., 1:] != segments[..., :-1]
   found = order - np.maximum.accumulate(np.where(begins, order, 0), axis=-1)
-  return without_padding(found, segments)
-
-
-def without_padding(positions, segments) -> np.ndarray:
-  """Padding is at 0: how far a row is filled must not change what LongRoPE
-  takes the row's longest context to be."""
-  return np.where(segments > 0, positions, 0).astype(np.int32)
+  # How far a row is filled must not change what LongRoPE takes its longest
+  # context to be.
+  return np.where(segments > 0, found, 0).astype(np.int32)
 
 
 def pose(segments, target: int, rng, chunks: int, jumps=()) -> np.ndarray:
@@ -113,6 +106,8 @@ def pose(segments, target: int, rng, chunks: int, jumps=()) -> np.ndarray:
   """
   out = plain(segments)
   for begin, end in _runs(segments):
+    if not segments[begin]:
+      continue
     length = end - begin
     seams = [jump - begin for jump in jumps if begin < jump < end]
     if not seams:

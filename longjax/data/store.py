@@ -275,7 +275,7 @@ def _verified(directory, manifest, number: int):
 
 
 # numpy parses a header with ast, which fails at times in several threads of
-# CPython before 3.11.10 and 3.12.6 (cpython issue 106905).
+# CPython before 3.11.8 and 3.12.2 (python/cpython issue 106905).
 _parsing = threading.Lock()
 
 

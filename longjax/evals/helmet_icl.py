@@ -5,6 +5,7 @@ import functools
 import random
 
 from longjax.evals import (
+  draws,
   helmet,
   helmet_prompts,
   labelled,
@@ -22,7 +23,7 @@ CLINC = 'hf://datasets/clinc/clinc_oos/plus'
 
 
 def make(of: labelled.Labelled, sizes, record, spec: PromptSpec) -> Prompt:
-  seed = helmet_prompts.seed_of(record['text'], spec.seed)
+  seed = draws.seed_of(record['text'], spec.seed)
   count = helmet_prompts.size_for(sizes, spec.length)
   names = list(range(of.labels))
   random.Random(seed).shuffle(names)

@@ -6,9 +6,7 @@ here a hash of the question does, out of the first file of the training split.
 import functools
 import itertools
 
-import numpy as np
-
-from longjax.evals import helmet_prompts, records
+from longjax.evals import draws, helmet_prompts, records
 from longjax.evals.prompts import Prompt, PromptSpec
 
 LONG = 131072  # tokens of the model, there of Llama 2
@@ -42,8 +40,7 @@ def rows(data: records.DataSet, spec: PromptSpec):
     for x in records.in_order(data, spec)
   ]
   tokens = functools.cache(lambda story: len(spec.tokenizer.encode(story)))
-  for i in np.random.default_rng(spec.seed).permutation(len(found)):
-    story, asked = found[i]
+  for story, asked in draws.permuted(found, spec.seed):
     if len(story.encode()) > LONG and tokens(story) > LONG:
       yield asked | dict(story=story)
 
@@ -52,7 +49,7 @@ def make(record, spec: PromptSpec) -> Prompt:
   examples = _examples(records.path(TRAIN, spec))
   shots = '\n\n'.join(
     f'Question: {x["question"]}\nAnswer: {x["answers"][0]}'
-    for x in helmet_prompts.shots(examples, 'question', record)
+    for x in draws.shots(examples, 'question', record)
   )
   asked, story, cue = record['question'], record['story'], '\nAnswer:'
   form = lambda x: PROMPT.format(shots=shots, context=x, question=asked)

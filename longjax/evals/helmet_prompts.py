@@ -1,14 +1,11 @@
-"""How HELMET, arXiv:2410.02694, picks examples, cuts contexts, reads answers.
+"""How HELMET, arXiv:2410.02694, sizes and cuts contexts, and reads answers.
 
 After its data.py, utils.py and model_utils.py.
 """
 
 import bisect
-import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
-
-import numpy as np
+from collections.abc import Callable
 
 from longjax.errors import InputError
 from longjax.evals import records
@@ -25,28 +22,6 @@ def size_for(sizes, length: int):
       f'HELMET has nothing for {length:,} tokens: use --lengths 8K or more'
     )
   return sizes[at]
-
-
-def permuted(data: records.DataSet, spec) -> Iterator:
-  """The records in the order of HELMET's draw, which takes the first 100."""
-  rows = list(records.in_order(data, spec))
-  for i in np.random.default_rng(spec.seed).permutation(len(rows)):
-    yield rows[i]
-
-
-def shots(examples: Iterable, key: str, record) -> list:
-  """Two examples with other values of a key, drawn by a hash of its own."""
-  others = [x for x in examples if x[key] != record[key]]
-  first: dict = {}
-  for i in np.random.default_rng(seed_of(record[key])).permutation(len(others)):
-    first.setdefault(others[i][key], others[i])
-  return list(first.values())[:2]
-
-
-def seed_of(value, seed: int = 0) -> int:
-  """A seed that depends on a value and, if wanted, another seed."""
-  digest = hashlib.sha256(str(value).encode()).hexdigest()
-  return (int(digest, 16) + seed) % 2**31
 
 
 def cut(spec, form: Callable, context: str, prefix: str, mark='') -> str:

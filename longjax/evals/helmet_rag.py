@@ -9,7 +9,7 @@ are asked; there 100 are drawn. Examples are in the file beside, ..._k3_...
 import math
 import re
 
-from longjax.evals import helmet_prompts, prompts, records, score
+from longjax.evals import draws, helmet_prompts, prompts, records, score
 from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
@@ -39,7 +39,7 @@ def make(record, spec: PromptSpec) -> Prompt | None:
   key = 'id' if 'id' in record else 'question'
   shots = ''.join(
     f'{passages(x)}\n\nQuestion: {x["question"]}\nAnswer: {x["answers"][0]}\n\n'
-    for x in helmet_prompts.shots(filter(rare, examples), key, record)
+    for x in draws.shots(filter(rare, examples), key, record)
   )
   form = lambda context: PROMPT.format(
     shots=shots, context=context, question=record['question']
@@ -52,8 +52,8 @@ DATA = records.DataSet(
   'helmet_rag', 'a dev or test file of data/kilt of HELMET',
   ('question', 'answers', 'ctxs'),
 )  # fmt: skip
-JUDGE = helmet_prompts.best(score.substring_match, 'Answer:')
-TASKS = dict(helmet_rag=records.task(DATA, make, 20, JUDGE))
+SCORE = helmet_prompts.best(score.substring_match, 'Answer:')
+TASKS = dict(helmet_rag=records.task(DATA, make, 20, SCORE))
 EVALUATION = prompts.evaluation(
   'helmet_rag', 'HELMET, retrieval-augmented generation', TASKS, NOTHING
 )

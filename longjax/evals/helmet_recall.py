@@ -3,7 +3,14 @@ and three of RULER's tasks, with its prompts and scores."""
 
 import functools
 
-from longjax.evals import helmet, helmet_prompts, prompts, records, score
+from longjax.evals import (
+  draws,
+  helmet,
+  helmet_prompts,
+  prompts,
+  records,
+  score,
+)
 from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec, Task
 from longjax.evals.ruler_prompts import wording
@@ -16,7 +23,8 @@ def rows(data: records.DataSet, spec: PromptSpec):
   """Of the file that was made for eval.lengths."""
   size = helmet_prompts.size_for(SIZES, spec.length)
   data = data._replace(split=data.split.format(**size))
-  return helmet_prompts.permuted(data, spec)
+  # HELMET takes the first 100.
+  return draws.permuted(records.in_order(data, spec), spec.seed)
 
 
 def key_value(record, spec: PromptSpec) -> Prompt:

@@ -6,7 +6,7 @@ its data.py and utils.py. Examples are in the file beside, ..._k10_...
 
 import re
 
-from longjax.evals import helmet_prompts, prompts, records, score
+from longjax.evals import draws, helmet_prompts, prompts, records, score
 from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
@@ -34,7 +34,7 @@ def make(record, spec: PromptSpec) -> Prompt:
   file = re.sub(r'_k\d+_', '_k10_', spec.source.files[DATA.name])
   shots = ''.join(
     f'{passages(x)}\n\nQuery: {x["query"]}\nRanking: {ranking(x)}\n\n'
-    for x in helmet_prompts.shots(records.cached(DATA, file), 'qid', record)
+    for x in draws.shots(records.cached(DATA, file), 'qid', record)
   )
   form = lambda context: PROMPT.format(
     shots=shots, context=context, query=record['query']

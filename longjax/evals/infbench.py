@@ -9,9 +9,7 @@ import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
-
-from longjax.evals import helmet_prompts, records
+from longjax.evals import draws, helmet_prompts, records
 from longjax.evals.prompts import Prompt, PromptSpec, Task
 
 
@@ -27,10 +25,9 @@ class Form(NamedTuple):
 def rows(data: records.DataSet, spec: PromptSpec) -> Iterator[dict]:
   """The records in the order of the draw, each with two others."""
   found = list(records.in_order(data, spec))
-  order = lambda n: np.random.default_rng(spec.seed).permutation(n)
-  for record in map(found.__getitem__, order(len(found))):
+  for record in draws.permuted(found, spec.seed):
     others = [x for x in found if x['id'] != record['id']]
-    yield dict(record, others=[others[i] for i in order(len(others))[:2]])
+    yield dict(record, others=draws.permuted(others, spec.seed)[:2])
 
 
 def words(record) -> dict:

@@ -9,9 +9,7 @@ import random
 from collections.abc import Iterable
 from typing import NamedTuple
 
-import numpy as np
-
-from longjax.evals import records
+from longjax.evals import draws, records
 from longjax.evals.prompts import PromptSpec
 
 
@@ -65,17 +63,15 @@ def splits(of: Labelled, path: str, seed: int) -> tuple[list[Row], list[Row]]:
   train = read(of.data.split)
   if of.test:
     return train, read(of.test)
-  order = np.random.default_rng(seed).permutation(len(train))
-  count = math.ceil(0.1 * len(train))
-  return [train[i] for i in order[count:]], [train[i] for i in order[:count]]
+  order, count = draws.permuted(train, seed), math.ceil(0.1 * len(train))
+  return order[count:], order[:count]
 
 
 def asked(rows: list[Row], count: int, seed: int) -> list[Row]:
   """The rows, or `count` with each label as often where there are more."""
   if len(rows) <= count:
     return rows
-  order = np.random.default_rng(seed).permutation(len(rows))
-  return balanced((rows[i] for i in order), count, seed)
+  return balanced(draws.permuted(rows, seed), count, seed)
 
 
 def rows(of: Labelled, count: int, data: records.DataSet, spec: PromptSpec):

@@ -9,7 +9,7 @@ draws them, an empty line, and the end of a line.
 
 import functools
 
-from longjax.evals import helmet_prompts, prompts, records, score, scrolls
+from longjax.evals import draws, prompts, records, score, scrolls
 from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec, Task
 
@@ -26,7 +26,7 @@ def make(name: str, count: int, record, spec: PromptSpec) -> Prompt:
   if count:
     train = scrolls.data_set(name, 'train')
     examples = records.cached(train, records.path(train, spec))
-    shots = helmet_prompts.shots(examples, 'id', record)[:count]
+    shots = draws.shots(examples, 'id', record)[:count]
   text = ''.join(f'{put(x)}{CUE} {x["output"]}\n\n' for x in shots)
   text = records.cut(
     spec, text + put(record), CUE, drop=lambda ids, excess: ids[excess:]

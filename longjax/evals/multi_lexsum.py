@@ -5,7 +5,7 @@ They are in the order of the file. There each run draws other examples; here a
 hash of the case does.
 """
 
-from longjax.evals import helmet_prompts, records
+from longjax.evals import draws, helmet_prompts, records
 from longjax.evals.prompts import Prompt, PromptSpec
 
 LONG = 65536  # tokens of the model, there of Llama 2
@@ -39,7 +39,7 @@ def rows(data: records.DataSet, spec: PromptSpec):
 def make(record, spec: PromptSpec) -> Prompt:
   train = records.cached(TRAIN, records.path(TRAIN, spec))
   examples = [x for x in train if x['summary/short'] is not None]
-  drawn = helmet_prompts.shots(examples, 'case_id', record)
+  drawn = draws.shots(examples, 'case_id', record)
   shots = '\n\n'.join(f'Summary: {x["summary/short"]}' for x in drawn)
   form = lambda text: PROMPT.format(shots=shots, context=text)
   text, cue = record['context'], '\n\nSummary:'

@@ -7,7 +7,6 @@ a DataSet, a function from a record to a prompt, and a score.
 
 import contextlib
 import functools
-import itertools
 import pathlib
 import re
 import zipfile
@@ -106,12 +105,11 @@ def cut(
   beyond = len(text) - CHARS * spec.length
   if beyond > 0:
     text = drop(text, beyond)
-  for tries in itertools.count():  # what is decoded may have more tokens
-    more = max(tries - 1, 0)
-    excess = len(spec.encode(fill(text), prefix)) + spec.count - spec.length
-    if excess <= 0:
-      return fill(text)
+  size = lambda: len(spec.encode(fill(text), prefix)) + spec.count
+  cuts = 0
+  while (excess := size() - spec.length) > 0:
     ids = spec.tokenizer.encode(text)
+    more = max(cuts - 1, 0)  # what was decoded may have more tokens
     if excess + more >= len(ids):
       raise InputError(
         f'a prompt has no room in eval.lengths {spec.length}: without the text '
@@ -119,7 +117,8 @@ def cut(
         'use longer --lengths'
       )
     text = spec.tokenizer.decode(drop(ids, excess + more))
-  raise AssertionError
+    cuts += 1
+  return fill(text)
 
 
 def path(data: DataSet, spec: PromptSpec) -> str:
@@ -231,10 +230,7 @@ def _member(archive: pathlib.Path, name: str):
   """A file in an archive, opened to read bytes."""
   with zipfile.ZipFile(archive) as opened:
     entry = opened.getinfo(name)
-    most = max(
-      compression.EXPANDED_BYTES, compression.EXPANDED * entry.compress_size
-    )
-    if entry.file_size > most:
+    if entry.file_size > compression.limit(entry.compress_size):
       raise InputError(f'{name} in {archive.name} expands too much')
     try:
       file = opened.open(entry)

@@ -173,13 +173,13 @@ def _rope_from(config, settings, where) -> dict:
 
 def _check_readings(config, settings, where):
   """Refuses what transformers reads in another way than it seems."""
-  lengths = {x[LENGTH] for x in (config, settings) if x.get(LENGTH) is not None}
-  if len(lengths) > 1:
+  outer, inner = config.get(LENGTH), settings.get(LENGTH)
+  if None not in (outer, inner) and outer != inner:
     raise errors.InputError(
-      f'{LENGTH} is {config[LENGTH]}, and {settings[LENGTH]} in {where}: '
-      'remove the one with which the model was not trained'
+      f'{LENGTH} is {outer}, and {inner} in {where}: remove the one with which '
+      'the model was not trained'
     )
-  if settings.get('truncate', True) not in (True, False):
+  if not isinstance(settings.get('truncate', True), bool):
     raise errors.InputError(
       f'{where}.truncate = {settings["truncate"]!r}: write true or false'
     )

@@ -17,18 +17,15 @@ import math
 import os
 import pathlib
 import random
-import re
 import string
-import sys
 import tempfile
 import types
-import typing
 
 import datasets
 import numpy as np
 import pytrec_eval
+from originals import ROOT, names_of
 
-ROOT = pathlib.Path(sys.argv[1])
 HERE = pathlib.Path(__file__).parent
 WORDS = ('river', 'stone', 'amber', 'lantern', 'quiet', 'harbour', 'seven')
 NEEDLES = [
@@ -50,15 +47,6 @@ RANKINGS = (
   'ID1, ID2 > ID3', '2',
 )  # fmt: skip
 LABELS = {'1': 0, '2': 3, '3': 1, '4': 2}
-
-
-def names_of(path, *names, **around):
-  """Functions and classes of a file, run without the rest of it."""
-  tree = ast.parse((ROOT / path).read_text())
-  tree.body = [x for x in tree.body if getattr(x, 'name', '') in names]
-  scope = dict(vars(typing), np=np, re=re, **around)
-  exec(compile(tree, path, 'exec'), scope)
-  return types.SimpleNamespace(**{name: scope[name] for name in names})
 
 
 def text(rng, words: int) -> str:

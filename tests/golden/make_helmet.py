@@ -7,7 +7,6 @@ functions are read from there and run; nothing of them is kept. Needs datasets
 and rouge-score. It shares no code with longjax.
 """
 
-import ast
 import collections
 import copy
 import hashlib
@@ -16,18 +15,13 @@ import logging
 import math
 import pathlib
 import random
-import re
 import string
-import sys
 import tempfile
-import types
-import typing
 
 import datasets
-import numpy as np
+from originals import names_of
 from rouge_score import rouge_scorer
 
-ROOT = pathlib.Path(sys.argv[1])
 HERE = pathlib.Path(__file__).parent
 WORDS = ('river', 'stones', 'amber', 'lantern', 'running', 'harbour', 'the')
 SHOTS = 20  # of in-context learning
@@ -47,15 +41,6 @@ for name in ('map', 'filter'):
     datasets.Dataset, name,
     lambda *args, plain=plain, num_proc=0, **more: plain(*args, **more),
   )  # fmt: skip
-
-
-def names_of(path, *names, **around):
-  """Functions of a file, run without the rest of it."""
-  tree = ast.parse((ROOT / path).read_text())
-  tree.body = [x for x in tree.body if getattr(x, 'name', '') in names]
-  scope = dict(vars(typing), np=np, re=re, **around)
-  exec(compile(tree, path, 'exec'), scope)
-  return types.SimpleNamespace(**{name: scope[name] for name in names})
 
 
 class Long:

@@ -8,7 +8,6 @@ its name after the slash. Their functions are read from there and run; nothing
 of them is kept. Needs torch and transformers. It shares no code with longjax.
 """
 
-import ast
 import contextlib
 import functools
 import json
@@ -19,9 +18,9 @@ import random
 import sys
 import tempfile
 import types
-from collections.abc import Callable
 
 import numpy as np
+import originals
 import torch
 import transformers
 
@@ -31,16 +30,13 @@ HERE = pathlib.Path(__file__).parent
 
 def names_of(path, *names, **around):
   """Functions and classes of a file, run without the rest of it."""
-  tree = ast.parse((ROOT / path).read_text())
-  tree.body = [x for x in tree.body if getattr(x, 'name', '') in names]
-  scope = dict(
-    torch=torch, math=math, random=random, Callable=Callable,
+  found = originals.names_of(
+    path, *names, torch=torch, math=math, random=random,
     tqdm=lambda *_, **__: types.SimpleNamespace(
       update=lambda _: 0, set_postfix=lambda **_: 0),
     **around,
   )  # fmt: skip
-  exec(compile(tree, path, 'exec'), scope)
-  return [scope[name] for name in names]
+  return list(vars(found).values())
 
 
 def rates(steps, warmup, scheduler, peak, least=0.0, **more):
