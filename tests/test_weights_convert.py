@@ -473,15 +473,19 @@ def test_what_a_file_leaves_out_is_the_default_of_its_class(
     assert (found['norm_eps'], found['tied']) == (eps, tied)
 
 
+YARN_OF_16 = dict(rope_type='yarn', rope_theta=1e4, factor=2.0,
+                  original_max_position_embeddings=16)  # fmt: skip
+
+
 @pytest.mark.parametrize('changes, says', [
   (dict(model_type='ministral3', architectures=['Ministral3ForCausalLM'],
         rope_parameters=None), 'rope_parameters is absent'),
-  (dict(original_max_position_embeddings=8, rope_parameters=dict(
-    rope_type='yarn', rope_theta=1e4, factor=2.0,
-    original_max_position_embeddings=16)), 'is 8, and 16 in'),
-  (dict(rope_parameters=dict(
-    rope_type='yarn', rope_theta=1e4, factor=2.0, truncate=None,
-    original_max_position_embeddings=16)), 'true or false'),
+  (dict(original_max_position_embeddings=8, rope_parameters=YARN_OF_16),
+   'is 8, and 16 in'),
+  (dict(original_max_position_embeddings=[8], rope_parameters=YARN_OF_16),
+   r'is \[8\], and 16 in'),
+  (dict(rope_parameters=YARN_OF_16 | dict(truncate=None)), 'true or false'),
+  (dict(rope_parameters=YARN_OF_16 | dict(truncate=0)), 'true or false'),
 ])  # fmt: skip
 def test_what_transformers_reads_otherwise_is_refused(changes, says):
   config = told(dict(base=1e4)) | changes
