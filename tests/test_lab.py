@@ -102,8 +102,19 @@ def test_the_table_says_whether_the_base_retrieves_at_all():
 
 
 def test_every_method_gets_as_many_tokens():
-  shapes = [extend.get_config(m).train for m in extend.ROPES]
-  assert len({t.steps * t.batch * t.seq_len for t in shapes}) == 1
+  totals = set()
+  for method in extend.ROPES:
+    steps = [m for m in extend.chain(method) if m in extend.ROPES]
+    shapes = [extend.get_config(m).train for m in steps]
+    totals.add(sum(t.steps * t.batch * t.seq_len for t in shapes))
+  totals.remove(50 * 4096)  # smollm3_128, the first of two steps
+  assert totals == {100 * 4096}
+
+
+def test_a_method_comes_after_what_it_starts_from():
+  assert extend.chain('abf') == ('abf',)
+  assert extend.chain('smollm3') == ('rnope', 'smollm3_128', 'smollm3')
+  assert {extend.chain(m)[0] for m in extend.ROPES} <= {*command.METHODS}
 
 
 @pytest.mark.parametrize(

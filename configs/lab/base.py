@@ -5,7 +5,7 @@
 makes the documents, trains this config and its extensions (extend.py) with
 three seeds, and compares them: docs/lab.md. The documents are plays of
 Shakespeare as bytes, and the tasks of longjax/lab/miniature.py, whose loss
-counts the answers only.
+counts the answers only. Two variants are bases with less RoPE.
 """
 
 from configs import common
@@ -18,6 +18,11 @@ SIZE = dict(
 # As many turns of RoPE in the window as base 10,000 makes in 4,096 tokens.
 BASE = 10_000.0 * WINDOW / 4096
 PLAYS = 0.15  # of the rows
+VARIANTS = dict(
+  base={},
+  nope={'model.rope.scaling': 'nope'},  # arXiv:2305.19466
+  rnope={'model.nope_layers': (1,)},  # SmolLM3: the last layer of each group
+)
 TASKS = ('look_up', 'passkey', 'first')  # of longjax/lab/miniature.py
 
 
@@ -26,13 +31,15 @@ def of_length(length):
   return tuple(f'{task}_{length}' for task in TASKS)
 
 
-def get_config():
+def get_config(name='base'):
+  changes = common.variant(VARIANTS, name)
   config = common.base('tiny', base=BASE)
-  config.name = 'lab_base'
+  config.name = f'lab_{name}'
   config.weights = 'random'
   config.model.update(
     **SIZE, dtype='float32', attention='reference', remat='none'
   )
+  config.update_from_flattened_dict(changes)
   config.data.directory = 'runs/lab/documents'
   config.data.layout = 'contiguous'
   config.data.mix = dict(

@@ -13,6 +13,13 @@ LONG = 0.6  # of the rows with tasks, ProLong, arXiv:2410.02660, figure 3
 ABF = dict(base=50 * base.BASE)  # arXiv:2309.16039, section 4.1: 50 times
 PI = dict(base=base.BASE, scaling='linear', factor=4.0)  # arXiv:2306.15595
 SAME = dict(base=base.BASE)
+# The divisors are ours, not searched for: 1 for pairs that turn five times in
+# the window, 4 for those that make no turn.
+LONGROPE = dict(
+  scaling='longrope', original_length=base.WINDOW, unscaled=4,
+  divisors=(1.0, 1.0, 1.5, 2.5, 4.0, 4.0, 4.0, 4.0),
+  short_divisors=(1.0,) * 8,
+)  # fmt: skip
 ROPES = dict(
   none=SAME,
   abf=ABF,
@@ -27,18 +34,34 @@ ROPES = dict(
   superhot=PI,  # LoRA on q, k, v, o, as the model card of superhot-30b-8k
   longlora=PI,  # arXiv:2309.12307: LoRA, attention in groups of a quarter
   longce=PI,  # arXiv:2410.23771
+  longrope=PI | LONGROPE,  # arXiv:2402.13753
+  ultralong=PI | dict(scaling='yarn', original_length=base.WINDOW),
+  interleaved=ABF,  # arXiv:2406.00605: long rows of short documents' chunks
+  skipalign=PI,  # arXiv:2405.03939, rows of 64
+  pi_64=PI,  # rows of 64, for comparison with pose and skipalign
+  smollm3_128=dict(base=30 * base.BASE),  # 5e4, 1.5e6, 5e6: its release note
+  smollm3=dict(base=100 * base.BASE),
 )
 VARIANTS = ROPES
-SHORT_ROWS = ('pose', 'short', 'fot')
+# A run of the laboratory that is extended, where it is not the base.
+STARTS = dict(smollm3_128='rnope', smollm3='smollm3_128')
+JOINED = ('joined', 'ultralong')
+SHORT_ROWS = ('pose', 'short', 'fot', 'skipalign', 'pi_64')
 LORA = dict(
   superhot=dict(rank=4, alpha=8.0, whole=()),
   longlora=dict(rank=8, alpha=16.0, whole=('embedding', 'norm')),
 )
 
 
-def mixture(masked):
+def chain(method):
+  """A method, after those from whose weights it starts."""
+  start = STARTS.get(method)
+  return (*chain(start), method) if start else (method,)
+
+
+def mixture(masked, tokens=TARGET):
   """Packs of 256 tokens, a row or four: documents that fill one, or short."""
-  tasks, length = 1 - base.PLAYS, dict(length=TARGET)
+  tasks, length = 1 - base.PLAYS, dict(length=tokens)
   short = base.of_length(base.WINDOW)
   return dict(
     plays=dict(weight=base.PLAYS, **length),
@@ -51,18 +74,28 @@ def mixture(masked):
 
 def get_config(method='abf'):
   rope = common.variant(ROPES, method)
-  config = base.get_config()
+  config = base.get_config('rnope' if method in STARTS else 'base')
   config.name = f'lab_extend_{method}'
-  config.weights = ''
+  config.weights = STARTS.get(method, '')
   config.model.rope = common.rope(**rope)
   seq_len = base.WINDOW if method in SHORT_ROWS else TARGET
   config.train.update(steps=100, batch=4096 // seq_len, seq_len=seq_len)
-  if method not in ('pose', 'short'):
-    config.data.mix = mixture(masked=method != 'joined')
+  if method == 'fot' or method not in SHORT_ROWS:
+    config.data.mix = mixture(masked=method not in JOINED)
   if method == 'curriculum':
     config.data.curriculum = ((0.4, base.WINDOW), (0.6, TARGET))
   if method == 'pose':
     config.data.positions.update(kind='pose', target=TARGET, chunks=2)
+  if method == 'skipalign':  # each question and each answer is a turn
+    config.data.positions.update(kind='skipalign', target=TARGET)
+  if method == 'interleaved':
+    config.data.mix = dict(
+      plays=dict(weight=base.PLAYS),
+      tasks=dict(
+        weight=1 - base.PLAYS, sources=base.of_length(base.WINDOW),
+        pack='interleave', documents=4, chunks=4,
+      ),
+    )  # fmt: skip
   if method == 'fot':
     config.model.memory = dict(
       layers=(0, 1),  # the base looks up in the first of its two
@@ -76,6 +109,10 @@ def get_config(method='abf'):
     config.model.group = TARGET // 4
   if method == 'longce':
     config.train.longce.update(gamma=5.0, short=base.WINDOW, stride=16)
+  if method in STARTS:  # two steps, which together have as many tokens
+    length = TARGET if method == 'smollm3' else TARGET // 2
+    config.data.mix = mixture(masked=True, tokens=length)
+    config.train.update(steps=50, batch=4096 // length, seq_len=length)
   config.optim.update(
     learning_rate=2e-3, schedule='linear', warmup_steps=10, min_ratio=0.1
   )

@@ -40,7 +40,9 @@ class Laboratory(NamedTuple):
   """What is compared."""
 
   base: Callable  # () -> config of the base model
-  methods: dict[str, Callable]  # {name: () -> config that extends the base}
+  # {name: () -> config}, whose weights are '' to extend the base, the name of
+  # an earlier method to extend that, or 'random' for a base of its own.
+  methods: dict[str, Callable]
   plays: dict  # where the plays are, as in data.sources
   window: int  # tokens of the base's rows
   target: int  # tokens to which it is extended
@@ -59,7 +61,8 @@ def compare(lab: Laboratory, seeds, workdir: pathlib.Path) -> str:
     results.setdefault('base', []).append(measurements(start, lab, held_out))
     for name, method in lab.methods.items():
       config = method()
-      config.weights = str(start)
+      if config.weights != 'random':
+        config.weights = str(place / (config.weights or 'base'))
       run = train_unless_done(config, seed, workdir, place / name)
       results.setdefault(name, []).append(measurements(run, lab, held_out))
     (workdir / 'results.json').write_text(json.dumps(results, indent=1))
