@@ -214,13 +214,14 @@ def test_stop_strings_are_looked_for_in_the_text():
   assert generate.stop_at(tokens, []) is None
 
 
-def test_many_lengths_share_a_few_programs(params, rng):
-  """Prompts of 1 to 60 tokens: as many programs as powers of two."""
-  before = generate.decode._cache_size()
-  for length in (33, 40, 49, 60):
-    prompt = [rng.integers(0, CONFIG.vocab, length)]
-    generate.generate(params, CONFIG, prompt, 3, Options(chunk=32))
-  assert generate.decode._cache_size() - before == 1
+def test_many_lengths_share_a_few_programs(rng):
+  """Prompts to 60 tokens, answers to 60: a program for a power of two."""
+  config = small(layers=1, mlp=24)  # of no other test
+  params, before = params_of(config), generate.decode._cache_size()
+  for length, count in ((33, 3), (40, 60), (49, 9), (60, 30), (5, 20)):
+    prompt = [rng.integers(0, config.vocab, length)]
+    generate.generate(params, config, prompt, count, Options(chunk=32))
+  assert generate.decode._cache_size() - before == 2  # 64 and 128 slots
 
 
 def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):

@@ -18,6 +18,9 @@ from longjax import llama
 from longjax.attention import Ids
 from longjax.parallel import sharding
 
+# Slots, up to which their number is a power of two: few programs are compiled.
+SMALL = 512
+
 
 class Program(NamedTuple):
   """What decides the compiled code, beside shapes."""
@@ -85,8 +88,10 @@ def sizes(n: int, window: int, prompt: int, count: int, chunk: int):
     count: tokens to generate.
     chunk: tokens of a prompt that are computed at once.
   """
-  prompts = prompt // n
-  answers = rounded(-(-(prompt + count) // n)) - prompts
+  prompts, slots = prompt // n, -(-(prompt + count) // n)
+  if slots <= SMALL:
+    slots = 1 << (slots - 1).bit_length()
+  answers = rounded(slots) - prompts
   if window:  # that before a chunk, in whole chunks, and the chunk itself
     prompts = min(prompts, (-(-(window - 1) // chunk) + 1) * chunk // n)
     answers = min(answers, rounded(-(-window // n)))
