@@ -65,6 +65,7 @@ def get_config(name=''):
   config.mesh.update(data=4, seq=16)
   config.data.layout = 'balanced'
   config.data.mix = mix()
+  config.data.loss = '64k'  # as stage 1, of the 65,536 tokens of each device
   config.train.update(
     steps=2500,  # 20B tokens, table 9
     batch=16,  # 8M tokens, table 9

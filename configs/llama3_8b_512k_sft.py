@@ -29,6 +29,7 @@ def get_config(name=''):
   if name:
     config.name += f'_{name}'
     llama3_8b_64k.released(config, HUB, dict(ultrachat='0-0'), 'answers')
+  config.data.loss = 'tokens'  # train_sft.sh, token_scaled_loss
   config.train.steps = 250  # 1B tokens, table 9
   config.optim.update(learning_rate=2e-5, warmup_steps=13)  # 5 %, rounded up
   return config

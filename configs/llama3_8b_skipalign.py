@@ -18,6 +18,7 @@ def get_config():
   config.data.layout = 'contiguous'
   config.data.mix = dict(all=dict(sources=('*',), pack='next_fit'))
   config.data.positions.update(kind='skipalign', target=65_536)
+  config.data.loss = 'tokens'
   config.train.update(steps=500, batch=128, seq_len=4096)
   config.optim.update(learning_rate=2e-5, warmup_steps=25)
   return config

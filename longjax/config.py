@@ -195,8 +195,9 @@ KEYS = {
     (), 'longest segment of each stage: ((share of the steps, tokens), ...)',
     unit='tokens'),
   'data.loss': Key(
-    'tokens', 'the loss is a mean over tokens, or over documents (LongAlign)',
-    choices=('tokens', 'documents')),
+    'tokens', 'the loss is a mean over tokens, over documents (LongAlign), or '
+    'the mean of the means of each 65,536 tokens (64k: ProLong)',
+    choices=('tokens', 'documents', '64k')),
   'data.layout': free(
     'zigzag', 'how each row is divided over mesh.seq: longjax/data/layout.py',
     choices=('contiguous', 'zigzag', 'striped', 'balanced')),

@@ -204,6 +204,22 @@ def test_the_loss_of_documents_is_their_mean_however_packed(data, rule):
   assert got == pytest.approx(np.mean(means), rel=1e-6)
 
 
+def test_the_loss_of_prolong_is_the_mean_of_the_means_of_chunks(
+  data, monkeypatch
+):
+  """Its trainer: of the targets on each device, which has 65,536 tokens."""
+  monkeypatch.setattr(pipeline, 'CHUNK', SEQ // 4)
+  mix = dict(all=dict(sources=('web',), pack='next_fit', length=SEQ))
+  config = base(mix=mix, loss='64k')
+  config.data.layout = 'contiguous'
+  made = pipeline.Pipeline(data, config).batch(0)
+  loss = (made.targets % 997).astype(float)
+  got = (made.weights * loss).sum() / made.weights.sum()
+  chunks = zip(loss.reshape(-1, SEQ // 4), made.weights.reshape(-1, SEQ // 4))
+  means = [a[w > 0].mean() for a, w in chunks if w.any()]
+  assert got == pytest.approx(np.mean(means), rel=1e-6)
+
+
 def test_a_curriculum_cuts_segments_by_step_and_keeps_tokens(
   data, prolong_pipe
 ):

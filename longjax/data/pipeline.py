@@ -19,6 +19,7 @@ from longjax.errors import InputError
 
 MAX_STEPS = 1 << 48  # more than any run has
 ALL = slice(None)
+CHUNK = 65_536  # of data.loss='64k'
 # Of batches of sorted or joined packs, whose order changed in November 2026: a
 # run that began with the old one is refused.
 ORDER = 2
@@ -209,8 +210,11 @@ class Pipeline:
     """One of plan.rows, six [seq_len] arrays in the order of its text."""
     config = self._config
     row = pack.read_row(self._store, plan.rows[number], self._seq_len)
-    if config.data.loss == 'documents':
-      row = row._replace(weights=_mean_weights(row.weights, row.segments))
+    if config.data.loss != 'tokens':
+      parts = np.arange(self._seq_len) // CHUNK
+      if config.data.loss == 'documents':
+        parts = row.segments
+      row = row._replace(weights=_mean_weights(row.weights, parts))
     if config.data.positions.kind != 'plain':
       place = positions.draw(
         config.data.positions, row, plan.rows[number].jumps(),
@@ -256,11 +260,12 @@ def _empty(rows: int, width: int) -> Batch:
   return Batch(*(np.empty((rows, width), kind) for kind in kinds))
 
 
-def _mean_weights(weights, segments) -> np.ndarray:
-  """Weights that sum to 1 over each segment (LongAlign, 2401.18058, 3.2).
+def _mean_weights(weights, parts) -> np.ndarray:
+  """Weights that sum to 1 over each part of a row, given by its number.
 
-  sum(weights x nll) / sum(weights) over a batch of M sequences with N_i targets
-  and summed losses L_i then is 1/M sum L_i / N_i, however they are packed.
+  sum(weights x nll) / sum(weights) over a batch of M parts with N_i targets and
+  summed losses L_i then is 1/M sum L_i / N_i: of segments, that of LongAlign
+  (2401.18058, 3.2), however they are packed.
   """
-  totals = np.bincount(segments, weights)
-  return (weights / np.maximum(totals, 1e-9)[segments]).astype(np.float32)
+  totals = np.bincount(parts, weights)
+  return (weights / np.maximum(totals, 1e-9)[parts]).astype(np.float32)
