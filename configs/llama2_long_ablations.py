@@ -13,7 +13,7 @@ and are cut into segments, which is as many tokens a step.
 from configs import common, llama2_7b_32k
 
 LONG = 32_768
-PI = dict(scaling='linear', factor=8.0)  # from 4,096
+PI = dict(scaling='linear', factor=8.0)  # 32,768 / 4,096; appendix B
 ROPES = dict(
   rope=dict(),
   pi=PI,

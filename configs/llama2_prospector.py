@@ -20,5 +20,5 @@ def get_config():
   config.name = 'llama2_prospector'
   config.model.rope.base = 160_000.0
   config.train.steps = 6000  # 24B tokens in rows of 32K, batch 128
-  config.optim.warmup_steps = 120
+  config.optim.warmup_steps = 120  # our choice: 2 %, as Llama 2 Long's
   return config

@@ -7,9 +7,11 @@
 One step from 128K to the window, by 1B tokens of documents that are joined
 without masks: those above 8K tokens more often, those below 4K less. YaRN of
 the 8,192 tokens that Llama 3 was trained at, in place of Llama 3.1's scaling.
-The steps of 4m are its model card's, the others its project page's. Theirs is a
-separator between documents, here BOS and EOS. Not in the sources we have: the
-optimizer (here a constant 3e-5) and the batch of 2m. For 64 chips of TPU v5p.
+The steps and rows of 4m are its model card's. Those of 1m and 2m are guessed
+from the 1B tokens and from the project page's 480, 140 and 150 steps, which it
+may mean of the instruction tuning. Theirs is a separator between documents,
+here BOS and EOS. Not in the sources we have: the optimizer (here a constant
+3e-5, without warm-up). For 64 chips of TPU v5p.
 Not run on a TPU, nor compiled for one.
 """
 

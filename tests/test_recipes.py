@@ -3,10 +3,11 @@
 import json
 import math
 import pathlib
+import re
 
 import numpy as np
 import pytest
-from test_configs import config_of
+from test_configs import config_of, module
 from test_data_pack import Memory
 
 from configs import llama3_8b_512k
@@ -54,6 +55,10 @@ SUPERHOT = dict(
   scaling='linear', factor=4, seq_len=8 * K, steps=3 * 1200 // 16, alpha=8,
   weights=('q', 'k', 'v', 'o'), whole=(), learning_rate=3e-4, b1=0.9, b2=0.99,
   eps=1e-5, weight_decay=0.1,
+)  # fmt: skip
+SMOLLM3 = ADAM | dict(
+  learning_rate=2e-5, schedule='cosine', min_ratio=0, warmup_steps=1000,
+  weight_decay=0.1, eps=1e-8, clip=1, decayed='not_embedding',
 )  # fmt: skip
 # Its fine-tune.py.
 LONGLORA = dict(
@@ -165,6 +170,11 @@ TABLE = [
     seq_len=64 * K, batch_tokens=4 * M, learning_rate=0.00020712352850360292,
     schedule='linear', warmup_steps=200, min_ratio=0, weight_decay=0.1, clip=1,
     decayed='not_embedding', spike_sigmas=6)),
+  # Its note, and huggingface/smollm, long_context_4k_to_32k.yaml and the other.
+  ('smollm3_3b_64k', '32k', SMOLLM3 | dict(
+    base=1.5e6, seq_len=32 * K, batch=12 * 6, steps=20_000)),
+  ('smollm3_3b_64k', '64k', SMOLLM3 | dict(
+    base=5e6, seq_len=64 * K, batch=12 * 3, steps=22_000)),
   # arXiv:2406.00605, arXiv:2405.17915
   ('llama2_longskywork', 'sft', dict(steps=200, seq_len=204_800)),
   ('llama2_prospector', '', dict(base=160_000, seq_len=32 * K, batch=128)),
@@ -186,6 +196,53 @@ def constants(config):
 def test_a_recipe_has_the_constants_of_its_paper(name, variant, want):
   got = constants(config_of(name, *([variant] if variant else [])))
   assert {key: got[key] for key in want} == want
+
+
+def table_of_constants():
+  """{(config, variants or ''): cells} of configs/README.md."""
+  text = (pathlib.Path('configs') / 'README.md').read_text()
+  lines = text.partition('### Every constant')[2].partition('\n\nOur own')[0]
+  rows = [line.split(' | ') for line in lines.splitlines() if '| `' in line]
+  return {tuple(row[0].strip('| `').partition(':')[::2]): row[1:]
+          for row in rows}  # fmt: skip
+
+
+def cell(text):
+  """What a cell says, without its sources: the alternatives of ' or '."""
+  text = re.sub(r'\(.*?\)|[*|]', ' ', text)
+  number = lambda word: word.replace(',', '').replace('.', '').isdigit()
+  say = lambda w: float(w.replace(',', '')) if number(w[0]) else w
+  return {tuple(map(say, option.split())) for option in text.split(' or ')}
+
+
+def of_table(config):
+  """The cells of a config, as `cell` reads them."""
+  o, t = config.optim, config.train
+  ends = ('to', o.min_ratio) if o.schedule != 'constant' else ()
+  named = () if o.decayed == 'matrices' else (o.decayed,)
+  return (
+    (t.steps,), (t.batch,), (t.seq_len,), (o.learning_rate,),
+    (o.schedule, *ends), (o.warmup_steps,), (o.b1, o.b2, o.eps),
+    (o.weight_decay, *named), (o.clip,),
+  )  # fmt: skip
+
+
+OWN = re.compile('common|tiny|qwen3|llama3_70b|llama32|smollm2')
+
+
+@pytest.mark.parametrize('name', sorted(
+  p.stem for p in pathlib.Path('configs').glob('*.py')
+  if not OWN.match(p.stem)
+))  # fmt: skip
+def test_the_table_of_constants_has_those_of_each_variant(name):
+  rows = {v: row for (n, v), row in table_of_constants().items() if n == name}
+  found = {of: [set() for _ in range(9)] for of in rows}
+  for variant in getattr(module(name), 'VARIANTS', ['']):
+    of = next((r for r in rows if variant in r.split()), '')
+    for cells, value in zip(found[of], of_table(config_of(name, variant))):
+      cells.add(value)
+  for of, row in rows.items():
+    assert found[of] == [cell(text) for text in row], of
 
 
 def shares(config):
