@@ -38,7 +38,8 @@ ROPES = dict(
   ultralong=PI | dict(scaling='yarn', original_length=base.WINDOW),
   interleaved=ABF,  # arXiv:2406.00605: long rows of short documents' chunks
   skipalign=PI,  # arXiv:2405.03939, rows of 64
-  pi_64=PI,  # rows of 64, for comparison with pose and skipalign
+  pi_64=PI,  # rows of 64 and no more, what pose and skipalign compare with
+  abf_64=ABF,  # the same for interleaved
   smollm3_128=dict(base=30 * base.BASE),  # 5e4, 1.5e6, 5e6: its release note
   smollm3=dict(base=100 * base.BASE),
 )
@@ -46,7 +47,7 @@ VARIANTS = ROPES
 # A run of the laboratory that is extended, where it is not the base.
 STARTS = dict(smollm3_128='rnope', smollm3='smollm3_128')
 JOINED = ('joined', 'ultralong')
-SHORT_ROWS = ('pose', 'short', 'fot', 'skipalign', 'pi_64')
+SHORT_ROWS = ('pose', 'short', 'fot', 'skipalign', 'pi_64', 'abf_64')
 LORA = dict(
   superhot=dict(rank=4, alpha=8.0, whole=()),
   longlora=dict(rank=8, alpha=16.0, whole=('embedding', 'norm')),
