@@ -49,7 +49,9 @@ def test_the_modes_by_hand():
   BOS, 0 and [1, 4), 0 and [3, 6), ..."""
   documents = [document(10)]
   first, later = [1, 1 / 2, 1 / 3], [1 / 2, 1 / 3]
-  run = lambda mode: math.log(perplexity.MODES[mode](context, documents, 4, 2))
+  run = lambda mode: math.log(
+    perplexity.perplexity(mode, context, documents, 4, 2)
+  )
   assert run('press') == pytest.approx(np.mean(first + 3 * later))
   assert run('prefix') == pytest.approx(np.mean(first))
   assert run('yarn_equal_window') == pytest.approx(
@@ -78,20 +80,11 @@ def test_windows_with_bos_are_those_of_the_original_code(case):
     return np.pad(scored, ((0, 0), (0, 1)))
 
   mode = 'pose' if 'PoSE' in path else 'yarn_equal_window'
-  run, more = perplexity.MODES[mode], (bos,)
   if truncate:
-    run, more = perplexity.prefix, ()
+    mode = 'prefix'
   documents = [np.array([1] * bos + d) for d in GOLDEN['documents']]
-  got = run(model(loss), documents, length, stride, *more)
+  got = perplexity.perplexity(mode, model(loss), documents, length, stride, bos)
   assert got == pytest.approx(want, rel=1e-6)
-
-
-def test_each_loss_is_that_of_its_own_token():
-  run = lambda mode: perplexity.MODES[mode](value, [document(10)], 4, 2)
-  assert math.log(run('press')) == pytest.approx(
-    np.mean(np.arange(1, 10)) / 100
-  )
-  assert math.log(run('prefix')) == pytest.approx(2 / 100)
 
 
 def test_windows_no_longer_than_the_stride_score_every_token():
@@ -111,15 +104,15 @@ def test_text_shorter_than_a_window_is_one_window():
 
 def test_prefix_weighs_documents_and_press_tokens():
   documents = [document(10), np.full(4, 50)]
-  press = math.log(perplexity.press(value, documents, 4, 2))
-  prefix = math.log(perplexity.prefix(value, documents, 4, 2))
+  press = math.log(perplexity.perplexity('press', value, documents, 4, 2))
+  prefix = math.log(perplexity.perplexity('prefix', value, documents, 4, 2))
   assert press == pytest.approx((45 + 150) / 12 / 100)
   assert prefix == pytest.approx((2 + 50) / 2 / 100)
 
 
 def test_longlora_runs_over_document_ends():
   documents = [document(4), document(4) + 10]
-  found = math.log(perplexity.longlora(value, documents, 4, 2))
+  found = math.log(perplexity.perplexity('longlora', value, documents, 4, 2))
   wanted = np.mean([1, 2, 3, 3, 10, 11, 11, 12, 13]) / 100
   assert found == pytest.approx(wanted)
 

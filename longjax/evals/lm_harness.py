@@ -23,9 +23,9 @@ from lm_eval.api.model import (  # pyright: ignore[reportMissingImports]
   TemplateLM,
 )
 
-from longjax.batch import one_document
 from longjax.errors import InputError, nearest
 from longjax.evals import prompts
+from longjax.inference.language_model import row_losses
 
 BATCH = 16  # rows whose losses are computed at once
 
@@ -159,13 +159,9 @@ class Harness(TemplateLM):
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for first in range(0, len(order), BATCH):
       group = order[first : first + BATCH]
-      width = len(rows[group[-1]])
-      tokens = np.zeros((len(group), width), np.int32)
-      for row, i in zip(tokens, group):
-        row[: len(rows[i])] = rows[i]
-      nll = np.asarray(self.lm.nll(one_document(tokens)), np.float64)
-      for row, i in zip(nll, group):
-        found[i] = row[: len(rows[i]) - 1]
+      losses = row_losses(self.lm, [rows[i] for i in group])
+      for i, loss in zip(group, losses):
+        found[i] = loss
     return found
 
   def _greedy(self, context, continuation, losses) -> bool:

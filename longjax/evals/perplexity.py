@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from longjax.batch import one_document
 from longjax.errors import InputError
 from longjax.evals import evaluation
 from longjax.evals.evaluation import DOCUMENTS, Evaluation, Point, Setup
+from longjax.inference.language_model import row_losses
 
 STRIDE = 256  # of the papers
 
@@ -58,53 +58,61 @@ def windows(tokens: int, length: int, stride: int) -> list[Window]:
   return found
 
 
-def press(lm, documents, length: int, stride: int) -> float:
-  """exp of the mean loss of all tokens, each once."""
-  losses = [x for d in documents for x in _windowed(lm, d, length, stride)]
+def of_tokens(losses) -> float:
+  """exp of the mean loss of all tokens."""
   return math.exp(np.concatenate(losses).mean())
 
 
-def prefix(lm, documents, length: int, stride: int) -> float:
-  """exp of the mean over documents of the mean loss of their first tokens."""
-  del stride
-  means = [_windowed(lm, d[:length], length, 1)[0] for d in documents]
-  return math.exp(np.mean([x.mean() for x in means]))
-
-
-def yarn_equal_window(lm, documents, length: int, stride: int, bos=True):
-  """exp of the mean over windows of the mean loss of their new tokens."""
-  losses = [
-    x for d in documents for x in _after_bos(lm, d, length, stride, bos)
-  ]
+def of_windows(losses) -> float:
+  """exp of the mean over windows of the mean loss of their tokens."""
   return math.exp(np.mean([x.mean() for x in losses]))
 
 
-def pose(lm, documents, length: int, stride: int, bos=True) -> float:
-  """exp of the mean loss of all tokens, in the windows of YaRN's code."""
-  losses = [
-    x for d in documents for x in _after_bos(lm, d, length, stride, bos)
-  ]
-  return math.exp(np.concatenate(losses).mean())
+def press(lm, documents, length: int, stride: int, bos) -> list[np.ndarray]:
+  found = [(d, windows(len(d), length, stride)) for d in documents]
+  return [x for d, w in found for x in _losses(lm, d, w)]
 
 
-def longlora(lm, documents, length: int, stride: int) -> float:
-  """exp of the mean loss of all tokens of windows over all documents."""
+def prefix(lm, documents, length: int, stride: int, bos) -> list[np.ndarray]:
+  return press(lm, [d[:length] for d in documents], length, 1, bos)
+
+
+def after_bos(lm, documents, length: int, stride: int, bos) -> list[np.ndarray]:
+  losses = []
+  for document in documents:
+    head, text = np.split(np.asarray(document), [int(bos)])
+    size, scored, found = length - len(head), 1 - len(head), []
+    for start in range(0, len(text), stride):
+      found.append(Window(start, min(start + size, len(text)), scored))
+      scored = found[-1].end
+      if scored == len(text):
+        break
+    losses += _losses(lm, text, found, head)
+  return losses
+
+
+def end_to_end(lm, documents, length: int, stride: int, bos):
   stream = np.concatenate(documents)
-  whole = [
-    Window(start, min(start + length, len(stream)), start + 1)
-    for start in range(0, max(len(stream) - length, 0) + 1, stride)
-  ]
-  return math.exp(np.concatenate(_losses(lm, stream, whole)).mean())
+  starts = range(0, max(len(stream) - length, 0) + 1, stride)
+  whole = [Window(s, min(s + length, len(stream)), s + 1) for s in starts]
+  return _losses(lm, stream, whole)
 
 
 MODES = dict(
-  press=press,
-  prefix=prefix,
-  yarn_equal_window=yarn_equal_window,
-  pose=pose,
-  longlora=longlora,
+  press=(press, of_tokens),
+  prefix=(prefix, of_windows),
+  yarn_equal_window=(after_bos, of_windows),
+  pose=(after_bos, of_tokens),
+  longlora=(end_to_end, of_tokens),
 )
-AFTER_BOS = ('yarn_equal_window', 'pose')
+
+
+def perplexity(
+  mode: str, lm, documents, length: int, stride: int, bos=True
+) -> float:
+  """Of documents in a mode; see `table`."""
+  losses, mean = MODES[mode]
+  return mean(losses(lm, documents, length, stride, bos))
 
 
 def table(lm, documents, lengths, stride=STRIDE, bos=True) -> dict:
@@ -118,48 +126,21 @@ def table(lm, documents, lengths, stride=STRIDE, bos=True) -> dict:
       theirs.
     bos: whether documents begin with a BOS.
   """
-  result: dict = dict(length=[int(n) for n in lengths], stride=stride)
-  for name, mode in MODES.items():
-    more = (bos,) if name in AFTER_BOS else ()
-    result[name] = [
-      mode(lm, documents, n, min(stride, n - 1), *more) for n in lengths
+  return dict(length=[int(n) for n in lengths], stride=stride) | {
+    mode: [
+      perplexity(mode, lm, documents, n, min(stride, n - 1), bos)
+      for n in lengths
     ]
-  return result
+    for mode in MODES
+  }
 
 
-def _windowed(lm, document, length, stride):
-  document = np.asarray(document)
-  return _losses(lm, document, windows(len(document), length, stride))
-
-
-def _after_bos(lm, document, length, stride, bos) -> list[np.ndarray]:
-  """The losses of the new tokens of each window of YaRN's code."""
-  head, text = np.split(np.asarray(document), [int(bos)])
-  size, scored, found = length - len(head), 1 - len(head), []
-  for start in range(0, len(text), stride):
-    found.append(Window(start, min(start + size, len(text)), scored))
-    scored = found[-1].end
-    if scored == len(text):
-      break
-  rows = [np.concatenate([head, text[w.start : w.end]]) for w in found]
-  # Causal: what fills the last row changes nothing before it.
-  padded = [np.pad(row, (0, len(rows[0]) - len(row))) for row in rows]
-  nll = np.asarray(lm.nll(one_document(np.stack(padded))), np.float64)
-  return [
-    row[len(head) + w.scored - w.start - 1 :][: w.end - w.scored]
-    for row, w in zip(nll, found)
-  ]
-
-
-def _losses(lm, tokens, found) -> list[np.ndarray]:
-  """The losses that count, an array for each window."""
-  rows = np.stack([tokens[w.start : w.end] for w in found])
-  nll = np.asarray(lm.nll(one_document(rows)), np.float64)
-  # Place i of a row predicts token start + i + 1.
-  return [
-    row[w.scored - w.start - 1 : w.end - w.start - 1]
-    for row, w in zip(nll, found)
-  ]
+def _losses(lm, tokens, found, head=()) -> list[np.ndarray]:
+  """The losses that count, an array for each window, which begins with head."""
+  head = np.asarray(head, int)
+  rows = [np.concatenate([head, tokens[w.start : w.end]]) for w in found]
+  first = [len(head) + w.scored - w.start - 1 for w in found]
+  return [x[n:] for x, n in zip(row_losses(lm, rows), first)]
 
 
 def check(setup: Setup, part: str):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from longjax import llama, rope
-from longjax.batch import Batch
+from longjax.batch import Batch, one_document
 from longjax.data import layout as layouts
 from longjax.errors import InputError
 from longjax.inference import generate, kv_cache, memory
@@ -54,6 +54,15 @@ def from_config(params, model: llama.Llama, mesh, config, ends, log=None) -> LM:
   return with_cache(
     params, model, mesh, options, layout=config.data.layout, chunk=chunk
   )
+
+
+def row_losses(lm: LM, rows) -> list[np.ndarray]:
+  """[tokens - 1] nats of the tokens of each row of ids after its first."""
+  # Causal: what fills a row changes nothing before it.
+  width = max(map(len, rows))
+  padded = np.stack([np.pad(row, (0, width - len(row))) for row in rows])
+  nll = np.asarray(lm.nll(one_document(padded)), np.float64)
+  return [x[: len(row) - 1] for x, row in zip(nll, rows)]
 
 
 def stop_token_ids(tokenizer, *others: int | None) -> tuple[int, ...]:
