@@ -182,9 +182,10 @@ def test_a_reader_finds_needles_and_a_blind_model_none(monkeypatch):
   config = common.base()
   config.eval.update(lengths=(2000,), samples=2)
   setup = evals.Setup(config, TOKENS, log=lambda line: None)
-  assert needle.run(reader, setup, '')['score'] == [[1.0, 1.0]]
-  assert needle.run(blind, setup, '')['score'] == [[0.0, 0.0]]
-  assert needle.found('A SANDWICH, in Dolores park') == pytest.approx(2 / 3)
+  assert needle.EVALUATION.run(reader, setup, '')['score'] == [[1.0, 1.0]]
+  assert needle.EVALUATION.run(blind, setup, '')['score'] == [[0.0, 0.0]]
+  share = needle.TASK.score('A SANDWICH, in Dolores park', needle.KEYWORDS)
+  assert share == pytest.approx(2 / 3)
 
 
 def test_too_short_a_length_is_refused_in_one_line():

@@ -92,8 +92,12 @@ def test_a_copying_model_finds_every_key_and_a_blind_one_none():
   config = tiny.get_config()
   config.eval.update(passkey_lengths=(600, 900), passkey_depths=(0.2, 0.8))
   setup = evaluation.Setup(config, TOKENS, log=lambda line: None)
-  assert passkey.run(reader, setup, '')['found'] == [[True, True]] * 2
-  assert passkey.run(blind, setup, '')['found'] == [[False, False]] * 2
+  assert (
+    passkey.EVALUATION.run(reader, setup, '')['found'] == [[True, True]] * 2
+  )
+  assert (
+    passkey.EVALUATION.run(blind, setup, '')['found'] == [[False, False]] * 2
+  )
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):

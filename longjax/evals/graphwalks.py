@@ -9,7 +9,6 @@ skipped.
 import re
 
 from longjax.evals import prompts, records
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 ANSWER_TOKENS = 2048  # there as many as the model likes
@@ -38,4 +37,4 @@ DATA = records.DataSet(
   ('prompt', 'answer_nodes'),
 )  # fmt: skip
 TASKS = dict(graphwalks=records.task(DATA, make, ANSWER_TOKENS, score_answer))
-EVALUATION = prompts.evaluation('graphwalks', 'GraphWalks', TASKS, NOTHING)
+EVALUATION = prompts.evaluation('graphwalks', 'GraphWalks', TASKS)

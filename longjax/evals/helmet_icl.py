@@ -13,7 +13,6 @@ from longjax.evals import (
   prompts,
   records,
 )
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec, Task
 
 CONVERTED = 'hf://datasets/{}@refs/convert/parquet/default'.format
@@ -40,8 +39,9 @@ def task(of: labelled.Labelled, *sizes: int) -> Task:
   """Of a data set; sizes are examples for each of helmet_prompts.LENGTHS."""
   built = functools.partial(make, of, sizes)
   drawn = functools.partial(labelled.rows, of, 500)  # texts are asked
-  task = records.task(of.data, built, 20, helmet.label_match, (), drawn)
-  return task._replace(cut=pieces.LINES)
+  return records.task(
+    of.data, built, 20, helmet.label_match, rows=drawn, cut=pieces.LINES
+  )
 
 
 BANKS = labelled.data_set('banking77', BANKING, 'label', 77)
@@ -57,5 +57,5 @@ TASKS = dict(
   nlu=task(NLU_LABELS, 510, 1020, 2040, 4080, 8296),
 )
 EVALUATION = prompts.evaluation(
-  'helmet_icl', 'HELMET, in-context learning', TASKS, NOTHING
+  'helmet_icl', 'HELMET, in-context learning', TASKS
 )

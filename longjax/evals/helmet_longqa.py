@@ -9,7 +9,6 @@ from longjax.evals import (
   records,
   score,
 )
-from longjax.evals.evaluation import NOTHING
 
 STORY = 'You are given a story and a question'
 QUESTION = 'Question: {question}'
@@ -41,16 +40,16 @@ ROUGE = helmet_prompts.best(score.stemmed_rouge_l, 'Answer:')
 TASKS = dict(
   narrativeqa=records.task(
     helmet_narrativeqa.TEST, helmet_narrativeqa.make, 100, ROUGE,
-    rows=helmet_narrativeqa.rows,
-  )._replace(ready=score.stemming_scorer),
-  infbench_qa=infbench.task('longbook_qa_eng', QA, 10, ROUGE)._replace(
-    ready=score.stemming_scorer
+    rows=helmet_narrativeqa.rows, ready=score.stemming_scorer,
+  ),
+  infbench_qa=infbench.task(
+    'longbook_qa_eng', QA, 10, ROUGE, ready=score.stemming_scorer
   ),
   infbench_choice=infbench.task(
     'longbook_choice_eng', CHOICE, 10, right_choice
   ),
 )  # fmt: skip
 EVALUATION = prompts.evaluation(
-  'helmet_longqa', 'HELMET, questions about long documents', TASKS, NOTHING,
+  'helmet_longqa', 'HELMET, questions about long documents', TASKS,
   summary=lambda results: [NO_JUDGE],
 )  # fmt: skip

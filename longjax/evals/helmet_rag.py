@@ -10,7 +10,6 @@ import math
 import re
 
 from longjax.evals import draws, helmet_prompts, prompts, records, score
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
@@ -55,5 +54,5 @@ DATA = records.DataSet(
 SCORE = helmet_prompts.best(score.substring_match, 'Answer:')
 TASKS = dict(helmet_rag=records.task(DATA, make, 20, SCORE))
 EVALUATION = prompts.evaluation(
-  'helmet_rag', 'HELMET, retrieval-augmented generation', TASKS, NOTHING
+  'helmet_rag', 'HELMET, retrieval-augmented generation', TASKS
 )

@@ -11,7 +11,6 @@ from longjax.evals import (
   records,
   score,
 )
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec, Task
 from longjax.evals.ruler_prompts import wording
 
@@ -63,5 +62,6 @@ KV = ('json_kv/test_k{pairs}_dep6', key_value, 100, score.substring_match)
 TASKS = dict(json_kv=task(*KV), niah_multikey_2=needles('multikey_2', 50),
              niah_multikey_3=needles('multikey_3', 100),
              niah_multivalue=needles('multivalue', 50, one=False))  # fmt: skip
-EVALUATION = prompts.evaluation('helmet_recall', 'HELMET, recall', TASKS,
-                                NOTHING, summary=helmet.recall)  # fmt: skip
+EVALUATION = prompts.evaluation(
+  'helmet_recall', 'HELMET, recall', TASKS, summary=helmet.recall
+)

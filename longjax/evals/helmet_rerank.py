@@ -7,7 +7,6 @@ its data.py and utils.py. Examples are in the file beside, ..._k10_...
 import re
 
 from longjax.evals import draws, helmet_prompts, prompts, records, score
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
@@ -50,5 +49,5 @@ DATA = records.DataSet(
 )  # fmt: skip
 TASKS = dict(helmet_rerank=records.task(DATA, make, 200, score.ndcg))
 EVALUATION = prompts.evaluation(
-  'helmet_rerank', 'HELMET, passage re-ranking', TASKS, NOTHING
+  'helmet_rerank', 'HELMET, passage re-ranking', TASKS
 )

@@ -9,7 +9,6 @@ from longjax.evals import (
   records,
   score,
 )
-from longjax.evals.evaluation import NOTHING
 
 BOOK = infbench.Form(
   'You are given a book and you are tasked to summarize it. Write a summary of '
@@ -41,6 +40,6 @@ TASKS = {
   ).items()
 }  # fmt: skip
 EVALUATION = prompts.evaluation(
-  'helmet_summ', 'HELMET, summaries', TASKS, NOTHING,
+  'helmet_summ', 'HELMET, summaries', TASKS,
   summary=lambda results: [NO_JUDGE],
 )  # fmt: skip

@@ -55,7 +55,7 @@ def make(form: Form, record, spec: PromptSpec) -> Prompt:
   return Prompt(text, cue, own['answers'])
 
 
-def task(split: str, form: Form, count: int, score) -> Task:
+def task(split: str, form: Form, count: int, score, **more) -> Task:
   """The task of one of its files."""
   data = records.DataSet(
     'infbench',
@@ -63,4 +63,4 @@ def task(split: str, form: Form, count: int, score) -> Task:
     ('id', 'context', 'input', 'answer', 'options'), split,
   )  # fmt: skip
   built = functools.partial(make, form)
-  return records.task(data, built, count, score, rows=rows)
+  return records.task(data, built, count, score, rows=rows, **more)

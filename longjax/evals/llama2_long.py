@@ -10,7 +10,6 @@ draws them, an empty line, and the end of a line.
 import functools
 
 from longjax.evals import draws, prompts, records, score, scrolls
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec, Task
 
 PROMPT = '{} Q: {},'
@@ -34,10 +33,12 @@ def make(name: str, count: int, record, spec: PromptSpec) -> Prompt:
   return Prompt(text, CUE, records.texts(record['output']))
 
 
-def task(name: str, shots: int, tokens: int, metric) -> Task:
+def task(name: str, shots: int, tokens: int, metric, combine=list) -> Task:
   data = scrolls.data_set(name, 'validation')
   built = functools.partial(make, name, shots)
-  return records.task(data, built, tokens, metric, ('\n',), scrolls.merged)
+  return records.task(
+    data, built, tokens, metric, ('\n',), scrolls.merged, combine=combine
+  )
 
 
 # Tokens of answers are those of ZeroSCROLLS, arXiv:2305.14196, but for QuALITY,
@@ -46,10 +47,8 @@ TASKS = dict(
   narrative_qa=task('narrative_qa', 0, 64, score.f1),
   qasper=task('qasper', 2, 128, score.f1),
   quality=task('quality', 2, 64, score.exact_match),
-  qmsum=task('qmsum', 1, 512, score.rouges)._replace(
-    combine=score.geometric_mean
-  ),
+  qmsum=task('qmsum', 1, 512, score.rouges, score.geometric_mean),
 )
 EVALUATION = prompts.evaluation(
-  'llama2_long', 'Long tasks of Llama 2 Long', TASKS, NOTHING
+  'llama2_long', 'Long tasks of Llama 2 Long', TASKS
 )

@@ -10,7 +10,6 @@ import re
 import numpy as np
 
 from longjax.evals import prompts, records
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 PROMPT = (
@@ -50,4 +49,4 @@ DATA = records.DataSet(
   'longbench_v2', 'data.json of THUDM/LongBench-v2', (*FIELDS, 'answer')
 )
 TASKS = dict(longbench_v2=records.task(DATA, make, ANSWER_TOKENS, score_answer))
-EVALUATION = prompts.evaluation('longbench_v2', 'LongBench v2', TASKS, NOTHING)
+EVALUATION = prompts.evaluation('longbench_v2', 'LongBench v2', TASKS)

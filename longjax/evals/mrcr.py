@@ -8,7 +8,6 @@ import difflib
 
 from longjax import json_text
 from longjax.evals import prompts, records
-from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec
 
 ANSWER_TOKENS = 2048  # there as many as the model likes
@@ -32,4 +31,4 @@ def score_answer(answer: str, references) -> float:
 
 DATA = records.DataSet('mrcr', 'a .parquet file of openai/mrcr', FIELDS)
 TASKS = dict(mrcr=records.task(DATA, make, ANSWER_TOKENS, score_answer))
-EVALUATION = prompts.evaluation('mrcr', 'MRCR', TASKS, NOTHING)
+EVALUATION = prompts.evaluation('mrcr', 'MRCR', TASKS)

@@ -118,5 +118,7 @@ BOOKS = records.DataSet(
 score_answer = lambda answer, names: float(
   any(name in answer for name in names)
 )
-TASKS = dict(nolima=Task(_stream, 192, score_answer, cut=None, whole=True))
-EVALUATION = prompts.evaluation('nolima', 'NoLiMa', TASKS, NOTHING)
+TASKS = dict(
+  nolima=Task(_stream, 192, score_answer, cut=None, whole=True, needs=NOTHING)
+)
+EVALUATION = prompts.evaluation('nolima', 'NoLiMa', TASKS)

@@ -8,13 +8,12 @@ failure tells more than a success.
 
 import functools
 import re
-import statistics
 
 import numpy as np
 
 from longjax.errors import InputError
 from longjax.evals import fill, prompts
-from longjax.evals.evaluation import NOTHING, Evaluation, Point, Setup
+from longjax.evals.evaluation import NOTHING, Setup
 from longjax.evals.prompts import Prompt, Sample, Source, Task
 
 INTRO = (
@@ -73,55 +72,33 @@ def original(rng, source: Source, size: int, number: int) -> Prompt:
   return Prompt('\n'.join(lines), ' The pass key is', (str(key),))
 
 
-def lengths(options) -> tuple[int, ...]:
-  """eval.passkey_lengths, else eval.lengths."""
-  return options.passkey_lengths or options.lengths
-
-
-def check(setup: Setup, part: str):
-  if not setup.options.passkey_depths:
+def grid(setup: Setup) -> tuple[list, list]:
+  """eval.passkey_lengths, else eval.lengths; eval.passkey_depths."""
+  options = setup.options
+  if not options.passkey_depths:
     raise InputError('config.eval.passkey_depths is empty: name one, e.g. 0.5')
-  for length in lengths(setup.options):
-    prompt(setup.tokenizer, length, 0.5, 12345)
+  lengths = options.passkey_lengths or options.lengths
+  return list(map(int, lengths)), list(options.passkey_depths)
 
 
-def run(lm, setup: Setup, part: str) -> dict:
-  """dict of lists: length, depths, found (a list of bools for each length)."""
-  rng = np.random.default_rng(setup.config.seed)
-  depths = setup.options.passkey_depths
-  result = dict(length=[], depths=list(depths), found=[])
-  for length in map(int, lengths(setup.options)):
-    keys = rng.integers(10_000, 100_000, len(depths)).tolist()
-    made = [
-      Sample(prompt(setup.tokenizer, length, depth, key), (str(key),))
-      for depth, key in zip(depths, keys)
-    ]
-    label = f'passkey at {length:,} tokens'
-    found, _ = prompts.score_samples(lm, setup, label, TASK, made, len(made))
-    result['length'].append(length)
-    result['found'].append([x == 1 for x in found])
-  return result
+def make(setup: Setup, length: int, depths, rng) -> list[Sample]:
+  keys = rng.integers(10_000, 100_000, len(depths)).tolist()
+  return [
+    Sample(prompt(setup.tokenizer, length, depth, key), (str(key),))
+    for depth, key in zip(depths, keys)
+  ]
 
 
-TASK = Task(lambda spec: iter(()), ANSWER_TOKENS, first_number)
-
-
-def scores(result: dict) -> dict:
-  return {
-    str(length): Point(statistics.fmean(row), each=tuple(map(float, row)))
-    for length, row in zip(result['length'], result['found'])
-  }
-
-
-EVALUATION = Evaluation(
-  'passkey', 'Passkey', NOTHING, run, scores, ('tokens',), percent=True,
-  heat=True, text=prompts.map_text, check=check,
-)  # fmt: skip
+TASK = Task(iter, ANSWER_TOKENS, first_number, needs=NOTHING)
+EVALUATION = prompts.depth_map(
+  'passkey', 'Passkey', TASK, 'found', bool, grid, make
+)
 TASKS = dict(
   passkey_original=Task(
-    functools.partial(fill.longest_prompts, original), 10, first_number
+    functools.partial(fill.longest_prompts, original), 10, first_number,
+    needs=NOTHING,
   )
-)
+)  # fmt: skip
 ORIGINAL = prompts.evaluation(
-  'passkey_original', 'The original passkey prompt', TASKS, needs=NOTHING
+  'passkey_original', 'The original passkey prompt', TASKS
 )

@@ -6,9 +6,9 @@ evaluation of such tasks.
 """
 
 import itertools
-import queue
-import threading
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +77,7 @@ class Task(NamedTuple):
   # Scores of samples -> numbers whose mean is the score of the task.
   combine: Callable = list
   ready: Callable = tuple  # raises InputError for what is not installed
+  needs: str = PROSE  # what evals.evaluation.Evaluation needs
 
 
 def encode(tokenizer, text: str) -> np.ndarray:
@@ -166,28 +167,19 @@ def score_samples(
 
 def prefetch(made: Iterable, count: int) -> Iterator:
   """The same, up to `count` of them made while the caller is at work."""
-  ready: queue.Queue = queue.Queue(count)
-
-  def fill():
-    try:
-      for one in made:
-        ready.put((one, None))
-      ready.put((None, StopIteration()))
-    except Exception as error:  # whatever it is, it is the caller's
-      ready.put((None, error))
-
-  threading.Thread(target=fill, daemon=True).start()
-  while True:
-    one, error = ready.get()
-    if isinstance(error, StopIteration):
-      return
-    if error:
-      raise error
-    yield one
+  made, end = iter(made), object()
+  pool = futures.ThreadPoolExecutor(1)
+  try:
+    ready = [pool.submit(next, made, end) for _ in range(count)]
+    while (one := ready.pop(0).result()) is not end:
+      ready.append(pool.submit(next, made, end))
+      yield one
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def evaluation(
-  name: str, title: str, tasks: dict[str, Task], needs=PROSE, lists=False,
+  name: str, title: str, tasks: dict[str, Task], lists=False,
   summary: Callable = lambda results: [],
 ) -> Evaluation:  # fmt: skip
   """An Evaluation that puts the prompts of tasks at each of eval.lengths.
@@ -196,10 +188,10 @@ def evaluation(
     name: as eval.tasks has it; with several tasks name/TASK is one of them.
     title: of the section in the report.
     tasks: {name: Task}.
-    needs: what evals.evaluation.Evaluation needs.
     lists: whether prompts are made of words from lists, too.
     summary: {name of a model: its results} -> paragraphs below the table.
   """
+  needs = next(iter(tasks.values())).needs
 
   def stream(setup: Setup, key: str, length: int):
     task = tasks[key]
@@ -275,9 +267,48 @@ def points(results: dict) -> dict:
   }
 
 
-def map_text(results: dict, options):
-  """Of results by length and depth: at which depths."""
-  depths = next(iter(results.values()))['depths']
-  return [
-    f'One try at each depth: {", ".join(f"{d:.0%}" for d in depths)}.'
-  ], []
+def depth_map(
+  name: str, title: str, task: Task, key: str, kind: Callable, grid: Callable,
+  make: Callable, above: Callable = lambda options: [],
+) -> Evaluation:  # fmt: skip
+  """An Evaluation that asks once at each length and depth.
+
+  Args:
+    name, title: see Evaluation.
+    task: of the answers; its needs are the evaluation's.
+    key: of the scores in the results, a list for each length.
+    kind: what a score is there: float or bool.
+    grid: Setup -> (lengths, depths).
+    make: (Setup, length, depths, numpy Generator) -> a Sample for each depth.
+    above: section `eval` -> paragraphs above the table.
+  """
+  draws = lambda setup: np.random.default_rng(setup.config.seed)
+
+  def check(setup: Setup, part: str):
+    for length in grid(setup)[0]:
+      make(setup, length, [0.5], draws(setup))
+
+  def run(lm, setup: Setup, part: str) -> dict:
+    (lengths, depths), rng, rows = grid(setup), draws(setup), []
+    for length in lengths:
+      made = make(setup, length, depths, rng)
+      label = f'{name} at {length:,} tokens'
+      found, _ = score_samples(lm, setup, label, task, made, len(made))
+      rows.append([kind(x) for x in found])
+    return {'length': lengths, 'depths': depths, key: rows}
+
+  def scores(result: dict) -> dict:
+    return {
+      str(length): Point(statistics.fmean(row), each=tuple(map(float, row)))
+      for length, row in zip(result['length'], result[key])
+    }
+
+  def text(results: dict, options):
+    depths = next(iter(results.values()))['depths']
+    shown = ', '.join(f'{d:.0%}' for d in depths)
+    return [*above(options), f'One try at each depth: {shown}.'], []
+
+  return Evaluation(
+    name, title, task.needs, run, scores, ('tokens',), percent=True, heat=True,
+    text=text, check=check,
+  )  # fmt: skip

@@ -11,11 +11,12 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from longjax import hub, storage
 from longjax.data import compression, formats
 from longjax.errors import InputError
+from longjax.evals.evaluation import NOTHING
 from longjax.evals.prompts import Prompt, PromptSpec, Sample, Task
 
 FILE = r'([-/].*)?\.(json|jsonl|csv|parquet)(\.gz|\.zst)?'
@@ -37,7 +38,7 @@ class DataSet(NamedTuple):
 
 def task(
   data: DataSet, make: Callable, count: int, score: Callable, stop=(),
-  rows: Callable | None = None,
+  rows: Callable | None = None, **more,
 ) -> Task:  # fmt: skip
   """The task that a data set is.
 
@@ -48,9 +49,11 @@ def task(
     score: (answer, references) -> 0 to 1, or several such for Task.combine.
     stop: an answer ends before these.
     rows: (data, PromptSpec) -> records; without it all in order.
+    more: fields of Task.
   """
   stream = functools.partial(_stream, data, make, rows or in_order)
-  return Task(stream, count, score, stop, data=data.name, cut=None, whole=True)
+  fields: dict[str, Any] = dict(cut=None, whole=True, needs=NOTHING) | more
+  return Task(stream, count, score, stop, data=data.name, **fields)
 
 
 def _stream(
@@ -148,11 +151,9 @@ def read(data: DataSet, path: str) -> Iterator[Mapping]:
       with opener() as file:
         for record in formats.read(name, file):
           yield _checked(record, data.fields)
-  except InputError as error:
-    reason = str(error).removeprefix(f'{path}: ')
-    raise InputError(f'{where}{reason}; set it to {data.where}') from None
-  except OSError as error:
-    reason = error.strerror or str(error)
+  except (InputError, OSError) as error:
+    reason = getattr(error, 'strerror', '') or str(error)
+    reason = reason.removeprefix(f'{path}: ')
     raise InputError(f'{where}{reason}; set it to {data.where}') from None
 
 

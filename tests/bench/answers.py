@@ -35,10 +35,8 @@ def asked(name, length, samples, tokens, source):
   if name != 'needle':
     task = ruler.TASKS[name]
     return prompts.samples(task, tokens, source, length, samples, 0), task
-  judge = lambda answer, _: needle.found(answer)
   made = (needle.prompt(tokens, source.text, length, d) for d in DEPTHS)
-  task = prompts.Task(needle.prompt, needle.ANSWER_TOKENS, judge)
-  return [prompts.Sample(ids, needle.KEYWORDS) for ids in made], task
+  return [prompts.Sample(ids, needle.KEYWORDS) for ids in made], needle.TASK
 
 
 def transformers_model(path, ends):
