@@ -24,11 +24,12 @@ def get_config(name=''):
   config = llama3_8b_64k.get_config()
   config.name = 'llama3_8b_512k_sft'
   config.model.rope.base = 128_000_000.0  # table 9: of the checkpoint
-  # What does not fit a pack is dropped, appendix.
-  config.data.mix = dict(ultrachat=dict(carry=False))
   if name:
     config.name += f'_{name}'
+    config.data.mix = dict(ultrachat=dict())
     llama3_8b_64k.released(config, HUB, dict(ultrachat='0-0'), 'answers')
+  else:  # what does not fit a pack is dropped, appendix
+    config.data.mix = dict(ultrachat=dict(carry=False))
   config.data.loss = 'tokens'  # train_sft.sh, token_scaled_loss
   config.train.steps = 250  # 1B tokens, table 9
   config.optim.update(learning_rate=2e-5, warmup_steps=13)  # 5 %, rounded up

@@ -114,7 +114,8 @@ def measure(setup, checkpoints, asked, directory):
   for name, (path, step, tokenizer) in checkpoints.items():
     setup.log(f'evaluating {name}')
     params, model = evals.load(path, like, setup.mesh)
-    checks.check_sequence(setup.config, model)
+    config = evals.as_trained(setup.config, path, model, setup.log)
+    checks.check_sequence(config, model)
     if tokenizer.vocab > model.vocab:
       raise InputError(
         f'the tokenizer has {tokenizer.vocab} ids, but {path} only '
@@ -124,7 +125,7 @@ def measure(setup, checkpoints, asked, directory):
     results[name] = {}
     unfinished = directory / 'unfinished.jsonl'
     cache = ResultCache(unfinished, identity(path, step))
-    mine = dataclasses.replace(setup, cache=cache)
+    mine = dataclasses.replace(setup, config=config, cache=cache)
     for task, result in evals.evaluate(params, model, mine, asked):
       results[name][task] = result
       write = functools.partial(

@@ -77,7 +77,7 @@ def load(config, checkpoint, chat, flags: AnswerFlags):
   from longjax.evals import prompts
   from longjax.inference import generate, language_model
   from longjax.parallel import sharding
-  from longjax.weights import released
+  from longjax.weights import model_section, released
 
   sharding.start(config.mesh.data * config.mesh.seq)
   if chat and jax.process_count() > 1:
@@ -95,8 +95,10 @@ def load(config, checkpoint, chat, flags: AnswerFlags):
     chats.prompt([dict(role='user', content='')], tokenizer, chat)
     others = [tokenizer.token_to_id(chats.end(tokenizer, chat))]
   ends = language_model.stop_token_ids(tokenizer, *others)
-  model = evals.load(config.weights, checks.llama_config(config), mesh)
-  lm = language_model.from_config(*model, mesh, config, ends)
+  like = checks.llama_config(config)
+  params, model = evals.load(config.weights, like, mesh)
+  config = evals.as_trained(config, config.weights, model, model_section.log)
+  lm = language_model.from_config(params, model, mesh, config, ends)
   stopped = generate.stop_at(tokenizer, flags.stop)
   sampling = generate.SamplingOptions(
     flags.temperature, flags.top_p, flags.seed

@@ -182,7 +182,8 @@ KEYS = {
   'data.mix': Key(
     {}, 'shares of the rows: longjax/data/mixture.py; {}: all documents'),
   'data.positions.kind': Key(
-    'plain', 'how the positions for RoPE are drawn: longjax/data/positions.py',
+    'plain', 'how the positions for RoPE are drawn: longjax/data/positions.py; '
+    "skipalign: between the turns of chats with loss='answers', not in text",
     choices=('plain', 'pose', 'skipalign', 'e2llm')),
   'data.positions.target': Key(
     0, 'tokens of the window that positions are drawn from; for all kinds '
@@ -243,7 +244,9 @@ KEYS = {
     choices=('cosine', 'linear', 'constant', 'wsd')),
   'optim.decay_steps': free(
     0, 'wsd: steps of the decay at the end', '[0, inf)', 'steps'),
-  'optim.warmup_steps': free(0, 'steps of linear warm-up', '[0, inf)', 'steps'),
+  'optim.warmup_steps': free(
+    0, 'steps of linear warm-up; with train.steps or more, the peak is not '
+    'reached', '[0, inf)', 'steps'),
   'optim.warmup_from': free(
     0.0, 'learning rate at step 0, as a share of the peak', '[0, 1]'),
   'optim.min_ratio': free(

@@ -283,6 +283,9 @@ def test_rows_are_balanced_inside_a_step(
   (dict(length=48), 'length 48'),
   (dict(length=192), 'batch 8 .* 3'),
   (dict(pack='interleave', documents=3), '3 documents x 2 chunks'),
+  (dict(pack='whole', carry=False), "carry is False.*'concatenate'.*'whole'"),
+  (dict(group=4), "group is 4.*'sorted' alone, not with 'concatenate'"),
+  (dict(chunks=3, pack='jump'), "chunks is 3.*'interleave' alone"),
   (3, 'must be a dict'),
 ])  # fmt: skip
 def test_an_impossible_mixture_is_refused_before_any_file(component, message):

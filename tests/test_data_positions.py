@@ -10,7 +10,7 @@ from test_data_pack import Memory
 from configs import common
 from longjax import errors
 from longjax.batch import Batch, one_document
-from longjax.data import mixture, pack, positions
+from longjax.data import mixture, pack, pipeline, positions, store
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / 'golden' / 'recipes.json').read_text()
@@ -117,6 +117,40 @@ def test_skipalign_of_a_text_without_turns_is_plain():
   assert (got == positions.plain(SEGMENTS)).all()
 
 
+@pytest.mark.parametrize('kind, mask', [
+  ('files', None), ('tokens', [1, 0, 0, 0]), ('chat', [0, 1, 1, 1]),
+])  # fmt: skip
+def test_what_has_no_turns_to_skip_between_is_refused(kind, mask, tmp_path):
+  """Text, ids of which none is predicted, a chat with loss='all'."""
+  chats = [
+    store.Entry('a', 'chat', np.arange(4), 0, np.array(x, np.uint8))
+    for x in ([0, 1, 1, 1], [0, 0, 1, 1])
+  ]
+  mask = mask and np.array(mask, np.uint8)
+  other = store.Entry('b', 'other', np.arange(4), 0, mask)
+  spec = [['chat', dict(kind='chat'), []], ['other', dict(kind=kind), []]]
+  made = tmp_path / 'data'
+  store.write(made, [*chats, other], vocab=9, tokenizer='t', spec=spec)
+  made = store.open_store(made)
+  config = common.base('tiny')
+  config.train.update(seq_len=4, batch=1)
+  config.data.positions.update(kind='skipalign', target=16)
+
+  def pipe(*sources):
+    with config.unlocked():
+      config.data.mix = dict(x=dict(sources=sources))
+    return pipeline.Pipeline(made, config)
+
+  assert pipe('chat')
+  with pytest.raises(errors.InputError, match=r"in other, .*loss='answers'"):
+    pipe('other')
+  if kind == 'chat':
+    with pytest.raises(errors.InputError, match='in other'):
+      pipe('chat', 'other')
+  else:  # text beside chats
+    assert pipe('chat', 'other')
+
+
 def test_e2llm_by_hand():
   # A window of 8 in a target of 24, g = 3, t = 10: (m + t) / 3 at scale 3 is
   # m + 10, but for the first four tokens.
@@ -186,6 +220,8 @@ def test_e2llm_draws_one_scale_and_offset_for_a_step():
   (dict(kind='pose', target=128, chunks=0), 'chunks 0'),
   (dict(kind='e2llm', target=128, window=48), 'a multiple'),
   (dict(target=128), 'not read by plain'),
+  (dict(kind='skipalign', target=128, chunks=3), 'chunks 3 .* pose alone'),
+  (dict(kind='pose', target=128, window=64), 'window 64 .* e2llm alone'),
 ])  # fmt: skip
 def test_positions_that_cannot_be_are_refused(changes, message):
   with pytest.raises(errors.InputError, match=message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import reference
 from commands import ROOT, run
 from eval_cases import TOKENS, WORDS
+from test_data_pack import Memory
 
 from configs import common, tiny
 from launch import evaluate
@@ -21,6 +23,7 @@ from longjax.data import tokenizer
 from longjax.errors import InputError
 from longjax.evals import comparison, ruler, table, word_lists
 from longjax.inference import generate, language_model, memory
+from longjax.inference.language_model import LM
 from longjax.parallel import sharding
 
 MODEL = common.SIZES['tiny']
@@ -224,6 +227,22 @@ def test_a_model_with_memory_reads_in_windows(monkeypatch, make_mesh):
     lm.generate([[1, 2]], 5, sampling=generate.SamplingOptions(1.0))
 
 
+def test_a_run_with_memory_reads_the_windows_that_it_was_trained_on(
+  trained, monkeypatch
+):
+  config, lines = common.base(), []
+  model = llama.Llama(**MODEL, memory=dict(layers=(1,)))
+  run = dict(config=dict(train=dict(seq_len=64)))
+  monkeypatch.setattr(checkpoint, 'metadata', lambda path: run)
+  found = evals.as_trained(config, trained[0], model, lines.append)
+  assert (found.train.seq_len, config.train.seq_len) == (64, 2048)
+  assert len(lines) == 1 and '64 ' in lines[0] and '2048' in lines[0]
+  plain = llama.Llama(**MODEL)
+  assert evals.as_trained(config, trained[0], plain) is config
+  run.clear()  # imported weights name no rows
+  assert evals.as_trained(config, trained[0], model) is config
+
+
 @pytest.mark.parametrize('name, lengths, says', [
   ('ruler/cwe', (200,), 'ruler/cwe at 200 tokens: a prompt needs at least'),
   ('passkey_original', (4096, 100), 'a prompt needs at least'),
@@ -240,3 +259,19 @@ def test_lengths_that_cannot_be_are_refused_before_anything_runs(
   evaluation, part = table.find(name)
   with pytest.raises(InputError, match=says):
     evaluation.check(evals.Setup(config, TOKENS), part)
+
+
+@pytest.mark.parametrize('name', ['longppl', 'context_gain'])
+def test_documents_too_short_to_score_a_token_are_refused(name):
+  config = common.base()
+  config.eval.update(length=3)
+  setup = evals.Setup(config, TOKENS, Memory(np.arange(9)))
+  with pytest.raises(InputError, match=f'{name} .*at least 4, which is 3'):
+    evals.check(setup, [name])
+  config.eval.length = 4
+  evals.check(setup, [name])
+  uniform = LM(lambda batch: np.ones(batch.tokens.shape), None)
+  evaluation, part = table.find(name)
+  points = evaluation.scores(evaluation.run(uniform, setup, part))
+  value = points['perplexity' if name == 'longppl' else '3'].value
+  assert value == pytest.approx(math.e if name == 'longppl' else 1)

@@ -132,6 +132,33 @@ def test_multi_lexsum(tmp_path, monkeypatch):
   same(asked(task, here), told['prompts'])
 
 
+@pytest.mark.parametrize('module', [helmet_narrativeqa, multi_lexsum])
+def test_texts_long_enough_are_those_of_helmet_s_comparison(
+  module, monkeypatch, tmp_path
+):
+  """data.py: NarrativeQA above LONG, Multi-LexSum from LONG, BOS included."""
+  texts = ['a' * n for n in (97, 98, 99, 100)]
+  monkeypatch.setattr(module, 'LONG', 100)
+  monkeypatch.setattr(TOKENS, 'document_start', 256)
+  if module is multi_lexsum:
+    sources = {str(len(x)): dict(doc_text=x) for x in texts}
+    cases = [{'case_id': name, 'summary/short': 's', 'case_documents': [name]}
+             for name in sources]  # fmt: skip
+    write(tmp_path / 'dev.json', cases)
+    write(tmp_path / 'train.json', cases)
+    write(tmp_path / 'sources.json', [sources])
+    task, key, file = helmet_summ.TASKS['multi_lexsum'], 'context', module.DEV
+  else:
+    rest = dict(question=dict(text=''), answers=[dict(text='')])
+    stories = [dict(document=dict(text=x)) | rest for x in texts]
+    write(tmp_path / 'test-00000-of-00001.jsonl', stories)
+    task, key = helmet_longqa.TASKS['narrativeqa'], 'story'
+    file = module.TEST
+  here = spec(task, **{file.name: tmp_path})
+  found = sorted(len(row[key]) for row in module.rows(file, here))
+  assert found == ([99, 100] if module is multi_lexsum else [100])
+
+
 def test_a_run_and_its_note_on_the_judge(tmp_path):
   records = GOLDEN['books']['longbook_choice_eng']['records']
   write(tmp_path / 'longbook_choice_eng.jsonl', records)

@@ -1,7 +1,10 @@
 """Which processes make up a job, and when they look for each other."""
 
+import contextlib
 import io
 import socket
+import threading
+import time
 import urllib.error
 
 import pytest
@@ -68,8 +71,10 @@ POD = '0:10.0.0.2:8470,1:10.0.0.3:8470'
 def test_jax_looks_for_other_hosts_only_where_several_are_listed(
   variables, metadata, several, monkeypatch, tmp_path
 ):
+  asked = []
+
   def answer(_, request, timeout):
-    assert metadata is not None, 'the metadata server is asked in vain'
+    asked.append(request.full_url)
     assert request.headers == {'Metadata-flavor': 'Google'}
     if isinstance(metadata, OSError):
       raise urllib.error.URLError(metadata)
@@ -92,6 +97,53 @@ def test_jax_looks_for_other_hosts_only_where_several_are_listed(
   )
   processes.join(processes.Job(), on_tpu=True)
   assert begun == [dict(heartbeat_timeout_seconds=100)] * several
+  assert bool(asked) == (metadata is not None)
+
+
+def drops(connection):
+  with contextlib.suppress(OSError):
+    while not connection.sendall(b'HTTP/1.1 200 OK\r\n'[:1]):
+      time.sleep(0.05)
+
+
+@pytest.mark.parametrize('answer', [
+  None,  # nobody listens
+  lambda connection: time.sleep(1),
+  drops,
+  lambda connection: connection.close(),
+  lambda connection: connection.sendall(b'no HTTP\r\n\r\n'),
+  lambda connection: connection.sendall(b'HTTP/1.1 503 Busy\r\n\r\n'),
+  lambda connection: connection.sendall(b'HTTP/1.1 200 OK\r\n\r\n\xff'),
+  lambda connection: connection.sendall(
+    b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\na,b'
+  ),
+])  # fmt: skip
+def test_a_metadata_server_that_fails_is_named_and_not_waited_for(
+  answer, monkeypatch, capsys
+):
+  server = socket.create_server(('127.0.0.1', 0))
+  address = f'http://127.0.0.1:{server.getsockname()[1]}'
+  if answer is None:
+    server.close()
+
+  def serve():
+    with contextlib.suppress(OSError):
+      while True:
+        connection = server.accept()[0]
+        connection.recv(1000)
+        answer(connection)
+        connection.close()
+
+  threading.Thread(target=serve, daemon=True).start()
+  monkeypatch.setattr(processes, 'METADATA', address)
+  monkeypatch.setattr(processes, 'METADATA_SECONDS', 0.3)
+  began = time.monotonic()
+  assert processes.metadata('a', 'b') == ['', '']
+  assert time.monotonic() - began < 1
+  server.close()
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1
+  assert address in said and '0.3 s' in said and 'TPU_WORKER_HOSTNAMES' in said
 
 
 def test_a_described_job_asks_nobody(monkeypatch):

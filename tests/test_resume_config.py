@@ -38,6 +38,14 @@ def test_what_says_how_to_go_on_may_change_and_is_said():
   ]  # fmt: skip
 
 
+def test_the_stages_of_a_curriculum_are_shares_of_the_steps():
+  stages = dict(data__curriculum=((0.5, 64), (0.5, 256)))
+  before = changed(**stages)
+  resume.check(before, before, 'run', print)
+  with pytest.raises(InputError, match=r'steps 40 \(now 80.*curriculum'):
+    resume.check(before, changed(train__steps=80, **stages), 'run', print)
+
+
 @pytest.mark.parametrize('key, value', [
   ('model.rope.base', 1e4), ('model.layers', 2), ('seed', 1),
   ('train.batch', 8), ('train.seq_len', 512), ('data.tokenizer', 'x.model'),

@@ -186,6 +186,15 @@ def test_schedules_by_hand():
   )
 
 
+def test_a_warm_up_that_no_step_ends_is_named_with_the_last_rate():
+  section = tiny.get_config().optim
+  section.update(learning_rate=1.0, warmup_steps=4, warmup_from=0.2)
+  assert optimizer.unfinished_warmup(section, 5) == ''
+  line = optimizer.unfinished_warmup(section, 4)
+  assert 'warmup_steps 4' in line and 'train.steps 4' in line
+  assert ' 0.8 ' in line and ' 1;' in line
+
+
 def test_only_matrices_decay():
   model = checks.llama_config(tiny_config())
   from longjax import llama

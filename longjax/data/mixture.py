@@ -32,6 +32,11 @@ from longjax import errors
 from longjax.data import pack
 
 MAX_PACKS = 1 << 48  # more than any run reads
+# The only rule of packing that reads such a key of a component.
+RULE_OF = dict(
+  carry='concatenate', documents='interleave', chunks='interleave',
+  group='sorted',
+)  # fmt: skip
 
 
 class ComponentConfig(NamedTuple):
@@ -193,6 +198,13 @@ def _parse(name: str, given: Any, train) -> ComponentConfig:
 def _check(name: str, component: ComponentConfig, seq_len: int):
   rule, length, weight = component.pack, component.length, component.weight
   errors.check_choice(f'data.mix.{name}.pack', rule, pack.RULES)
+  for key, reader in RULE_OF.items():
+    value = getattr(component, key)
+    if rule != reader and value != getattr(ComponentConfig(), key):
+      raise errors.InputError(
+        f'data.mix.{name}.{key} is {value!r}; it has an effect with pack='
+        f'{reader!r} alone, not with {rule!r}: leave it out, or change pack'
+      )
   if not 1e-9 < weight < 1e9:  # they are added up
     raise errors.InputError(
       f'data.mix.{name}.weight must be between 1e-9 and 1e9, is {weight}'

@@ -93,7 +93,8 @@ class Pipeline:
       config: one that `check` accepts.
 
     Raises:
-      InputError: a component of the mixture without documents.
+      InputError: a component of the mixture without documents, or positions
+        that its documents cannot have.
     """
     self._store, self._config = store, config
     self._seq_len, self._batch = config.train.seq_len, config.train.batch
@@ -101,6 +102,9 @@ class Pipeline:
     self._pack_rows = mixture.pack_rows(parsed, config)
     self._group_rows = mixture.group_rows(parsed, config)
     self.components = mixture.build(parsed, store, config.seed)
+    if config.data.positions.kind == 'skipalign':
+      read = [component.packs.document for component in self.components]
+      positions.check_turns(store, np.concatenate(read))
     self._groups = mixture.row_groups(
       self.components, self._group_rows * self._seq_len, config.seed
     )

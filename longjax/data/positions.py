@@ -11,6 +11,7 @@ import numpy as np
 
 from longjax import errors
 
+TURNS_IN = 64  # documents of a source that are searched for turns
 SINKS = 4  # tokens at the start of a segment that E2-LLM does not move
 
 
@@ -22,6 +23,13 @@ def check(settings, seq_len: int):
       f'data.positions.target {target} is not read by plain positions; set '
       'kind to pose, skipalign or e2llm, or target to 0'
     )
+  for key, reader, unset in (('chunks', 'pose', 2), ('window', 'e2llm', 0)):
+    value = settings[key]
+    if kind != reader and value != unset:
+      raise errors.InputError(
+        f'data.positions.{key} {value} is read by {reader} alone, and kind is '
+        f'{kind}; set it to {unset}, or kind to {reader}'
+      )
   if kind != 'plain' and target < seq_len:
     raise errors.InputError(
       f'data.positions.target {target} is below train.seq_len {seq_len}: '
@@ -37,6 +45,33 @@ def check(settings, seq_len: int):
       f'data.positions: e2llm needs the window of the released model, at least '
       f'train.seq_len {seq_len}, and a target that is a multiple of it; got '
       f'window {window}, target {target}'
+    )
+
+
+def check_turns(store, documents):
+  """InputError for chats, or where all is text, that SkipAlign cannot skip in.
+
+  Text beside chats keeps plain positions.
+
+  Args:
+    store: a store.Store.
+    documents: numbers of the documents that are trained on.
+  """
+  documents = np.unique(documents)
+  numbers, without = store.sources[documents], []
+  sources = np.unique(numbers)
+  for source in sources:
+    first = documents[numbers == source][:TURNS_IN].tolist()
+    if not any(len(_runs(store.mask(number)[1:])) > 1 for number in first):
+      without.append(store.source(first[0]))
+  kinds = {name: keys.get('kind') for name, keys, *_ in store.manifest['spec']}
+  chats = [name for name in without if kinds.get(name) == 'chat']
+  if chats or len(without) == len(sources):
+    raise errors.InputError(
+      'data.positions.kind is skipalign, which skips between the turns of '
+      f'chats, but there are none in {", ".join(chats or without)}, whose '
+      f'tokens are all predicted alike: train on chats with '
+      "loss='answers', or set kind to plain or pose"
     )
 
 
@@ -123,10 +158,10 @@ def pose(segments, target: int, rng, chunks: int, jumps=()) -> np.ndarray:
 def skipalign(segments, weights, target: int, rng) -> np.ndarray:
   """SkipAlign (2405.03939): positions skip between the turns of a dialogue.
 
-  A turn is a run of tokens that are all predicted or all not. We had no access
-  to the paper; the sampling rule is our own: for a segment of n tokens in B
-  turns, B - 1 numbers uniform from 0 to target - n, sorted, are added to the
-  positions of turns 2 to B.
+  A turn is a run of tokens that are all predicted or all not; see
+  `check_turns`. We had no access to the paper; the sampling rule is our own:
+  for a segment of n tokens in B turns, B - 1 numbers uniform from 0 to
+  target - n, sorted, are added to the positions of turns 2 to B.
 
   Args:
     segments: [seq] document numbers in the order of the text.

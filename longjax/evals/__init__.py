@@ -14,8 +14,8 @@ from longjax.inference import language_model
 from longjax.parallel import sharding
 
 __all__ = [
-  'Setup', 'check', 'compute_as', 'evaluate', 'load', 'names', 'need_documents',
-  'scalars',
+  'Setup', 'as_trained', 'check', 'compute_as', 'evaluate', 'load', 'names',
+  'need_documents', 'scalars',
 ]  # fmt: skip
 
 
@@ -73,8 +73,11 @@ def check(setup: Setup, asked=()):
   if options.chat:
     chats.source(chats.OWN, setup.tokenizer)
   for name, evaluation, part in found:
-    if evaluation.needs == DOCUMENTS and not options.length:
-      raise InputError(f'task {name} needs config.eval.length, which is 0')
+    if evaluation.needs == DOCUMENTS and options.length < evaluation.least:
+      raise InputError(
+        f'task {name} needs a config.eval.length of at least '
+        f'{evaluation.least}, which is {options.length}'
+      )
     if evaluation.needs != NOTHING and setup.store is None:
       raise InputError(f'task {name} needs documents in config.eval.sources')
     if evaluation.needs == DOCUMENTS:
@@ -101,6 +104,28 @@ def compute_as(model: llama.Llama, like: llama.Llama) -> llama.Llama:
   """`model` with the fields of `like` that say how, not what, to compute."""
   computed = {f: getattr(like, f) for f in llama.EXECUTION}
   return dataclasses.replace(model, **computed)
+
+
+def as_trained(config, path, model: llama.Llama, log=print):
+  """The config, with the train.seq_len of a run whose model has memory layers:
+  it reads windows of what it was trained on.
+
+  Args:
+    config: the whole config.
+    path: of the weights; those in other formats name no train.seq_len.
+    model: theirs.
+    log: called with a line where it differs.
+  """
+  seq_len = weights.trained_seq_len(path) if model.memory.layers else 0
+  if seq_len in (0, config.train.seq_len):
+    return config
+  log(
+    f'{path} has memory layers and reads windows of {seq_len} tokens, the '
+    f'train.seq_len of its run, not of {config.train.seq_len}'
+  )
+  config = config.copy_and_resolve_references()
+  config.train.seq_len = seq_len
+  return config
 
 
 def scalars(results: dict) -> dict[str, float]:

@@ -14,6 +14,7 @@ from longjax.evals.markdown import table
 
 SCORED = 512  # tokens at the end of a document whose loss is measured
 PARAMETERS = ('alpha', 'beta', 'gamma')
+SHARE = 4  # scored tokens are at most one in so many
 LEAST = 4  # points for a fit of three parameters and its error
 
 
@@ -92,7 +93,7 @@ def fit(context, loss) -> dict:
 def run(lm, setup: Setup, part: str) -> dict:
   """The gain up to eval.length, and the fit or None."""
   length = setup.options.length
-  scored = min(SCORED, length // 4)
+  scored = min(SCORED, length // SHARE)
   most = length - scored
   contexts = [2**k for k in range(4, most.bit_length()) if 2**k < most]
   result = gain(lm, setup.documents(), [*contexts, most], scored)
@@ -139,5 +140,5 @@ EVALUATION = Evaluation(
   'context_gain', 'What more context is worth', DOCUMENTS, run, scores,
   ('context',),
   axis=Axis('context before the scored tokens (tokens)', 'loss (nats)'),
-  text=text,
+  text=text, least=SHARE,
 )  # fmt: skip

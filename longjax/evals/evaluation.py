@@ -125,6 +125,7 @@ class Evaluation(NamedTuple):
   text: Callable = lambda results, options: ([], [])
   # (Setup, part): raises InputError for what could not be run.
   check: Callable = lambda setup, part: None
+  least: int = 1  # tokens of DOCUMENTS that it needs
   parts: tuple[str, ...] = ()  # what may follow a slash: ruler/vt
   # {part: (what is invented, name in eval.files of what takes its place)}
   stand_ins: Mapping[str, tuple[str, str]] = {}

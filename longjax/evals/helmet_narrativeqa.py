@@ -39,9 +39,9 @@ def rows(data: records.DataSet, spec: PromptSpec):
     (text := x['document']['text'], stories.setdefault(text, text), flat(x))[1:]
     for x in records.in_order(data, spec)
   ]
-  tokens = functools.cache(lambda story: len(spec.tokenizer.encode(story)))
+  tokens = functools.cache(lambda x: helmet_prompts.tokens(spec, x))
   for story, asked in draws.permuted(found, spec.seed):
-    if len(story.encode()) > LONG and tokens(story) > LONG:
+    if len(story.encode()) >= LONG and tokens(story) > LONG:
       yield asked | dict(story=story)
 
 

@@ -24,6 +24,12 @@ def size_for(sizes, length: int):
   return sizes[at]
 
 
+def tokens(spec, text: str) -> int:
+  """Of a text with the BOS, as transformers encodes it."""
+  bos = spec.tokenizer.document_start is not None
+  return bos + len(spec.tokenizer.encode(text))
+
+
 def cut(spec, form: Callable, context: str, prefix: str, mark='') -> str:
   """form(context), which loses its end for `mark` if it is too long."""
   fill = lambda text: form(text if text == context else text + mark)

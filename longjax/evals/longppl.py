@@ -13,6 +13,7 @@ from longjax.evals.evaluation import DOCUMENTS, Evaluation, Point, Setup
 
 SHORT = 4096  # tokens of the short context
 STRIDE = 1024  # tokens scored with one short context
+SHARE = 4  # the short context is at most one in so many tokens
 GAIN = 2.0  # alpha: nats that the long context must bring
 KNOWN = 2.0  # -beta: the most nats that a key token costs
 
@@ -79,7 +80,7 @@ def longppl(lm, evaluator, documents, short=SHORT, stride=STRIDE) -> dict:
 
 def run(lm, setup: Setup, part: str) -> dict:
   """The model is its own evaluator, which favours no other."""
-  short = min(SHORT, setup.options.length // 4)
+  short = min(SHORT, setup.options.length // SHARE)
   stride = min(STRIDE, max(short // 4, 1))
   return longppl(lm, lm, setup.documents(), short, stride)
 
@@ -102,5 +103,6 @@ def text(results: dict, options):
 
 
 EVALUATION = Evaluation(
-  'longppl', 'LongPPL', DOCUMENTS, run, scores, ('perplexity of',), text=text
-)
+  'longppl', 'LongPPL', DOCUMENTS, run, scores, ('perplexity of',), text=text,
+  least=SHARE,
+)  # fmt: skip

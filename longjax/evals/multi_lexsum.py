@@ -1,5 +1,5 @@
 """Multi-LexSum, arXiv:2206.10883 (v20230518), as HELMET's data.py has it: the
-documents of a lawsuit and a short summary, of cases longer than LONG.
+documents of a lawsuit and a short summary, of cases of at least LONG tokens.
 
 They are in the order of the file. There each run draws other examples; here a
 hash of the case does.
@@ -32,8 +32,9 @@ def rows(data: records.DataSet, spec: PromptSpec):
   for record in records.cached(data, path):
     if record['summary/short'] is not None:
       found = [texts[name]['doc_text'] for name in record['case_documents']]
-      if len(spec.tokenizer.encode('\n\n'.join(found))) >= LONG:
-        yield dict(record, context='\n\n'.join(found))
+      text = '\n\n'.join(found)
+      if helmet_prompts.tokens(spec, text) >= LONG:
+        yield dict(record, context=text)
 
 
 def make(record, spec: PromptSpec) -> Prompt:

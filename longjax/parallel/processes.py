@@ -5,11 +5,14 @@ With a single process each exchange returns its own value and touches no device.
 """
 
 import functools
+import http.client
 import json
 import os
 import pathlib
 import re
 import socket
+import sys
+import threading
 import time
 import traceback
 import urllib.error
@@ -34,7 +37,7 @@ HOST_LISTS = (
 METADATA = (
   'http://metadata.google.internal/computeMetadata/v1/instance/attributes'
 )
-TRIES = 3  # of a metadata server that does not answer
+METADATA_SECONDS = 4.0  # for all that is asked of it; it answers in a few ms
 
 
 class Job(NamedTuple):
@@ -100,30 +103,59 @@ def several_hosts() -> bool:
   elif 'TPU_SKIP_MDS_QUERY' in environment:
     return False
   else:
-    hosts = metadata('worker-network-endpoints')
-    found = re.search(r"MEGASCALE_NUM_SLICES: *'(\d+)'", metadata('tpu-env'))
+    hosts, of_tpu = metadata('worker-network-endpoints', 'tpu-env')
+    found = re.search(r"MEGASCALE_NUM_SLICES: *'(\d+)'", of_tpu)
     slices = slices or (found[1] if found else '')
   listed = [x for x in re.split(r'[,\n]', hosts) if x.strip()]
   return len(listed) > 1 or (slices.isdecimal() and int(slices) > 1)
 
 
-def metadata(key: str) -> str:
-  """A value of Google's metadata server; '' where there is none."""
+def metadata(*keys: str) -> list[str]:
+  """Values of Google's metadata server; '' where there is none.
+
+  In a thread, since neither a look-up of names nor an answer that comes in
+  drops keeps to a timeout.
+  """
+  found, problem = {}, ['no answer']
+  until = time.monotonic() + METADATA_SECONDS
+
+  def ask():
+    while len(found) < len(keys) and time.monotonic() < until:
+      key = keys[len(found)]
+      try:
+        found[key] = _metadata(key)
+      except (OSError, http.client.HTTPException, UnicodeError) as error:
+        problem[0] = ' '.join(f'{type(error).__name__}: {error}'.split())
+        time.sleep(METADATA_SECONDS / 10)
+
+  thread = threading.Thread(target=ask, daemon=True)
+  thread.start()
+  thread.join(METADATA_SECONDS)
+  if len(found) < len(keys):
+    print(
+      f'{METADATA} did not answer in {METADATA_SECONDS:g} s ({problem[0]}): '
+      'this host is taken for the only one of its job; where it is not, set '
+      'TPU_WORKER_HOSTNAMES to the names of all',
+      file=sys.stderr,
+    )
+  return [found.get(key, '') for key in keys]
+
+
+def _metadata(key: str) -> str:
+  """One value; '' where the server has none, or there is no server."""
   request = urllib.request.Request(
     f'{METADATA}/{key}', headers={'Metadata-Flavor': 'Google'}
   )
   direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-  for _ in range(TRIES):
-    try:
-      with direct.open(request, timeout=10) as answer:
-        return answer.read().decode()
-    except urllib.error.HTTPError as error:
-      if error.code == 404:
-        break
-    except OSError as error:
-      if isinstance(getattr(error, 'reason', error), socket.gaierror):
-        break  # not a machine of Google
-    time.sleep(1)
+  try:
+    with direct.open(request, timeout=METADATA_SECONDS) as answer:
+      return answer.read().decode()
+  except urllib.error.HTTPError as error:
+    if error.code != 404:
+      raise
+  except OSError as error:
+    if not isinstance(getattr(error, 'reason', error), socket.gaierror):
+      raise  # else not a machine of Google
   return ''
 
 

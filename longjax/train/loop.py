@@ -28,6 +28,7 @@ from longjax.train import (
   goodput,
   lock,
   metrics,
+  optimizer,
   preemption,
   preflight,
   profiler,
@@ -403,6 +404,8 @@ def describe(run: Run, inputs: Inputs):
   if rings := topology.describe(run.mesh):
     run.log(rings)
   run.log(inputs.data.summary(train.steps))
+  if line := optimizer.unfinished_warmup(run.config.optim, train.steps):
+    run.log(line)
 
 
 def without_os_errors(log):

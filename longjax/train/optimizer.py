@@ -5,6 +5,7 @@ state by optax's own functions.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,25 @@ def schedule(config, steps: int):
   start = peak * config.warmup_from
   warmup = optax.linear_schedule(start, peak, config.warmup_steps)
   return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def unfinished_warmup(config, steps: int) -> str:
+  """A line where the warm-up is no shorter than the run; '' where it is.
+
+  Such a run is a try of a recipe, so it is not refused.
+
+  Args:
+    config: the section `optim` of a config.
+    steps: of the whole run.
+  """
+  if config.warmup_steps < steps:
+    return ''
+  last: Any = schedule(config, steps)(steps - 1)
+  return (
+    f'config.optim.warmup_steps {config.warmup_steps} is not below train.steps '
+    f'{steps}: the learning rate ends at {float(last):.3g} and never reaches its peak '
+    f'of {config.learning_rate:.3g}; lower warmup_steps to warm up in this run'
+  )
 
 
 def decayed(config, params):

@@ -23,12 +23,14 @@ def check(before: dict, now: dict, workdir, log):
   """
   refused = []
   for name, (old, new) in differences(before, now).items():
-    key = schema.find(name)
-    if key and key.may_change:
+    key, why = schema.find(name), ''
+    if name == 'train.steps' and now['data']['curriculum']:
+      why = ', of which the stages of config.data.curriculum are shares'
+    if key and key.may_change and not why:
       log(f'config.{name} was {old!r}, is now {new!r}')
     else:
       log(f'REFUSED: config.{name} was {old!r}, is now {new!r}')
-      refused.append(f'config.{name} {old!r} (now {new!r})')
+      refused.append(f'config.{name} {old!r} (now {new!r}{why})')
   if refused:
     raise InputError(
       f'{workdir} was trained with {", ".join(refused)}; use another --workdir'

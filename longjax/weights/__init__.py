@@ -94,6 +94,17 @@ def fingerprint(path) -> str:
   return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
+def trained_seq_len(path) -> int:
+  """train.seq_len of the run that made a checkpoint; 0 for other weights."""
+  path = hub.resolve(path)
+  if find(path):
+    return 0
+  from longjax import checkpoint
+
+  config = checkpoint.metadata(path).get('config', {})
+  return config.get('train', {}).get('seq_len', 0)
+
+
 def _described(path, dtype):
   """(the TensorSource, or None for a checkpoint of ours; its llama.Llama)."""
   if source := find(path):

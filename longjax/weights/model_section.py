@@ -5,7 +5,7 @@ import functools
 import sys
 from typing import Any
 
-from longjax import checkpoint, config, llama, weights
+from longjax import config, llama, weights
 from longjax.data import downloads
 from longjax.errors import InputError
 
@@ -50,8 +50,6 @@ def config_of(spec: str) -> Any:
   """
   values = config.flat(model_of(spec, 'weights'), 'model.')
   path = downloads.locate(spec, log)
-  if weights.find(path) is None:
-    trained = checkpoint.metadata(path).get('config', {}).get('train', {})
-    if 'seq_len' in trained:
-      values['train.seq_len'] = trained['seq_len']
+  if seq_len := weights.trained_seq_len(path):
+    values['train.seq_len'] = seq_len
   return config.build(values | {'weights': spec, 'name': path.name})
