@@ -192,7 +192,7 @@ def test_a_warm_up_that_no_step_ends_is_named_with_the_last_rate():
   assert optimizer.unfinished_warmup(section, 5) == ''
   line = optimizer.unfinished_warmup(section, 4)
   assert 'warmup_steps 4' in line and 'train.steps 4' in line
-  assert ' 0.8 ' in line and ' 1;' in line
+  assert ' 0.8 ' in line and 'peak 1;' in line
 
 
 def test_only_matrices_decay():

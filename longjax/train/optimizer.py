@@ -61,8 +61,8 @@ def unfinished_warmup(config, steps: int) -> str:
   last: Any = schedule(config, steps)(steps - 1)
   return (
     f'config.optim.warmup_steps {config.warmup_steps} is not below train.steps '
-    f'{steps}: the learning rate ends at {float(last):.3g} and never reaches its peak '
-    f'of {config.learning_rate:.3g}; lower warmup_steps to warm up in this run'
+    f'{steps}: the learning rate ends at {float(last):.3g} and does not reach '
+    f'its peak {config.learning_rate:.3g}; lower warmup_steps for a shorter one'
   )
 
 
