@@ -6,6 +6,7 @@ made. `blind` does not look at the prompt.
 """
 
 import collections
+import json
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from configs import common
 from longjax import evals
 from longjax.data import tokenizer
 from longjax.evals import table
-from longjax.evals.prompts import Source
+from longjax.evals.prompts import Source, make_spec
 from longjax.evals.word_lists import Words
 from longjax.inference.language_model import LM
 
@@ -54,6 +55,19 @@ def model(answer) -> LM:
     return [np.asarray(TOKENS.encode(t)[:count]) for t in texts]
 
   return LM(None, run)
+
+
+def spec(task, length=20_000, source=SOURCE, **files):
+  """The PromptSpec of a task that reads files, eval.files."""
+  source = source._replace(files={k: str(v) for k, v in files.items()})
+  return make_spec(TOKENS, task, source, length, 42)
+
+
+def write(path, rows):
+  """Lines of JSON."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
+  return path
 
 
 def results_of(name: str, answer, **files):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from commands import ROOT
-from eval_cases import TOKENS, results_of
+from eval_cases import TOKENS, results_of, spec, write
 
 from configs import common
 from longjax import evals
@@ -23,7 +23,6 @@ from longjax.evals import (
   helmet_summ,
   labelled,
   multi_lexsum,
-  prompts,
   score,
 )
 
@@ -33,16 +32,6 @@ BOOKS = dict(
   longbook_choice_eng=helmet_longqa.TASKS['infbench_choice'],
   longbook_sum_eng=helmet_summ.TASKS['infbench_sum'],
 )
-
-
-def write(path, rows):
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
-
-
-def spec(task, length=20_000, **files):
-  source = prompts.Source('', None, {k: str(v) for k, v in files.items()})
-  return prompts.make_spec(TOKENS, task, source, length, 42)
 
 
 def asked(task, here) -> list:

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from eval_cases import SOURCE, TOKENS, model
+from eval_cases import SOURCE, TOKENS, model, spec, write
 
 from configs import common
 from longjax import evals
@@ -60,9 +60,7 @@ def setup(tokens, tmp_path, **options):
   config = common.base()
   config.eval.update(lengths=(3000,), samples=1, **options)
   for name, rows in RECORDS.items():
-    path = tmp_path / f'{name}.jsonl'
-    path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
-    config.eval.files[name] = str(path)
+    config.eval.files[name] = str(write(tmp_path / f'{name}.jsonl', rows))
   return evals.Setup(config, tokens, log=lambda line: None)
 
 
@@ -170,16 +168,6 @@ def test_the_prefix_of_an_answer_follows_the_template(tokens):
 ])  # fmt: skip
 def test_scores_by_hand(score_answer, answer, references, score):
   assert score_answer(answer, references) == pytest.approx(score)
-
-
-def spec(task, length, **files):
-  source = prompts.Source('', None, {k: str(v) for k, v in files.items()})
-  return prompts.make_spec(TOKENS, task, source, length, 42)
-
-
-def write(path, rows):
-  path.write_text(''.join(json.dumps(x) + '\n' for x in rows))
-  return path
 
 
 @pytest.mark.parametrize('part, score, suffix', [

@@ -5,12 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
-from eval_cases import TOKENS, results_of
+from eval_cases import TOKENS, results_of, spec
 
 from longjax import hub
 from longjax.data import compression
 from longjax.errors import InputError
-from longjax.evals import llama2_long, prompts, records, score, scrolls
+from longjax.evals import llama2_long, records, score, scrolls
 
 CHOICES = 'Who?\n\n (A) Ada\n (B) Ben\n (C) Cyd\n (D) Dan'
 ROWS = {
@@ -45,14 +45,9 @@ def directory(tmp_path):
   return tmp_path
 
 
-def spec(task, directory, length=4000):
-  source = prompts.Source('', None, dict(scrolls=str(directory)))
-  return prompts.make_spec(TOKENS, task, source, length, 42)
-
-
 def samples(name, directory, length=4000):
   task = llama2_long.TASKS[name]
-  found = list(task.stream(spec(task, directory, length)))
+  found = list(task.stream(spec(task, length, scrolls=directory)))
   return [(TOKENS.decode(x.prompt), x.references) for x in found]
 
 
