@@ -30,7 +30,7 @@ def get_config():
     short=dict(weight=1 - LONG, pack='best_fit'),
   )
   config.data.loss = 'tokens'
-  config.train.steps = 11_920  # 50B tokens, 4M a step
+  config.train.steps = 11_921  # 50B tokens, 4M a step
   config.optim.update(
     learning_rate=2.0712352850360292e-4, schedule='linear', warmup_steps=200,
     min_ratio=0.0,

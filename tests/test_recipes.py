@@ -168,6 +168,7 @@ TABLE = [
   ('llama3_8b_olmo3_64k', '', ADAM | dict(
     scaling='yarn', factor=8, original_length=8192, beta_fast=32, beta_slow=1,
     seq_len=64 * K, batch_tokens=4 * M, learning_rate=0.00020712352850360292,
+    steps=11_921,  # its last checkpoint
     schedule='linear', warmup_steps=200, min_ratio=0, weight_decay=0.1, clip=1,
     decayed='not_embedding', spike_sigmas=6)),
   # Its note, and huggingface/smollm, long_context_4k_to_32k.yaml and the other.
