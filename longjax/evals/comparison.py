@@ -69,13 +69,10 @@ def sections(results: dict, options, directory) -> list[str]:
   by_name = {
     name: table.by_evaluation(found) for name, found in results.items()
   }
-  have = {
-    key: {name: found[key] for name, found in by_name.items() if key in found}
-    for key in table.EVALUATIONS
-  }
+  have = lambda key: {n: x[key] for n, x in by_name.items() if key in x}
   return [
-    section(table.EVALUATIONS[key], mine, options, pathlib.Path(directory))
-    for key, mine in have.items() if mine
+    section(evaluation, mine, options, pathlib.Path(directory))
+    for key, evaluation in table.EVALUATIONS.items() if (mine := have(key))
   ]  # fmt: skip
 
 
