@@ -24,8 +24,8 @@ class Tiles(NamedTuple):
 TILES = {
   '': Tiles(),  # interpreted
   'v4': Tiles(keys=1024),
-  'v5e': Tiles(),
-  'v5p': Tiles(),
+  'v5e': Tiles(rows=2048),
+  'v5p': Tiles(rows=2048),
   'v6e': Tiles(rows=2048, grad_step=256, sum_rounded=False),
-  'tpu7x': Tiles(masked_step=256, sum_rounded=False),
+  'tpu7x': Tiles(rows=2048, sum_rounded=False),
 }
