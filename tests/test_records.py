@@ -229,6 +229,9 @@ def test_prompts_of_nolima_are_the_originals(tmp_path):
   assert nolima.score_answer('It was blue.', last.references) == 0
   with pytest.raises(InputError, match='use shorter eval'):
     next(task.stream(here._replace(length=20_000)))
+  write(set_file, [told['needles'][0] | dict(tests={'T': {}})])
+  with pytest.raises(InputError, match='nolima: a record is not one of'):
+    next(task.stream(here))
 
 
 def test_a_pipe_and_a_book_in_another_encoding_are_refused(tmp_path):

@@ -33,11 +33,11 @@ def make(name: str, count: int, record, spec: PromptSpec) -> Prompt:
   return Prompt(text, CUE, records.texts(record['output']))
 
 
-def task(name: str, shots: int, tokens: int, metric, combine=list) -> Task:
+def task(name: str, shots: int, tokens: int, metric, **more) -> Task:
   data = scrolls.data_set(name, 'validation')
   built = functools.partial(make, name, shots)
   return records.task(
-    data, built, tokens, metric, ('\n',), scrolls.merged, combine=combine
+    data, built, tokens, metric, ('\n',), scrolls.merged, **more
   )
 
 
@@ -47,7 +47,7 @@ TASKS = dict(
   narrative_qa=task('narrative_qa', 0, 64, score.f1),
   qasper=task('qasper', 2, 128, score.f1),
   quality=task('quality', 2, 64, score.exact_match),
-  qmsum=task('qmsum', 1, 512, score.rouges, score.geometric_mean),
+  qmsum=task('qmsum', 1, 512, score.rouges, combine=score.geometric_mean),
 )
 EVALUATION = prompts.evaluation(
   'llama2_long', 'Long tasks of Llama 2 Long', TASKS

@@ -15,8 +15,7 @@ import numpy as np
 from longjax import hub, storage
 from longjax.errors import InputError
 from longjax.evals import prompts, records
-from longjax.evals.evaluation import NOTHING
-from longjax.evals.prompts import PromptSpec, Sample, Task
+from longjax.evals.prompts import PromptSpec, Sample
 
 TEMPLATE = (
   'You will answer a question based on the following book snippet:\n\n'
@@ -76,9 +75,9 @@ def tests(needles, seed: int) -> Iterator[tuple]:
         yield each.get('task_template', TEMPLATE), needle, asked, answers
 
 
-def _stream(spec: PromptSpec) -> Iterator[Sample]:
+def rows(data: records.DataSet, spec: PromptSpec) -> Iterator[tuple]:
   """By book and depth, so that the prompts of all tests begin alike."""
-  needles = list(records.in_order(DATA, spec))
+  needles = list(records.in_order(data, spec))
   if any('distractors' in each for each in needles):
     raise InputError(
       'config.eval.files.nolima: needle sets with distractors are not '
@@ -92,20 +91,24 @@ def _stream(spec: PromptSpec) -> Iterator[Sample]:
   for number, path in enumerate(books):
     book = _book(spec.tokenizer, path)
     for i, depth in enumerate(DEPTHS):
-      for template, needle, question, answers in tests(
-        needles, spec.seed + number
-      ):
-        name = answers[i][0] if '{CHAR}' in needle else ''
-        texts = [x.replace('{CHAR}', name) for x in (needle, question)]
-        make = functools.partial(hide, spec.tokenizer, book, texts[0])
-        fill = lambda text, t=template, q=texts[1]: spec.encode(
-          t.format(haystack=text, question=q), ''
-        )
-        most = spec.length - spec.count
-        length = most - len(fill(f' {texts[0]}\n'))
-        while len(ids := fill(make(length, depth))) > most:
-          length -= len(ids) - most
-        yield Sample(ids, tuple(answers[i]))
+      for *texts, answers in tests(needles, spec.seed + number):
+        yield book, depth, *texts, answers[i]
+
+
+def make(row: tuple, spec: PromptSpec) -> Sample:
+  """With as much of the book as fits."""
+  book, depth, template, needle, question, answers = row
+  name = answers[0] if '{CHAR}' in needle else ''
+  needle, question = (x.replace('{CHAR}', name) for x in (needle, question))
+  fill = lambda text: spec.encode(
+    template.format(haystack=text, question=question), ''
+  )
+  hidden = functools.partial(hide, spec.tokenizer, book, needle)
+  most = spec.length - spec.count
+  length = most - len(fill(f' {needle}\n'))
+  while len(ids := fill(hidden(length, depth))) > most:
+    length -= len(ids) - most
+  return Sample(ids, tuple(answers))
 
 
 DATA = records.DataSet(
@@ -118,7 +121,5 @@ BOOKS = records.DataSet(
 score_answer = lambda answer, names: float(
   any(name in answer for name in names)
 )
-TASKS = dict(
-  nolima=Task(_stream, 192, score_answer, cut=None, whole=True, needs=NOTHING)
-)
+TASKS = dict(nolima=records.task(DATA, make, 192, score_answer, rows=rows))
 EVALUATION = prompts.evaluation('nolima', 'NoLiMa', TASKS)

@@ -44,7 +44,8 @@ def task(
 
   Args:
     data: what it is.
-    make: (record, PromptSpec) -> Prompt, or None for what is not asked.
+    make: (record, PromptSpec) -> Prompt or Sample, or None for what is not
+      asked.
     count: tokens of an answer.
     score: (answer, references) -> 0 to 1, or several such for Task.combine.
     stop: an answer ends before these.
@@ -59,19 +60,20 @@ def task(
 def _stream(
   data: DataSet, make: Callable, rows: Callable, spec: PromptSpec
 ) -> Iterator[Sample]:
-  for prompt in _prompts(data, make, rows, spec):
-    ids = spec.encode(prompt.text, prompt.prefix)
-    if len(ids) + spec.count <= spec.length:
-      yield Sample(ids, prompt.references)
+  for made in _made(data, make, rows, spec):
+    if isinstance(made, Prompt):
+      made = Sample(spec.encode(made.text, made.prefix), made.references)
+    if len(made.prompt) + spec.count <= spec.length:
+      yield made
 
 
-def _prompts(
+def _made(
   data: DataSet, make: Callable, rows: Callable, spec: PromptSpec
-) -> Iterator[Prompt]:
+) -> Iterator[Prompt | Sample]:
   """InputError where a field of a record has no such value."""
   try:
-    made = (make(record, spec) for record in rows(data, spec))
-    yield from (prompt for prompt in made if prompt is not None)
+    found = (make(record, spec) for record in rows(data, spec))
+    yield from (one for one in found if one is not None)
   except InputError:
     raise
   except (ValueError, TypeError, LookupError, AttributeError) as error:
