@@ -10,9 +10,9 @@ from longjax.slices import Chip
 EFFICIENCY = dict(
   v4=(0.75, 0.87),
   v5e=(0.95, 0.97),
-  v5p=(0.93, 0.94),
+  v5p=(0.97, 0.98),
   v6e=(0.61, 0.61),
-  tpu7x=(0.54, 0.57),
+  tpu7x=(0.58, 0.61),
 )
 
 
@@ -33,7 +33,7 @@ CALIBRATION = dict(
   v4=Calibration(0.80, 0.80, 'assumed: no figures are published'),
   v5e=Calibration(0.80, 0.80, 'assumed: no figures are published'),
   v5p=Calibration(
-    1.00, 0.80, 'tokamax: forward 0.892 measured, 0.85 static; backward assumed'
+    0.96, 0.80, 'tokamax: forward 0.892 measured, 0.93 static; backward assumed'
   ),
   v6e=Calibration(
     0.90, 0.80, 'tokamax: forward 0.360 measured, 0.40 static; backward assumed'
