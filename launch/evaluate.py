@@ -21,13 +21,13 @@ same command resumes an evaluation that was interrupted.
 import dataclasses
 import functools
 import pathlib
-import re
 import sys
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli, progress
+from longjax import cli, config_values, progress
+from longjax.config import KEYS, check_value
 from longjax.errors import InputError
 
 
@@ -149,18 +149,11 @@ def identity(path, step: int | None) -> str:
 
 
 def set_lengths(config, lengths: str):
-  """Other lengths of prompts for the config: 4096, or 4K for the same."""
-  numbers = [x.strip() for x in lengths.split(',')] if lengths else []
-  for number in numbers:
-    if not re.fullmatch(r'[1-9]\d*[kK]?', number):
-      raise InputError(
-        f'--lengths {number!r} is not a token count; use 4096,8192 or 4K,8K'
-      )
-  if numbers:
-    thousands = lambda n: 1024 if n[-1] in 'kK' else 1
-    tokens = tuple(int(n.rstrip('kK')) * thousands(n) for n in numbers)
-    config.eval.lengths = tokens
-    config.eval.passkey_lengths = tokens
+  """Other lengths of prompts for the config, typed as those of its key."""
+  if lengths:
+    tokens = config_values.parse('eval.lengths', lengths)
+    check_value('--lengths', tokens, KEYS['eval.lengths'])
+    config.eval.update(lengths=tokens, passkey_lengths=tokens)
 
 
 def find(config, given) -> dict[str, Checkpoint]:

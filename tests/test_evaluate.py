@@ -156,8 +156,9 @@ def test_the_command_continues_a_file_and_a_prompt(
 
 
 def test_what_cannot_be_evaluated_or_continued_is_refused(trained, config):
-  with pytest.raises(InputError, match='4096,8192 or 4K,8K'):
-    evaluate.main(config, 'nowhere', lengths='4K;8K')
+  for lengths, says in (('4K;8K', 'takes whole num'), ('4K,0', 'at least 1')):
+    with pytest.raises(InputError, match=f'lengths .*{says}'):
+      evaluate.main(config, 'nowhere', lengths=lengths)
   with pytest.raises(InputError, match="chat template 'smol'"):
     continue_.main(config, 'x', chat='smol')
   with pytest.raises(InputError, match=r'the token <\|begin_of_text\|>'):
