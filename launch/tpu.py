@@ -8,23 +8,33 @@ REPORT.md. Exit code 0: done; 2: the config or a file is wrong; 75: preempted,
 run the same command again.
 """
 
+import functools
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from longjax import cache, cli
+from longjax.train import preemption
 
 
-def main(config, workdir=''):
+def main(request, config, workdir=''):
   """Trains; returns the exit code."""
   from longjax.parallel import sharding
   from longjax.train import loop
 
   devices = config.mesh.data * config.mesh.seq
   sharding.start(devices, cache.compiled(workdir))
-  return loop.main(config, workdir or pathlib.Path('runs') / config.name)
+  request.joined = True
+  workdir = workdir or pathlib.Path('runs') / config.name
+  return loop.main(config, workdir, signals=request)
 
 
 if __name__ == '__main__':
-  sys.exit(cli.run(main, __doc__, workdir='run directory, default: runs/NAME'))
+  with (
+    preemption.stop_requests() as request,
+    preemption.ending_together(request),
+  ):
+    train = functools.partial(main, request)
+    where = 'run directory, default: runs/NAME'
+    sys.exit(cli.run(train, __doc__, workdir=where))

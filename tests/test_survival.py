@@ -6,6 +6,7 @@ run, bit for bit.
 """
 
 import os
+import pathlib
 import re
 import resource
 import shutil
@@ -310,6 +311,30 @@ def test_sigterm_to_one_of_two_ends_both_at_the_same_step(
   assert f'resumed from step {last}\n' in said
   assert 'config.mesh.seq was 2, is now 4' in said
   assert_close(jobs.hexes(tmp_path / 'run'), undisturbed)
+
+
+def handles_sigterm(pid) -> bool:
+  status = pathlib.Path(f'/proc/{pid}/status').read_text()
+  caught = re.search(r'SigCgt:\s*(\w+)', status)
+  return bool(caught and int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('moment, to', [('', (0, 1)), ('compiling', (1,))])
+def test_sigterm_before_the_first_step_ends_all_processes(
+  moment, to, data, tmp_path
+):
+  """While they import jax; and of one while the other waits for it."""
+  with jobs.Job(tmp_path / 'run', data, 2, train__steps=STEPS) as job:
+    if moment:
+      job.wait_for(moment)
+    while not all(handles_sigterm(p.pid) for p in job.processes):
+      time.sleep(0.01)
+    job.send(signal.SIGTERM, to)
+    assert job.wait(60) == [75, 75], job.output(0) + job.output(1)
+    assert 'Traceback' not in job.output(0) + job.output(1)
+  assert not list(tmp_path.glob('run/checkpoints/*'))
+  assert not (tmp_path / 'run' / 'LOCK').exists()
 
 
 @pytest.mark.slow

@@ -78,6 +78,8 @@ def join(job: Job, on_tpu: bool):
   several hosts.
   """
   beat: dict[str, Any] = dict(heartbeat_timeout_seconds=job.heartbeat)
+  # It would take SIGTERM from train/preemption.py, and do nothing at it.
+  jax.config.update('jax_enable_preemption_service', False)
   if job.address:  # without `deactivate` jax detects what it was given, too
     jax.distributed.initialize(
       job.address, job.processes, job.number,

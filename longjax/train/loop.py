@@ -59,8 +59,14 @@ class Run(NamedTuple):
     return mirror.local(self.workdir)
 
 
-def main(config, workdir, log=print) -> int:
+def main(config, workdir, log=print, signals=None) -> int:
   """Trains a config, from the newest checkpoint in workdir if there is one.
+
+  Args:
+    config: the whole config.
+    workdir: the run directory, maybe gs://.
+    log: called with a line on the primary process.
+    signals: of `preemption.stop_requests`, if the caller handles signals.
 
   Returns:
     The exit code: 0 done, 75 preempted.
@@ -78,7 +84,7 @@ def main(config, workdir, log=print) -> int:
   clock = goodput.Clock()
   with (
     progress.with_heartbeat(log) as log,
-    preemption.stop_requests() as request,
+    preemption.stop_requests(signals) as request,
   ):
     run = Run(config, model, mesh, workdir, log, clock, request)
     processes.from_primary(lambda: metrics.check(config))
