@@ -1,8 +1,9 @@
 """The six arrays that carry everything a recipe does to context.
 
-A batch is made on the host and is the same for any mesh: packing, curricula,
-position skips, layouts and loss masks are all in it, so the model needs no flag
-for any of them. numpy only.
+A batch is made on the host: packing, curricula, position skips, the layout of
+a row over the ring and loss masks are all in it, so the model needs no flag for
+any of them. Its rows are the same for any mesh; their order, and the layout,
+depend on the sizes of the axes. numpy only.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ class Batch(NamedTuple):
   weights: Array  # weight of each target in the loss, 0 is no loss
   segments: Array  # document number within the row, 1.., 0 is padding
   positions: Array  # read by RoPE only
-  index: Array  # order within the row, read by causality only
+  index: Array  # order within the row, read by the mask: causality, windows
 
 
 def one_document(tokens) -> Batch:

@@ -1,7 +1,9 @@
 """What a whole config must satisfy, checked before any device is used.
 
-Each key by itself is checked by longjax/config.py; here are the rules between
-keys. The commands apply them before they do anything (longjax/cli.py).
+Each key by itself is checked by longjax/config.py, and the keys of a section by
+the module that reads it (llama, rope, lora, longce, data/...), which `check`
+calls; rules between sections are here. The commands apply all of them before
+they do anything (longjax/cli.py).
 """
 
 from typing import Any

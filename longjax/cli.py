@@ -1,8 +1,8 @@
 """What the commands in `launch/` share: flags, configs, exit codes.
 
 A command is a function `main(config, flag=...)`; a flag `dry_run` is spelled
---dry-run. An error that a user can fix is one line on stderr and exit code 2,
-before anything is compiled.
+--dry-run. An error that a user can fix is one line on stderr and exit code 2;
+one in a config is found before anything is compiled.
 """
 
 import importlib.util

@@ -34,17 +34,17 @@ class Key(NamedTuple):
     return given if isinstance(given, type) else type(given)
 
 
-def free(*args, **kwargs) -> Key:
+def mutable(*args, **kwargs) -> Key:
   """A key that may change when a run resumes."""
   return Key(*args, may_change=True, **kwargs)
 
 
 TURNS = 'turns in the trained window'
 KEYS = {
-  'name': free(
+  'name': mutable(
     '', 'name of the run directory, shown in the report; default: that of the '
     'config file'),
-  'notes': free((), 'what a reader of the report must know', each=str),
+  'notes': mutable((), 'what a reader of the report must know', each=str),
   'seed': Key(0, 'random seed of weights, batches and evaluations', '[0, inf)'),
   'weights': Key(
     '', "initial weights: a path, 'package:NAME==VERSION/FILE' or 'random'"),
@@ -86,7 +86,8 @@ KEYS = {
     'longjax/rope.py'),
   'model.rope.factor': Key(1.0, 'new window / trained window', '[1, inf)'),
   'model.rope.original_length': Key(
-    0, 'trained window in tokens; for all scalings but linear and ntk',
+    0, 'trained window in tokens; for ntk_by_parts, the yarns, longrope, '
+    'llama3 and query_beta',
     '[0, inf)', 'tokens'),
   'model.rope.low_freq_factor': Key(
     1.0, 'llama3: below so many turns in the trained window, frequencies are '
@@ -125,24 +126,24 @@ KEYS = {
   'model.rope.xpos': Key(
     0.0, 'xPos: tokens over which attention decays by its scale; 0: no decay',
     '[0, inf)', 'tokens'),
-  'model.dtype': free(
+  'model.dtype': mutable(
     'bfloat16', 'dtype of matmuls; master weights are always float32',
     choices=('bfloat16', 'float32')),
-  'model.attention': free(
+  'model.attention': mutable(
     'ring', 'attention strategy: ring, gather, ulysses, hybrid, ...: '
     'longjax/attention'),
-  'model.block': free(
+  'model.block': mutable(
     512, 'tokens of a block of keys in attention; 2048 is best on TPU',
     '[1, inf)', 'tokens'),
-  'model.ulysses': free(
+  'model.ulysses': mutable(
     0, 'hybrid: devices that exchange heads; 0: as many as possible',
     '[0, inf)', 'devices'),
-  'model.remat': free(
+  'model.remat': mutable(
     'attention', 'what the forward pass saves for the backward pass: none '
     '(recompute nothing, save all), attention (outputs of attention and '
     'inputs of layers), offload (the same, on the host), full (inputs of '
     'layers only)'),
-  'model.mlp_chunk': free(
+  'model.mlp_chunk': mutable(
     0, 'tokens of a row that go through the feed-forward at once; 0: all',
     '[0, inf)', 'tokens'),
   'model.memory.layers': Key(
@@ -156,10 +157,10 @@ KEYS = {
     0, 'LongLoRA: tokens of a group that attend to each other in training; '
     '0: all', '[0, inf)',
     'tokens'),
-  'mesh.data': free(
+  'mesh.data': mutable(
     1, 'number of devices that the rows of a batch are divided over',
     '[1, inf)', 'devices'),
-  'mesh.seq': free(
+  'mesh.seq': mutable(
     1, 'number of devices that each row is divided over', '[1, inf)',
     'devices'),
   'lora.rank': Key(0, 'rank of the factors; 0: no LoRA', '[0, inf)'),
@@ -171,13 +172,13 @@ KEYS = {
     ('embedding', 'norm'), 'parameters trained without factors, by a part of '
     'their name', each=str),
   'data.sources': Key({}, 'what to train on, by name: longjax/data/sources.py'),
-  'data.root': free(
+  'data.root': mutable(
     '', "where relative paths of data.sources begin; '': this repository"),
   'data.tokenizer': Key(
     '', "a path or 'bytes'; '': the tokenizer of the weights"),
-  'data.tokenizer_may_differ': free(
+  'data.tokenizer_may_differ': mutable(
     False, 'accept a tokenizer other than that of the weights'),
-  'data.directory': free(
+  'data.directory': mutable(
     '', "directory of prepared shards; '': a place in the cache"),
   'data.mix': Key(
     {}, 'shares of the rows: longjax/data/mixture.py; {}: all documents'),
@@ -199,27 +200,27 @@ KEYS = {
     'tokens', 'the loss is a mean over tokens, over documents (LongAlign), or '
     'the mean of the means of each 65,536 tokens (64k: ProLong)',
     choices=('tokens', 'documents', '64k')),
-  'data.layout': free(
+  'data.layout': mutable(
     'zigzag', 'how each row is divided over mesh.seq: longjax/data/layout.py',
     choices=('contiguous', 'zigzag', 'striped', 'balanced')),
-  'data.skip_steps': free(
+  'data.skip_steps': mutable(
     (), 'steps whose batches are skipped', '[0, inf)', each=int),
-  'train.steps': free(
+  'train.steps': mutable(
     100, 'optimizer steps of the run', '[1, inf)',
     aliases=('max_steps', 'num_steps')),
   'train.batch': Key(8, 'rows of a step', '[1, inf)', 'rows'),
-  'train.micro_batches': free(
+  'train.micro_batches': mutable(
     1, 'number of parts in which a step is computed', '[1, inf)',
     aliases=('gradient_accumulation_steps',)),
   'train.seq_len': Key(
     2048, 'tokens of a row', '[1, inf)', 'tokens',
     aliases=('context_length', 'max_length')),
-  'train.lengths': free(
+  'train.lengths': mutable(
     (), 'shorter rows, in tokens, that the step is compiled for, too: each '
     'micro-batch uses the shortest that fits', '[1, inf)', 'tokens', each=int),
-  'train.loss_chunk': free(
+  'train.loss_chunk': mutable(
     1024, 'tokens per device whose logits exist at once', '[1, inf)', 'tokens'),
-  'train.sparse_core': free(
+  'train.sparse_core': mutable(
     False, 'gather weights and scatter gradients on the SparseCores of TPU v5p '
     'and v6e during computation: docs/plan.md'),
   'train.longce.gamma': Key(
@@ -230,113 +231,117 @@ KEYS = {
   'train.longce.stride': Key(
     1024, 'LongCE: tokens from one short context to the next', '[1, inf)',
     'tokens'),
-  'train.profile_steps': free(
-    (), 'steps to trace into profile/; or send SIGUSR1', each=int),
-  'train.hang_seconds': free(
-    1800, 'seconds without a step after which the run exits with code 75; 0: '
-    'never',
+  'train.profile_steps': mutable(
+    (), 'trace from the first to the last of these steps into profile/; or '
+    'send SIGUSR1', each=int),
+  'train.hang_seconds': mutable(
+    1800, 'the run exits with code 75 after so long without a step, or after '
+    'ten times the longest step if that is more; 0: never',
     '[0, inf)', 'seconds'),
-  'optim.learning_rate': free(
+  'optim.learning_rate': mutable(
     2e-5, 'peak learning rate', '[0, inf)',
     aliases=('lr', 'max_lr', 'peak_lr')),
-  'optim.schedule': free(
+  'optim.schedule': mutable(
     'cosine', 'learning rate after the warm-up; wsd: constant, then linear',
     choices=('cosine', 'linear', 'constant', 'wsd')),
-  'optim.decay_steps': free(
+  'optim.decay_steps': mutable(
     0, 'wsd: steps of the decay at the end', '[0, inf)', 'steps'),
-  'optim.warmup_steps': free(
+  'optim.warmup_steps': mutable(
     0, 'steps of linear warm-up; with train.steps or more, the peak is not '
     'reached', '[0, inf)', 'steps'),
-  'optim.warmup_from': free(
+  'optim.warmup_from': mutable(
     0.0, 'learning rate at step 0, as a share of the peak', '[0, 1]'),
-  'optim.min_ratio': free(
+  'optim.min_ratio': mutable(
     0.1, 'learning rate one step after the last, as a share of the peak',
     '[0, 1]'),
-  'optim.b1': free(0.9, 'AdamW: decay of the first moment', '[0, 1)'),
-  'optim.b2': free(0.95, 'AdamW: decay of the second moment', '[0, 1)'),
-  'optim.eps': free(1e-8, 'AdamW: epsilon', '[0, inf)'),
-  'optim.weight_decay': free(
+  'optim.b1': mutable(0.9, 'AdamW: decay of the first moment', '[0, 1)'),
+  'optim.b2': mutable(0.95, 'AdamW: decay of the second moment', '[0, 1)'),
+  'optim.eps': mutable(1e-8, 'AdamW: epsilon', '[0, inf)'),
+  'optim.weight_decay': mutable(
     0.1, 'weight decay of the parameters of optim.decayed', '[0, inf)',
     aliases=('wd',)),
-  'optim.decayed': free(
+  'optim.decayed': mutable(
     'matrices', 'which parameters get weight decay',
     choices=('matrices', 'not_embedding', 'with_norms')),
-  'optim.clip': free(
+  'optim.clip': mutable(
     1.0, 'gradients are clipped to this global norm', '(0, inf)'),
-  'optim.spike_sigmas': free(
+  'optim.spike_sigmas': mutable(
     6.0, 'skip a step whose loss or gradient norm is more than this many '
     'standard deviations above the recent mean; 0: never', '[0, inf)'),
   'optim.spike_window': Key(
     128, 'recent steps for that mean and standard deviation', '[2, inf)',
     'steps'),
-  'optim.max_skipped': free(
-    5, 'the run ends after so many steps skipped in a row', '[0, inf)',
-    'steps'),
-  'checkpoint.every_steps': free(
+  'optim.max_skipped': mutable(
+    5, 'the run ends when more than so many steps in a row were skipped',
+    '[0, inf)', 'steps'),
+  'checkpoint.every_steps': mutable(
     100, 'steps between saves', '[1, inf)', 'steps'),
-  'checkpoint.keep': free(
+  'checkpoint.keep': mutable(
     2, 'number of newest checkpoints to keep', '[1, inf)'),
-  'checkpoint.keep_every_steps': free(
+  'checkpoint.keep_every_steps': mutable(
     0, 'also keep every checkpoint at a multiple of so many steps; 0: none',
     '[0, inf)', 'steps'),
-  'checkpoint.max_failed': free(
-    5, 'the run ends after so many failed saves in a row', '[1, inf)'),
-  'metrics.wandb': free('', 'project of Weights & Biases; needs wandb'),
-  'eval.sources': free({}, 'held-out documents, as data.sources'),
-  'eval.documents': free(1, 'number of held-out documents', '[1, inf)'),
-  'eval.length': free(
+  'checkpoint.max_failed': mutable(
+    5, 'the run ends when so many saves in a row have failed', '[1, inf)'),
+  'metrics.wandb': mutable('', 'project of Weights & Biases; needs wandb'),
+  'eval.sources': mutable({}, 'held-out documents, as data.sources'),
+  'eval.documents': mutable(1, 'number of held-out documents', '[1, inf)'),
+  'eval.length': mutable(
     0, 'tokens of each held-out document that are evaluated; 0: no evaluation',
     '[0, inf)', 'tokens'),
-  'eval.window': free(
+  'eval.window': mutable(
     0, 'trained window in tokens, marked in table and plot', '[0, inf)',
     'tokens'),
-  'eval.passkey_lengths': free(
+  'eval.passkey_lengths': mutable(
     (), 'tokens of the passkey prompts; (): none', '[1, inf)', 'tokens',
     each=int),
-  'eval.passkey_depths': free(
+  'eval.passkey_depths': mutable(
     (0.1, 0.5, 0.9), 'depths of the passkey, as shares of the prompt', '[0, 1]',
     each=float),
-  'eval.tasks': free(
+  'eval.tasks': mutable(
     (), 'more evaluations: names in longjax/evals/table.py', each=str),
-  'eval.lengths': free(
+  'eval.lengths': mutable(
     (4096,), 'tokens of the prompts and windows of eval.tasks', '[1, inf)',
     'tokens', each=int),
-  'eval.samples': free(
+  'eval.samples': mutable(
     20, 'number of prompts of each task and length', '[1, inf)'),
-  'eval.limit': free(
+  'eval.limit': mutable(
     0, 'at most so many prompts of a task and length, also of tasks that '
     'ask all; 0: no limit', '[0, inf)'),
-  'eval.files.squad': free(
+  'eval.files.squad': mutable(
     '', "path of SQuAD's dev-v2.0.json, for ruler/qa_1"),
-  'eval.files.hotpotqa': free(
+  'eval.files.hotpotqa': mutable(
     '', "path of HotpotQA's hotpot_dev_distractor_v1.json, for ruler/qa_2"),
-  'eval.files.scrolls': free(
+  'eval.files.scrolls': mutable(
     '', 'directory of tau/scrolls, for llama2_long, or '
     'hf://datasets/tau/scrolls'),
-  'eval.files.helmet_recall': free(
-    '', "directory data of HELMET's data.tar.gz"),
-  'eval.files.trec': free('', 'directory of train and test of CogComp/trec'),
-  'eval.files.banking77': free('', 'directory of PolyAI/banking77'),
-  'eval.files.clinic150': free('', 'directory plus of clinc/clinc_oos'),
-  'eval.files.nlu': free('', 'directory of nlu_evaluation_data'),
-  'eval.files.narrativeqa': free('', 'directory data of deepmind/narrativeqa'),
-  'eval.files.infbench': free(
-    '', 'directory of xinrongzhang2022/InfiniteBench'),
-  'eval.files.multi_lexsum': free(
-    '', 'directory releases/v20230518 of allenai/multi_lexsum'),
-  'eval.files.longbench_v2': free('', 'path of data.json of LongBench-v2'),
-  'eval.files.mrcr': free('', 'path of a .parquet file of openai/mrcr'),
-  'eval.files.graphwalks': free(
+  'eval.files.helmet_recall': mutable(
+    '', "path of the directory data/ in HELMET's data.tar.gz"),
+  'eval.files.trec': mutable('', 'path of CogComp/trec, with train and test'),
+  'eval.files.banking77': mutable('', 'path of PolyAI/banking77'),
+  'eval.files.clinic150': mutable(
+    '', 'path of the directory plus/ in clinc/clinc_oos'),
+  'eval.files.nlu': mutable('', 'path of nlu_evaluation_data'),
+  'eval.files.narrativeqa': mutable(
+    '', 'path of the directory data/ in deepmind/narrativeqa'),
+  'eval.files.infbench': mutable(
+    '', 'path of xinrongzhang2022/InfiniteBench'),
+  'eval.files.multi_lexsum': mutable(
+    '', 'path of the directory releases/v20230518/ in allenai/multi_lexsum'),
+  'eval.files.longbench_v2': mutable('', 'path of data.json of LongBench-v2'),
+  'eval.files.mrcr': mutable('', 'path of a .parquet file of openai/mrcr'),
+  'eval.files.graphwalks': mutable(
     '', 'path of a .parquet file of openai/graphwalks'),
-  'eval.files.nolima': free('', "path of NoLiMa's needle_set.json"),
-  'eval.files.nolima_books': free('', "directory of NoLiMa's books"),
-  'eval.files.helmet_rag': free('', "path of a file of HELMET's data/kilt"),
-  'eval.files.helmet_rerank': free('', "path of one of HELMET's data/msmarco"),
-  'eval.chat': free(
+  'eval.files.nolima': mutable('', "path of NoLiMa's needle_set.json"),
+  'eval.files.nolima_books': mutable('', "directory of NoLiMa's books"),
+  'eval.files.helmet_rag': mutable('', "path of a file of HELMET's data/kilt"),
+  'eval.files.helmet_rerank': mutable(
+    '', "path of a file of HELMET's data/msmarco"),
+  'eval.chat': mutable(
     False, "put prompts into the tokenizer's chat template; not those of "
     'needle and passkey'),
-  'eval.batch': free(1, 'number of prompts answered at once', '[1, inf)'),
-  'eval.every_steps': free(
+  'eval.batch': mutable(1, 'number of prompts answered at once', '[1, inf)'),
+  'eval.every_steps': mutable(
     0, 'steps between evaluations; 0: only before and after training',
     '[0, inf)', 'steps'),
 }  # fmt: skip

@@ -5,11 +5,13 @@ import errno
 from collections.abc import Iterable
 from typing import Any
 
-# Exit code of a command that saved and ended: run it again.
+# Exit code that means: run the same command again. After SIGTERM the loop saves
+# and ends with it (train/loop.py); so does train/preemption.py where there is
+# nothing to save yet, and train/watchdog.py, without a save, where a run hangs.
 PREEMPTED = 75
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of an OSError: no room
 
-MOST = 2000  # characters of a message
+MAX_CHARACTERS = 2000  # of a message
 
 
 class InputError(ValueError):
@@ -23,8 +25,8 @@ class InputError(ValueError):
     text = ' '.join(super().__str__().splitlines())  # also of what it quotes
     return (
       text
-      if len(text) < MOST
-      else f'{text[: MOST // 2]} ... {text[-MOST // 4 :]}'
+      if len(text) < MAX_CHARACTERS
+      else f'{text[: MAX_CHARACTERS // 2]} ... {text[-MAX_CHARACTERS // 4 :]}'
     )
 
 

@@ -1,8 +1,11 @@
 """Llama, and its kin that differ by a field: the whole model in one file.
 
 Mistral has a `window`, Qwen2 a `bias`, Qwen3 a `qk_norm`, SmolLM3
-`nope_layers`, OLMo 3 `post_norm` and windows. Modules give structure and names;
-training handles plain dicts of arrays:
+`nope_layers`, OLMo 3 `post_norm` and windows. To add such a field: class Llama
+and config.py; weights/names.py for its tensors; weights/families.py and OWN in
+weights/config_json.py for files. A name that ends in norm or bias is that of a
+vector (for decay, LoRA, dtypes). Modules give structure and names; training
+handles plain dicts of arrays:
 
   params = {'embedding', 'layers': {'attn_norm', 'q', 'k', 'v', 'o',
             'mlp_norm', 'gate', 'up', 'down'}, 'norm', 'head' unless tied}
@@ -35,10 +38,11 @@ from longjax.rope import Rope
 
 _policies = jax.checkpoint_policies
 # What is saved for the backward pass besides the input of each layer.
-# `attention` keeps the ring from going round twice: right from about 128K
-# tokens on. `offload` saves the same, the large arrays of it and the inputs in
-# the memory of the host: for more tokens than fit the chip. `none` saves
-# everything, the gathered weights too: for models that fit each device.
+# `attention` saves the ring's output, which is then not computed again: better
+# above about 128K tokens. `offload` saves the same, its large arrays and the
+# layers' inputs in the memory of the host: for more tokens than fit the chip.
+# `none` saves everything, the gathered weights too: for models that fit each
+# device. plan/search.py estimates the memory of each.
 REMAT = dict(
   none=_policies.everything_saveable,
   attention=_policies.save_only_these_names('attn_out', 'attn_lse'),
@@ -161,9 +165,9 @@ def _check(c: Llama):
   remember = any(c.kind(layer).window for layer in c.memory.layers)
   if remember or (c.window and c.group):
     raise ValueError(
-      f'window {c.window} is for layers that attend to nothing beyond it: add '
-      f'the memory layers {c.memory.layers} to full_layers, and set group '
-      f'({c.group}) to 0; or window to 0'
+      f'window {c.window} goes neither with memory layers {c.memory.layers} '
+      f'nor with group {c.group}: add the memory layers to full_layers and set '
+      'group to 0, or set window to 0'
     )
   if c.memory.layers and c.rope.short_divisors:
     raise ValueError(
@@ -181,7 +185,7 @@ class LayerKind(NamedTuple):
   """What layers may have of their own; static."""
 
   memory: bool  # it attends to a memory too
-  rope: bool  # it rotates queries and keys
+  rotates: bool  # queries and keys, by RoPE
   window: int  # tokens that it attends to; 0 is all
 
 
@@ -370,7 +374,7 @@ class Transformer(nnx.Module):
     c, found = self.config, {}
     origin = jnp.zeros((1, 1), jnp.int32)
     for kind in dict.fromkeys(k for g in c.layer_groups() for k in g.kinds):
-      recipe = c.rope if kind.rope else c.rope.unrotated()
+      recipe = c.rope if kind.rotates else c.rope.unrotated()
       if kind.window and not c.scale_windows:
         recipe = Rope(base=c.rope.base)
       turn = functools.partial(rope.rotations, rope=recipe, head_dim=c.head_dim)
@@ -459,7 +463,7 @@ def run(
     params, config: the model.
     tokens, positions: [batch, seq].
     attend: (AttentionInputs, cache) -> out [batch, seq, heads, head_dim],
-      cache; called once for each group of layers, inside its scan.
+      cache; called once for each kind of a group of layers, in its scan.
     caches: for each of config.layer_groups() a tuple, of a tree of arrays
       [layers of the kind, ...] for each of its kinds; or None.
     mesh: shards rows and 'seq'; None is one device.
@@ -485,7 +489,7 @@ def hidden(params, config: Llama, batch: Batch, mesh=None, layer_done=None):
     config: the model.
     batch: arrays of [batch, seq].
     mesh: shards `batch` over rows and 'seq'; None is one device.
-    layer_done: called on the host after the attention of each layer.
+    layer_done: called on the host when the attention of each layer begins.
 
   Returns:
     [batch, seq, embed] in config.dtype.

@@ -31,8 +31,8 @@ def check(options, seq_len: int):
     )
   if options.gamma and options.short >= seq_len:
     raise InputError(
-      f'config.train.longce.short {options.short} leaves no target of a row of '
-      f'train.seq_len {seq_len} with a longer context; use a shorter one'
+      f'config.train.longce.short is {options.short}; it must be below '
+      f'train.seq_len {seq_len}, or no target has a longer context'
     )
 
 

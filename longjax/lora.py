@@ -6,10 +6,11 @@ computes with W + alpha / rank * A B (arXiv:2106.09685, section 4.1):
   params['lora'] = {'q': {'a': [layers, embed, rank],
                           'b': [layers, rank, heads, head_dim]}, ...}
 
-The sum is formed before the model, which does not know of it: what is evaluated
-and exported is what was trained. Only trained parameters have moments, which is
-the memory that LoRA saves. Frozen weights get no gradient, except those with
-factors: theirs is formed, sharded as they are, and becomes that of the factors.
+The sum is formed outside of the model, so what is evaluated and exported is
+what was trained. Only trained parameters have moments, which is the memory that
+LoRA saves. Frozen weights get no gradient. For a weight with factors the full
+gradient is computed, in the sharding of the weight, and then contracted to the
+gradients of A and B.
 """
 
 import math

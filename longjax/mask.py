@@ -1,8 +1,9 @@
 """The mask rule: which keys a query may attend to.
 
 The only place that decides it, for pairs of tokens and for pairs of blocks.
-Operators only, so it serves numpy arrays (layouts, on the host), jax arrays and
-the insides of a Pallas kernel alike.
+It serves numpy arrays (layouts, on the host), jax arrays and the insides of a
+Pallas kernel alike. Which keys of other rows Focused Transformer shows to a
+query is decided in crossbatch.py; they come with SHARED_SEGMENT.
 """
 
 from typing import Any, NamedTuple

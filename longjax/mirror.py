@@ -2,8 +2,9 @@
 
 Checkpoints and the lock are written there directly. Files that grow by lines,
 or whose library only writes local files (metrics.jsonl, tb/, plots/,
-REPORT.md), are written to a local directory and copied: from the bucket at the
-start, to it once a minute and before each checkpoint. So a checkpoint in the
+REPORT.md), are written to a local directory and copied to the bucket once a
+minute and before each checkpoint; those that a run reads (not tb/) are copied
+back when it starts. So a checkpoint in the
 bucket always has the lines of its steps beside it.
 """
 

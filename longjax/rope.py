@@ -6,8 +6,9 @@ taken modulo one turn in 64-bit integers before it becomes a float32, since a
 float32 product is off by up to 0.03 rad at position 524,287.
 
 Pairs are half split, as in Hugging Face: dim i turns with dim i + head_dim/2.
-To add a scaling: SCALINGS, `temperature` if it has one, and ROPES in
-weights/config_json.py for files.
+To add a scaling: SCALINGS, `temperature` if it has one, NEEDS_ORIGINAL_LENGTH,
+and ROPES in weights/config_json.py for files; with a field, also class Rope,
+its `_rules`, and `model.rope` in config.py.
 """
 
 import dataclasses
@@ -46,7 +47,8 @@ class Rope:
   base: float = 10_000.0
   scaling: str = 'none'  # a key of SCALINGS
   factor: float = 1.0  # new window / trained window
-  original_length: int = 0  # trained window in tokens: all but none to ntk
+  # Trained window in tokens: for NEEDS_ORIGINAL_LENGTH and query_beta.
+  original_length: int = 0
   low_freq_factor: float = 1.0  # llama3
   high_freq_factor: float = 4.0  # llama3
   beta_fast: float = 32.0  # yarn: turns in the window, kept above
@@ -57,8 +59,9 @@ class Rope:
   mscale: float = 0.0
   mscale_all_dim: float = 0.0
   truncate: bool = True  # yarn: the ramp's ends are whole pairs
-  # Queries at position p count 1 + beta log(1 + floor(p / original_length))
-  # times, as in Llama 4 and Ministral 3 (Scalable-Softmax, arXiv:2501.19399).
+  # Queries at position p are multiplied by
+  # 1 + query_beta log(1 + floor(p / original_length)), as in Llama 4 and
+  # Ministral 3 (Scalable-Softmax, arXiv:2501.19399).
   query_beta: float = 0.0
   divisors: tuple = ()  # longrope: of the frequency of each pair
   # longrope: those of rows within original_length; () is `divisors`.
@@ -114,7 +117,7 @@ def _rules(rope: Rope) -> tuple[tuple[bool, str], ...]:
     (rope.xpos >= 0, 'xpos >= 0 tokens'),
     (
       rope.original_length >= 2
-      or not (rope.scaling in LENGTH or rope.query_beta),
+      or not (rope.scaling in NEEDS_ORIGINAL_LENGTH or rope.query_beta),
       'original_length, the trained window in tokens, for this scaling and '
       'query_beta',
     ),
@@ -254,7 +257,8 @@ SCALINGS = dict(
   nope=_nope,
 )
 YARNS = ('yarn', 'yarn_paper', 'yarn_revised')
-LENGTH = ('ntk_by_parts', *YARNS, 'longrope', 'llama3')
+# The scalings for which `original_length` must be given.
+NEEDS_ORIGINAL_LENGTH = ('ntk_by_parts', *YARNS, 'longrope', 'llama3')
 
 
 def temperature(rope: Rope) -> float:
@@ -366,10 +370,11 @@ def rotations(positions, rope: Rope, head_dim: int):
   """((cos, sin) for the queries, (cos, sin) for the keys).
 
   They are the same, as `cos_sin` gives them, but for `query_beta`, by which
-  queries alone are multiplied, and for xPos, arXiv:2212.10554:
-  pair j of a query at m and a key at n counts z_j ** ((m - n) / xpos) times,
-  z_j = (2 j + 0.4 d) / 1.4 d. Queries get z ** (m / xpos), keys z ** (-n /
-  xpos), in float32; within XPOS_REACH times `xpos` tokens nothing overflows.
+  queries alone are multiplied, and for xPos, arXiv:2212.10554: the product of
+  pair j of a query at m and of a key at n is multiplied by
+  z_j ** ((m - n) / xpos), z_j = (2 j + 0.4 d) / 1.4 d. Queries get
+  z ** (m / xpos), keys z ** (-n / xpos), in float32; within XPOS_REACH times
+  `xpos` tokens nothing overflows.
   """
   cos, sin = keys = cos_sin(positions, rope, head_dim)
   if rope.query_beta:

@@ -2,7 +2,9 @@
 
 A slice is named by its generation and the chips along each axis of its torus:
 v5p:4x4x8 is 128 chips of v5p. Google's own names, v5p-256 and v6e-64, are read
-too. No import of jax: training, planning and pod.py all read this.
+too. No import of jax: training, planning and pod.py all read this. To add a
+generation: here, and in plan/calibration.py, attention/tiles.py,
+parallel/topology.py (CUBE), pod/queued.py and pod/request.py (TYPES, IMAGES).
 """
 
 import math

@@ -205,7 +205,7 @@ def test_only_matrices_decay():
     ('matrices', norms), ('not_embedding', norms | {'embedding'}),
     ('with_norms', set()),
   ):  # fmt: skip
-    decayed = optimizer.decayed(section, llama.abstract(model))
+    decayed = optimizer.decay_mask(section, llama.abstract(model))
     names = {
       jax.tree_util.keystr(p, simple=True, separator='/')
       for p, d in jax.tree.leaves_with_path(decayed) if not d

@@ -1,7 +1,7 @@
 """Causal attention over packed documents, with the sequence sharded or not.
 
-`attend` is the whole interface. A strategy is a function of local shards, run
-inside `shard_map`:
+`attend` is the interface. To add a strategy: write a function of local shards,
+run inside `shard_map`, and list it in STRATEGIES below:
 
   (q, k, v, q_ids, kv_ids, axis, options) -> out
 
@@ -41,7 +41,7 @@ def reference(q, k, v, q_ids, kv_ids, axis, options):
   q = q.reshape(B, T, K, N // K, H)
   logits = jnp.einsum(
     'btkgh,bskh->bkgts', q, k, preferred_element_type=jnp.float32
-  ) * (options.scale * LOG_2)
+  ) * (options.scale * LN_2)
   mask = attention_mask(q_ids, kv_ids, options.window)[:, None, None]
   logits = jnp.where(mask, logits, -1e30)
   p = jnp.where(mask, jax.nn.softmax(logits, -1), 0).astype(v.dtype)
@@ -83,7 +83,7 @@ STRATEGIES = dict(
   hybrid=Strategy(ulysses, exchanges_heads=True),
   decode=Strategy(decode, replicates_queries=True),
 )
-LOG_2 = math.log(2)
+LN_2 = math.log(2)
 RING, HEADS = 'ring', 'heads'  # the mesh axes that Ulysses splits `axis` into
 
 
@@ -107,8 +107,8 @@ def attend(
     ulysses: devices of `axis` that exchange heads in hybrid; 0 is the most
       that repeats no kv head.
     kernel: a key of kernels.KERNELS; None is pallas on a TPU, else blockwise.
-    scale: logits are q . k times it; None is 1 / sqrt(dim). With math.log(2),
-      for q that hold a factor log2(e) / sqrt(dim), a kernel multiplies none.
+    scale: logits are q . k times it; None is 1 / sqrt(dim). If q is already
+      multiplied by log2(e) / sqrt(dim), pass math.log(2): no kernel multiplies.
 
   Returns:
     [batch, seq, heads, dim] in q's dtype; 0 for a query without keys.
@@ -120,7 +120,7 @@ def attend(
   context = jax.sharding.get_abstract_mesh()
   mesh = _context_mesh(context, axis) if mesh is None else mesh
   _check_shapes(q, k, v, q_ids, kv_ids)
-  scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) / LOG_2
+  scale = (1 / math.sqrt(q.shape[-1]) if scale is None else scale) / LN_2
   device_platform, chip = platform(mesh)
   kernel = kernel or ('pallas' if device_platform == 'tpu' else 'blockwise')
   options = AttentionOptions(kernel, block, window, scale, chip)

@@ -15,9 +15,10 @@ computed without one. Flash attention (arXiv:2205.14135, 2307.08691), but for
     the matrix unit has work while the vector unit has;
   accumulators that are the kernel's inputs and outputs at once: a hop of the
     ring adds to them in place, in float32;
-  backward, the gradients of a chunk of keys staying on the chip while the
-    queries pass by, so that nothing of O(seq^2) or in bf16 is summed; they are
-    [dim, keys], which fills a matrix unit that is wider than a head.
+  backward: dK and dV of a chunk of keys stay in VMEM, in float32, while the
+    blocks of queries are read one after another, so there is no O(seq^2) array
+    and no sum in bf16; they are [dim, keys], which fills a matrix unit that is
+    wider than a head.
 
 Legend as in blocks.py. docs/kernel.md has the schedules, and what failed.
 """

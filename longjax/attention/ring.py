@@ -2,9 +2,9 @@
 
 On n devices the keys, values and their ids hop n - 1 times; each hop adds to a
 float32 softmax. The backward pass is written by hand, since a scan under
-autodiff would keep every hop: it saves the output and the log-sum-exp, sends
-the keys round again, and their gradients one hop behind them until they are
-back where the keys came from.
+autodiff would keep every hop: it saves the output and the log-sum-exp and runs
+a second ring, in which K and V hop n - 1 times, dK and dV follow one hop later,
+and a last hop returns them to the device that owns the keys.
 
 The messages and the kernel of a hop are independent, so they run concurrently.
 XLA's scheduler would start to send after the kernel; the `optimization_barrier`

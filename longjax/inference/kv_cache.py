@@ -3,8 +3,8 @@
 Each device of the ring holds a share of the slots and the ids that say what is
 in them: chunks of a prompt stay where they were computed, generated tokens go
 to the devices in turn, so memory per device is O(seq / n) and nothing moves
-once it is written. Layers with a window keep what is in it: both parts of
-their cache, the prompt's and the answer's, go round.
+once it is written. In layers with a window the slots for prompts and those for
+answers are two ring buffers, whose oldest entries are overwritten.
 """
 
 from typing import Any, NamedTuple

@@ -3,8 +3,8 @@
 A long text goes through the model window by window. Of each window the memory
 layers keep keys, rotated as at the first position, and values; the queries of
 all later windows attend to all of them, in those layers, by dense attention.
-Other layers attend within their window. A window costs the same compute in
-them however long the text is, and no more memory than its own keys.
+Other layers attend within their window: what a window costs them does not
+depend on the length of the text, and they keep no keys of earlier windows.
 """
 
 import functools

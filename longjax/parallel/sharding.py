@@ -1,8 +1,9 @@
 """Where arrays live: the mesh, parameters over all of it, batches over it.
 
-The mesh has axes `data` (rows) and `seq` (the ring). Parameters and optimizer
-state are sharded over both, whatever the axes mean for activations; `fsdp`
-gathers them where they are used.
+The mesh has axes `data` (rows) and `seq` (the ring). Matrices of parameters and
+of optimizer state are sharded over both, along dims that these divide; `fsdp`
+gathers them where they are used. A new parameter needs nothing here: its name
+and shape decide.
 """
 
 import glob

@@ -1,4 +1,4 @@
-"""The order of devices in a ring: each hop of the ring is one link of chips.
+"""The order of devices in a ring: where possible, each hop is one link.
 
 The chips of a TPU slice are a grid of 2 or 3 axes, each linked to its
 neighbours, some axes closed to rings; the cores of a chip are one axis more.
@@ -8,8 +8,9 @@ on a grid, which cost latency and share links.
 
 Devices are known by `coords`, `core_on_chip`, `device_kind` and, where there
 is more than one slice, `slice_index`. Which axes close: Cloud TPU's pages on
-v4, v5p, v5e, v6e. Devices do not tell a twisted torus; there only rings of a
-single axis have longer hops than counted here.
+v4, v5p, v5e, v6e. The attributes of a device do not show whether the torus is
+twisted; on one that is, rings along a single axis have longer hops than counted
+here. The order of tokens over the ring is that of data/layout.py.
 """
 
 import collections

@@ -1,7 +1,7 @@
 """Writes metrics.jsonl, and from it TensorBoard and a log line.
 
-The columns are computed in loop.usage and optimizer.update; TAGS names those
-that TensorBoard shows.
+The columns are computed in loop.usage and optimizer.update, those of time and
+the loss in hex in `Metrics.step`; TAGS names those that TensorBoard shows.
 """
 
 import contextlib

@@ -1,7 +1,8 @@
 """AdamW on float32 masters: schedule, decay mask, clipping, and the guard.
 
-Another optimizer needs a change of `transformation` alone: all else reads its
-state by optax's own functions.
+To add an optimizer: change `transformation`, and keys of `optim` in config.py.
+Its state must hold one ScaleByScheduleState, from which `update` reads the step
+of the schedule; all else reads the state by optax's own functions.
 """
 
 import functools
@@ -66,7 +67,7 @@ def unfinished_warmup(config, steps: int) -> str:
   )
 
 
-def decayed(config, params):
+def decay_mask(config, params):
   """True for matrices. By name: stacked norms and biases have two dims too.
 
   Without the embedding as OLMo 2 (arXiv:2501.00656, section 3.3.2); with norms
@@ -97,7 +98,8 @@ def transformation(config, steps: int) -> optax.GradientTransformation:
     optax.clip_by_global_norm(config.clip),
     optax.adamw(
       schedule(config, steps), config.b1, config.b2, config.eps,
-      weight_decay=config.weight_decay, mask=functools.partial(decayed, config),
+      weight_decay=config.weight_decay,
+      mask=functools.partial(decay_mask, config),
     ),
   )  # fmt: skip
 
@@ -133,9 +135,9 @@ def accept_step(config, guard, loss, norm):
 
   Not if loss or gradient norm is not finite, nor if one is above the mean +
   optim.spike_sigmas standard deviations of the last spike_window finite steps
-  (after the skip of spikes of OLMo 2, arXiv:2501.00656). Such a value enters
-  the window as that bound: a level that stays becomes normal, a spike does
-  not.
+  (after the skip of spikes of OLMo 2, arXiv:2501.00656). The window stores such
+  a value clipped to that bound: a lasting change is accepted in time, a single
+  spike never.
   """
   full = guard['taken'] >= config.spike_window
   at = guard['taken'] % config.spike_window

@@ -1,4 +1,4 @@
-"""Ends a process that hangs between steps, so that it can be restarted.
+"""Ends a process that hangs with exit code 75, so that it is restarted.
 
 A collective waits for ever for a process that is gone, and so does a read from
 storage that does not answer: nothing raises, and a slice stands still.
