@@ -8,6 +8,8 @@ import contextlib
 import io
 import json
 import pathlib
+import signal
+import time
 
 import jinja2
 import numpy as np
@@ -252,16 +254,33 @@ def test_tool_calls_are_a_list(calls, tokens):
 def test_an_interruption_that_is_lost_comes_again(monkeypatch):
   """As one is that is raised while garbage is collected."""
   monkeypatch.setattr(template_sandbox, 'SECONDS', 0.2)
-  with (
-    pytest.raises(jinja2.TemplateError, match=r'0\.2 s'),
-    template_sandbox.bounded(),
-  ):
+
+  def spin(_):
     for _ in range(2):
       with contextlib.suppress(template_sandbox.TooLongError):
         while True:
           pass
     while True:
       pass
+
+  environment = template_sandbox.Sandbox()
+  environment.filters['spin'] = spin
+  template = environment.from_string('{{ x | spin }}')
+  with (
+    pytest.raises(jinja2.TemplateError, match=r'0\.2 s'),
+    template_sandbox.bounded(),
+  ):
+    template.render(x=1)
+
+
+def test_only_the_template_is_interrupted(monkeypatch):
+  """Not what lifts its limits: a timer that is left would kill the process."""
+  monkeypatch.setattr(template_sandbox, 'SECONDS', 0.1)
+  until = time.thread_time() + 0.3
+  with template_sandbox.bounded():
+    while time.thread_time() < until:
+      pass
+  assert signal.getitimer(signal.ITIMER_PROF) == (0, 0)
 
 
 def test_tools_that_a_template_ignores_are_refused(tokens):

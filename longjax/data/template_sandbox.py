@@ -32,6 +32,7 @@ SECONDS, MOST_BYTES, LARGE = 1, 1 << 30, 1 << 31
 CLOCK = threading.local()  # `until`: the thread's CPU time at which it ends
 # What writes at any length or loops without a look at the clock.
 UNBOUNDED = ('lipsum', 'slice', 'batch', 'wordwrap', 'urlize')
+JINJA = os.path.dirname(jinja2.__file__)
 SIZE = '/proc/self/statm'  # of this process, in pages; not on a Mac
 
 
@@ -102,12 +103,26 @@ class TooLongError(BaseException):
   """Jinja keeps an Exception to itself while it computes constants."""
 
 
-def _look_at_clock(*_):
-  if time.thread_time() > CLOCK.until:
+def _look_at_clock(_signal=None, frame=None):
+  """Raises TooLongError after CLOCK.until.
+
+  Args:
+    frame: what a signal has interrupted; where that is not Jinja's work, it may
+      be the end of `bounded`, which must not be interrupted.
+  """
+  late = time.thread_time() > CLOCK.until
+  if late and (frame is None or _is_of_jinja(frame)):
     # Again after a while: what is raised inside of a callback of the garbage
     # collector is lost.
     CLOCK.until += SECONDS / 4
     raise TooLongError
+
+
+def _is_of_jinja(frame) -> bool:
+  """Whether a function of Jinja has called what runs."""
+  while frame and not frame.f_code.co_filename.startswith(JINJA):
+    frame = frame.f_back
+  return frame is not None
 
 
 @contextlib.contextmanager
