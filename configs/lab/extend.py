@@ -35,7 +35,6 @@ ROPES = dict(
   longlora=PI,  # arXiv:2309.12307: LoRA, attention in groups of a quarter
   longce=PI,  # arXiv:2410.23771
   longrope=PI | LONGROPE,  # arXiv:2402.13753
-  ultralong=PI | dict(scaling='yarn', original_length=base.WINDOW),
   interleaved=ABF,  # arXiv:2406.00605: long rows of short documents' chunks
   skipalign=PI,  # arXiv:2405.03939, rows of 64
   pi_64=PI,  # rows of 64 and no more, what pose and skipalign compare with
@@ -46,7 +45,6 @@ ROPES = dict(
 VARIANTS = ROPES
 # A run of the laboratory that is extended, where it is not the base.
 STARTS = dict(smollm3_128='rnope', smollm3='smollm3_128')
-JOINED = ('joined', 'ultralong')
 SHORT_ROWS = ('pose', 'short', 'fot', 'skipalign', 'pi_64', 'abf_64')
 LORA = dict(
   superhot=dict(rank=4, alpha=8.0, whole=()),
@@ -82,7 +80,7 @@ def get_config(method='abf'):
   seq_len = base.WINDOW if method in SHORT_ROWS else TARGET
   config.train.update(steps=100, batch=4096 // seq_len, seq_len=seq_len)
   if method == 'fot' or method not in SHORT_ROWS:
-    config.data.mix = mixture(masked=method not in JOINED)
+    config.data.mix = mixture(masked=method != 'joined')
   if method == 'curriculum':
     config.data.curriculum = ((0.4, base.WINDOW), (0.6, TARGET))
   if method == 'pose':
