@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 from commands import ROOT
-from scipy import stats
 
 from longjax.evals import (
   helmet,
@@ -94,6 +93,8 @@ def test_scores_of_helmet_are_those_of_its_code(name, judge):
 
 @pytest.mark.parametrize('right, count', [(0, 10), (7, 10), (10, 10), (3, 50)])
 def test_the_interval_is_wilsons(right, count):
+  from scipy import stats  # a second, and each worker reads this file
+
   wanted = stats.binomtest(right, count).proportion_ci(method='wilson')
   found = score.interval([1.0] * right + [0.0] * (count - right))
   assert found == pytest.approx((wanted.low, wanted.high), abs=1e-7)
@@ -101,6 +102,8 @@ def test_the_interval_is_wilsons(right, count):
 
 def test_the_interval_of_a_difference_is_that_of_the_paired_t_test(rng):
   before, after = rng.random((2, 12))
+  from scipy import stats
+
   wanted = stats.ttest_rel(after, before).confidence_interval(0.95)
   assert score.paired_interval(before, after) == pytest.approx(tuple(wanted))
   assert score.paired_interval([1, 0], [1, 0]) is None  # nothing differs

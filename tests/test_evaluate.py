@@ -26,7 +26,7 @@ from longjax.inference import generate, language_model, memory
 from longjax.inference.language_model import LM
 from longjax.parallel import sharding
 
-MODEL = common.SIZES['tiny']
+MODEL = common.SIZES['tiny'] | dict(layers=2)
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,6 @@
 """Steps that must change nothing: not finite, a spike, or to be passed over."""
 
+import functools
 import itertools
 
 import jax
@@ -18,14 +19,11 @@ from longjax.train import lock, loop, metrics, optimizer, run_report
 from longjax.train import state as train_state
 
 
-def section(**changes):
+@functools.cache
+def stepped(sigmas):
+  """A state of one weight at the start, and the update of a step of it."""
   config = tiny.get_config().optim
-  config.update(spike_window=4, spike_sigmas=3.0, warmup_steps=0, **changes)
-  return config
-
-
-def taken(config, steps):
-  """[(skipped, changed)] of steps [(loss, gradient[, weight])] in a row."""
+  config.update(spike_window=4, spike_sigmas=sigmas, warmup_steps=0)
   params = dict(w=jnp.ones(8))
   state = dict(
     params=params,
@@ -33,7 +31,13 @@ def taken(config, steps):
     guard=optimizer.guard_init(config),
     step=jnp.int32(0),
   )
-  update = jax.jit(lambda *args: optimizer.update(config, 100, *args))
+  return state, jax.jit(lambda *args: optimizer.update(config, 100, *args))
+
+
+def taken(steps, sigmas=3.0):
+  """[(skipped, changed)] of steps [(loss, gradient[, weight])] in a row, and
+  the state after them."""
+  state, update = stepped(sigmas)
   found = []
   for loss, gradient, weight in ((*x, 1.0)[:3] for x in steps):
     grads = dict(w=jnp.full(8, gradient, jnp.float32))
@@ -58,45 +62,43 @@ SKIPPED, TAKEN = (True, False), (False, True)
   (20.0, 1.0), (2.0, 10.0),
 ])  # fmt: skip
 def test_a_bad_step_changes_no_bit_and_the_next_good_one_is_taken(bad):
-  found, state = taken(section(), [*CALM, bad, (2.0, 1.0)])
+  found, state = taken([*CALM, bad, (2.0, 1.0)])
   assert found == [TAKEN] * 4 + [SKIPPED, TAKEN]
   assert int(state['guard']['skipped']) == 0
 
 
 def test_bad_steps_in_a_row_are_counted_and_not_one_is_taken():
-  found, state = taken(section(), [*CALM, *[(np.nan, np.nan)] * 7])
+  found, state = taken([*CALM, *[(np.nan, np.nan)] * 7])
   assert found[4:] == [SKIPPED] * 7
   assert int(state['guard']['skipped']) == 7
 
 
 def test_a_step_without_loss_weights_is_not_taken_and_not_remembered():
   empty, bad = (0.0, 0.0, 0.0), (np.nan, 1.0)
-  found, state = taken(section(), [*CALM[:2], *[empty] * 9, *CALM[2:]])
+  found, state = taken([*CALM[:2], *[empty] * 9, *CALM[2:]])
   assert found == [TAKEN] * 2 + [SKIPPED] * 9 + [TAKEN] * 2
-  _, without = taken(section(), CALM)
+  _, without = taken(CALM)
   assert int(state.pop('step')) == 13 and int(without.pop('step')) == 4
   jax.tree.map(np.testing.assert_array_equal, state, without)
   # Nor does it end, or lengthen, a row of bad steps.
-  _, state = taken(section(), [*CALM, bad, empty, bad])
+  _, state = taken([*CALM, bad, empty, bad])
   assert int(state['guard']['skipped']) == 2
 
 
 def test_the_bound_by_hand():
   """Losses 2, 2.1, 1.9, 2: mean 2, deviation sqrt(0.005), bound 2.2121."""
-  assert taken(section(), [*CALM, (2.21, 1.0)])[0][-1] == TAKEN
-  assert taken(section(), [*CALM, (2.22, 1.0)])[0][-1] == SKIPPED
+  assert taken([*CALM, (2.21, 1.0)])[0][-1] == TAKEN
+  assert taken([*CALM, (2.22, 1.0)])[0][-1] == SKIPPED
 
 
 def test_a_level_that_stays_becomes_the_normal_one():
-  found, _ = taken(section(), [*CALM, *[(2.4, 1.0)] * 6])
+  found, _ = taken([*CALM, *[(2.4, 1.0)] * 6])
   assert found[4] == SKIPPED and found[-1] == TAKEN
 
 
 def test_before_the_window_is_full_and_without_sigmas_spikes_are_admitted():
-  assert taken(section(), [*CALM[:3], (20.0, 1.0)])[0][-1] == TAKEN
-  off = section()
-  off.spike_sigmas = 0.0
-  assert taken(off, [*CALM, (20.0, 1.0)])[0][-1] == TAKEN
+  assert taken([*CALM[:3], (20.0, 1.0)])[0][-1] == TAKEN
+  assert taken([*CALM, (20.0, 1.0)], sigmas=0.0)[0][-1] == TAKEN
 
 
 class Numbers:

@@ -249,18 +249,32 @@ def test_chunked_nll_equals_that_of_whole_logits(chunk, rng, make_mesh):
   )
 
 
-def test_remat_changes_no_gradient(rng):
-  batch, params = packed(rng, 96), params_of(small())
+@functools.cache
+def loss_and_gradient(config, mesh=None):
+  """Leaves of the loss and its gradient, of packed rows."""
+  batch = packed(np.random.default_rng(0), 96)
+  if mesh:
+    batch = sharding.put(batch, mesh)
+  loss = lambda p: llama.nll(p, config, batch, mesh=mesh).sum()
+  return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(params_of(config)))
 
-  def grads(remat):
-    config = small(remat=remat)
-    loss = lambda p: llama.nll(p, config, batch).sum()
-    return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
 
-  want = grads('full')
-  for remat in set(llama.REMAT) - {'full'}:
-    for a, b in zip(grads(remat), want):
-      np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
+@pytest.mark.parametrize('changes, data, seq', [
+  *((dict(remat=remat), 0, 0) for remat in sorted({*llama.REMAT} - {'none'})),
+  (dict(mlp_chunk=7), 0, 0),
+  *(
+    pytest.param(dict(mlp_chunk=size), data, seq, marks=pytest.mark.slow)
+    for size, data, seq in ((7, 1, 1), (99, 1, 1), (7, 2, 4), (16, 2, 4),
+                            (99, 2, 4))
+  ),
+])  # fmt: skip
+def test_what_saves_memory_changes_no_loss_and_no_gradient(
+  changes, data, seq, make_mesh
+):
+  mesh = make_mesh(data, seq) if data else None
+  got = loss_and_gradient(small(**changes), mesh)
+  for a, b in zip(got, loss_and_gradient(small(remat='none'), mesh)):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
 def traced_gradient(config, mesh=None):
@@ -294,28 +308,6 @@ def test_offload_sends_layer_inputs_and_attention_to_the_host():
   ]
   layer_in, attn_out = (1, 64, 48), (1, 64, 8, 8)
   assert sorted(sent) == sorted([layer_in, attn_out])
-
-
-@pytest.mark.parametrize('size, data, seq', [
-  (7, 1, 1),
-  pytest.param(99, 1, 1, marks=pytest.mark.slow),
-  pytest.param(7, 2, 4, marks=pytest.mark.slow),
-  pytest.param(16, 2, 4, marks=pytest.mark.slow),
-  pytest.param(99, 2, 4, marks=pytest.mark.slow),
-])  # fmt: skip
-def test_mlp_chunk_changes_no_loss_and_no_gradient(
-  size, data, seq, rng, make_mesh
-):
-  mesh, params = make_mesh(data, seq), params_of(small())
-  batch = packed(rng, 96)
-
-  def gradients(config):
-    loss = lambda p, b: llama.nll(p, config, b, mesh=mesh).sum()
-    return jax.jit(jax.value_and_grad(loss))(params, sharding.put(batch, mesh))
-
-  got, want = gradients(small(mlp_chunk=size)), gradients(small())
-  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want)):
-    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * np.abs(b).max())
 
 
 @pytest.mark.slow
@@ -414,11 +406,11 @@ OTHER = dict(
 
 
 @functools.cache
-def program(config, mesh=None):
-  """The lowered gradient of the loss, its constants included."""
+def program(config, mesh=None, of=lambda loss: loss):
+  """The lowered loss, or its gradient, its constants included."""
   loss = lambda p, b: llama.nll(p, config, b, mesh=mesh).sum()
-  gradient = jax.jit(jax.grad(loss))
-  return gradient.lower(llama.abstract(config), abstract_row()).as_text()
+  lowered = jax.jit(of(loss)).lower(llama.abstract(config), abstract_row())
+  return lowered.as_text()
 
 
 @pytest.mark.parametrize(
@@ -433,7 +425,8 @@ def test_every_model_config_field_changes_the_program(field, make_mesh):
   if field == 'scale_windows':
     config = small(LLAMA3 | dict(window=8), Rope(**SCALED))
   other = dataclasses.replace(config, **{field: OTHER[field]})
-  assert program(config, mesh) != program(other, mesh)
+  of = (jax.grad,) if field == 'remat' else ()
+  assert program(config, mesh, *of) != program(other, mesh, *of)
 
 
 SCALINGS = dict(

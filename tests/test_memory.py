@@ -79,7 +79,10 @@ def test_memory_changes_what_later_windows_predict(rng):
   params = params_of(READS)
   losses = [
     memory.nll(
-      params, READS, x._replace(tokens=x.tokens % 64), memory.Options(SEQ)
+      params,
+      READS,
+      x._replace(tokens=x.tokens % 64),
+      memory.Options(SEQ, chunk=7),
     )
     for x in (batch, other)
   ]

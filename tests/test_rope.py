@@ -233,20 +233,6 @@ def test_sine_between_neighbours_is_theorem_1_of_llama_2_long(r, want):
   np.testing.assert_allclose(np.sin(frequency).mean(), want, atol=5e-7)
 
 
-def test_interpolated_scores_keep_within_the_bound_of_their_paper(rng):
-  """arXiv:2306.15595, theorem 2.1: half way between two positions the score is
-  within d max|h| / (32 ln 1e4) of the mean of the two."""
-  frequency, _ = rope.frequencies(Rope(), 128)
-  q, k = rng.standard_normal((2, 64)) + 1j * rng.standard_normal((2, 64))
-  h = q * k.conj()
-  score = lambda s: (np.exp(1j * np.outer(s, frequency)) @ h).real
-  n = np.arange(2048)
-  error = np.abs(score(n + 0.5) - (score(n) + score(n + 1)) / 2)
-  bound = 128 * np.abs(h).max() / (32 * np.log(1e4))
-  np.testing.assert_allclose(32 * np.log(1e4), 294.7309, rtol=1e-6)
-  assert (error <= bound).all()
-
-
 def test_xpos_decays_by_its_formula():
   """z_0, z_1 and z_63 of the formula, arXiv:2212.10554, over `xpos` tokens."""
   r = Rope(base=5e5, xpos=512.0)
@@ -257,14 +243,6 @@ def test_xpos_decays_by_its_formula():
     decay[1, [0, 1, 63]], [0.285714, 0.296875, 0.988839], rtol=1e-5
   )
   np.testing.assert_allclose(np.hypot(k_cos, k_sin)[0] * decay, 1, rtol=1e-6)
-
-
-def test_interpolation_at_a_multiple_is_the_plain_angle():
-  plain = rope.cos_sin(np.array([[100]]), Rope(), 64)
-  stretched = rope.cos_sin(
-    np.array([[800]]), Rope(scaling='linear', factor=8.0), 64
-  )
-  np.testing.assert_allclose(plain, stretched, atol=5e-7)
 
 
 @pytest.mark.parametrize('scaling', [

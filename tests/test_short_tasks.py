@@ -9,10 +9,8 @@ from eval_cases import TOKENS
 
 from configs import common
 from longjax.errors import InputError
+from longjax.evals import Setup, table
 from longjax.inference.language_model import LM
-
-pytest.importorskip('lm_eval')
-from longjax.evals import Setup, lm_harness, table
 
 NEXT = np.frombuffer(b'bcdefghijklmnopqrstuvwxyza', np.uint8)
 
@@ -39,15 +37,25 @@ def continued(prompts, count, stopped=None):
   return answers
 
 
-HARNESS = lm_harness.Harness(LM(nll, continued), TOKENS, window=8)
+@pytest.fixture(scope='module')
+def lm_harness():
+  pytest.importorskip('lm_eval')
+  from longjax.evals import lm_harness  # seconds, and each worker reads this
+
+  return lm_harness
+
+
+@pytest.fixture(scope='module')
+def harness(lm_harness):
+  return lm_harness.Harness(LM(nll, continued), TOKENS, window=8)
 
 
 def request(*arguments):
   return types.SimpleNamespace(args=arguments)
 
 
-def test_a_continuation_has_its_probability_and_is_greedy_or_not():
-  found = HARNESS.loglikelihood(
+def test_a_continuation_has_its_probability_and_is_greedy_or_not(harness):
+  found = harness.loglikelihood(
     [request('ab', 'cde'), request('ab', 'cx'), request('', 'ab')],
     disable_tqdm=True,
   )
@@ -57,23 +65,23 @@ def test_a_continuation_has_its_probability_and_is_greedy_or_not():
   assert found[2] == (pytest.approx(2 * right), True)  # after <eos> comes 'a'
 
 
-def test_what_is_too_long_for_the_window_loses_its_beginning():
-  (found,) = HARNESS.loglikelihood([request('z' * 20 + 'abcde', 'fgh')],
+def test_what_is_too_long_for_the_window_loses_its_beginning(harness):
+  (found,) = harness.loglikelihood([request('z' * 20 + 'abcde', 'fgh')],
                                    disable_tqdm=True)  # fmt: skip
   assert found == (pytest.approx(3 * math.log(3 / 4)), True)
 
 
-def test_a_long_text_is_scored_once_in_windows():
+def test_a_long_text_is_scored_once_in_windows(harness):
   text = 'abcdefghijklmnopqrstuvwxyz'
-  (found,) = HARNESS.loglikelihood_rolling([request(text)])
+  (found,) = harness.loglikelihood_rolling([request(text)])
   assert found == pytest.approx(26 * math.log(3 / 4))
 
 
-def test_answers_end_before_a_stop_string():
+def test_answers_end_before_a_stop_string(harness):
   ask = dict(until=['h', 'zz'], max_gen_toks=6)
-  assert HARNESS.generate_until([request('abcd', ask)]) == ['efg']
+  assert harness.generate_until([request('abcd', ask)]) == ['efg']
   ask = dict(until='q', max_gen_toks=3)
-  assert HARNESS.generate_until([request('abcd', ask)]) == ['efg']
+  assert harness.generate_until([request('abcd', ask)]) == ['efg']
 
 
 LETTERS = """
@@ -91,7 +99,7 @@ doc_to_target: "{{answer}}"
 
 
 @pytest.mark.slow
-def test_a_task_in_a_file_is_run_with_its_own_data(tmp_path):
+def test_a_task_in_a_file_is_run_with_its_own_data(harness, tmp_path):
   """The alphabet goes on: of two choices 'h' follows 'efg', 'x' never does."""
   data, task = tmp_path / 'data.jsonl', tmp_path / 'letters.yaml'
   data.write_text(
@@ -103,12 +111,12 @@ def test_a_task_in_a_file_is_run_with_its_own_data(tmp_path):
   setup = Setup(config, TOKENS)
   evaluation, part = table.find(f'lm_eval/{task}')
   evaluation.check(setup, part)
-  assert evaluation.run(HARNESS.lm, setup, part)['acc,none'] == 0.75
+  assert evaluation.run(harness.lm, setup, part)['acc,none'] == 0.75
   config.eval.samples = 2
-  assert evaluation.run(HARNESS.lm, setup, part)['acc,none'] == 1.0
+  assert evaluation.run(harness.lm, setup, part)['acc,none'] == 1.0
 
 
-def test_tasks_that_are_none_are_refused(tmp_path):
+def test_tasks_that_are_none_are_refused(lm_harness, tmp_path):
   with pytest.raises(InputError, match='no such file'):
     lm_harness.find(str(tmp_path / 'none.yaml'))
   (tmp_path / 'other.yaml').write_text('name: letters')

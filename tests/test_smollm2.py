@@ -1,9 +1,11 @@
 """Real weights: our SmolLM2-135M has the logits that transformers gives it.
 
 golden/smollm2_logits.json holds numbers made once by transformers, with the
-program that made them beside it, so the default run needs no torch. The model
-is LONGJAX_SMOLLM2, the path of its .gguf file, or what an earlier run of
-configs/smollm2_135m_* has left in the cache; nothing is downloaded here.
+program that made them beside it: where torch is not installed they remain. The
+model is LONGJAX_SMOLLM2, the path of its .gguf file, or what an earlier run of
+configs/smollm2_135m_* has left in the cache; nothing is downloaded here. All is
+slow: loading it takes 5 seconds, and what is small has the same code compared
+with the oracle (test_llama.py) and with the formats (test_weights_formats.py).
 
 "Most top-1 tokens agree" is no test: with q and k left interleaved 92 % still
 do on a short prompt. Hence 1e-3 on logits whose standard deviation is 6.
@@ -23,6 +25,7 @@ from longjax import batch, cache, llama, weights
 from longjax.data import tokenizer
 from longjax.weights import convert
 
+pytestmark = pytest.mark.slow
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / 'golden/smollm2_logits.json').read_text()
 )
@@ -75,7 +78,6 @@ def test_logits_and_nll_are_those_of_transformers(model):
   assert nll == pytest.approx(GOLDEN['short_nll'], abs=1e-4 * SHORT)
 
 
-@pytest.mark.slow
 def test_2048_tokens_have_the_logits_of_transformers(path, model):
   torch = pytest.importorskip('torch')
   pytest.importorskip('accelerate')  # transformers reads GGUF with it
@@ -92,7 +94,6 @@ def test_2048_tokens_have_the_logits_of_transformers(path, model):
   np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_exported_it_is_the_same_model_in_transformers(path, model, tmp_path):
   """The released rope; past 8,192 the angles of transformers are float32's."""
   torch = pytest.importorskip('torch')

@@ -18,6 +18,7 @@ import jobs
 import numpy as np
 import pytest
 
+from longjax.errors import InputError
 from longjax.train import goodput, metrics
 
 STEPS = 60
@@ -36,8 +37,9 @@ def undisturbed(data, tmp_path_factory):
   workdir.mkdir()
   (workdir / 'tb').write_text('in the way of the directory')
   said = jobs.finish(
-    workdir, data, train__steps=STEPS, train__profile_steps='(3, 4)'
-  )
+    workdir, data, train__steps=STEPS, train__profile_steps='(3, 4)',
+    checkpoint__every_steps=STEPS,
+  )  # fmt: skip
   assert 'nothing for TensorBoard is written' in said
   assert list((workdir / 'profile').rglob('*.xplane.pb'))
   return jobs.hexes(workdir)
@@ -87,8 +89,38 @@ def test_sigterm_while_there_is_nothing_to_save_ends_at_once(
   assert not (tmp_path / 'run' / 'LOCK').exists()
 
 
+def test_a_run_interrupted_and_resumed_has_the_same_losses(
+  data, undisturbed, tmp_path, monkeypatch
+):
+  """In this process, and the undisturbed run in one of its own."""
+  run, lines = tmp_path / 'run', []
+
+  def train(log, **changes):
+    changes = dict(train__steps=STEPS, checkpoint__every_steps=50) | changes
+    return jobs.train_here(monkeypatch, run, data, log, **changes)
+
+  def stop_at_7(line):
+    if line.startswith('step 7/'):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  assert train(stop_at_7) == 75
+  assert len(metrics.read(run)) == 7
+  assert train(lines.append, eval__length=64) == 0
+  assert 'resumed from step 7' in lines
+  assert jobs.hexes(run) == undisturbed
+  losses = jobs.losses(run)
+  assert losses[-1] < 0.95 * losses[0]
+  assert f'after {STEPS} steps' in (run / 'REPORT.md').read_text()
+  (plot,) = (run / 'plots').glob('*.png')
+  assert plot.stat().st_size > 5000
+  for name in ('config.json', 'code.json', 'checkpoints', 'tb'):
+    assert (run / name).exists()
+  with pytest.raises(InputError, match=r'rope.base 500000.0 \(now 1000.0\)'):
+    train(lines.append, model__rope__base=1000.0)
+
+
 def test_a_long_run_survives_a_full_disk_a_second_job_and_saves_at_sigterm(
-  data, undisturbed, tmp_path
+  data, undisturbed, tmp_path, monkeypatch
 ):
   """RLIMIT_FSIZE plays the full disk: no file may grow past 64 KiB."""
   workdir = tmp_path / 'run'
@@ -103,9 +135,8 @@ def test_a_long_run_survives_a_full_disk_a_second_job_and_saves_at_sigterm(
     assert any(name.isdigit() for name in saved), saved  # the one before
     resource.prlimit(pid, resource.RLIMIT_FSIZE, limit)
 
-    refusal = jobs.finish(workdir, data, expected=2)
-    assert f'process {pid} on' in refusal
-    assert 'is training in this directory' in refusal
+    with pytest.raises(InputError, match=f'process {pid} on .* is training'):
+      jobs.train_here(monkeypatch, workdir, data)
 
     job.send(signal.SIGUSR1)
     job.wait_for('profile written to')
@@ -244,7 +275,7 @@ def test_two_processes_train_as_one_and_one_resumes_what_they_saved(
     codes = job.wait()
     assert time.monotonic() - began < 10 + 30
     assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2)
-  lines, changes = [], dict(train__steps=STEPS)
+  lines, changes = [], dict(train__steps=STEPS, checkpoint__every_steps=50)
   assert not jobs.train_here(
     monkeypatch, tmp_path / 'run', data, lines.append, **changes
   )

@@ -1,14 +1,17 @@
 """The train step on one device and on eight, and what it costs."""
 
+import functools
+import math
 import pathlib
 
 import jax
 import jaxprs
 import numpy as np
 import pytest
+import reference
 
 from configs import tiny
-from longjax import checks
+from longjax import checks, llama
 from longjax.batch import Batch
 from longjax.data import layout
 from longjax.errors import InputError
@@ -48,28 +51,26 @@ def run_of(config, mesh, workdir=pathlib.Path(), log=print):
   )  # fmt: skip
 
 
-def first_gradients(config, mesh, batch):
-  """(loss, gradients) of the first step from random weights."""
-  run = run_of(config, mesh)
-  abstract = train_step.build(config, run.model, mesh)[1]
-  state, _ = train_state.fresh(run, abstract, None)
-  batch = layout.arrange(
-    batch, config.data.layout, mesh.shape['seq'], config.model.block
-  )
-  batch = sharding.put(batch, mesh)
-  return jax.jit(
-    lambda p, b: train_step.gradients(config, p, b, run.model, mesh)
-  )(state['params'], batch)
+SHAPE = dict(model__layers=2, train__batch=8)
+
+
+@functools.cache
+def gradients_on(mesh, parts=1):
+  """A jitted function (params, batch) -> (loss, gradients) of the step."""
+  config = tiny_config(**SHAPE, train__micro_batches=parts)
+  model = checks.llama_config(config)
+  return jax.jit(lambda p, b: train_step.gradients(config, p, b, model, mesh))
 
 
 @pytest.fixture(scope='module')
 def single():
   """The step on one device, with attention whole."""
-  config = tiny_config(train__batch=8)
+  config = tiny_config(**SHAPE)
   batch = packed_batch(np.random.default_rng(0), config)
+  params = reference.random_params(llama.abstract(checks.llama_config(config)))
   devices = np.array(jax.devices()[:1]).reshape(1, 1)
   mesh = jax.sharding.Mesh(devices, sharding.AXES)
-  return batch, first_gradients(config, mesh, batch)
+  return batch, params, gradients_on(mesh)(params, batch)
 
 
 def assert_same_step(got, want):
@@ -82,31 +83,25 @@ def assert_same_step(got, want):
     assert error <= 1e-4 * np.abs(w).max(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize('shape, name', [
-  ((2, 4), 'zigzag'),
-  pytest.param((1, 8), 'contiguous', marks=pytest.mark.slow),
-  pytest.param((8, 1), 'zigzag', marks=pytest.mark.slow),
-  pytest.param((2, 4), 'contiguous', marks=pytest.mark.slow),
-  pytest.param((1, 8), 'zigzag', marks=pytest.mark.slow),
+@pytest.mark.parametrize('shape, name, parts', [
+  ((2, 4), 'zigzag', 1), ((2, 4), 'contiguous', 1), ((2, 4), 'balanced', 1),
+  ((2, 4), 'zigzag', 4),
+  *(
+    pytest.param(shape, name, 1, marks=pytest.mark.slow)
+    for shape, name in (((1, 8), 'contiguous'), ((1, 8), 'zigzag'),
+                        ((8, 1), 'zigzag'))
+  ),
 ])  # fmt: skip
 def test_a_step_on_eight_devices_is_the_step_on_one(
-  shape, name, single, make_mesh
+  shape, name, parts, single, make_mesh
 ):
-  batch, want = single
-  config = tiny_config(*shape, train__batch=8, data__layout=name)
-  assert_same_step(first_gradients(config, make_mesh(*shape), batch), want)
-
-
-def test_rows_laid_out_by_their_documents_give_the_same_step(single, make_mesh):
-  batch, want = single
-  config = tiny_config(2, 4, train__batch=8, data__layout='balanced')
-  assert_same_step(first_gradients(config, make_mesh(2, 4), batch), want)
-
-
-def test_micro_batches_give_the_gradient_of_the_whole(single, make_mesh):
-  batch, want = single
-  config = tiny_config(2, 4, train__batch=8, train__micro_batches=4)
-  assert_same_step(first_gradients(config, make_mesh(2, 4), batch), want)
+  """However rows are laid out, and in parts."""
+  batch, params, want = single
+  mesh = make_mesh(*shape)
+  batch = layout.arrange(batch, name, shape[1], tiny_config().model.block)
+  params = jax.device_put(params, sharding.params(params, mesh))
+  got = gradients_on(mesh, parts)(params, sharding.put(batch, mesh))
+  assert_same_step(got, want)
 
 
 def lowered(seq_len, make_mesh):
@@ -136,11 +131,52 @@ def test_no_array_of_the_program_has_two_dims_of_the_sequence(make_mesh):
     assert not (along and vocab in shape), shape
 
 
-def test_the_guard_keeps_every_bit_of_a_step_that_is_not_taken(make_mesh):
-  config = tiny_config(2, 4)
-  mesh = make_mesh(2, 4)
-  model = checks.llama_config(config)
-  step, abstract = train_step.build(config, model, mesh)
+@pytest.fixture(scope='module')
+def parallel_step():
+  """(config, mesh, abstract state, jaxpr, compiled step), in bfloat16."""
+  config = tiny_config(
+    2, 4, **SHAPE, train__seq_len=64, train__micro_batches=2,
+    model__dtype='bfloat16',
+  )  # fmt: skip
+  devices = np.array(jax.devices()).reshape(2, 4)
+  mesh = jax.sharding.Mesh(devices, sharding.AXES)
+  step, state = train_step.build(config, checks.llama_config(config), mesh)
+  trace = step.trace(state, train_step.abstract_batch(config, mesh))
+  return config, mesh, state, trace.jaxpr.jaxpr, trace.lower().compile()
+
+
+def test_weights_travel_in_the_dtype_of_the_matmul_gradients_in_float32(
+  parallel_step,
+):
+  *_, jaxpr, _ = parallel_step
+  dtypes = dict(all_gather=set(), reduce_scatter=set())
+  for eqn, _ in jaxprs.equations(jaxpr):
+    if eqn.primitive.name in dtypes:
+      (array,) = (v.aval for v in eqn.invars)
+      dtypes[eqn.primitive.name].add(str(array.dtype))
+  assert dtypes == dict(all_gather={'bfloat16'}, reduce_scatter={'float32'})
+
+
+def test_no_gradient_is_whole_on_a_device_across_the_mesh(parallel_step):
+  _, mesh, state, _, compiled = parallel_step
+  text = compiled.as_text()
+  # Only norms and scalars are all-reduced.
+  reduced = jaxprs.collective_shapes(text, 'all-reduce')
+  assert max(map(math.prod, reduced)) <= state['params']['norm'].size
+  scattered = jaxprs.collective_shapes(text, 'reduce-scatter')
+  for name, weight in state['params']['layers'].items():
+    if 'norm' in name:
+      continue
+    shape = list(weight.shape[1:])
+    for axis, dim in sharding.sharded_dims(shape, mesh).items():
+      shape[dim] //= mesh.shape[axis]
+      assert tuple(shape) in scattered, (name, axis)
+    # Nor does the sum over micro-batches hold all layers.
+    assert f'f32[{",".join(map(str, weight.shape))}]' not in text, name
+
+
+def test_the_guard_keeps_every_bit_of_a_step_that_is_not_taken(parallel_step):
+  config, mesh, abstract, _, step = parallel_step
   state, _ = train_state.fresh(run_of(config, mesh), abstract, None)
   batch = packed_batch(np.random.default_rng(0), config)
   state, values = step(state, sharding.put(batch, mesh))
@@ -197,8 +233,6 @@ def test_a_warm_up_that_no_step_ends_is_named_with_the_last_rate():
 
 def test_only_matrices_decay():
   model = checks.llama_config(tiny_config())
-  from longjax import llama
-
   section = tiny.get_config().optim
   norms = {'norm', 'layers/attn_norm', 'layers/mlp_norm'}
   for section.decayed, others in (
