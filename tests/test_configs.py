@@ -159,6 +159,9 @@ def test_every_variant_could_run_and_has_a_name_of_its_own():
     assert which[1] in config.name
 
 
+LORA = {'lora.rank': 3}
+LONGCE = {'train.longce.gamma': 1.2, 'train.longce.short': 8,
+          'train.longce.stride': 4}  # fmt: skip
 E2LLM = {'data.positions.kind': 'e2llm', 'data.positions.target': 4096,
          'data.positions.window': 1024}  # fmt: skip
 
@@ -181,6 +184,21 @@ E2LLM = {'data.positions.kind': 'e2llm', 'data.positions.target': 4096,
     'model.heads': 8, 'model.kv_heads': 8}, 'mesh.seq is 8'),
   ({'data.positions.kind': 'pose', 'data.positions.target': 1 << 31},
    'data.positions.target'),
+  ({'optim.schedule': 'wsd', 'optim.decay_steps': 0}, 'decay_steps is 0'),
+  ({'optim.schedule': 'wsd', 'optim.decay_steps': 37}, 'decay_steps is 37'),
+  ({'optim.schedule': 'cosine', 'optim.decay_steps': 5}, 'decay_steps is 5'),
+  (LORA | {'lora.weights': ('q', 'wo')}, "'wo'"),
+  (LORA | {'lora.weights': ('q', 'q')}, 'without repeats'),
+  (LORA | {'lora.weights': ()}, 'one or more'),
+  (LORA | {'lora.alpha': 0.0}, 'above 0'),
+  (LORA | {'lora.alpha': float('nan')}, 'finite'),
+  (LORA | {'lora.whole': ('norms',)}, "'norms'"),
+  ({'lora.rank': -1}, 'at least 0'),
+  (LORA | {'moments': True, 'weights': 'somewhere'}, 'moments'),
+  (LONGCE | {'train.longce.short': 10}, 'not a multiple'),
+  (LONGCE | {'train.longce.stride': 0}, 'at least 1'),
+  (LONGCE | {'train.longce.gamma': -1.0}, 'at least 0'),
+  (LONGCE | {'train.longce.short': 1024}, 'no target'),
 ])  # fmt: skip
 def test_keys_that_contradict_each_other_are_refused(changes, says):
   config = config_of('tiny')

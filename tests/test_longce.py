@@ -11,7 +11,6 @@ from test_train import packed_batch, tiny_config
 from longjax import checks, llama, longce
 from longjax.batch import one_document
 from longjax.data import layout
-from longjax.errors import InputError
 from longjax.parallel import sharding
 from longjax.train import step as train_step
 
@@ -113,16 +112,3 @@ def test_the_step_learns_the_losses_as_the_float64_model_weighs_them(
   np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
   for g, w in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1])):
     np.testing.assert_allclose(g, w, rtol=0, atol=1e-4 * np.abs(w).max())
-
-
-@pytest.mark.parametrize('changes, says', [
-  (dict(short=10), 'not a multiple'),
-  (dict(stride=0), 'at least 1'),
-  (dict(gamma=-1.0), 'at least 0'),
-  (dict(short=48), 'no target'),
-])  # fmt: skip
-def test_an_invalid_section_is_refused(changes, says):
-  config = config_of()
-  config.train.longce.update(changes)
-  with pytest.raises(InputError, match=says):
-    checks.check(config)

@@ -201,24 +201,3 @@ def test_parts_of_the_sum_are_the_sum(rng):
     more = lora.part(params['lora'][name], ALPHA, where)
     got = params['layers'][name][where] + more
     np.testing.assert_allclose(got, whole[name][where], rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize('key, value, says', [
-  ('weights', ('q', 'wo'), "'wo'"),
-  ('weights', ('q', 'q'), 'without repeats'),
-  ('weights', (), 'one or more'),
-  ('alpha', 0.0, 'above 0'),
-  ('alpha', float('nan'), 'finite'),
-  ('whole', ('norms',), "'norms'"),
-  ('rank', -1, 'at least 0'),
-])  # fmt: skip
-def test_an_invalid_section_is_refused(key, value, says):
-  config = config_of(**{f'lora__{key}': value})
-  with pytest.raises(InputError, match=says):
-    checks.check(config)
-
-
-def test_moments_of_another_run_do_not_fit_factors():
-  config = config_of(moments=True, weights='somewhere')
-  with pytest.raises(InputError, match='moments'):
-    checks.check(config)

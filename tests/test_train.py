@@ -247,21 +247,6 @@ def test_only_matrices_decay():
     assert names == others
 
 
-@pytest.mark.parametrize('schedule, steps', [
-  ('wsd', 0), ('wsd', 37), ('cosine', 5),
-])  # fmt: skip
-def test_steps_of_a_decay_that_cannot_be_are_refused(schedule, steps):
-  config = tiny_config(optim__schedule=schedule, optim__decay_steps=steps)
-  with pytest.raises(InputError, match=f'decay_steps is {steps}'):
-    checks.check(config)
-
-
-def test_a_row_that_groups_of_longlora_do_not_divide_is_refused():
-  config = tiny_config(model__group=96)
-  with pytest.raises(InputError, match=r'multiple of .* 96'):
-    checks.check(config)
-
-
 def test_an_xpos_that_overflows_in_a_row_is_refused():
   fits = tiny_config(model__rope__xpos=2.0, train__seq_len=96, eval__length=0)
   checks.check(fits)
