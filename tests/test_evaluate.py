@@ -70,12 +70,15 @@ def reports(directory, names):
   return content, (directory / 'REPORT.md').read_text()
 
 
-def test_two_checkpoints_side_by_side(trained, config, capsys):
+def test_two_checkpoints_side_by_side(trained, config, capsys, monkeypatch):
   """In a report beside the first, by its step."""
-  before, after = trained
+  (before, after), drawn = trained, set()  # to draw takes half of its time
+  draws = lambda path, *_: drawn.add(path.name)
+  monkeypatch.setattr(comparison.figures, 'lines', draws)
   tasks = 'position_loss,passkey_original'
   assert evaluate.main(config, str(before), str(after), tasks, '300') == 0
   names = [before.name, after.name]
+  assert drawn == {'position_loss.png', 'passkey_original.png'}
   content, text = reports(before / 'evals/7', names)
   for found in content['results'].values():
     (score,) = found['passkey_original']['passkey_original']
