@@ -14,6 +14,7 @@ import pytest
 from eval_cases import SOURCE, TOKENS
 from golden import make_ruler
 
+from longjax import hub
 from longjax.errors import InputError
 from longjax.evals import pieces, prompts, ruler, ruler_data
 from longjax.evals.word_lists import Pairs, Words
@@ -79,7 +80,8 @@ def test_a_length_that_a_list_of_words_cannot_fill_is_refused():
 
 
 @pytest.mark.parametrize('content, says', [
-  ('', 'is not squad'), ('[1]', 'is not squad'), (None, 'No such file'),
+  ('', 'is not the file'), ('[1]', 'has no fields'), (None, 'No such file'),
+  ('{"data": [1]}', 'is not the file'),
 ])  # fmt: skip
 def test_a_file_that_is_not_the_data_set_is_named(tmp_path, content, says):
   path = tmp_path / 'squad.json'
@@ -94,7 +96,7 @@ def test_questions_may_lie_on_the_hub(tmp_path, monkeypatch):
     '[{"question": "q", "answer": "a", "context": [["t", ["l"]]]}]'
   )
   local = lambda name, choose: tmp_path / name.rpartition('/')[2]
-  monkeypatch.setattr(ruler_data.hub, 'local', local)
+  monkeypatch.setattr(hub, 'local', local)
   (question,), texts = ruler_data.read('hotpotqa', 'hf://datasets/o/n/d.json')
   assert question == ruler_data.Question('q', ('a',), (0,)) and texts == [
     't\nl'

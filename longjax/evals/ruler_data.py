@@ -6,14 +6,20 @@ are invented: people who were born in towns, and towns by rivers.
 """
 
 import functools
-import pathlib
 import random
 from typing import NamedTuple
 
-from longjax import hub, json_text, storage
 from longjax.errors import InputError
+from longjax.evals import records
 
 INVENTED = 4000  # people, and towns
+WHERE = 'the file that RULER downloads: https://github.com/NVIDIA/RULER'
+DATA = dict(
+  squad=records.DataSet('squad', WHERE, ('data',)),
+  hotpotqa=records.DataSet(
+    'hotpotqa', WHERE, ('question', 'answer', 'context')
+  ),
+)
 
 
 class Question(NamedTuple):
@@ -42,19 +48,12 @@ def load(name: str, source) -> tuple[list[Question], list[str]]:
 @functools.lru_cache(2)
 def read(name: str, path: str) -> tuple[list[Question], list[str]]:
   """The data set in a file, here or on the Hub, in its order."""
-  file = pathlib.Path(hub.resolve(path)).expanduser()
+  found = list(records.read(DATA[name], path))
   try:
-    storage.check_file(file)
-    data = json_text.loads(file.read_bytes())
-    return squad(data['data']) if name == 'squad' else hotpotqa(data)
-  except OSError as error:
+    return squad(found[0]['data']) if name == 'squad' else hotpotqa(found)
+  except (ValueError, LookupError, TypeError) as error:
     raise InputError(
-      f'config.eval.files.{name}: {path}: {error.strerror}; it should be the '
-      'file that RULER downloads: https://github.com/NVIDIA/RULER'
-    ) from None
-  except (ValueError, KeyError, TypeError) as error:
-    raise InputError(
-      f'config.eval.files.{name}: {path} is not {name} as RULER downloads it: '
+      f'config.eval.files.{name}: {path} is not {DATA[name].where}: '
       f'{type(error).__name__} {error}'
     ) from None
 
