@@ -273,12 +273,12 @@ def test_rows_are_balanced_inside_a_step(
 
 @pytest.mark.parametrize('component, message', [
   (dict(wieght=1), 'wieght.*weight'),
-  (dict(weight=0), 'weight must be between'),
-  (dict(weight=1e308), 'weight must be between'),
-  (dict(sources=(1, 2)), 'sources must be names'),
-  (dict(weight='much'), 'weight must be a float'),
-  (dict(carry=1), 'carry must be a bool'),
-  (dict(length=True), 'length must be a int'),
+  (dict(weight=0), 'weight is 0'),
+  (dict(weight=1e308), 'weight is 1e.308'),
+  (dict(sources=(1, 2)), 'sources takes names'),
+  (dict(weight='much'), 'weight takes a number'),
+  (dict(carry=1), 'carry takes true'),
+  (dict(length=True), 'length takes a whole'),
   (dict(pack='hole'), "'hole'.*'whole'"),
   (dict(length=48), 'length 48'),
   (dict(length=192), 'batch 8 .* 3'),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from longjax import errors
-from longjax.data import mixture, pack
+from longjax.data import mixture, pack, row_plans
 
 
 class Memory:
@@ -152,8 +152,8 @@ def test_too_few_tokens_are_no_packs(rule):
 
 def rows_of(packs, length, seq_len, joined=False, data=DATA):
   spans = [[pack.DocumentSpan(*s) for s in p] for p in packs]
-  plans = pack.row_plans(spans, length, seq_len, joined)
-  return [pack.read_row(data, plan, seq_len) for plan in plans]
+  plans = row_plans.of_packs(spans, length, seq_len, joined)
+  return [row_plans.read_row(data, plan, seq_len) for plan in plans]
 
 
 def test_a_row_by_hand():
@@ -201,9 +201,9 @@ def test_a_cut_joined_pack_predicts_each_token_once(seq_len, every):
   spans = [[pack.DocumentSpan(*s) for s in (
     (0, 0, 2), (1, 0, 2), (0, 2, 2), (1, 2, 2)
   )]]  # fmt: skip
-  plans = pack.row_plans(spans, 8, seq_len, joined=True)
+  plans = row_plans.of_packs(spans, 8, seq_len, joined=True)
   rows = [
-    pack.read_row(data, pack.cut_segments(plan, every), seq_len)
+    row_plans.read_row(data, row_plans.cut_segments(plan, every), seq_len)
     for plan in plans
   ]
   flat = lambda name: np.concatenate([getattr(r, name) for r in rows]).tolist()
@@ -225,16 +225,15 @@ def test_a_mask_decides_what_is_predicted():
 
 def test_cutting_a_row_makes_segments_and_changes_no_token():
   spans = [[pack.DocumentSpan(0, 0, 3), pack.DocumentSpan(1, 0, 5)]]
-  (plan,) = pack.row_plans(spans, 8, 8)
-  before, after = (
-    pack.read_row(DATA, p, 8) for p in (plan, pack.cut_segments(plan, 2))
-  )  # fmt: skip
+  (plan,) = row_plans.of_packs(spans, 8, 8)
+  cut = row_plans.cut_segments(plan, 2)
+  before, after = (row_plans.read_row(DATA, p, 8) for p in (plan, cut))
   assert before.segments.tolist() == [1, 1, 1, 2, 2, 2, 2, 2]
   assert after.segments.tolist() == [1, 1, 2, 3, 4, 4, 5, 5]
   for name in ('tokens', 'targets', 'weights'):
     assert (getattr(before, name) == getattr(after, name)).all()
   assert plan.squared_lengths() == 9 + 25
-  assert pack.cut_segments(plan, 2).squared_lengths() == 4 + 1 + 1 + 4 + 4
+  assert cut.squared_lengths() == 4 + 1 + 1 + 4 + 4
 
 
 @pytest.mark.parametrize('rule', ['concatenate', 'best_fit', 'whole'])
@@ -260,7 +259,7 @@ def test_a_batch_has_six_arrays_in_contiguous_order():
     [pack.DocumentSpan(0, 0, 3), pack.DocumentSpan(1, 0, 1)],
     [pack.DocumentSpan(1, 1, 4)],
   ]
-  made = pack.batch(DATA, pack.row_plans(spans, 4, 4), 4)
+  made = row_plans.batch(DATA, row_plans.of_packs(spans, 4, 4), 4)
   assert made.tokens.tolist() == [[1, 2, 3, 11], [12, 13, 14, 15]]
   assert made.positions.tolist() == [[0, 1, 2, 0], [0, 1, 2, 3]]
   assert made.index.tolist() == [[0, 1, 2, 3]] * 2
@@ -269,9 +268,9 @@ def test_a_batch_has_six_arrays_in_contiguous_order():
 
 
 def test_evaluation_reads_the_start_of_long_documents():
-  rows = pack.one_document_rows(DATA, 3, 2)
-  made = pack.batch(DATA, rows, 3)
+  rows = row_plans.one_document_rows(DATA, 3, 2)
+  made = row_plans.batch(DATA, rows, 3)
   assert made.tokens.tolist() == [[1, 2, 3], [11, 12, 13]]
   assert made.targets.tolist() == [[2, 3, 0], [12, 13, 14]]
   with pytest.raises(errors.InputError, match='there are 1; the longest has 6'):
-    pack.one_document_rows(DATA, 4, 2)
+    row_plans.one_document_rows(DATA, 4, 2)

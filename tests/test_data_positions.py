@@ -10,7 +10,7 @@ from test_data_pack import Memory
 from configs import common
 from longjax import errors
 from longjax.batch import Batch, one_document
-from longjax.data import mixture, pack, pipeline, positions, store
+from longjax.data import mixture, pack, pipeline, positions, row_plans, store
 
 GOLDEN = json.loads(
   (pathlib.Path(__file__).parent / 'golden' / 'recipes.json').read_text()
@@ -87,9 +87,9 @@ def test_rows_of_pose_are_those_of_its_code(case):
   component = mixture.ComponentConfig(pack='jump', length=row)
   lengths = np.array([case['length']])
   packs = pack.packs(component, lengths, np.arange(1), Draws(first, end))
-  (plan,) = pack.row_plans([packs[0]], row, row, joined=True)
+  (plan,) = row_plans.of_packs([packs[0]], row, row, joined=True)
   document = Memory(np.arange(case['length']))
-  made = pack.read_row(document, plan, row)
+  made = row_plans.read_row(document, plan, row)
   assert made.tokens.tolist() == case['tokens']
   assert set(made.segments) == {1}
   assert made.weights[:-1].min() == 1

@@ -15,7 +15,7 @@ import sentencepiece
 
 from configs import common
 from longjax import errors
-from longjax.data import chat, pack, parts, prepare, sources, store
+from longjax.data import chat, parts, prepare, row_plans, sources, store
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -108,8 +108,8 @@ def test_a_conversation_keeps_its_mask_into_the_rows(tmp_path):
   assert (told['read'], told['bad']) == (3, 2)
   assert any('without an answer' in what for what in told['named'])
   length = int(data.lengths[0])
-  (plan,) = pack.one_document_rows(data, length, 1)
-  row = pack.read_row(data, plan, length)
+  (plan,) = row_plans.one_document_rows(data, length, 1)
+  row = row_plans.read_row(data, plan, length)
   assert row.weights[:-1].tolist() == data.mask(0)[1:].tolist()
   assert 'me' in tokens.decode(row.targets[row.weights > 0])
 

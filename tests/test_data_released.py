@@ -11,7 +11,7 @@ from golden import make_mds
 
 from configs import common, llama3_8b_64k, llama3_8b_512k, llama3_8b_512k_sft
 from longjax import errors
-from longjax.data import pack, pipeline, prepare, store, tokenizer
+from longjax.data import pipeline, prepare, row_plans, store, tokenizer
 
 PACK = 64
 EOS = 257  # bytes have no begin of a document
@@ -232,7 +232,9 @@ def test_nothing_is_copied_and_masks_are_read_where_they_lie(
     assert data.mask(number).tolist() == here
     assert data.mask(number, 3, 4).tolist() == here[3:7]
     at += len(ids)
-  row = pack.read_row(data, pack.one_document_rows(data, 10, 1)[0], 10)
+  row = row_plans.read_row(
+    data, row_plans.one_document_rows(data, 10, 1)[0], 10
+  )
   assert row.weights.tolist() == want[1:11].tolist()
   config.data.sources.tulu.loss = 'all'
   data = made(config, tmp_path / 'all')

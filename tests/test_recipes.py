@@ -12,7 +12,7 @@ from test_data_pack import Memory
 
 from configs import llama3_8b_512k
 from longjax import checks, flops, rope
-from longjax.data import mixture, pack, pipeline
+from longjax.data import mixture, pack, pipeline, row_plans
 from longjax.rope import Rope
 from longjax.train import optimizer
 
@@ -473,8 +473,8 @@ def test_documents_are_joined_without_masks_as_in_the_original(name):
   component = mixture.parse(config_of(name))['all']._replace(length=8)
   data = Memory([1, 11, 12, 2], [1, 21, 22, 23, 24, 2])
   packs = pack.packs(component, data.lengths, np.arange(2), None)
-  (plan,) = pack.row_plans([packs[0]], 8, 8, joined=not component.masked)
-  row = pack.read_row(data, plan, 8)
+  (plan,) = row_plans.of_packs([packs[0]], 8, 8, joined=not component.masked)
+  row = row_plans.read_row(data, plan, 8)
   assert row.tokens.tolist() == [1, 11, 12, 2, 1, 21, 22, 23]
   assert row.targets.tolist() == [11, 12, 2, 1, 21, 22, 23, 24]
   assert row.weights.tolist() == [1] * 8 and set(row.segments) == {1}

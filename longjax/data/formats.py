@@ -5,14 +5,16 @@ or `.zst` may follow. A file of any other name is text, unless its content is a
 known format or no text: then it is read as that, or refused. A `.json` holds
 records, a list of them or one per line, as C4 and Dolma name theirs. A record
 is a mapping, of which `sources` reads a field; in ArrayRecord it is a JSON
-object, or the text itself. To add a format, write its reader and add it to
-FORMATS.
+object, or the text itself. To add a data format: its reader here, and the
+ending of its files in FORMATS.
 """
 
 import codecs
 import csv
+import functools
 import importlib.util
 import io
+import itertools
 import lzma
 import sys
 import tokenize
@@ -78,9 +80,8 @@ class Format(NamedTuple):
 
   read: Callable[[Any, Options], Iterator[Any]]
   package: str | None = None  # that must be installed
-  sign: bytes | tuple[bytes, ...] = (
-    b''  # how a file of any name begins that has this format
-  )
+  # How a file of any name begins that has this format.
+  sign: bytes | tuple[bytes, ...] = b''
   tokens: bool = False  # it holds token ids and nothing else
   anywhere: bool = True  # such files also lie among code and text
 
@@ -134,10 +135,8 @@ def check(names):
   for name in names:
     stem, ending = _stem(name)
     form = _by_name(stem)
-    for package in (
-      form and form.package,
-      compression.COMPRESSIONS.get(ending),
-    ):
+    packages = form and form.package, compression.COMPRESSIONS.get(ending)
+    for package in packages:
       if package and not importlib.util.find_spec(package):
         raise _missing(name, package)
 
@@ -183,11 +182,10 @@ def _format(stem: str, file, options: Options) -> Format | str | None:
     other.append(hub.LFS_POINTER)
   if (form or signed) and not (refused or other or options.whole):
     return signed[0] if signed else form
-  refused += other
   if head[257:262] == b'ustar':
-    refused.append('a tar archive, which is not unpacked')
-  if refused or signed:
-    return [*refused, 'binary'][0]
+    other.append('a tar archive, which is not unpacked')
+  if refused or other or signed:
+    return [*refused, *other, 'binary'][0]
   is_text = options.whole or not _begins_json(file, head)
   return None if is_text else FORMATS['.json']
 
@@ -208,22 +206,12 @@ def _begins_json(file, head: bytes) -> bool:
     return False
   if not file.seekable():
     return True
-  try:
-    line = b''
-    while not line.strip(BLANK) and (line := file.readline()):
-      pass
-    if isinstance(_parse(line), dict):
-      return True
-  except ValueError:
-    pass
-  finally:
-    file.seek(0)
-  try:
-    found = _parse(file.read())
-  except ValueError:
-    return False
-  finally:
-    file.seek(0)
+  found = _line(_first_line(file))
+  file.seek(0)
+  if isinstance(found, dict):
+    return True
+  found = _line(file.read())
+  file.seek(0)
   return isinstance(found, list) and any(isinstance(x, dict) for x in found)
 
 
@@ -231,22 +219,21 @@ def _parse(raw: bytes):
   return json_text.loads(raw.removeprefix(codecs.BOM_UTF8))
 
 
-def _json(file, options) -> Iterator:
-  """Records one per line, in a list, or one alone; EMPTY of an empty line."""
+def _first_line(file) -> bytes:
+  """The first line that is not blank, after those that are."""
   first = b''
   while not first.strip(BLANK) and (line := file.readline()):
     first += line
-  if first.lstrip(BLANK)[:1] not in (b'[', b'{'):
-    yield from map(_line, first.splitlines(keepends=True))
-    yield from map(_line, file)
-    return
-  try:
-    alone = _parse(first)
-  except ValueError:
-    alone = None
-  if isinstance(alone, dict):  # the first of several lines
-    yield from map(_line, first.splitlines(keepends=True))
-    yield from map(_line, file)
+  return first
+
+
+def _json(file, options) -> Iterator:
+  """Records one per line, in a list, or one alone; EMPTY of an empty line."""
+  first = _first_line(file)
+  is_whole = first.lstrip(BLANK)[:1] in (b'[', b'{')
+  if not is_whole or isinstance(_line(first), dict):
+    lines = first.splitlines(keepends=True)
+    yield from map(_line, itertools.chain(lines, file))
     return
   rest = file.read()
   try:
@@ -271,36 +258,32 @@ def _line(line: bytes):
     return Unreadable('', f'not JSON ({error})')
 
 
-def _csv(delimiter: str) -> Callable[[Any, Options], Iterator]:
-  """A reader of tables whose first line names the columns."""
-
-  def rows(file, options: Options) -> Iterator:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = io.TextIOWrapper(file, options.encoding, newline='')
-    try:
-      table = csv.reader(_without_nul(lines), delimiter=delimiter, strict=True)
-      columns = [c.removeprefix('\ufeff') for c in next(table, [])]
-      if len(set(columns)) < len(columns):
-        raise ValueError(f'two columns of one name in {", ".join(columns)}')
-      if len(columns) == 1 and (by := set(columns[0]) & set(';\t|,')):
-        raise ValueError(
-          f'one column {columns[0]!r}: separated by {min(by)!r}, not by '
-          f'{delimiter!r}'
-        )
-      row = None
-      for row in table:
-        if not row:
-          yield EMPTY
-        elif len(row) != len(columns):
-          yield Unreadable('', f'{len(row)} fields for {len(columns)} columns')
-        else:
-          yield dict(zip(columns, row))
-      if columns and row is None:
-        raise ValueError('a table without rows')
-    finally:
-      lines.detach()
-
-  return rows
+def _csv(file, options: Options, delimiter: str) -> Iterator:
+  """A table whose first line names the columns."""
+  csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+  lines = io.TextIOWrapper(file, options.encoding, newline='')
+  try:
+    table = csv.reader(_without_nul(lines), delimiter=delimiter, strict=True)
+    columns = [c.removeprefix('\ufeff') for c in next(table, [])]
+    if len(set(columns)) < len(columns):
+      raise ValueError(f'two columns of one name in {", ".join(columns)}')
+    if len(columns) == 1 and (by := set(columns[0]) & set(';\t|,')):
+      raise ValueError(
+        f'one column {columns[0]!r}: separated by {min(by)!r}, not by '
+        f'{delimiter!r}'
+      )
+    row = None
+    for row in table:
+      if not row:
+        yield EMPTY
+      elif len(row) != len(columns):
+        yield Unreadable('', f'{len(row)} fields for {len(columns)} columns')
+      else:
+        yield dict(zip(columns, row))
+    if columns and row is None:
+      raise ValueError('a table without rows')
+  finally:
+    lines.detach()
 
 
 def _without_nul(lines) -> Iterator[str]:
@@ -342,9 +325,8 @@ def _bin(file, options: Options) -> Iterator[dict]:
 def _parquet(file, options) -> Iterator:
   import pyarrow.parquet  # pyright: ignore
 
-  yield from _rows(
-    pyarrow.parquet.ParquetFile(_seekable(file)).iter_batches(ROWS)
-  )
+  table = pyarrow.parquet.ParquetFile(_seekable(file))
+  yield from _rows(table.iter_batches(ROWS))
 
 
 def _arrow(file, options) -> Iterator:
@@ -403,8 +385,8 @@ FORMATS = {
   '.json': Format(_json),
   '.jsonl': Format(_json, anywhere=False),
   '.ndjson': Format(_json, anywhere=False),
-  '.csv': Format(_csv(',')),
-  '.tsv': Format(_csv('\t')),
+  '.csv': Format(functools.partial(_csv, delimiter=',')),
+  '.tsv': Format(functools.partial(_csv, delimiter='\t')),
   '.parquet': Format(_parquet, 'pyarrow', b'PAR1', anywhere=False),
   '.arrow': Format(_arrow, 'pyarrow', (b'ARROW1', b'\xff' * 4), anywhere=False),
   '.feather': Format(_arrow, 'pyarrow', anywhere=False),

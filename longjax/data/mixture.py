@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from longjax import errors
+from longjax.config import Key, check_value
 from longjax.data import pack
 
 MAX_PACKS = 1 << 48  # more than any run reads
@@ -61,6 +62,17 @@ class ComponentConfig(NamedTuple):
   # sorted: packs of like length that are read together; groups are shuffled. 0
   # is 8, as in LongAlign, or all packs of a step where 8 does not divide them.
   group: int = 0
+
+
+BOUNDS: dict[str, dict] = dict(  # of what ComponentConfig takes
+  weight=dict(bounds='(1e-9, 1e9)'),  # they are added up
+  sources=dict(each=str),
+  pack=dict(choices=tuple(pack.RULES)),
+  length=dict(bounds='[0, inf)'),
+  documents=dict(bounds='[1, inf)'),
+  chunks=dict(bounds='[1, inf)'),
+  group=dict(bounds='[0, inf)'),
+)
 
 
 class MixtureComponent(NamedTuple):
@@ -176,13 +188,8 @@ def _parse(name: str, given: Any, train) -> ComponentConfig:
   given, defaults = dict(given.items()), ComponentConfig()._asdict()
   errors.refuse_unknown_keys(f'data.mix.{name}', given, defaults)
   for key, value in given.items():
-    kind = type(defaults[key])
-    kinds = (int, float) if kind is float else kind
-    fits = isinstance(value, kinds)
-    if not fits or isinstance(value, bool) != (kind is bool):
-      raise errors.InputError(
-        f'data.mix.{name}.{key} must be a {kind.__name__}, is {value!r}'
-      )
+    bounds = Key(defaults[key], '', **BOUNDS.get(key, {}))
+    check_value(f'data.mix.{name}.{key}', value, bounds)
   component = ComponentConfig(**given)
   length = component.length or train.seq_len
   component = component._replace(
@@ -196,8 +203,7 @@ def _parse(name: str, given: Any, train) -> ComponentConfig:
 
 
 def _check(name: str, component: ComponentConfig, seq_len: int):
-  rule, length, weight = component.pack, component.length, component.weight
-  errors.check_choice(f'data.mix.{name}.pack', rule, pack.RULES)
+  rule, length = component.pack, component.length
   for key, reader in RULE_OF.items():
     value = getattr(component, key)
     if rule != reader and value != getattr(ComponentConfig(), key):
@@ -205,27 +211,13 @@ def _check(name: str, component: ComponentConfig, seq_len: int):
         f'data.mix.{name}.{key} is {value!r}; it has an effect with pack='
         f'{reader!r} alone, not with {rule!r}: leave it out, or change pack'
       )
-  if not 1e-9 < weight < 1e9:  # they are added up
-    raise errors.InputError(
-      f'data.mix.{name}.weight must be between 1e-9 and 1e9, is {weight}'
-    )
-  if not all(isinstance(source, str) for source in component.sources):
-    raise errors.InputError(
-      f'data.mix.{name}.sources must be names, are {component.sources!r}'
-    )
-  if component.group < 0:
-    raise errors.InputError(
-      f'data.mix.{name}.group must be at least 0, is {component.group}'
-    )
-  if length < 1 or (seq_len % length and length % seq_len):
+  if seq_len % length and length % seq_len:
     raise errors.InputError(
       f'data.mix.{name}.length {length} neither divides train.seq_len '
       f'{seq_len} nor is a multiple of it'
     )
   documents, chunks = component.documents, component.chunks
-  if rule == 'interleave' and (
-    min(documents, chunks) < 1 or length % (documents * chunks)
-  ):
+  if component.pack == 'interleave' and length % (documents * chunks):
     raise errors.InputError(
       f'data.mix.{name}: {documents} documents x {chunks} chunks do not divide '
       f'a pack of {length} tokens'

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from longjax.batch import Batch
-from longjax.data import curriculum, layout, mixture, pack, positions
+from longjax.data import curriculum, layout, mixture, positions, row_plans
 from longjax.errors import InputError
 
 MAX_STEPS = 1 << 48  # more than any run has
@@ -29,7 +29,7 @@ class BatchPlan(NamedTuple):
   """The documents in each row of a batch, before any token is read."""
 
   step: int
-  rows: list[pack.RowPlan]  # in the order of the mixture
+  rows: list[row_plans.RowPlan]  # in the order of the mixture
   components: list[int]  # of the mixture, for each of `rows`
   row_order: np.ndarray  # int64 [batch]; row r of the batch: rows[row_order[r]]
   tokens: int  # of all rows, without padding
@@ -122,14 +122,16 @@ class Pipeline:
     for number in range(step * groups, (step + 1) * groups):
       # The mixture chooses packs, which fill rows.
       component, packs = self._groups[number]
-      rows += self._row_plans(self.components[component], packs)
+      of = self.components[component]
+      spans = [of.packs[i] for i in packs]
+      rows += row_plans.of_packs(spans, of.length, self._seq_len, of.joined)
       components += [component] * self._group_rows
     # Early steps of a curriculum cut the rows into shorter segments.
     limit = curriculum.segment_length(
       config.data.curriculum, step, config.train.steps
     )
     if limit:
-      rows = [pack.cut_segments(row, limit) for row in rows]
+      rows = [row_plans.cut_segments(row, limit) for row in rows]
     # Rows of like cost share a micro-batch, unless packs take several rows.
     row_order = np.arange(self._batch)
     if self._pack_rows == 1:
@@ -204,16 +206,10 @@ class Pipeline:
       )
     return '\n'.join(lines)
 
-  def _row_plans(self, component, packs) -> list[pack.RowPlan]:
-    spans = [component.packs[i] for i in packs]
-    return pack.row_plans(
-      spans, component.length, self._seq_len, component.joined
-    )
-
   def _row(self, plan: BatchPlan, number: int) -> Batch:
     """One of plan.rows, six [seq_len] arrays in the order of its text."""
     config = self._config
-    row = pack.read_row(self._store, plan.rows[number], self._seq_len)
+    row = row_plans.read_row(self._store, plan.rows[number], self._seq_len)
     if config.data.loss != 'tokens':
       parts = np.arange(self._seq_len) // CHUNK
       if config.data.loss == 'documents':

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from longjax.data import pack
+from longjax.data import row_plans
 from longjax.evals import haystack
 from longjax.evals.result_cache import ResultCache
 
@@ -67,7 +67,7 @@ class Setup:
       InputError: too few documents are as long.
     """
     options = self.options
-    return pack.one_document_rows(
+    return row_plans.one_document_rows(
       self.store, options.length, options.documents, source
     )
 

@@ -9,7 +9,7 @@ import statistics
 
 import numpy as np
 
-from longjax.data import pack
+from longjax.data import row_plans
 from longjax.evals import evaluation
 from longjax.evals.evaluation import DOCUMENTS, Axis, Evaluation, Point, Setup
 from longjax.evals.markdown import number, table
@@ -74,7 +74,7 @@ def run(lm, setup: Setup, part: str) -> dict:
 
 def _curve(lm, setup: Setup, rows) -> dict:
   length = setup.options.length
-  return curve(lm.nll, [pack.batch(setup.store, rows, length)], length)
+  return curve(lm.nll, [row_plans.batch(setup.store, rows, length)], length)
 
 
 def scores(result: dict) -> dict:
