@@ -1,11 +1,11 @@
 """Chat: the tokens of the models' own code; answers alone are learned."""
 
-import io
 import pathlib
 
 import numpy as np
 import pytest
 import sentencepiece
+import small_tokenizers
 
 from longjax import cache, errors
 from longjax.data import chat, downloads, tokenizer
@@ -36,26 +36,17 @@ TALKS = (
 def llama2():
   """A small SentencePiece model with Meta's options."""
   lines = pathlib.Path(__file__).read_text().splitlines() * 2
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(lines), model_writer=model, minloglevel=2,
-    vocab_size=500, model_type='bpe', byte_fallback=True,
-    normalization_rule_name='identity', remove_extra_whitespaces=False,
-    allow_whitespace_only_pieces=True, hard_vocab_limit=False,
-  )  # fmt: skip
-  return tokenizer.Tokenizer(tokenizer.encoders.SentencePiece(model.getvalue()))
+  model = small_tokenizers.sentencepiece_model(lines, vocab_size=500)
+  return tokenizer.Tokenizer(tokenizer.encoders.SentencePiece(model))
 
 
 @pytest.fixture(scope='module')
 def llama3():
   """Bytes, and what is merged of a few words, as Llama 3's file has it."""
-  import base64
-
   merged = [b'\n\n', b'us', b'er', b'user', b' w', b'  ', b'll', b'llo']
-  both = enumerate([*(bytes([b]) for b in range(256)), *merged])
-  ranks = ''.join(f'{base64.b64encode(t).decode()} {i}\n' for i, t in both)
+  ranks = small_tokenizers.tiktoken_ranks(merged)
   encoder = tokenizer.encoders.HuggingFace(
-    tokenizer.vocabularies.from_tiktoken(ranks.encode())
+    tokenizer.vocabularies.from_tiktoken(ranks)
   )
   ends = tokenizer.encoders.Settings('<|begin_of_text|>', '<|end_of_text|>')
   return tokenizer.Tokenizer(encoder, ends)

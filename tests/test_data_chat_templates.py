@@ -5,7 +5,6 @@ of tokens is one of characters.
 """
 
 import contextlib
-import io
 import json
 import pathlib
 import signal
@@ -14,7 +13,7 @@ import time
 import jinja2
 import numpy as np
 import pytest
-import sentencepiece
+import small_tokenizers
 
 from configs import common
 from longjax import errors
@@ -46,18 +45,10 @@ TEXTS = (
 
 def own(directory, template, special):
   """A tokenizer of bytes whose authors' template is this; bos, eos first."""
-  tokenizer.load('bytes').save(directory)
-  names = special.split()
-  path = directory / 'tokenizer.json'
-  text = path.read_text()
-  for number, name in enumerate(names):
-    text = text.replace(f'<unused_{258 + number}>', name)
-  path.write_text(text)
-  path = directory / 'tokenizer_config.json'
-  config = json.loads(path.read_text())
-  config |= dict(bos_token=names[0], eos_token=names[1], chat_template=template)
-  path.write_text(json.dumps(config))
-  return tokenizer.load(directory)
+  bos, eos, *_ = names = special.split()
+  return small_tokenizers.of_bytes(
+    directory, *names, bos_token=bos, eos_token=eos, chat_template=template
+  )
 
 
 @pytest.fixture(scope='module')
@@ -373,14 +364,9 @@ def test_a_sentencepiece_model_is_encoded_as_transformers_does(
   legacy, bos, tmp_path
 ):
   transformers = pytest.importorskip('transformers')
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(['who are you? it is me'] * 20), minloglevel=2,
-    model_writer=model, vocab_size=300, model_type='bpe', byte_fallback=True,
-    hard_vocab_limit=False, normalization_rule_name='identity',
-    remove_extra_whitespaces=False,
-  )  # fmt: skip
-  (tmp_path / 'tokenizer.model').write_bytes(model.getvalue())
+  lines = ['who are you? it is me'] * 20
+  model = small_tokenizers.sentencepiece_model(lines)
+  (tmp_path / 'tokenizer.model').write_bytes(model)
   template = (
     bos + "{% for m in messages %}{% if m.role == 'user' %}"
     "{{ '[INST] ' + m.content + ' [/INST]' }}"

@@ -1,6 +1,5 @@
 """prepare --score and --synthesize: what is kept, made and refused."""
 
-import base64
 import importlib.util
 import json
 import pathlib
@@ -8,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import small_tokenizers
 
 from configs import smollm2_135m_abf_16k, tiny
 from longjax import cache, errors
@@ -77,7 +77,12 @@ def test_gzip_keeps_the_documents_in_the_middle(config, tmp_path):
 
 @pytest.mark.parametrize(
   ('share', 'pairs', 'told'),
-  [('2', '', '--keep'), ('half', '', '--keep'), ('', '0', '--pairs')],
+  [
+    ('2', '', '--keep'),
+    ('half', '', '--keep'),
+    ('nan', '', '--keep'),
+    ('', '0', '--pairs'),
+  ],
 )
 def test_shares_and_pairs_must_be_numbers(config, share, pairs, told, tmp_path):
   with pytest.raises(errors.InputError, match=told):
@@ -127,9 +132,8 @@ def test_the_command_makes_tables_and_refuses_in_one_line(
 def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
   path = tmp_path / 'tables.jsonl'
   synthetic.tables(path, 3, rows=12)
-  both = enumerate(bytes([b]) for b in range(256))
-  ranks = ''.join(f'{base64.b64encode(b).decode()} {i}\n' for i, b in both)
-  (tmp_path / 'tokenizer.model').write_text(ranks)
+  ranks = small_tokenizers.tiktoken_ranks()
+  (tmp_path / 'tokenizer.model').write_bytes(ranks)
   tokens = tokenizer.load(tmp_path)
   config.data.sources = dict(
     chats=dict(path=str(path), kind='chat', template='llama3')

@@ -42,7 +42,6 @@ def test_arrange_permutes_all_six_arrays_together():
   ('zigzag', 10, 'seq_len 10.*multiple of 4.*8'),
   ('striped', 9, 'multiple of 2'),
   ('balanced', 9, 'multiple of 2'),
-  ('zig', 8, 'zigzag'),
 ])  # fmt: skip
 def test_an_impossible_layout_is_refused_with_the_nearest(name, seq, facts):
   with pytest.raises(errors.InputError, match=facts):

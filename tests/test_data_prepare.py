@@ -1,6 +1,5 @@
 """Preparing: kinds of sources, what is left out, processes, kill and resume."""
 
-import io
 import json
 import os
 import pathlib
@@ -11,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-import sentencepiece
+import small_tokenizers
 
 from configs import common
 from longjax import errors
@@ -80,13 +79,8 @@ def chats(tmp_path, lines, **more):
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   config = common.base('tiny')
   config.data.tokenizer = str(tmp_path / 'tokenizer.model')
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(['who are you?', 'it is me'] * 9), minloglevel=2,
-    model_writer=model, vocab_size=300, model_type='bpe', byte_fallback=True,
-    hard_vocab_limit=False,
-  )  # fmt: skip
-  pathlib.Path(config.data.tokenizer).write_bytes(model.getvalue())
+  model = small_tokenizers.sentencepiece_model(['who are you?', 'it is me'] * 9)
+  pathlib.Path(config.data.tokenizer).write_bytes(model)
   config.data.sources = dict(
     talk=dict(path=str(path), kind='chat', template='llama2', **more)
   )

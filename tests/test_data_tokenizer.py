@@ -1,13 +1,11 @@
 """Tokenizers: exact ids, no injection by text, damaged files."""
 
-import io
 import itertools
 import json
 
-import gguf
 import numpy as np
 import pytest
-import sentencepiece
+import small_tokenizers
 import tokenizers
 
 from longjax import cache, errors
@@ -183,15 +181,8 @@ def test_damaged_and_missing_definitions_are_named(tmp_path):
 
 
 def test_an_unknown_gguf_tokenizer_is_refused_not_approximated(tmp_path):
-  import gguf
-
   path = tmp_path / 'other.gguf'
-  writer = gguf.GGUFWriter(str(path), 'llama')
-  writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre('falcon')
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.close()
+  small_tokenizers.gguf_metadata(path, 'gpt2', tokenizer_pre='falcon')
   with pytest.raises(errors.InputError, match="pre-tokenizer 'falcon'"):
     tokenizer.load(path)
 
@@ -253,14 +244,10 @@ def test_a_truncated_gguf_is_named(gguf_path, tmp_path):
 
 def small_sentencepiece(tmp_path, **config):
   """A directory with a model whose id 1 is <s>, 2 is </s>, 3 <|im_end|>."""
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(['some words of text'] * 9), model_writer=model,
-    vocab_size=300, model_type='bpe', byte_fallback=True, minloglevel=2,
-    control_symbols='<|im_end|>', hard_vocab_limit=False,
-    normalization_rule_name='identity', remove_extra_whitespaces=False,
-  )  # fmt: skip
-  (tmp_path / 'tokenizer.model').write_bytes(model.getvalue())
+  model = small_tokenizers.sentencepiece_model(
+    ['some words of text'] * 9, control_symbols='<|im_end|>'
+  )
+  (tmp_path / 'tokenizer.model').write_bytes(model)
   text = json.dumps(config)
   (tmp_path / 'tokenizer_config.json').write_text(text)
   return tmp_path
@@ -285,18 +272,12 @@ def small_gguf(tmp_path, **config):
   """The metadata of a model as in `small_sentencepiece`, without weights."""
   names = ['<unk>', '<s>', '</s>', '<|im_end|>', 'a']
   names += [f'<0x{i:02X}>' for i in range(256)]
-  writer = gguf.GGUFWriter(str(tmp_path / 'model.gguf'), 'llama')
-  writer.add_tokenizer_model('llama')
-  writer.add_token_list(names)
-  writer.add_token_scores([0.0] * len(names))
-  writer.add_token_types([2, 3, 3, 3, 1] + [6] * 256)
-  writer.add_bos_token_id(1)
-  writer.add_eos_token_id(2)
-  for name, value in config.items():
-    getattr(writer, f'add_{name}')(value)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.close()
+  small_tokenizers.gguf_metadata(
+    tmp_path / 'model.gguf', 'llama', token_list=names,
+    token_scores=[0.0] * len(names),
+    token_types=[2, 3, 3, 3, 1] + [6] * 256,
+    **dict(bos_token_id=1, eos_token_id=2) | config,
+  )  # fmt: skip
   return tmp_path
 
 

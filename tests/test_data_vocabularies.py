@@ -5,13 +5,17 @@ with llama.cpp's test vectors, and are compared with each model's own library.
 """
 
 import base64
-import io
 import json
 import pathlib
 import random
 
 import pytest
 import sentencepiece
+from small_tokenizers import (
+  gguf_metadata,
+  sentencepiece_model,
+  tiktoken_ranks,
+)
 
 from longjax import errors
 from longjax.data import downloads, tokenizer, vocabularies
@@ -49,23 +53,6 @@ def nasty():
   return texts
 
 
-def trained(lines, **options) -> bytes:
-  """A SentencePiece model with Meta's options for Llama 2."""
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(lines),
-    model_writer=model,
-    minloglevel=2,
-    **dict(
-      vocab_size=600, model_type='bpe', byte_fallback=True, split_digits=True,
-      normalization_rule_name='identity', remove_extra_whitespaces=False,
-      allow_whitespace_only_pieces=True, hard_vocab_limit=False,
-    )
-    | options,
-  )  # fmt: skip
-  return model.getvalue()
-
-
 @pytest.fixture(scope='module')
 def lines():
   text = (pathlib.Path(__file__).parent / 'test_rope.py').read_text()
@@ -74,17 +61,11 @@ def lines():
 
 @pytest.fixture(scope='module')
 def small(lines):
-  return trained(lines)
-
-
-def ranks(merged) -> bytes:
-  """A file of tiktoken's: the bytes, then what is merged."""
-  tokens = [bytes([b]) for b in range(256)] + list(merged)
-  both = ((base64.b64encode(t).decode(), i) for i, t in enumerate(tokens))
-  return ''.join(f'{token} {i}\n' for token, i in both).encode()
+  return sentencepiece_model(lines, vocab_size=600)
 
 
 MERGED = (b'ab', b'  ', b' w', b'or', b' wor', b'ld', b' world', b'==', b'====')
+RANKS = tiktoken_ranks(MERGED)
 
 
 def test_a_sentencepiece_model_keeps_its_ids_and_its_ends(
@@ -126,7 +107,7 @@ def test_transformers_gives_the_ids_of_a_sentencepiece_model_that_was_saved(
   lines, nasty, options, as_json, tmp_path
 ):
   transformers = pytest.importorskip('transformers')
-  model = trained(lines, **options)
+  model = sentencepiece_model(lines, **dict(vocab_size=600) | options)
   (tmp_path / 'tokenizer.model').write_bytes(model)
   config = dict(tokenizer_class='LlamaTokenizer', chat_template='{{ x }}')
   if 'bos_id' not in options:
@@ -192,7 +173,7 @@ def test_ids_that_were_left_out_count(small, tmp_path):
 
 
 def test_tiktoken_ranks_have_256_specials_after_them(tmp_path):
-  (tmp_path / 'tokenizer.model').write_bytes(ranks(MERGED))
+  (tmp_path / 'tokenizer.model').write_bytes(RANKS)
   tokens = tokenizer.load(tmp_path)
   base = 256 + len(MERGED)
   assert tokens.vocab == base + 256
@@ -209,8 +190,8 @@ def test_tiktoken_ranks_have_256_specials_after_them(tmp_path):
 
 def test_tiktoken_ranks_equal_tiktoken(nasty, tmp_path):
   tiktoken = pytest.importorskip('tiktoken')
-  (tmp_path / 'tokenizer.model').write_bytes(ranks(MERGED))
-  both = (line.split() for line in ranks(MERGED).splitlines())
+  (tmp_path / 'tokenizer.model').write_bytes(RANKS)
+  both = (line.split() for line in RANKS.splitlines())
   theirs = tiktoken.Encoding(
     'small',
     pat_str=vocabularies.LLAMA3_WORDS,
@@ -231,7 +212,7 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(small, tmp_path):
 
 
 def test_what_a_file_is_is_told_by_its_content(small, tmp_path):
-  for name, content in (('a.bin', small), ('b.txt', ranks(MERGED))):
+  for name, content in (('a.bin', small), ('b.txt', RANKS)):
     (tmp_path / name).write_bytes(content)
   assert tokenizer.load(tmp_path / 'a.bin').eos == 2
   assert tokenizer.load(tmp_path / 'b.txt').bos == 256 + len(MERGED)
@@ -261,7 +242,7 @@ def test_meta_keeps_one_tokenizer_beside_its_models(small, tmp_path):
 )
 def test_damaged_ranks_are_refused(change, tmp_path):
   path = tmp_path / 'tokenizer.model'
-  path.write_bytes(change(ranks(MERGED)))
+  path.write_bytes(change(RANKS))
   with pytest.raises(errors.InputError, match=r'tokenizer\.model: not '):
     tokenizer.load(tmp_path)
 
@@ -275,24 +256,12 @@ def test_damaged_sentencepiece_models_are_refused(small, tmp_path):
       tokenizer.load(tmp_path)
 
 
-def gguf_file(path, model, **arrays):
-  import gguf
-
-  writer = gguf.GGUFWriter(str(path), 'llama')
-  writer.add_tokenizer_model(model)
-  for name, values in arrays.items():
-    getattr(writer, f'add_{name}')(values)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.close()
-
-
 def test_a_llama_tokenizer_in_gguf_is_that_of_its_model(small, tmp_path):
   (tmp_path / 'tokenizer.model').write_bytes(small)
   theirs = sentencepiece.SentencePieceProcessor(model_proto=small)
   count = theirs.vocab_size()
   kinds = [2, 3, 3] + [6] * 256 + [1] * (count - 259)
-  gguf_file(
+  gguf_metadata(
     tmp_path / 'model.gguf', 'llama',
     token_list=[theirs.id_to_piece(i) for i in range(count)],
     token_scores=[theirs.get_score(i) for i in range(count)],
@@ -307,7 +276,7 @@ def test_a_llama_tokenizer_in_gguf_is_that_of_its_model(small, tmp_path):
 
 def test_a_gguf_tokenizer_without_its_merges_is_refused(tmp_path):
   path = tmp_path / 'model.gguf'
-  gguf_file(
+  gguf_metadata(
     path, 'gpt2', tokenizer_pre='llama-bpe', token_list=['a'], token_types=[1]
   )
   with pytest.raises(errors.InputError, match='without merges'):

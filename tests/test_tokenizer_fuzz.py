@@ -7,12 +7,12 @@ of transformers' AutoTokenizer.
 """
 
 import functools
-import io
 import json
 import random
 
 import pytest
 import sentencepiece
+import small_tokenizers
 import tokenizers
 from tokenizers import (
   AddedToken,
@@ -114,17 +114,10 @@ def trained_json(name) -> str:
 
 @functools.cache
 def trained_model(name) -> bytes:
-  out = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(LINES), model_writer=out, minloglevel=2,
-    **dict(
-      vocab_size=420, model_type='bpe', byte_fallback=True, split_digits=True,
-      normalization_rule_name='identity', remove_extra_whitespaces=False,
-      allow_whitespace_only_pieces=True, hard_vocab_limit=False,
-      control_symbols=['<|im_end|>', '<|endoftext|>'],
-    ) | MODELS[name],
-  )  # fmt: skip
-  return out.getvalue()
+  symbols = dict(control_symbols=['<|im_end|>', '<|endoftext|>'])
+  return small_tokenizers.sentencepiece_model(
+    LINES, **dict(vocab_size=420) | symbols | MODELS[name]
+  )
 
 
 def author_json(name):

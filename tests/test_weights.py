@@ -1,7 +1,7 @@
 """Weights in: the table of names, the GGUF reader, and `weights.load`.
 
-Small GGUF files are written with the gguf package's own writer from arrays
-drawn here, with names and shapes typed out by hand rather than from our table.
+Small GGUF files are written with the gguf package's own writer; names and
+layouts are those that weight_files.py has typed out, not our table.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import weight_files
+import weight_files as files
 
 from longjax import checkpoint, errors, llama, rope, weights
 from longjax.weights import gguf as reader
@@ -21,8 +21,7 @@ from longjax.weights import tensors as source
 
 # V vocab, D embed, F mlp, N heads, K kv_heads, H head_dim, L layers
 V, D, F, N, K, H, L = 96, 64, 128, 4, 2, 16, 3
-FIELDS = dict(vocab=V, layers=L, embed=D, mlp=F, heads=N, kv_heads=K,
-              head_dim=H, norm_eps=1e-5, tied=False)  # fmt: skip
+FIELDS = files.GQA | dict(mlp=F)
 METADATA = {
   'llama.block_count': L,
   'llama.embedding_length': D,
@@ -34,32 +33,13 @@ METADATA = {
   'llama.attention.layer_norm_rms_epsilon': 1e-5,
   'llama.context_length': 8192,
 }
-LAYER_SHAPES = {
-  'attn_norm': [D],
-  'attn_q': [N * H, D],
-  'attn_k': [K * H, D],
-  'attn_v': [K * H, D],
-  'attn_output': [D, N * H],
-  'ffn_norm': [D],
-  'ffn_gate': [F, D],
-  'ffn_up': [F, D],
-  'ffn_down': [D, F],
-}
+TRUTH = files.params(FIELDS, dtype=np.dtype('f4'))
 
 
 def stored_tensors(tied=False):
   """Random tensors under GGUF's names and in its layout, [out, in]."""
-  shapes = {'token_embd.weight': [V, D], 'output_norm.weight': [D]}
-  if not tied:
-    shapes['output.weight'] = [V, D]
-  for i in range(L):
-    for name, shape in LAYER_SHAPES.items():
-      shapes[f'blk.{i}.{name}.weight'] = shape
-  rng = np.random.default_rng(0)
-  return {
-    name: rng.normal(size=shape).astype(np.float32)
-    for name, shape in shapes.items()
-  }
+  truth = {k: x for k, x in TRUTH.items() if not (tied and k == 'head')}
+  return files.gguf(truth, FIELDS)
 
 
 def write(
@@ -88,52 +68,11 @@ def write(
   return str(path)
 
 
-def expected(tensors, tied=False):
-  """The params that `tensors` mean, typed out by hand."""
-
-  def stack(name, change):
-    return np.stack(
-      [change(tensors[f'blk.{i}.{name}.weight']) for i in range(L)]
-    )
-
-  def half_split(x):  # rows 0, 2, 4 .. of each head, then rows 1, 3, 5 ..
-    heads = x.reshape(-1, H, D)
-    heads = np.concatenate([heads[:, 0::2], heads[:, 1::2]], axis=1)
-    return heads.transpose(2, 0, 1)
-
-  params = {
-    'embedding': tensors['token_embd.weight'],
-    'layers': {
-      'attn_norm': stack('attn_norm', lambda x: x),
-      'q': stack('attn_q', half_split),
-      'k': stack('attn_k', half_split),
-      'v': stack('attn_v', lambda x: x.T.reshape(D, K, H)),
-      'o': stack('attn_output', lambda x: x.T.reshape(N, H, D)),
-      'mlp_norm': stack('ffn_norm', lambda x: x),
-      'gate': stack('ffn_gate', lambda x: x.T),
-      'up': stack('ffn_up', lambda x: x.T),
-      'down': stack('ffn_down', lambda x: x.T),
-    },
-    'norm': tensors['output_norm.weight'],
-  }
-  return params if tied else params | {'head': tensors['output.weight'].T}
-
-
 def read(path):
   """(params, fields) of a GGUF file."""
   found = reader.source(path)
   source.check(found)
   return source.arrays(found), found.fields
-
-
-def assert_same_params(found, wanted):
-  assert found.keys() == wanted.keys()
-  for name, want in wanted.items():
-    if isinstance(want, dict):
-      assert_same_params(found[name], want)
-    else:
-      assert found[name].dtype == np.float32
-      np.testing.assert_array_equal(found[name], want, err_msg=name)
 
 
 # The table.
@@ -188,7 +127,9 @@ def test_gguf_in_float32_is_read_exactly(tmp_path, tied):
   tensors = stored_tensors(tied)
   path = write(tmp_path / 'x.gguf', tensors)
   params, fields = read(path)
-  assert_same_params(params, expected(tensors, tied))
+  assert ('head' in params) != tied
+  files.assert_same(params, {k: TRUTH[k] for k in params})
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {'float32'}
   rope_fields = dict(base=500_000.0)
   assert fields == FIELDS | dict(tied=tied, rope=rope_fields)
 
@@ -201,7 +142,7 @@ def test_quantized_gguf_is_what_dequantizing_gives(tmp_path, kind):
   params, _ = read(write(tmp_path / 'x.gguf', tensors, types=types))
   for name in types:
     tensors[name] = gguf.dequantize(gguf.quantize(tensors[name], kind), kind)
-  assert_same_params(params, expected(tensors))
+  files.assert_same(params, read(write(tmp_path / 'y.gguf', tensors))[0])
 
 
 SCALED = {
@@ -284,7 +225,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path):
     data = file.read()
   path = tmp_path / 'x.gguf'
   path.write_bytes(data[:-100])
-  assert_refused(str(path), 'truncated', f'blk.{L - 1}.ffn_down.weight')
+  assert_refused(str(path), 'truncated', 'output.weight')
   path.write_bytes(data[: len(data) // 2])
   assert_refused(str(path), 'truncated', '.weight')
   for length in range(4, 3000, 197):  # in the header
@@ -384,13 +325,12 @@ def test_a_quantization_unknown_to_the_gguf_package_is_named(tmp_path):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_load_takes_a_file_or_the_directory_that_holds_it(tmp_path, dtype):
-  tensors = stored_tensors()
-  path = write(tmp_path / 'x.gguf', tensors)
+  path = write(tmp_path / 'x.gguf', stored_tensors())
   wanted = llama.Llama(**FIELDS, rope=rope.Rope(base=5e5), dtype=dtype)
   for given in (path, tmp_path):
     params, config = weights.load(given, dtype=dtype)
     assert config == wanted
-    assert_same_params(params, expected(tensors))
+    files.assert_same(params, TRUTH)
 
 
 def test_load_refuses_what_the_model_refuses_and_names_the_file(tmp_path):
@@ -406,9 +346,8 @@ def test_load_refuses_what_the_model_refuses_and_names_the_file(tmp_path):
 
 def test_load_takes_a_checkpoint_or_the_run_that_holds_it(tmp_path):
   config = llama.Llama(**FIELDS, block=64, rope=rope.Rope(base=5e5))
-  params = expected(stored_tensors())
   saved = checkpoint.Checkpoints(tmp_path / 'checkpoints', keep=1)
-  state = dict(params=params, opt={}, step=np.array(7))
+  state = dict(params=TRUTH, opt={}, step=np.array(7))
   saved.save(
     jax.tree.map(jnp.asarray, state), dict(model=dataclasses.asdict(config))
   )
@@ -416,7 +355,7 @@ def test_load_takes_a_checkpoint_or_the_run_that_holds_it(tmp_path):
   for given in (tmp_path, tmp_path / 'checkpoints', tmp_path / 'checkpoints/7'):
     found, found_config = weights.load(given, dtype='bfloat16')
     assert found_config == config
-    assert_same_params(found, params)
+    files.assert_same(found, TRUTH)
 
 
 def test_load_of_nonsense_names_the_path_and_what_is_accepted(tmp_path):
@@ -438,9 +377,9 @@ def test_load_of_a_directory_with_two_models_asks_which(tmp_path):
 
 
 def test_the_fingerprint_tells_weights_apart_and_copies_alike(tmp_path):
-  fields = weight_files.MHA | dict(vocab=384, layers=1)
+  fields = files.MHA | dict(vocab=384, layers=1)
   for name in ('a', 'b'):
-    weight_files.write_huggingface(tmp_path / name, fields, weight_files.LINEAR)
+    files.write_huggingface(tmp_path / name, fields, files.LINEAR)
   alike = weights.fingerprint(tmp_path / 'a')
   assert weights.fingerprint(tmp_path / 'b') == alike
   file = tmp_path / 'b' / 'model.safetensors'

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import io
 import itertools
 import json
 import os
@@ -15,9 +14,19 @@ import jobs
 import numpy as np
 import pytest
 import sentencepiece
+import small_tokenizers
 import weight_files as files
 from etils import epath
-from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
+from weight_files import (
+  EIGHT,
+  GQA,
+  LINEAR,
+  LLAMA31,
+  MHA,
+  TIED,
+  YARN,
+  assert_same,
+)
 
 from configs import tiny
 from launch import convert as convert_command
@@ -51,14 +60,6 @@ from longjax.weights import (
 
 def quiet(_):
   pass
-
-
-def assert_same(found, wanted):
-  jax.tree.map_with_path(
-    lambda path, a, b: np.testing.assert_array_equal(a, b, err_msg=str(path)),
-    found,
-    wanted,
-  )
 
 
 def assert_same_files(found, wanted, pattern='*.safetensors*'):
@@ -601,14 +602,12 @@ def test_tokenizer_and_generation_settings_go_in_and_out(tmp_path):
 
 def test_a_unigram_model_is_exported_as_the_file_it_is(tmp_path):
   transformers = pytest.importorskip('transformers')
-  model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(['some words of text, others too'] * 9),
-    model_writer=model, vocab_size=40, model_type='unigram', minloglevel=2,
-    hard_vocab_limit=False,
+  model = small_tokenizers.sentencepiece_model(
+    ['some words of text, others too'] * 9, vocab_size=40, model_type='unigram',
+    byte_fallback=False,
   )  # fmt: skip
   files.write_huggingface(tmp_path / 'hf', GQA, dict(base=1e4))
-  (tmp_path / 'hf' / 'tokenizer.model').write_bytes(model.getvalue())
+  (tmp_path / 'hf' / 'tokenizer.model').write_bytes(model)
   files.write_json(
     tmp_path / 'hf' / 'tokenizer_config.json',
     dict(tokenizer_class='LlamaTokenizer', bos_token='<s>'),
@@ -618,27 +617,22 @@ def test_a_unigram_model_is_exported_as_the_file_it_is(tmp_path):
   convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=lines.append)
   assert any('no <s> before a text' in line for line in lines)
   theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
-  ours = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+  ours = sentencepiece.SentencePieceProcessor(model_proto=model)
   for text in ('some  other words', ' text,', 'ö\n'):
     found = theirs(text, add_special_tokens=False).input_ids
     assert found == ours.encode(text)
 
 
 CHATTY = GQA | dict(vocab=384, layers=1)
-CHATML = {'<unused_258>': '<|im_start|>', '<unused_259>': '<|im_end|>'}
+CHATML = ('<|im_start|>', '<|im_end|>')
 
 
 def released_chat_model(directory):
   """Weights whose tokenizer has ChatML's marks, a pad token and a template."""
   files.write_huggingface(directory, CHATTY, dict(base=1e4))
-  tokenizer.load('bytes').save(directory)
-  text = (directory / 'tokenizer.json').read_text()
-  for name, mark in CHATML.items():
-    text = text.replace(name, mark)
-  (directory / 'tokenizer.json').write_text(text)
-  config = json.loads((directory / 'tokenizer_config.json').read_text())
-  config |= dict(pad_token='<unused_300>', chat_template='{{ messages }}')
-  files.write_json(directory / 'tokenizer_config.json', config)
+  small_tokenizers.of_bytes(
+    directory, *CHATML, pad_token='<unused_300>', chat_template='{{ messages }}'
+  )
   files.write_json(
     directory / 'generation_config.json',
     dict(eos_token_id=[257, 301], temperature=0.6, do_sample=True),
@@ -719,10 +713,7 @@ def test_another_tokenizer_than_that_of_the_weights_is_refused(
 
 
 def test_a_model_stops_where_its_documents_and_answers_ended(tmp_path):
-  tokenizer.load('bytes').save(tmp_path)
-  path = tmp_path / 'tokenizer.json'
-  path.write_text(path.read_text().replace('<unused_259>', '<|im_end|>'))
-  tokens = tokenizer.load(tmp_path)
+  tokens = small_tokenizers.of_bytes(tmp_path, *CHATML)
   chat, text = dict(kind='chat', template='chatml'), dict(path='x')
   for sources, found, ends in (
     (dict(a=text), None, 257),

@@ -7,20 +7,21 @@ import numpy as np
 import pytest
 import reference
 import weight_files as files
-from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
+from weight_files import (
+  EIGHT,
+  GQA,
+  LINEAR,
+  LLAMA31,
+  MHA,
+  TIED,
+  YARN,
+  assert_same,
+)
 
 from longjax import batch, errors, llama, rope, weights
 from longjax.parallel import sharding
 from longjax.weights import names
 from longjax.weights import tensors as source
-
-
-def assert_same(found, wanted):
-  jax.tree.map_with_path(
-    lambda path, a, b: np.testing.assert_array_equal(a, b, err_msg=str(path)),
-    found,
-    wanted,
-  )
 
 
 def edit(path, **changes):

@@ -1,6 +1,6 @@
-"""Llama's kin against transformers: random models of every family.
+"""Llama and its kin against transformers: random models of every family.
 
-As test_weights_oracle.py, which has Llama itself.
+Angles as in test_weights_oracle.py, which has Meta's own code.
 """
 
 import json
@@ -8,9 +8,18 @@ import json
 import numpy as np
 import pytest
 import reference
-from test_weights_oracle import AS_IT_STANDS, FAR, NEAR, TOKENS, assert_close
+import weight_files as files
+from test_weights_oracle import (
+  AS_IT_STANDS,
+  FAR,
+  LLAMA32,
+  NEAR,
+  TOKENS,
+  assert_close,
+  our_logits,
+)
 
-from longjax import batch, llama, weights
+from longjax import llama, weights
 from longjax.inference import generate
 from longjax.weights import convert
 
@@ -38,8 +47,21 @@ YARN = dict(
 )  # fmt: skip
 PLAIN = dict(rope_type='default', rope_theta=1e5)
 OUR_YARN = dict(base=1e5, scaling='yarn', factor=4.0, original_length=4096)
+
+
+def roped(rope, **settings):
+  """A Llama with a rope of ours, as a value of MODELS."""
+  settings['rope_parameters'] = files.rope_parameters(rope)
+  return 'Llama', settings, dict(rope=rope)
+
+
 # By the class in transformers: name = (class, its settings, fields of ours).
 MODELS = dict(
+  llama2=roped(dict(base=1e4), num_key_value_heads=4),
+  llama31=roped(files.LLAMA31),
+  llama32=roped(LLAMA32, tie_word_embeddings=True),
+  llama_yarn=roped(files.YARN),
+  llama_linear=roped(files.LINEAR),
   bias=('Llama', dict(attention_bias=True), dict(bias='qkvo')),
   mistral=('Mistral', dict(sliding_window=WINDOW), dict(window=WINDOW)),
   mistral_v3=('Mistral', dict(sliding_window=None), {}),
@@ -65,12 +87,14 @@ MODELS = dict(
         llama_4_scaling_beta=0.1,
       )
     ),
-    dict(rope=dict(mscale=1.0, mscale_all_dim=0.5, query_beta=0.1)),
+    dict(rope=OUR_YARN | dict(mscale=1.0, mscale_all_dim=0.5, query_beta=0.1)),
   ),
   yarn=(
     'Qwen3',
     dict(rope_parameters=YARN | dict(attention_factor=1.3, truncate=False)),
-    dict(qk_norm='head', rope=dict(attention_factor=1.3, truncate=False)),
+    dict(
+      qk_norm='head', rope=OUR_YARN | dict(attention_factor=1.3, truncate=False)
+    ),
   ),
   olmo3=(
     'Olmo3',
@@ -85,7 +109,7 @@ MODELS = dict(
       window=WINDOW,
       full_layers=(1, 3),
       scale_windows=False,
-      rope=dict(attention_factor=1.2),
+      rope=OUR_YARN | dict(attention_factor=1.2),
     ),
   ),
   smollm3=(
@@ -127,8 +151,7 @@ def saved(request, tmp_path_factory):
 
 def rope_of(name):
   """Our fields of the rope of a model."""
-  own = MODELS[name][2].get('rope')
-  return OUR_YARN | own if own else dict(base=1e5)
+  return MODELS[name][2].get('rope', dict(base=1e5))
 
 
 def exact_angles(model, name):
@@ -166,13 +189,6 @@ def theirs(model, positions):
     return model(torch.tensor(TOKENS[None]), **ids).logits[0].numpy()
 
 
-def ours(path, positions):
-  one = batch.one_document(TOKENS)._replace(
-    positions=positions[None].astype(np.int32)
-  )
-  return np.asarray(llama.forward(*weights.load(path), one))[0]
-
-
 def test_logits_near_and_far_are_those_of_transformers(saved):
   name, model, directory = saved
   config = weights.config(directory)
@@ -181,7 +197,7 @@ def test_logits_near_and_far_are_those_of_transformers(saved):
     | dict(rope=rope_of(name), dtype='float32')
   )  # fmt: skip
   assert config == wanted
-  near, far = (ours(directory, x) for x in (NEAR, FAR))
+  near, far = (our_logits(directory, x) for x in (NEAR, FAR))
   assert_close(near, theirs(model, NEAR))
   assert_close(far, theirs(model, FAR), AS_IT_STANDS)
   plain = model.model.rotary_emb.forward
@@ -193,7 +209,8 @@ def test_logits_near_and_far_are_those_of_transformers(saved):
 def test_the_greedy_text_of_100_tokens_is_that_of_transformers(saved):
   """The prompt is longer than the windows, and read in chunks."""
   name, model, directory = saved
-  if not {'window', 'nope_layers', 'rope'} & MODELS[name][2].keys():
+  kind, _, fields = MODELS[name]
+  if kind == 'Llama' or not {'window', 'nope_layers', 'rope'} & fields.keys():
     pytest.skip('is as Llama, whose text test_generate_smollm2.py compares')
   settings = transformers.GenerationConfig(
     max_new_tokens=100, do_sample=False, eos_token_id=None, pad_token_id=0
@@ -229,4 +246,5 @@ def test_there_and_back_every_file_is_the_same(saved, tmp_path):
     out, output_loading_info=True, attn_implementation='eager'
   )
   assert type(again) is type(model) and not any(told[key] for key in told)
-  np.testing.assert_array_equal(theirs(again, NEAR), theirs(model, NEAR))
+  for at in (NEAR, FAR):
+    np.testing.assert_array_equal(theirs(again, at), theirs(model, at))

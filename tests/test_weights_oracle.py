@@ -1,6 +1,6 @@
-"""Import and export against the code of others: transformers, Meta's, torch.
+"""Import and export against the code of others: Meta's, transformers, torch.
 
-Random weights in float32, every family. Positions run from 0 and again from
+Random weights in float32. Positions run from 0 and again from
 beyond 32,768 in one document, so that far distances count too. There both
 oracles' own angles are off by 2e-3 rad, since they multiply in float32; each
 is therefore given the frequencies in float64 as well, and then agrees to 2e-4.
@@ -10,9 +10,8 @@ import os
 
 import numpy as np
 import pytest
-import reference
 import weight_files as files
-from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, TIED, YARN
+from weight_files import EIGHT, GQA, LINEAR, LLAMA31, MHA, YARN
 
 from longjax import batch, llama, rope, weights
 from longjax.weights import config_json, convert, tensor_files
@@ -23,7 +22,6 @@ torch = pytest.importorskip('torch')
 TOKENS = np.random.default_rng(5).integers(0, 96, 48)
 NEAR = np.arange(48)
 FAR = np.where(NEAR < 24, NEAR, NEAR + 40_000)
-PLAIN = dict(base=1e4)
 LLAMA32 = LLAMA31 | dict(factor=32.0)
 FLOAT32 = np.dtype('float32')
 # Logits of transformers beyond 32,768 as it stands: they differ by up to 0.008,
@@ -48,113 +46,7 @@ def assert_close(found, wanted, atol=2e-4):
   np.testing.assert_allclose(found, wanted, rtol=0, atol=atol)
 
 
-# transformers
-
-
-def transformers_logits(model, positions, settings=None):
-  """Of a LlamaForCausalLM; with our settings, by float64 angles."""
-  if settings:
-    frequencies, temperature = reference.rope_frequencies(
-      model.config.head_dim, **settings
-    )
-
-    def cos_sin(x, position_ids):
-      angles = position_ids[..., None] * torch.tensor(frequencies).repeat(2)
-      return (
-        (angles.cos() * temperature).to(x.dtype),
-        (angles.sin() * temperature).to(x.dtype),
-      )
-
-    model.model.rotary_emb.forward = cos_sin
-  mask = torch.full((48, 48), -torch.inf).triu(1)[None, None]
-  with torch.no_grad():
-    return (
-      model(
-        torch.tensor(TOKENS[None]),
-        position_ids=torch.tensor(positions[None]),
-        attention_mask=mask,
-      )
-      .logits[0]
-      .numpy()
-    )
-
-
-def transformers_model(fields, settings):
-  transformers = pytest.importorskip('transformers')
-  config = files.config(fields, settings)
-  torch.manual_seed(0)
-  model = transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(**config | dict(dtype='float32'),
-                             initializer_range=0.2)
-  ).float().eval()  # fmt: skip
-  with torch.no_grad():  # norms are born as ones, which would hide mistakes
-    for name, x in model.named_parameters():
-      if 'norm' in name:
-        x.uniform_(0.5, 1.5)
-  return model
-
-
-FAMILIES = {
-  'llama2': (MHA, PLAIN),
-  'llama3': (GQA, dict(base=5e5)),
-  'llama31': (GQA, LLAMA31),
-  'llama32': (TIED, LLAMA32),
-  'yarn': (GQA, YARN),
-  'linear': (MHA, LINEAR),
-}
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-def test_what_transformers_saved_has_its_logits(tmp_path, name):
-  fields, settings = FAMILIES[name]
-  model = transformers_model(fields, settings)
-  model.save_pretrained(tmp_path, max_shard_size='100KB')
-  assert len(list(tmp_path.glob('model-*.safetensors'))) > 1
-  assert_close(our_logits(tmp_path, NEAR), transformers_logits(model, NEAR))
-  far = transformers_logits(model, FAR)
-  assert_close(our_logits(tmp_path, FAR), far, AS_IT_STANDS)
-  assert_close(
-    our_logits(tmp_path, FAR), transformers_logits(model, FAR, settings)
-  )
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-def test_what_we_export_has_our_logits_in_transformers(tmp_path, name):
-  transformers = pytest.importorskip('transformers')
-  fields, settings = FAMILIES[name]
-  files.write_huggingface(tmp_path / 'hf', fields, settings)
-  convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
-  convert.to_huggingface(
-    tmp_path / 'run', tmp_path / 'out', 'float32', 100_000, quiet
-  )
-  model, told = transformers.AutoModelForCausalLM.from_pretrained(
-    tmp_path / 'out', output_loading_info=True
-  )
-  assert not any(told[key] for key in told), told
-  assert model.dtype == torch.float32
-  assert model.config.rope_parameters == files.rope_parameters(settings)
-  assert_close(
-    our_logits(tmp_path / 'run', NEAR), transformers_logits(model, NEAR)
-  )
-  ours = our_logits(tmp_path / 'run', FAR)
-  assert_close(ours, transformers_logits(model, FAR), AS_IT_STANDS)
-  assert_close(ours, transformers_logits(model, FAR, settings))
-
-
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-@pytest.mark.parametrize('name', ['llama3', 'llama32'])
-def test_from_transformers_and_back_every_file_is_the_same(
-  tmp_path, name, dtype
-):
-  model = transformers_model(*FAMILIES[name]).to(getattr(torch, dtype))
-  hf, run, out = (tmp_path / x for x in ('hf', 'run', 'out'))
-  model.save_pretrained(hf, max_shard_size='50KB')
-  convert.to_checkpoint(hf, run, log=quiet)
-  convert.to_huggingface(run, out, shard_bytes=50_000, log=quiet)
-  shards = [path.name for path in hf.glob('*.safetensors*')]
-  assert len(shards) > 2
-  for file in shards:
-    assert (out / file).read_bytes() == (hf / file).read_bytes(), file
+# transformers, whose models test_weights_kin.py has
 
 
 @pytest.mark.parametrize('settings', [
@@ -280,7 +172,8 @@ def test_from_meta_to_transformers_the_logits_stay(
   convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)
   convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'out')
-  assert_close(transformers_logits(model, NEAR), wanted)
+  with torch.no_grad():
+    assert_close(model(torch.tensor(TOKENS[None])).logits[0].numpy(), wanted)
 
 
 # The files of the tests themselves

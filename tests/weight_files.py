@@ -11,6 +11,7 @@ import pickle
 import struct
 import zipfile
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -116,6 +117,41 @@ def meta(params, fields, dtype=BFLOAT16):
   if 'output.weight' not in found:
     found['output.weight'] = found['tok_embeddings.weight']
   return found
+
+
+GGUF = {
+  'layers': 'blk',
+  'tok_embeddings': 'token_embd',
+  'attention.wq': 'attn_q',
+  'attention.wk': 'attn_k',
+  'attention.wv': 'attn_v',
+  'attention.wo': 'attn_output',
+  'attention_norm': 'attn_norm',
+  'feed_forward.w1': 'ffn_gate',
+  'feed_forward.w2': 'ffn_down',
+  'feed_forward.w3': 'ffn_up',
+}
+
+
+def gguf(params, fields):
+  """{name: tensor} as llama.cpp stores them: Meta's, by other names."""
+  found = {}
+  for name, x in meta(params, fields, np.dtype('f4')).items():
+    for metas, theirs in GGUF.items():
+      name = name.replace(metas, theirs)
+    found['output_norm.weight' if name == 'norm.weight' else name] = x
+  if 'head' not in params:
+    del found['output.weight']
+  return found
+
+
+def assert_same(found, wanted):
+  """Fails unless two trees of parameters have the same numbers."""
+  jax.tree.map_with_path(
+    lambda path, a, b: np.testing.assert_array_equal(a, b, err_msg=str(path)),
+    found,
+    wanted,
+  )
 
 
 def meta_shards(tensors, count, embedding_dim=0):

@@ -27,7 +27,6 @@ LAYOUTS = config.KEYS['data.layout'].choices
 
 def check(layout: str, seq_len: int, n: int):
   """InputError if rows of seq_len tokens cannot be laid out over n devices."""
-  errors.check_choice('layout', layout, LAYOUTS)
   chunks = 2 * n if layout == 'zigzag' else n
   if seq_len % chunks:
     raise errors.InputError(

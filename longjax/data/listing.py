@@ -80,9 +80,7 @@ def groups(name, settings, log) -> tuple[list[tuple[str, list[File]]], list]:
       title = inside.parent.as_posix()
     grouped.setdefault(title, []).append(file)
   if kind == 'directories':
-    grouped = {
-      title: _shuffled(title, files) for title, files in grouped.items()
-    }
+    return [(k, _shuffled(k, v)) for k, v in grouped.items()], left_out
   return list(grouped.items()), left_out
 
 
@@ -104,11 +102,8 @@ def locate(location: str):
 
 def find_root(settings):
   """The path of a source, fetched if it is on the Hub."""
-  keep = lambda names: [
-    n
-    for n in names
-    if downloads.matches(n, settings['include'], settings['exclude'])
-  ]
+  globs = settings['include'], settings['exclude']
+  keep = lambda names: [n for n in names if downloads.matches(n, *globs)]
   return locate(str(hub.resolve(settings['path'], keep)))
 
 
@@ -136,11 +131,8 @@ def list_files(name, settings) -> Listing:
   if settings['kind'] not in JOINED and formats.are_data_set(
     f.name for f in files if not METADATA.fullmatch(f.name.rpartition('/')[2])
   ):
-    saved = [
-      pathlib.PurePosixPath(f.name).parent
-      for f in files
-      if _is_dictionary(f.name)
-    ]
+    paths = [pathlib.PurePosixPath(f.name) for f in files]
+    saved = [p.parent for p in paths if p.name == 'dataset_dict.json']
     files, described = _without_metadata(title, files)
     left_out += described
     files = _of_one_split(title, files, saved, settings)
@@ -204,14 +196,9 @@ def _of_one_revision(title: str, files) -> list[File]:
         f"include='{place}/{min(names)}/*'"
       )
 
-  def content(file):  # blobs/DIGEST, refs/BRANCH
-    parts = pathlib.PurePosixPath(file.name).parts
-    return any(
-      parts[: len(c)] == c and parts[len(c)] in ('blobs', 'refs')
-      for c in revisions
-    )
-
-  return [file for file in files if not content(file)]
+  content = tuple('/'.join([*cache, kind, '']) for cache in revisions
+                  for kind in ('blobs', 'refs'))  # fmt: skip
+  return [file for file in files if not file.name.startswith(content)]
 
 
 def _without_metadata(title: str, files) -> tuple[list[File], list[str]]:
@@ -221,9 +208,8 @@ def _without_metadata(title: str, files) -> tuple[list[File], list[str]]:
   saved: dict[str, set] = {}  # directory: the arrow files of its state.json
   for name, file in names.items():
     inside = pathlib.PurePosixPath(name)
-    if inside.name == 'state.json' and (
-      about := _read_json(file, '_data_files')
-    ):
+    about = inside.name == 'state.json' and _read_json(file, '_data_files')
+    if about:
       saved[str(inside.parent)] = {f.get('filename') for f in about}
   for name, file in names.items():
     inside = pathlib.PurePosixPath(name)
@@ -254,26 +240,16 @@ def _check_shards(title: str, index, about, names):
     wanted = [shard.get(k) for k in ('raw_data', 'zip_data')]
     found = [w for w in wanted if isinstance(w, dict) and 'basename' in w]
     places = [(index.parent / str(w['basename'])).as_posix() for w in found]
-    sizes = [
-      (names[p].size, w.get('bytes'))
-      for p, w in zip(places, found)
-      if p in names
-    ]
+    sizes = [(names[p].size, w.get('bytes'))
+             for p, w in zip(places, found) if p in names]  # fmt: skip
     if found and not any(size == wanted for size, wanted in sizes):
-      wrong = (
-        f'has {sizes[0][0]} bytes, not {sizes[0][1]}'
-        if sizes
-        else ('is missing')
-      )
+      wrong = 'is missing'
+      if sizes:
+        wrong = 'has {} bytes, not {}'.format(*sizes[0])
       raise errors.InputError(
         f'{title}: {places[0]}, which {index} lists, {wrong}; fetch it again, '
         f'or exclude {str(index)!r}'
       )
-
-
-def _is_dictionary(name: str) -> bool:
-  """Of the file that datasets.DatasetDict writes beside its splits."""
-  return pathlib.PurePosixPath(name).name == 'dataset_dict.json'
 
 
 def _split(name: str, saved) -> str:

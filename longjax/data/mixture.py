@@ -217,7 +217,7 @@ def _check(name: str, component: ComponentConfig, seq_len: int):
       f'{seq_len} nor is a multiple of it'
     )
   documents, chunks = component.documents, component.chunks
-  if component.pack == 'interleave' and length % (documents * chunks):
+  if rule == 'interleave' and length % (documents * chunks):
     raise errors.InputError(
       f'data.mix.{name}: {documents} documents x {chunks} chunks do not divide '
       f'a pack of {length} tokens'

@@ -18,34 +18,32 @@ SINKS = 4  # tokens at the start of a segment that E2-LLM does not move
 def check(settings, seq_len: int):
   """InputError if data.positions is impossible for rows of seq_len tokens."""
   kind, target, window = settings.kind, settings.target, settings.window
-  if kind == 'plain' and target:
-    raise errors.InputError(
-      f'data.positions.target {target} is not read by plain positions; set '
-      'kind to pose, skipalign or e2llm, or target to 0'
-    )
+  why = ''
   for key, reader, unset in (('chunks', 'pose', 2), ('window', 'e2llm', 0)):
-    value = settings[key]
-    if kind != reader and value != unset:
-      raise errors.InputError(
-        f'data.positions.{key} {value} is read by {reader} alone, and kind is '
-        f'{kind}; set it to {unset}, or kind to {reader}'
+    if kind != reader and settings[key] != unset:
+      why = (
+        f'{key} {settings[key]} is read by {reader} alone, and kind is {kind}; '
+        f'set it to {unset}, or kind to {reader}'
       )
-  if kind != 'plain' and target < seq_len:
-    raise errors.InputError(
-      f'data.positions.target {target} is below train.seq_len {seq_len}: '
-      f'{kind} skips positions up to a longer window'
+  if kind == 'plain' and target:
+    why = (
+      f'target {target} is not read by plain positions; set kind to pose, '
+      'skipalign or e2llm, or target to 0'
     )
-  if kind == 'pose' and not 2 <= settings.chunks <= seq_len:
-    raise errors.InputError(
-      f'data.positions.chunks {settings.chunks} is not from 2 to '
-      f'train.seq_len {seq_len}'
+  elif kind != 'plain' and target < seq_len:
+    why = (
+      f'target {target} is below train.seq_len {seq_len}: {kind} skips '
+      'positions up to a longer window'
     )
-  if kind == 'e2llm' and (window < seq_len or target % window):
-    raise errors.InputError(
-      f'data.positions: e2llm needs the window of the released model, at least '
-      f'train.seq_len {seq_len}, and a target that is a multiple of it; got '
-      f'window {window}, target {target}'
+  elif kind == 'pose' and not 2 <= settings.chunks <= seq_len:
+    why = f'chunks {settings.chunks} is not from 2 to train.seq_len {seq_len}'
+  elif kind == 'e2llm' and (window < seq_len or target % window):
+    why = (
+      f'window {window} must be that of the released model, at least '
+      f'train.seq_len {seq_len}, and target {target} a multiple of it'
     )
+  if why:
+    raise errors.InputError(f'data.positions.{why}')
 
 
 def check_turns(store, documents):

@@ -147,8 +147,6 @@ def best(scores, keep: float) -> np.ndarray:
 
   Equal scores go by number; one document at least is kept.
   """
-  if not 0 < keep <= 1:
-    raise errors.InputError(f'keep must be above 0 and at most 1, got {keep}')
   order = np.argsort(-np.asarray(scores), kind='stable')
   return np.sort(order[: max(1, round(keep * len(order)))])
 

@@ -63,12 +63,7 @@ from typing import Any
 
 from longjax import errors
 from longjax.config import Key, check_value
-from longjax.data import (
-  chat,
-  listing,
-  reading,
-  token_records,
-)
+from longjax.data import chat, listing, reading, token_records
 
 KEYS = {
   'package': Key('', 'a package of a Python package registry'),
@@ -113,9 +108,8 @@ def check(name: str, source: Mapping) -> dict:
   source = dict(source.items())
   title = f'source {name!r}'
   errors.refuse_unknown_keys(title, source, KEYS)
-  settings: dict[str, Any] = {
-    k: key.default for k, key in KEYS.items()
-  } | source
+  settings: dict[str, Any] = {k: key.default for k, key in KEYS.items()}
+  settings |= source
   for k, value in settings.items():
     globs = k in ('include', 'exclude') and isinstance(value, str | tuple)
     for x in value if globs and isinstance(value, tuple) else [value]:
@@ -147,51 +141,40 @@ def check(name: str, source: Mapping) -> dict:
 
 def _check_kind(title: str, settings):
   """InputError for keys of another kind; fills in the defaults of this one."""
-  if settings['kind'] == 'chat':
-    settings['template'] = settings['template'] or chat.OWN
-    chat.check_template(settings['template'])
-  elif settings['template']:
-    raise errors.InputError(f"{title}: template needs kind='chat'")
+  kind, near = settings['kind'], settings['duplicates'] == 'near'
+  no_text, needs = kind == 'tokens', "kind 'tokens' has no text, which"
   for condition in settings['where']:
     if not isinstance(condition, tuple) or len(condition) < 2:
       raise errors.InputError(
         f'{title}: where has (field, value, ...) tuples, not {condition!r}'
       )
-  if settings['group'] and settings['kind'] != 'files':
-    raise errors.InputError(f"{title}: group needs kind='files'")
-  if settings['file'] and not settings['group']:
-    raise errors.InputError(f'{title}: file needs group, a field of records')
-  if settings['kind'] == 'tokens':
-    for key in ('min_chars', 'languages'):
-      if settings[key]:
-        raise errors.InputError(
-          f"{title}: kind 'tokens' has no text, which {key} needs"
-        )
-    if settings['duplicates'] == 'near':
-      raise errors.InputError(
-        f"{title}: kind 'tokens' has no text, which duplicates='near' needs; "
-        "set duplicates='exact'"
-      )
-  elif settings['dtype'] or settings['tokenizer']:
-    raise errors.InputError(
-      f"{title}: dtype and tokenizer are of kind 'tokens', not of "
-      f'{settings["kind"]!r}'
-    )
-  settings['text'] = settings['text'] or FIELDS.get(settings['kind'], 'text')
+  for key, is_wrong, why in (
+    ('template', kind != 'chat', "template needs kind='chat'"),
+    ('group', kind != 'files', "group needs kind='files'"),
+    ('file', not settings['group'], 'file needs group, a field of records'),
+    ('min_chars', no_text, f'{needs} min_chars needs'),
+    ('languages', no_text, f'{needs} languages needs'),
+    ('duplicates', no_text and near, f"{needs} 'near' needs; set 'exact'"),
+    ('dtype', not no_text, f"dtype is of kind 'tokens', not {kind!r}"),
+    ('tokenizer', not no_text, f"tokenizer is of kind 'tokens', not {kind!r}"),
+  ):
+    if settings[key] and is_wrong:
+      raise errors.InputError(f'{title}: {why}')
+  if kind == 'chat':
+    settings['template'] = settings['template'] or chat.OWN
+    chat.check_template(settings['template'])
+  settings['text'] = settings['text'] or FIELDS.get(kind, 'text')
 
 
 def rooted(wanted: Mapping, root: str) -> dict[str, Mapping]:
   """Sources whose relative paths begin at a directory."""
+  is_relative = lambda path: path and '://' not in path and path[0] not in '/~'
   return {
     name: dict(source) | dict(path=f'{root.rstrip("/")}/{source["path"]}')
-    if root and _is_relative(source.get('path', ''))
+    if root and is_relative(source.get('path', ''))
     else source
     for name, source in wanted.items()
   }
-
-
-def _is_relative(path) -> bool:
-  return bool(path) and '://' not in path and path[0] not in '/~'
 
 
 def documents(

@@ -165,15 +165,6 @@ class Tokenizer:
     known = name and not SURROGATES.search(name)  # which no library takes
     return self.encoder.token_to_id(name) if known else None
 
-  def names(self) -> dict[int, str]:
-    """The token of each id."""
-    return self.encoder.names()
-
-  @property
-  def adds_prefix_space(self) -> bool | None:
-    """Whether a text gets a space before it; None if no setting decides it."""
-    return self.encoder.prefix_space
-
   def save(self, directory):
     """Writes the files that `load` and transformers' AutoTokenizer read."""
     directory = pathlib.Path(directory)
@@ -235,7 +226,7 @@ def are_alike(one: Tokenizer, other: Tokenizer) -> bool:
   ends = lambda t: (t.bos, t.eos, t.document_start, t.document_end)
   return one.digest == other.digest or (
     ends(one) == ends(other)
-    and one.names() == other.names()
+    and one.encoder.names() == other.encoder.names()
     and one.encode(PROBE).tolist() == other.encode(PROBE).tolist()
   )
 
@@ -383,7 +374,5 @@ def without_surrogates(text: str) -> str:
 
 def _split(text: str, special) -> list[str]:
   """`text` cut before and after each special name, without empty parts."""
-  if not special:
-    return [text] if text else []
   pattern = encoders.any_of(frozenset(special)).pattern
   return [part for part in re.split(f'({pattern})', text) if part]

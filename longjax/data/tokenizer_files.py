@@ -47,7 +47,7 @@ class CompanionFiles(NamedTuple):
           f'here it is {own}; one tokenizer.json that has all is written by '
           'AutoTokenizer.from_pretrained(...).save_pretrained(...)'
         )
-    adds, said = tokens.adds_prefix_space, self.prefix_space
+    adds, said = tokens.encoder.prefix_space, self.prefix_space
     if None not in (adds, said) and adds != said:
       raise errors.InputError(
         f'it puts {"a" if adds else "no"} space before a text, but '
@@ -65,9 +65,8 @@ def read(path: pathlib.Path) -> CompanionFiles:
   beside = (path.with_name(name) for name in FILES)
   found = [file for file in beside if file == path or storage.holds(file)]
   contents = {file.name: storage.content(file) for file in found}
-  name = CONFIG
+  listed, name = {}, CONFIG
   try:
-    listed = {}
     for name in (CONFIG, MAP, ADDED):
       listed[name] = json_text.loads(contents.get(name, b'{}'))
       if not isinstance(listed[name], dict):
