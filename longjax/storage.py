@@ -125,6 +125,12 @@ def is_sparse(status) -> bool:
   return status.st_size > MOST_BYTES and held * 16 < status.st_size
 
 
+def files_below(directory: epath.Path):
+  """Yields the files of a directory and of those in it; epath has no rglob."""
+  for place, _, names in directory.walk():
+    yield from (place / name for name in names)
+
+
 def directory(path) -> epath.Path:
   """The path of a directory that may not exist yet.
 

@@ -83,13 +83,6 @@ def test_each_format_gives_its_records_in_order(name, tmp_path):
   ]
 
 
-def test_a_saved_data_set_is_its_arrow_files_only(tmp_path):
-  write_arrow(tmp_path / 'data-00000-of-00001.arrow')
-  for name in ('state.json', 'dataset_info.json'):
-    (tmp_path / name).write_text('{}')
-  assert len(listed(tmp_path)) == 4
-
-
 def test_an_arrow_file_whose_offsets_leave_it_is_refused(tmp_path):
   """Pyarrow would read memory that is not its own."""
   pa = pytest.importorskip('pyarrow')
@@ -108,11 +101,6 @@ def test_an_arrow_file_whose_offsets_leave_it_is_refused(tmp_path):
 def test_a_compressed_text_is_one_document(tmp_path):
   (tmp_path / 'book.txt.gz').write_bytes(gzip.compress(b'a book'))
   assert listed(tmp_path) == [('book.txt.gz', 'a book')]
-
-
-def test_another_field_may_hold_the_text(tmp_path):
-  (tmp_path / 'a.jsonl').write_text('{"content": "this"}\n{"text": "that"}\n')
-  assert listed(tmp_path, text='content') == [('a.jsonl:0', 'this')]
 
 
 def bad(content, name='a.jsonl'):

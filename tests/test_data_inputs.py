@@ -259,6 +259,15 @@ def test_a_bucket_without_its_client_is_one_line(monkeypatch):
   refused('gs://b/data', 'gs://b/data', 'gcsfs')
 
 
+def test_a_directory_in_a_bucket_is_read(tmp_path, monkeypatch):
+  """As far as our code can tell."""
+  root = write(tmp_path / 'b', a__x_jsonl=LINES, README_md='about')
+  monkeypatch.setattr(
+    sources.listing.storage, 'is_remote', lambda path: str(root) in str(path)
+  )
+  assert texts(root) == TEXTS
+
+
 def shard(rows) -> bytes:
   """An MDS shard of ids as ProLong's packs."""
   ids, mask = 'ndarray:uint32', 'ndarray:uint8'

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from configs import common
-from longjax import errors
 from longjax.data import pack, pipeline, store
 
 
@@ -102,14 +101,3 @@ def test_a_layout_only_permutes(data):
     assert not (back == np.arange(16)).all()
     for x, y in zip(plain, moved):
       assert (x == np.take_along_axis(y, back, axis=1)).all()
-
-
-def test_repeated_data_is_reported(data):
-  pipe = pipe_of(data, 18, 5, 7)
-  assert pipe.summary(10).endswith('1.00 epochs')
-  assert '1.10 epochs: the data is repeated' in pipe.summary(11)
-
-
-def test_too_little_data_is_refused(data):
-  with pytest.raises(errors.InputError, match='not enough data for one pack'):
-    pipe_of(data, 901, 1, 0)

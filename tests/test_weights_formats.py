@@ -49,14 +49,6 @@ def test_huggingface_is_read_exactly(tmp_path, fields, settings, shards):
   assert_same(params, truth)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'float16'])
-def test_floats_of_any_width_are_read_exactly(tmp_path, dtype):
-  truth = files.params(GQA, dtype=np.dtype(dtype))
-  tensors = files.huggingface(truth, np.dtype(dtype))
-  files.write_huggingface(tmp_path, GQA, dict(base=1e4), tensors=tensors)
-  assert_same(weights.load(tmp_path)[0], truth)
-
-
 OLD = {  # as transformers 4 wrote it
   'llama2': (dict(base=1e4), {}),
   'llama3': (dict(base=5e5), dict(rope_theta=500000.0, rope_scaling=None)),
@@ -121,15 +113,6 @@ def test_long_llama_and_files_of_pytorch_are_read(tmp_path):
   (tmp_path / 'model.safetensors').unlink()
   files.write_pytorch(tmp_path / 'pytorch_model.bin', files.huggingface(truth))
   assert_same(weights.load(tmp_path)[0], truth)
-
-
-def test_the_cache_of_the_hub_is_read_through_its_links(tmp_path):
-  truth = files.write_huggingface(tmp_path / 'blobs', GQA, dict(base=1e4))
-  snapshot = tmp_path / 'snapshots' / 'abc'
-  snapshot.mkdir(parents=True)
-  for name in ('config.json', 'model.safetensors'):
-    (snapshot / name).symlink_to(f'../../blobs/{name}')
-  assert_same(weights.load(snapshot)[0], truth)
 
 
 # Meta

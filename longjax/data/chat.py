@@ -48,10 +48,10 @@ TEMPLATES = dict(
 # Inside the name of a special token that is text: no character.
 BREAK = '\ufdd2'
 MARKS = (OPEN, CLOSE, BREAK)
+REPLACED = dict.fromkeys(map(ord, MARKS), '\ufffd')  # in what others wrote
+REMOVED = dict.fromkeys(map(ord, MARKS))
 # A conversation, to see how a template ends an answer.
-SHORTEST = [
-  dict(role='user', content='a'), dict(role='assistant', content='a'),
-]  # fmt: skip
+SHORTEST = [dict(role=role, content='a') for role in ('user', 'assistant')]
 
 
 class Chat(NamedTuple):
@@ -90,9 +90,7 @@ def source(name: str, tokenizer) -> str:
         f'the chat template {name!r} needs the token {token}, which the '
         f'tokenizer of {tokenizer.vocab} ids lacks; use another template'
       )
-  path = pathlib.Path(name)
-  if name in TEMPLATES:
-    path = HERE / f'{name}.jinja'
+  path = HERE / f'{name}.jinja' if name in TEMPLATES else name
   return storage.content(path).decode()
 
 
@@ -189,9 +187,7 @@ class _Writer:
       return [self.protected(v) for v in value]
     if not isinstance(value, str):
       return value
-    value = tokenizers.without_surrogates(value)
-    for mark in MARKS:
-      value = value.replace(mark, '\ufffd')
+    value = tokenizers.without_surrogates(value).translate(REPLACED)
     return self._special.sub(lambda m: m[0][0] + BREAK + m[0][1:], value)
 
   def text(self, messages, opened=False, **more) -> str:
@@ -270,17 +266,10 @@ class _Writer:
     kept = ~(opened | closed | broken)
     parts, done = [], 0
     for match in self._special.finditer(text):
-      parts += [
-        _part(text[done : match.start()]),
-        encoders.Part(match[0], True),
-      ]
+      before = text[done : match.start()].translate(REMOVED)
+      parts += [encoders.Part(before), encoders.Part(match[0], True)]
       done = match.end()
-    parts = [part for part in (*parts, _part(text[done:])) if part.text]
+    parts.append(encoders.Part(text[done:].translate(REMOVED)))
+    parts = [part for part in parts if part.text]
     ids, marked = self._encoder.encode_marked(parts, learned[kept])
     return Chat(np.array(ids, np.int32), marked.astype(np.uint8))
-
-
-def _part(text: str) -> encoders.Part:
-  for mark in MARKS:
-    text = text.replace(mark, '')
-  return encoders.Part(text)

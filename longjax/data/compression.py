@@ -27,7 +27,11 @@ def opened(file, ending: str):
   if not ending:
     yield file
     return
-  most = limit(_length(file))
+  length = sys.maxsize  # where it cannot tell
+  if file.seekable():
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+  most = limit(length)
   if ending in OPENERS:
     inner = OPENERS[ending](file)
   else:
@@ -41,15 +45,6 @@ def opened(file, ending: str):
 def limit(length: int) -> int:
   """Bytes that so many compressed bytes may hold."""
   return max(EXPANDED_BYTES, EXPANDED * length)
-
-
-def _length(file) -> int:
-  """Bytes of a file, or of any file where it cannot tell."""
-  if not file.seekable():
-    return sys.maxsize
-  length = file.seek(0, io.SEEK_END)
-  file.seek(0)
-  return length
 
 
 class Bounded(io.RawIOBase):

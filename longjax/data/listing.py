@@ -80,15 +80,11 @@ def groups(name, settings, log) -> tuple[list[tuple[str, list[File]]], list]:
       title = inside.parent.as_posix()
     grouped.setdefault(title, []).append(file)
   if kind == 'directories':
-    return [(k, _shuffled(k, v)) for k, v in grouped.items()], left_out
+    for title, files in grouped.items():  # always the same random order
+      seed = hashlib.sha256(title.encode('utf-8', 'replace')).digest()[:8]
+      rng = np.random.default_rng(int.from_bytes(seed, 'little'))
+      grouped[title] = [files[i] for i in rng.permutation(len(files))]
   return list(grouped.items()), left_out
-
-
-def _shuffled(title: str, files) -> list[File]:
-  """In random order, always the same."""
-  seed = hashlib.sha256(title.encode('utf-8', 'replace')).digest()[:8]
-  rng = np.random.default_rng(int.from_bytes(seed, 'little'))
-  return [files[i] for i in rng.permutation(len(files))]
 
 
 def locate(location: str):
@@ -147,7 +143,8 @@ def list_files(name, settings) -> Listing:
 def _walk(root, settings) -> tuple[list[File], list[str]]:
   """(files that match the globs, links that are left out)."""
   files, links, left_out, hidden = [], [], [], set()
-  for path in root.rglob('*'):
+  is_local = isinstance(root, pathlib.Path)
+  for path in root.rglob('*') if is_local else storage.files_below(root):
     inside = path.relative_to(root)
     name = inside.as_posix()
     if not downloads.matches(name, settings['include'], settings['exclude']):
@@ -156,7 +153,7 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
     if dots:
       hidden.add('/'.join(inside.parts[: dots[0]]))
       continue
-    if isinstance(path, pathlib.Path) and path.is_symlink():
+    if is_local and path.is_symlink():
       links.append((name, path))
     elif path.is_file():
       files.append(File(name, str(path), _size(path)))

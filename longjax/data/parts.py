@@ -70,12 +70,14 @@ def write(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
     names.append(entry.name.encode('utf-8', 'replace'))
     named += len(names[-1])
     source = list(text_bytes).index(entry.source)
-    same = (len(ids), source, _token_digest(ids), named)
+    # 64 bits that decide whether two documents have equal tokens.
+    short = hashlib.sha256(ids.data).digest()[:8]
+    digest = int.from_bytes(short, 'little', signed=True)
+    same = (len(ids), source, digest, named)
     if entry.place:
       file, first, mask = entry.place
-      if file not in indexed:
-        indexed[file] = len(indexed)
-      table.append((-1 - indexed[file], first, *same, mask))
+      number = indexed.setdefault(file, len(indexed))
+      table.append((-1 - number, first, *same, mask))
       continue
     table.append((len(shards), filled, *same, -1))
     waiting.append((ids, entry.mask))
@@ -87,9 +89,8 @@ def write(place, entries: Iterable[Entry], shard_tokens=SHARD_TOKENS):
     shards.append(_write_shard(place, len(shards), waiting))
   (place / 'names.txt').write_bytes(b''.join(names))
   rows = np.array(table, '<i8').reshape(-1, COLUMNS + 1)
-  rows[:, 0] = np.where(
-    rows[:, 0] < 0, len(shards) - 1 - rows[:, 0], rows[:, 0]
-  )
+  shard = rows[:, 0]
+  rows[:, 0] = np.where(shard < 0, len(shards) - 1 - shard, shard)
   shards += [_described(pathlib.Path(file)) | dict(indexed=True, file=file)
              for file in indexed]  # fmt: skip
   _save(place / 'documents.npy', rows if indexed else rows[:, :COLUMNS])
@@ -156,12 +157,6 @@ def assemble(
   except OSError:  # another process was first: its store is as good
     if not exists(directory):
       raise
-
-
-def _token_digest(ids) -> int:
-  """64 bits that decide whether two documents have equal tokens."""
-  short = hashlib.sha256(ids.data).digest()[:8]
-  return int.from_bytes(short, 'little', signed=True)
 
 
 def _write_shard(place, number: int, documents) -> dict:

@@ -59,12 +59,7 @@ def check(config):
   curriculum.check(config.data.curriculum, seq_len)
   for length in (seq_len, *config.train.lengths):
     layout.check(config.data.layout, length, config.mesh.seq)
-  check_lengths(config)
-
-
-def check_lengths(config):
-  """InputError if train.lengths cannot be lengths of the rows."""
-  longest, seq_len = max(config.train.lengths, default=0), config.train.seq_len
+  longest = max(config.train.lengths, default=0)
   if longest > seq_len:
     raise InputError(
       f'config.train.lengths has {longest}; it must be at most train.seq_len '
@@ -158,7 +153,11 @@ class Pipeline:
     """
     numbers = plan.row_order[rows].tolist()
     widths = [len(range(self._seq_len)[cut]) for cut in columns]
-    batches = [_empty(len(numbers), width) for width in widths]
+    kinds = [np.float32 if f == 'weights' else np.int32 for f in Batch._fields]
+    batches = [
+      Batch(*(np.empty((len(numbers), width), kind) for kind in kinds))
+      for width in widths
+    ]
     lengths = plan.lengths[rows].tolist()
     for i, (number, length) in enumerate(zip(numbers, lengths)):
       row = self._row(plan, number)
@@ -253,11 +252,6 @@ class Pipeline:
     if any(c.joined or c.group > 1 for c in self.components):
       content.append(ORDER)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _empty(rows: int, width: int) -> Batch:
-  kinds = [np.float32 if f == 'weights' else np.int32 for f in Batch._fields]
-  return Batch(*(np.empty((rows, width), kind) for kind in kinds))
 
 
 def _mean_weights(weights, parts) -> np.ndarray:

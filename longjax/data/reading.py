@@ -122,8 +122,9 @@ def read(unit: Unit, tally: Tally) -> Iterator[Document]:
       if len(document.text) < max(1, settings['min_chars']):
         tally.short += 1
         continue
-      if settings['languages'] and not _in_languages(
-        document.text, settings['languages']
+      if (
+        settings['languages']
+        and _language(document) not in (settings['languages'])
       ):
         tally.language += 1
         continue
@@ -341,10 +342,10 @@ def matches(where, record) -> bool | str:
   return True
 
 
-def _in_languages(text: str, languages) -> bool:
+def _language(document: Document) -> str:
   import py3langid  # pyright: ignore
 
-  return py3langid.classify(text[:LANGUAGE_CHARS])[0] in languages
+  return py3langid.classify(document.text[:LANGUAGE_CHARS])[0]
 
 
 def _printable(line: str) -> str:

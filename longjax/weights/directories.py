@@ -17,9 +17,8 @@ from etils import epath
 from longjax import errors, storage
 from longjax.progress import size
 
-WRITTEN_LAST = (
-  '_CHECKPOINT_METADATA'  # by which a checkpoint is recognized as complete
-)
+# By it a checkpoint is recognized as complete.
+WRITTEN_LAST = '_CHECKPOINT_METADATA'
 
 
 @contextlib.contextmanager
@@ -127,19 +126,12 @@ def copy_tree(source, target):
     to.parent.mkdir(parents=True, exist_ok=True)
     path.copy(to)
 
-  paths = [*_files(source)]
-  last = [path for path in paths if path.name == WRITTEN_LAST]
+  groups: tuple[list, list] = [], []
+  for path in storage.files_below(source):
+    groups[path.name == WRITTEN_LAST].append(path)
   with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    for group in ([path for path in paths if path not in last], last):
+    for group in groups:
       list(pool.map(copy, group))
-
-
-def _files(directory):
-  for path in directory.iterdir():
-    if path.is_dir():
-      yield from _files(path)
-    else:
-      yield path
 
 
 def copy_files(source, directory, names):

@@ -109,11 +109,6 @@ def _fields(metadata, tensors):
     raise errors.InputError(f'lacks tensor {EMBEDDING}')
   heads, embed = number('attention.head_count'), number('embedding_length')
   head_dim = number('attention.key_length', embed // heads)
-  eps = metadata.get('attention.layer_norm_rms_epsilon')
-  if type(eps) is not float or not 0 < eps < 1:
-    raise errors.InputError(
-      f'needs llama.attention.layer_norm_rms_epsilon, got {eps!r}'
-    )
   for key in ('rope.dimension_count', 'attention.value_length'):
     if metadata.get(key, head_dim) != head_dim:
       raise errors.InputError(
@@ -128,7 +123,9 @@ def _fields(metadata, tensors):
     heads=heads,
     kv_heads=number('attention.head_count_kv', heads),
     head_dim=head_dim,
-    norm_eps=eps,
+    norm_eps=positive(
+      metadata, 'attention.layer_norm_rms_epsilon', prefix='llama.'
+    ),
     tied=HEAD not in tensors,
     rope=_rope(metadata, tensors, head_dim),
   )

@@ -95,19 +95,19 @@ def _fields(params, loaded) -> dict:
     raise errors.InputError(
       f'{PARAMS}: dim {dim} is not a multiple of n_heads {heads}'
     )
-  eps = params.get('norm_eps')
-  if type(eps) is not float or not 0 < eps < 1:
-    raise errors.InputError(f'{PARAMS}: needs norm_eps, got {eps!r}')
-  given = params.get('vocab_size', -1)
+  given, vocab = params.get('vocab_size', -1), 0
+  if given == -1:  # Llama 2: from the embedding, cut in one dim or the other
+    vocab, columns = _shape(loaded[0], EMBEDDING)
+    vocab = vocab if columns != dim else _rows(loaded, EMBEDDING)
   return dict(
-    vocab=(_vocab(loaded, dim) if given == -1 else number('vocab_size')),
+    vocab=vocab or number('vocab_size'),
     layers=layers,
     embed=dim,
     mlp=_rows(loaded, 'layers.0.feed_forward.w1.weight'),
     heads=heads,
     kv_heads=number('n_kv_heads', heads),
     head_dim=dim // heads,
-    norm_eps=eps,
+    norm_eps=positive(params, 'norm_eps', prefix=f'{PARAMS}: '),
     tied=False,
     rope=_rope(params, dim, layers),
   )
@@ -116,12 +116,6 @@ def _fields(params, loaded) -> dict:
 def _rows(loaded, name) -> int:
   """Rows of a matrix whose files lie below each other."""
   return sum(_shape(tensors, name)[0] for tensors in loaded)
-
-
-def _vocab(loaded, dim) -> int:
-  """Llama 2 does not say it: from the embedding, cut in one dim or other."""
-  rows, columns = _shape(loaded[0], EMBEDDING)
-  return rows if columns != dim else _rows(loaded, EMBEDDING)
 
 
 def _shape(tensors, name):
@@ -176,12 +170,8 @@ def _joined(name, parts: list[Tensor], fields) -> Tensor:
     )
   shape = list(shapes[0])
   shape[dim] = sum(s[dim] for s in shapes)
-  read = functools.partial(_read, parts, dim)
+  read = lambda: np.concatenate([part.read() for part in parts], dim)
   return Tensor(tuple(shape), parts[0].dtype, read)
-
-
-def _read(parts, dim):
-  return np.concatenate([part.read() for part in parts], dim)
 
 
 def _dim(name, parts, fields):

@@ -1,5 +1,8 @@
 """One table of tensor names: ours, GGUF's, Hugging Face's and Meta's.
 
+To add a per-layer feature of the model that has weights: its row in TABLE, and
+in `rows` the field of llama.Llama that it depends on.
+
 All three formats store matrices as [out, in] with heads flattened, so one pair
 of letter strings per row says how a tensor is reshaped and transposed:
 
