@@ -158,13 +158,13 @@ def test_masks_are_those_marked_by_hand(name, shape, tokens):
   count = sum(whole.count(mark) for mark in SPECIAL[name].split())
   assert (made.tokens >= 256).sum() == count
   at = 0
-  for text, learned in pieces:
+  for text, is_learned in pieces:
     begin, said = at, ''
     while said != text:
       at += 1
       said = tokens[name].decode(made.tokens[begin:at])
       assert at <= len(made.tokens)
-    assert (made.weights[begin:at] == learned).all(), (text, learned)
+    assert (made.weights[begin:at] == is_learned).all(), (text, is_learned)
   assert at == len(made.tokens)
 
 
