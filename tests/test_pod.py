@@ -384,17 +384,6 @@ def test_the_log_of_a_zonal_cluster(dry):
   ]
 
 
-@pytest.mark.parametrize(
-  'verb', ['up', 'push', 'run', 'logs', 'status', 'stop', 'down']
-)
-def test_each_verb_has_a_dry_run_without_gcloud(verb, dry, monkeypatch):
-  monkeypatch.setenv('PATH', os.pathsep.join(['/usr/bin', '/bin']))
-  monkeypatch.setenv('LONGJAX_CACHE', '/none')
-  lines = dry(verb, *DRY, *sized(['--topology=v6e:4x4'])).splitlines()
-  assert all(shlex.split(x)[0] == 'gcloud' for x in lines if x[0] != '#')
-  assert not pathlib.Path('/none').exists()
-
-
 def documented() -> list[list[str]]:
   """The commands of the pages on TPUs that start with pod.py."""
   pages = ('docs/tpu.md', 'docs/free_tpu.md')

@@ -101,7 +101,9 @@ def plan(config, target: slices.Slice, documents: str, log) -> dict:
     compile=dict(
       cpu_seconds=round(time.process_time() - cpu, 1),
       wall_seconds=round(time.monotonic() - began, 1),
-      peak_rss_gib=round(rss(), 2),
+      peak_rss_gib=round(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
+      ),
     )
   )
   if compiled is None:
@@ -143,12 +145,6 @@ def compile_step(lowered):
     compiled = lowered.compile(compiler_options=dict(xla_dump_to=dump))
     (text,) = pathlib.Path(dump).glob('*.after_codegen.txt')
     return compiled, text.read_text()
-
-
-def rss() -> float:
-  """The peak memory of this process, GiB."""
-  kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return kib / 2**20
 
 
 def description(job: Job) -> dict:

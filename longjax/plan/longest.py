@@ -3,6 +3,8 @@
 The estimate of search.py gives the first length; compiles then decide.
 """
 
+import bisect
+
 from longjax import checks, slices
 from longjax.errors import InputError
 from longjax.plan.compile import check, plan
@@ -52,15 +54,13 @@ def longest(config, target: slices.Slice, documents: str, log) -> list[dict]:
 def _guess(config, target, unit: int) -> int:
   """The most units that fit by the estimate, at least 1."""
   trial = config.copy_and_resolve_references()
-  low, high = 1, MOST_TOKENS // unit
-  while high - low > 1:
-    middle = (low + high) // 2
-    trial.train.seq_len = middle * unit
-    if estimated_bytes(trial) < target.chip.usable:
-      low = middle
-    else:
-      high = middle
-  return low
+
+  def is_too_large(units):
+    trial.train.seq_len = units * unit
+    return estimated_bytes(trial) >= target.chip.usable
+
+  units = range(1, MOST_TOKENS // unit)
+  return max(1, bisect.bisect_left(units, True, key=is_too_large))
 
 
 def _with_length(config, seq_len: int):

@@ -89,7 +89,8 @@ def estimated_seconds(config, target, documents: str) -> float:
   abstract = train_step.abstract_params(config, model)
   # Weights gathered forward and backward in bfloat16, gradients scattered in
   # float32.
-  weights = (2 + 2 + 4) * count(abstract) / (2 * len(target.dims) * chip.link)
+  numbers = sum(x.size for x in jax.tree.leaves(abstract))
+  weights = (2 + 2 + 4) * numbers / (2 * len(target.dims) * chip.link)
   layer = attention_seconds(model, work, chip, tokens)
   layers = model.layers - work.windows_save(model)
   seconds = layers * layer + weights + matmul_seconds(model, chip, tokens)
@@ -117,11 +118,6 @@ def local_tokens(config) -> int:
   """Tokens of a device in a micro-batch."""
   step, devices = config.train, config.mesh.data * config.mesh.seq
   return step.batch * step.seq_len // (devices * step.micro_batches)
-
-
-def count(tree) -> int:
-  """Numbers in a tree of arrays."""
-  return sum(x.size for x in jax.tree.leaves(tree))
 
 
 def attention_seconds(model, work, chip, tokens: int) -> float:
