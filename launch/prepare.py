@@ -28,10 +28,11 @@ are in longjax/data/synthetic.py. Train on them with a source of kind 'chat'.
 
 import pathlib
 import sys
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from longjax import cli
+from longjax import cli, errors
 from longjax.data import (
   chat,
   downloads,
@@ -39,6 +40,7 @@ from longjax.data import (
   inspection,
   pipeline,
   prepare,
+  prospector,
   synthetic,
 )
 from longjax.data import tokenizer as tokenizers
@@ -57,7 +59,7 @@ def main(
   if synthesis and not synthesize:
     raise InputError('--synthesis has no effect without --synthesize=FILE')
   if synthesize:
-    options = synthetic.parse_options(synthesis)
+    options = parse_options(synthesis)
     print(synthetic.synthesize(config, synthesize, options, local_model))
     return
   if inspect:
@@ -65,7 +67,12 @@ def main(
   tokenizer = prepare.find_tokenizer(config)
   check_tokenizer(config, tokenizer)
   if score:
-    store = filters.keep(config, tokenizer, score, keep, pairs, out, load_nll)
+    by_gzip = score == 'gzip'
+    if by_gzip and pairs:
+      raise InputError('--pairs has no effect with --score=gzip')
+    share = cli.number('keep', keep, 0.6 if by_gzip else 0.5, 1e-9, 1)
+    count = cli.number('pairs', pairs, prospector.PAIRS, 1)
+    store = filters.keep(config, tokenizer, score, share, count, out, load_nll)
   else:
     store = prepare.prepare(config, tokenizer, directory=out)
   store.verify()
@@ -79,6 +86,19 @@ def main(
     path = pathlib.Path('runs') / config.name / 'plots' / 'batch_0.png'
     inspection.plot(pipe, 0, path)
     print(path)
+
+
+def parse_options(text: str) -> synthetic.Options:
+  """Options from 'KEY=VALUE,KEY=VALUE'; InputError for what they cannot be."""
+  given = dict(x.partition('=')[::2] for x in text.split(',') if x)
+  errors.refuse_unknown_keys('--synthesis', given, synthetic.Options._fields)
+  values: dict[str, Any] = dict(given)
+  for key, least in synthetic.LEAST.items():
+    if key in given:
+      values[key] = cli.number(f'synthesis={key}', given[key], 0, least, 10**9)
+  options = synthetic.Options(**values)
+  errors.check_choice('--synthesis: kind', options.kind, synthetic.KINDS)
+  return options
 
 
 def check_tokenizer(config, tokenizer):

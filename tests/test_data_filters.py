@@ -38,7 +38,7 @@ def test_the_kept_documents_are_a_store_that_trains(config, tmp_path):
   tokens = tokenizer.load('bytes')
   out = str(tmp_path / 'kept')
   store = filters.keep(
-    config, tokens, str(tmp_path), '0.34', '30', out, remembering
+    config, tokens, str(tmp_path), 0.34, 30, out, remembering
   )
   scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()
   assert len(scores) == 1 + 3 and json.loads(scores[0])['pairs'] == 30
@@ -48,7 +48,7 @@ def test_the_kept_documents_are_a_store_that_trains(config, tmp_path):
   again = prepare.prepare(config, tokens, lambda _: None)
   assert again.digest == store.digest
   with pytest.raises(errors.InputError, match='a store already'):
-    filters.keep(config, tokens, str(tmp_path), '', '', out, remembering)
+    filters.keep(config, tokens, str(tmp_path), 0.5, 30, out, remembering)
 
 
 def test_gzip_keeps_the_documents_in_the_middle(config, tmp_path):
@@ -59,10 +59,10 @@ def test_gzip_keeps_the_documents_in_the_middle(config, tmp_path):
   letters = [chr(c) for c in rng.integers(33, 127, 3000)]
   (tmp_path / 'docs' / 'c.txt').write_text(''.join(letters))
   tokens, out = tokenizer.load('bytes'), str(tmp_path / 'kept')
-  store = filters.keep(config, tokens, 'gzip', '0.4', '', out, None)
+  store = filters.keep(config, tokens, 'gzip', 0.4, 0, out, None)
   assert [name.split('/')[-1] for name in store.names] == ['a.txt']
   with pytest.raises(errors.InputError, match='--pairs'):
-    filters.keep(config, tokens, 'gzip', '', '3', f'{out}2', None)
+    command.main(config, score='gzip', pairs='3', out=f'{out}2')
 
 
 @pytest.mark.parametrize(
@@ -76,15 +76,14 @@ def test_gzip_keeps_the_documents_in_the_middle(config, tmp_path):
 )
 def test_shares_and_pairs_must_be_numbers(config, share, pairs, told, tmp_path):
   with pytest.raises(errors.InputError, match=told):
-    filters.keep(
-      config, tokenizer.load('bytes'), str(tmp_path), share, pairs,
-      str(tmp_path / 'out'), remembering,
-    )  # fmt: skip
+    command.main(
+      config, str(tmp_path / 'out'), score='x', keep=share, pairs=pairs
+    )
   assert not (tmp_path / 'out').exists()
 
 
 def test_questions_about_the_documents_of_a_config(config, tmp_path):
-  made = synthetic.parse_options('model=ours,template=chatml,max_tokens=50')
+  made = command.parse_options('model=ours,template=chatml,max_tokens=50')
   asked = []
 
   def local(model, template):
@@ -136,7 +135,7 @@ def test_tables_become_documents_whose_answers_are_learned(config, tmp_path):
     learned = tokens.decode(ids[np.array(store.mask(number)) == 1])
     assert learned == ''.join(m['content'] + '<|eot_id|>' for m in said)
   kept = filters.keep(
-    config, tokens, str(tmp_path), '1', '', str(tmp_path / 'kept'), remembering
+    config, tokens, str(tmp_path), 1, 9, str(tmp_path / 'kept'), remembering
   )
   assert kept.mask(0).tolist() == store.mask(0).tolist()
 
@@ -149,7 +148,7 @@ def test_smollm2_scores_documents_and_answers(config, tmp_path, monkeypatch):
   assert 'Paris' in answer('What is the capital of France?')
   tokens = tokenizer.load(path)
   out = str(tmp_path / 'kept')
-  store = filters.keep(config, tokens, SMOLLM2, '', '3', out, command.load_nll)
+  store = filters.keep(config, tokens, SMOLLM2, 0.5, 3, out, command.load_nll)
   scores = (tmp_path / 'kept.scores.jsonl').read_text().splitlines()
   a, b, c = (json.loads(line) for line in scores[1:])
   assert (a['pairs'], b['pairs'], c['pairs']) == (3, 3, 0)

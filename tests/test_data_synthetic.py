@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 
+from launch import prepare as command
 from longjax import errors
 from longjax.data import synthetic, synthetic_tables
 
@@ -169,15 +170,15 @@ def test_a_wrong_key_is_told_at_once_and_not_shown(server, tmp_path):
 
 
 def test_options_are_read_and_refused_in_one_line():
-  made = synthetic.parse_options('kind=tables,rows=9')
+  made = command.parse_options('kind=tables,rows=9')
   assert (made.kind, made.rows, made.tables) == ('tables', 9, 1000)
   for text, match in (
     ('kinds=tables', "'kind'"), ('kind=poems', "'poems'"),
-    ('rows=many', "'many'"), ('rows=1', 'at least 2'),
+    ('rows=many', "'many'"), ('rows=1', 'from 2 to'),
     ('parallel=0', 'parallel'),
   ):  # fmt: skip
     with pytest.raises(errors.InputError, match=match):
-      synthetic.parse_options(text)
+      command.parse_options(text)
 
 
 def parsed(messages):

@@ -14,15 +14,17 @@ from longjax.data import downloads, prepare, prospector
 from longjax.data import store as stores
 
 
-def keep(config, tokenizer, model: str, share, pairs, out, nll) -> stores.Store:
+def keep(
+  config, tokenizer, model: str, share: float, pairs: int, out: str, nll
+) -> stores.Store:
   """Makes a store of the documents that a score keeps.
 
   Args:
     config: its data is prepared first.
     tokenizer: the tokenizer.
     model: a path or 'package:...', which `nll` loads; or 'gzip'.
-    share: text of the share of documents to keep; '' is a half, of gzip 0.6.
-    pairs: text of the pairs of chunks scored; '' is prospector.PAIRS.
+    share: of the documents to keep, above 0 and at most 1.
+    pairs: of chunks scored; gzip has none.
     out: a new directory; the scores go into OUT.scores.jsonl.
     nll: (model, tokenizer) -> the function that gives the prospector losses;
       passed in, so that nothing here imports jax.
@@ -31,10 +33,6 @@ def keep(config, tokenizer, model: str, share, pairs, out, nll) -> stores.Store:
     The opened store.
   """
   by_gzip = model == 'gzip'
-  share = _number('keep', share or ('0.6' if by_gzip else '0.5'), float, 1)
-  if by_gzip and pairs:
-    raise errors.InputError('--pairs has no effect with --score=gzip')
-  pairs = _number('pairs', pairs or str(prospector.PAIRS), int, 10**6)
   if not out:
     raise errors.InputError('--score needs --out=DIR for what is kept')
   if stores.exists(out):
@@ -77,16 +75,3 @@ def middle(ratios, share: float) -> np.ndarray:
   order = np.argsort(ratios, kind='stable')
   cut = round(len(order) * (1 - share) / 2)
   return np.sort(order[cut : len(order) - cut])
-
-
-def _number(flag, text, kind, most):
-  """A positive number up to `most`."""
-  try:
-    number = kind(text)
-  except ValueError:
-    number = 0
-  if not 0 < number <= most:
-    raise errors.InputError(
-      f'--{flag} is {text!r}; it must be above 0 and at most {most}'
-    )
-  return number

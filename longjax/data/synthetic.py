@@ -25,7 +25,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,7 @@ class Options(NamedTuple):
 
 
 LEAST = dict(chunk_chars=1, max_tokens=0, parallel=1, tables=1, rows=2)
+KINDS = ('questions', 'tables')
 KEY = 'OPENAI_API_KEY'  # environment variable with a server's key
 ATTEMPTS = 5  # of a request, with pauses of 1, 2, 4, 8 s between them
 TIMEOUT_SECONDS = 300
@@ -96,36 +97,13 @@ class Failure(Exception):
   """A model gave no answer to a prompt; says why."""
 
 
-def parse_options(text: str) -> Options:
-  """Options from 'KEY=VALUE,KEY=VALUE'; InputError for what they cannot be."""
-  given: dict[str, str] = {}
-  for pair in filter(None, text.split(',')):
-    key, _, value = pair.partition('=')
-    given[key] = value
-  errors.refuse_unknown_keys('--synthesis', given, Options._fields)
-  values: dict[str, Any] = dict(given)
-  for key in LEAST.keys() & given.keys():
-    if not given[key].isdecimal() or int(given[key]) < LEAST[key]:
-      raise errors.InputError(
-        f'--synthesis: {key} is {given[key]!r}; it must be a whole number of '
-        f'at least {LEAST[key]}'
-      )
-    values[key] = int(given[key])
-  options = Options(**values)
-  if options.kind not in ('questions', 'tables'):
-    raise errors.InputError(
-      f'--synthesis: kind is {options.kind!r}; it must be questions or tables'
-    )
-  return options
-
-
 def synthesize(config, path: str, options: Options, local: Callable) -> str:
   """Makes conversations and appends them to a jsonl file.
 
   Args:
     config: `data.sources`, `data.tokenizer` and `seed` are read.
     path: the file.
-    options: from `parse_options`.
+    options: see Options.
     local: (model, template) -> a function prompt -> answer.
 
   Returns:
