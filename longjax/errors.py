@@ -1,5 +1,6 @@
 """The one exception that means: the input is wrong, not the program."""
 
+import contextlib
 import difflib
 import errno
 from collections.abc import Iterable
@@ -28,6 +29,16 @@ class InputError(ValueError):
       if len(text) < MAX_CHARACTERS
       else f'{text[: MAX_CHARACTERS // 2]} ... {text[-MAX_CHARACTERS // 4 :]}'
     )
+
+
+@contextlib.contextmanager
+def of_disk(what: str):
+  """Makes an OSError inside of it an InputError: what failed, and why."""
+  try:
+    yield
+  except OSError as error:
+    reason = error.strerror or f'is the disk full? {error}'
+    raise InputError(f'{what}: {reason}') from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -182,16 +182,10 @@ def _stamp(path: pathlib.Path) -> pathlib.Path:
   return path.with_name(f'.{path.name}.sha256')
 
 
-@contextlib.contextmanager
 def _writable(what, place):
-  """Turns a full or read-only disk into one line."""
-  try:
-    yield
-  except OSError as error:
-    raise errors.InputError(
-      f'{what}: cannot write to {place}: {error.strerror or error}; '
-      'LONGJAX_CACHE chooses another place'
-    ) from error
+  return errors.of_disk(
+    f'{what}: cannot write to {place}; LONGJAX_CACHE chooses another place'
+  )
 
 
 @contextlib.contextmanager

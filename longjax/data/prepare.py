@@ -125,13 +125,8 @@ def _prepare(key, wanted, tokenizer, log, directory) -> store.Store:
   place = storage.real(store.local(directory or _cached(spec, tokenizer)))
   store.refuse_other(place)
   if not store.exists(place):
-    try:
+    with errors.of_disk(f'{place}: cannot write the store'):
       _make(place, wanted, tokenizer, spec, log)
-    except OSError as error:
-      raise errors.InputError(
-        f'{place}: cannot write the store: '
-        f'{error.strerror or f"is the disk full? {error}"}'
-      ) from error
   made = _open(place, tokenizer)
   if made.manifest['spec'] != spec:
     raise errors.InputError(

@@ -141,7 +141,7 @@ def write(
   """
   directory = storage.real(local(directory))
   refuse_other(directory)
-  try:
+  with errors.of_disk(f'{directory}: cannot write the store'):
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
       dir=directory.parent, prefix=f'.{directory.name}.'
@@ -150,10 +150,6 @@ def write(
       parts.write(partial / 'part', entries, shard_tokens)
       metadata = dict(vocab=vocab, tokenizer=tokenizer, spec=spec)
       parts.assemble(partial, ['part'], directory, metadata)
-  except OSError as error:
-    raise errors.InputError(
-      f'{directory}: cannot write the store: {error.strerror or error}'
-    ) from error
 
 
 def local(directory) -> pathlib.Path:

@@ -51,15 +51,11 @@ def _create(target, needed_bytes):
   """`create` on this machine."""
   _refuse_existing(target)
   partial = target.with_name(f'{target.name}.partial')
-  try:
+  with errors.of_disk(f'{target} cannot be made'):
     partial.mkdir(parents=True, exist_ok=True)
     lock = _lock(partial)
     for name in os.listdir(partial):  # of a process that was killed
       shutil.rmtree(partial / name)
-  except OSError as error:
-    raise errors.InputError(
-      f'{target} cannot be made: {error.strerror}'
-    ) from None
   try:
     free = shutil.disk_usage(partial).free
     if free < needed_bytes * 1.05:
