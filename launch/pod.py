@@ -94,13 +94,14 @@ def make_request(verb, config, flags) -> request.Pod:
   if flags['reservation'] and tiers not in ([], ['reserved']):
     raise InputError(f'--reservation does not go with --{tiers[0]}')
   tier = 'reserved' if flags['reservation'] else [*tiers, 'on-demand'][0]
-  as_typed = {k: flags[k] for k in request.Pod._fields if k in flags}
-  pod = request.Pod(**as_typed | dict(
+  as_typed = (flags.keys() & {*request.Pod._fields}) - {'name', 'hosts'}
+  pod = request.Pod(
     name=request.name(flags['name'] or config.name),
     slice=slices.parse(topology, count) if topology else None,
     tier=tier.replace('_', '-'),
     hosts=tuple(filter(None, flags['hosts'].split(','))),
-  ))  # fmt: skip
+    **{k: flags[k] for k in as_typed},
+  )
   if verb in MAKES and not topology:
     raise InputError(f'{verb} needs --topology, as v5p:4x4x4 or v5p-128')
   if pod.uses_existing_hosts and verb in (*MAKES, 'down'):

@@ -90,7 +90,8 @@ def main(
 
 def parse_options(text: str) -> synthetic.Options:
   """Options from 'KEY=VALUE,KEY=VALUE'; InputError for what they cannot be."""
-  given = dict(x.partition('=')[::2] for x in text.split(',') if x)
+  pairs = (pair.partition('=') for pair in text.split(',') if pair)
+  given = {key: value for key, _, value in pairs}
   errors.refuse_unknown_keys('--synthesis', given, synthetic.Options._fields)
   values: dict[str, Any] = dict(given)
   for key, least in synthetic.LEAST.items():

@@ -153,7 +153,7 @@ def _walk(root, settings) -> tuple[list[File], list[str]]:
     if dots:
       hidden.add('/'.join(inside.parts[: dots[0]]))
       continue
-    if is_local and path.is_symlink():
+    if isinstance(path, pathlib.Path) and path.is_symlink():
       links.append((name, path))
     elif path.is_file():
       files.append(File(name, str(path), _size(path)))
