@@ -254,19 +254,14 @@ def push(directory, name) -> str:
   A repository that does not exist is made, and only its owner may read it.
   """
   check_target(name)
-  import huggingface_hub.errors
+  import huggingface_hub
 
   where, _ = _parse(name)
   repo, api = where['repo_id'], huggingface_hub.HfApi()
-  try:
+  by_hand = f'the export is complete, upload it: hf upload {repo} {directory}'
+  with _explained(f'{name} is not uploaded ({by_hand})', where):
     api.create_repo(repo, private=True, exist_ok=True)
     return str(api.upload_folder(repo_id=repo, folder_path=directory))
-  except Exception as error:
-    reason = _reason(huggingface_hub.errors, error, where)
-    raise errors.InputError(
-      f'{name}: not uploaded: {reason}; the export in {directory} is '
-      f'complete, upload it with: hf upload {repo} {directory}'
-    ) from error
 
 
 def _parse(name) -> tuple[dict, str]:

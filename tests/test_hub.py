@@ -349,7 +349,7 @@ def test_an_export_is_pushed_with_the_report_of_its_run(
   assert card.startswith('---\nlibrary_name: transformers\n')
   assert 'commit abc' in card and COMMIT in card and 'png' not in card
   monkeypatch.setenv('HF_TOKEN', 'bad')
-  with pytest.raises(errors.InputError, match=r'not uploaded: .*hf upload'):
+  with pytest.raises(errors.InputError, match=r'not uploaded .*hf upload'):
     hub.push(out, 'hf://org/mine')
   with pytest.raises(errors.InputError, match='is not a model'):
     command.export(str(run), str(out), push_='hf://org/mine@v1')
