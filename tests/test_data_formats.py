@@ -8,6 +8,7 @@ import lzma
 
 import numpy as np
 import pytest
+from test_data_inputs import table
 
 from longjax import errors
 from longjax.data import compression, formats, sources
@@ -23,19 +24,11 @@ def write_parquet(path):
   pq.write_table(pa.Table.from_pylist(ROWS), path, row_group_size=3)
 
 
-def write_arrow(path):
-  """As datasets.save_to_disk: a stream."""
-  pa = pytest.importorskip('pyarrow')
-  table = pa.Table.from_pylist(ROWS)
-  with pa.ipc.new_stream(str(path), table.schema) as writer:
-    writer.write_table(table, max_chunksize=2)
-
-
 def write_feather(path):
   pa = pytest.importorskip('pyarrow')
-  table = pa.Table.from_pylist(ROWS)
-  with pa.ipc.new_file(str(path), table.schema) as writer:
-    writer.write_table(table)
+  made = pa.Table.from_pylist(ROWS)
+  with pa.ipc.new_file(str(path), made.schema) as writer:
+    writer.write_table(made)
 
 
 def write_array_record(path):
@@ -64,7 +57,9 @@ WRITERS = {
   'C4.json.gz': lambda path: path.write_bytes(gzip.compress(JSONL)),
   'A.JSONL': lambda path: path.write_bytes(JSONL),
   'a.parquet': write_parquet,
-  'data-00000-of-00001.arrow': write_arrow,
+  'data-00000-of-00001.arrow': lambda path: path.write_bytes(
+    table(ROWS, 'arrow')
+  ),
   'a.arrow': write_feather,
   'a.array_record': write_array_record,
 }

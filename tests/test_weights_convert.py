@@ -13,7 +13,6 @@ import jax
 import jobs
 import numpy as np
 import pytest
-import sentencepiece
 import small_tokenizers
 import weight_files as files
 from etils import epath
@@ -601,7 +600,6 @@ def test_tokenizer_and_generation_settings_go_in_and_out(tmp_path):
 
 
 def test_a_unigram_model_is_exported_as_the_file_it_is(tmp_path):
-  transformers = pytest.importorskip('transformers')
   model = small_tokenizers.sentencepiece_model(
     ['some words of text, others too'] * 9, vocab_size=40, model_type='unigram',
     byte_fallback=False,
@@ -616,11 +614,7 @@ def test_a_unigram_model_is_exported_as_the_file_it_is(tmp_path):
   convert.to_checkpoint(tmp_path / 'hf', tmp_path / 'run', log=quiet)
   convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=lines.append)
   assert any('no <s> before a text' in line for line in lines)
-  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
-  ours = sentencepiece.SentencePieceProcessor(model_proto=model)
-  for text in ('some  other words', ' text,', 'ö\n'):
-    found = theirs(text, add_special_tokens=False).input_ids
-    assert found == ours.encode(text)
+  assert (tmp_path / 'out' / 'spiece.model').read_bytes() == model
 
 
 CHATTY = GQA | dict(vocab=384, layers=1)

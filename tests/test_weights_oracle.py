@@ -24,6 +24,7 @@ NEAR = np.arange(48)
 FAR = np.where(NEAR < 24, NEAR, NEAR + 40_000)
 LLAMA32 = LLAMA31 | dict(factor=32.0)
 FLOAT32 = np.dtype('float32')
+SCALED = dict(use_scaled_rope=True, rope_scaling_factor=8)
 # Logits of transformers beyond 32,768 as it stands: they differ by up to 0.008,
 # by 7 and more where the scaling is left out.
 AS_IT_STANDS = 0.02
@@ -119,17 +120,6 @@ def meta_logits(model, positions):
   return model(torch.tensor(TOKENS[None]), 0)[0].numpy()
 
 
-def saved_by_torch(directory, tensors, shards, dim):
-  """consolidated.NN.pth as torch.save writes them; their paths."""
-  parts = files.meta_shards(tensors, shards, dim)
-  paths = [directory / f'consolidated.{i:02}.pth' for i in range(shards)]
-  for path, part in zip(paths, parts):
-    torch.save(
-      {k: torch.tensor(np.ascontiguousarray(x)) for k, x in part.items()}, path
-    )
-  return paths
-
-
 @pytest.mark.parametrize(
   'fields, shards, dim, scaled',
   [(MHA, 1, 0, False), (GQA, 1, 0, True), (MHA, 2, 1, False),
@@ -139,12 +129,11 @@ def test_logits_are_those_of_meta_s_code(
   tmp_path, meta_model, fields, shards, dim, scaled
 ):
   tensors = files.meta(files.params(fields, dtype=FLOAT32), fields, FLOAT32)
-  paths = saved_by_torch(tmp_path, tensors, shards, dim)
-  files.write_json(
-    tmp_path / 'params.json',
-    files.meta_config(fields)
-    | (dict(use_scaled_rope=True, rope_scaling_factor=8) if scaled else {}),
-  )
+  files.write_meta(
+    tmp_path, fields, shards=shards, embedding_dim=dim, tensors=tensors,
+    **(SCALED if scaled else {}),
+  )  # fmt: skip
+  paths = sorted(tmp_path.glob('*.pth'))
   if dim == 0 and shards > 1:  # merged by Meta's code; it cuts by vocabulary
     from llama_models.checkpoint import maybe_reshard_state_dict
 
@@ -167,7 +156,7 @@ def test_from_meta_to_transformers_the_logits_stay(
   tensors = files.meta(files.params(GQA, dtype=FLOAT32), GQA, FLOAT32)
   state = {name: torch.tensor(x) for name, x in tensors.items()}
   wanted = meta_logits(meta_model(GQA, state, scaled), NEAR)
-  more = dict(use_scaled_rope=True, rope_scaling_factor=8) if scaled else {}
+  more = SCALED if scaled else {}
   files.write_meta(tmp_path / 'meta', GQA, tensors=tensors, shards=2, **more)
   convert.to_checkpoint(tmp_path / 'meta', tmp_path / 'run', log=quiet)
   convert.to_huggingface(tmp_path / 'run', tmp_path / 'out', log=quiet)
