@@ -127,8 +127,11 @@ def is_sparse(status) -> bool:
 
 def files_below(directory: epath.Path):
   """Yields the files of a directory and of those in it; epath has no rglob."""
-  for place, _, names in directory.walk():
-    yield from (place / name for name in names)
+  for path in directory.iterdir():
+    if path.is_dir():
+      yield from files_below(path)
+    else:
+      yield path
 
 
 def directory(path) -> epath.Path:
