@@ -1,20 +1,7 @@
 """Mixtures: which documents make up which share of the rows, packed how.
 
-`data.mix` has a component for each name. ProLong's second stage (2410.02660,
-table 9), over sources that the user names in `data.sources`:
-
-  long = dict(pack='whole', length=524_288)
-  middle = dict(pack='whole', length=65_536, max_length=524_288)
-  config.data.mix = dict(
-    code=dict(weight=0.15, **long),
-    code_64k=dict(sources=('code',), weight=0.15, **middle),
-    books=dict(weight=0.05, **long),
-    books_64k=dict(sources=('books',), weight=0.25, **middle),
-    textbooks=dict(weight=0.03, **long),
-    web=dict(sources=('fineweb', 'fineweb_edu'), weight=0.20, length=65_536),
-    ...
-  )
-
+`data.mix` has a component for each name; configs/smollm2_135m_prolong_mini.py
+has ProLong's second stage (2410.02660, table 9), over sources of its own.
 ComponentConfig lists the keys of a component, data/pack.py the packing rules.
 Components may read the same documents: long ones are up-sampled (Llama 2 Long,
 2309.16039, 4.2) by a component that reads only them (min_length) at a weight

@@ -65,37 +65,26 @@ from longjax import errors
 from longjax.config import Key, check_value
 from longjax.data import chat, listing, reading, token_records
 
-KEYS = {
-  'package': Key('', 'a package of a Python package registry'),
-  'sha256': Key('', 'of its archive'),
-  'packages': Key((), 'several'),
-  'path': Key('', 'a file or directory'),
-  'include': Key('*', 'a glob or a tuple of globs'),
-  'exclude': Key((), 'a glob or a tuple of globs', each=str),
-  'encoding': Key('utf-8', 'of text'),
-  'kind': Key(
-    'files',
-    'what is a document',
-    choices=('files', *listing.JOINED, 'chat', 'tokens'),
-  ),
-  'mark': Key('repo', 'before a file', choices=reading.MARKS),
-  'where': Key((), '(field, value, ...) that records must have'),
-  'group': Key('', 'field by whose value records are joined'),
-  'file': Key('', 'field of the path of a file, in a group'),
-  'text': Key('', 'field of a record'),
-  'split': Key('', 'of a data set'),
-  'dtype': Key('', 'of ids in a .bin', choices=('', *token_records.DTYPES)),
-  'tokenizer': Key('', 'digest of what made the ids'),
-  'template': Key('', 'of chats'),
-  'loss': Key('answers', 'of chats', choices=chat.LOSSES),
-  'min_chars': Key(0, 'of a document', '[0, inf)'),
-  'limit': Key(0, 'documents at most', '[0, inf)'),
-  'languages': Key((), 'that are kept', each=str),
-  'duplicates': Key(
-    'keep', 'which are dropped', choices=('keep', 'exact', 'near')
-  ),
-  'max_bad': Key(0.001, 'share of unreadable ones', '[0, 1]'),
-}
+DEFAULTS = dict(
+  package='', sha256='', packages=(), path='', include='*', exclude=(),
+  encoding='utf-8', kind='files', mark='repo', where=(), group='', file='',
+  text='', split='', dtype='', tokenizer='', template='', loss='answers',
+  min_chars=0, limit=0, languages=(), duplicates='keep', max_bad=0.001,
+)  # fmt: skip
+BOUNDS: dict[str, dict] = dict(
+  exclude=dict(each=str),
+  kind=dict(choices=('files', *listing.JOINED, 'chat', 'tokens')),
+  mark=dict(choices=reading.MARKS),
+  dtype=dict(choices=('', *token_records.DTYPES)),
+  loss=dict(choices=chat.LOSSES),
+  min_chars=dict(bounds='[0, inf)'),
+  limit=dict(bounds='[0, inf)'),
+  languages=dict(each=str),
+  duplicates=dict(choices=('keep', 'exact', 'near')),
+  max_bad=dict(bounds='[0, 1]'),
+)
+# What each means stands at the top of this file.
+KEYS = {k: Key(v, '', **BOUNDS.get(k, {})) for k, v in DEFAULTS.items()}
 FIELDS = dict(chat='messages', tokens='input_ids')  # default of `text`
 # Not in the fingerprint of a source that does not set them, which so stays that
 # of the stores which are older than these keys.
@@ -108,8 +97,7 @@ def check(name: str, source: Mapping) -> dict:
   source = dict(source.items())
   title = f'source {name!r}'
   errors.refuse_unknown_keys(title, source, KEYS)
-  settings: dict[str, Any] = {k: key.default for k, key in KEYS.items()}
-  settings |= source
+  settings: dict[str, Any] = DEFAULTS | source
   for k, value in settings.items():
     globs = k in ('include', 'exclude') and isinstance(value, str | tuple)
     for x in value if globs and isinstance(value, tuple) else [value]:
