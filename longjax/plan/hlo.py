@@ -68,10 +68,6 @@ class Instruction(NamedTuple):
     found = self.find(rf'"{key}":"(\d+)"')
     return float(found) if found else None
 
-  def channel(self) -> str:
-    """Of a collective: the same in its start and its done."""
-    return self.find(r'channel_id=(\d+)')
-
   def op_name(self) -> str:
     """Where in the traced program it comes from."""
     return self.find(r'op_name="([^"]*)"')

@@ -354,7 +354,7 @@ class _Walk:
 
 def _key(inner: Instruction | None, i: Instruction) -> str:
   """The same for the fusions that start and end one collective."""
-  channel = inner and inner.channel()
+  channel = inner and inner.find(r'channel_id=(\d+)')
   return f'{inner.op}.{channel}' if inner and channel else i.name
 
 
