@@ -27,11 +27,12 @@ NAMES = sorted(
 )  # fmt: skip
 # One config of each kind of program.
 TRACED = [
-  'llama2_7b_32k', 'llama2_longce', 'llama3_8b_512k', 'nope_107m',
-  'openllama_3b_fot', 'smollm3_3b_64k', 'tiny',
+  'llama2_longce', 'llama3_8b_512k', 'openllama_3b_fot', 'smollm3_3b_64k',
+  'tiny',
   *(
     pytest.param(name, marks=pytest.mark.slow)
     for name in (
+      'llama2_7b_32k', 'nope_107m',
       'llama2_7b_32k:70b', 'llama2_long_ablations:xpos_abf',
       'llama2_longlora:7b_32k', 'llama2_yarn', 'llama_superhot_8k',
     )

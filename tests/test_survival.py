@@ -63,23 +63,6 @@ def test_killed_at_random_moments_it_resumes_and_every_loss_is_the_same(
   assert not any((tmp_path / 'run').glob('checkpoints/*tmp*'))
 
 
-@pytest.mark.parametrize(
-  'moment', ['evaluating: before training', 'compiling the train step']
-)
-def test_sigterm_while_there_is_nothing_to_save_ends_at_once(
-  moment, data, tmp_path, monkeypatch
-):
-  def stop(line):
-    if line.startswith(moment):
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  with pytest.raises(SystemExit) as ended:
-    jobs.train_here(monkeypatch, tmp_path / 'run', data, stop, eval__length=64)
-  assert ended.value.code == 75
-  assert not any((tmp_path / 'run' / 'checkpoints').iterdir())
-  assert not (tmp_path / 'run' / 'LOCK').exists()
-
-
 def test_a_run_interrupted_and_resumed_has_the_same_losses(
   data, undisturbed, tmp_path, monkeypatch
 ):
@@ -108,6 +91,23 @@ def test_a_run_interrupted_and_resumed_has_the_same_losses(
     assert (run / name).exists()
   with pytest.raises(InputError, match=r'rope.base 500000.0 \(now 1000.0\)'):
     train(lines.append, model__rope__base=1000.0)
+
+
+@pytest.mark.parametrize(
+  'moment', ['evaluating: before training', 'compiling the train step']
+)
+def test_sigterm_while_there_is_nothing_to_save_ends_at_once(
+  moment, data, tmp_path, monkeypatch
+):
+  def stop(line):
+    if line.startswith(moment):
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(SystemExit) as ended:
+    jobs.train_here(monkeypatch, tmp_path / 'run', data, stop, eval__length=64)
+  assert ended.value.code == 75
+  assert not any((tmp_path / 'run' / 'checkpoints').iterdir())
+  assert not (tmp_path / 'run' / 'LOCK').exists()
 
 
 def test_a_long_run_survives_a_full_disk_a_second_job_and_saves_at_sigterm(
