@@ -32,8 +32,7 @@ def test_a_mesh_with_explicit_axes_will_do():
 
 # (strategy, axes of the mesh are explicit, the mesh is given)
 QUICK = [
-  ('ring', True, False), ('ring', False, True), ('hybrid', False, False),
-  ('decode', True, True),
+  ('ring', True, False), ('hybrid', False, False), ('decode', True, True),
 ]  # fmt: skip
 CONTEXTS = itertools.product(['ring', 'hybrid', 'decode'], *[[False, True]] * 2)
 
