@@ -199,36 +199,15 @@ def test_the_guard_keeps_every_bit_of_a_step_that_is_not_taken(parallel_step):
   jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
-def test_schedules_by_hand():
+def test_a_rate_falls_to_its_least_by_hand():
+  """Those of recipes are in test_recipes.py, by their own code."""
   section = tiny.get_config().optim
   section.update(
-    learning_rate=1.0, warmup_steps=10, warmup_from=0.1, min_ratio=0.1
-  )
-
-  def rates(name, steps):
-    section.schedule = name
-    schedule = optimizer.schedule(section, 110)
-    return [float(schedule(s)) for s in steps]
-
-  at = (0, 5, 10, 60, 110)
-  np.testing.assert_allclose(
-    rates('cosine', at), [0.1, 0.55, 1, 0.55, 0.1], rtol=1e-6
-  )
-  np.testing.assert_allclose(
-    rates('linear', at), [0.1, 0.55, 1, 0.55, 0.1], rtol=1e-6
-  )
-  np.testing.assert_allclose(
-    rates('constant', at), [0.1, 0.55, 1, 1, 1], rtol=1e-6
-  )
-
-
-def test_a_warm_up_that_no_step_ends_is_named_with_the_last_rate():
-  section = tiny.get_config().optim
-  section.update(learning_rate=1.0, warmup_steps=4, warmup_from=0.2)
-  assert optimizer.unfinished_warmup(section, 5) == ''
-  line = optimizer.unfinished_warmup(section, 4)
-  assert 'warmup_steps 4' in line and 'train.steps 4' in line
-  assert ' 0.8 ' in line and 'peak 1;' in line
+    learning_rate=1.0, warmup_steps=10, warmup_from=0.1, min_ratio=0.1,
+    schedule='linear',
+  )  # fmt: skip
+  rates = optimizer.schedule(section, 110)(np.array([0, 5, 10, 60, 110]))
+  np.testing.assert_allclose(rates, [0.1, 0.55, 1, 0.55, 0.1], rtol=1e-6)
 
 
 def test_only_matrices_decay():
