@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jaxprs
@@ -86,17 +87,24 @@ ROPES = dict(
 )
 
 
+@pytest.mark.parametrize('scaling', ROPES)
+def test_frequencies_equal_those_of_the_oracle(scaling):
+  recipe = ROPES[scaling]
+  want = reference.rope_frequencies(8, **dataclasses.asdict(recipe))
+  for got, known in zip(rope.frequencies(recipe, 8), want):
+    np.testing.assert_allclose(got, known, rtol=1e-12)
+
+
+# Each architecture, and each way in which the model reads a rotation.
+QUICK = [('Llama 2', 'none'), ('tied', 'llama3')] + [
+  ('Llama 3', scaling) for scaling in ('yarn', 'nope', 'longrope', 'xpos')
+]
+
+
 @pytest.mark.parametrize('kind, scaling', [
-  *(('Llama 3', scaling) for scaling in ROPES),
-  ('Llama 2', 'none'),
-  ('tied', 'llama3'),
-  *(
-    pytest.param(kind, scaling, marks=pytest.mark.slow)
-    for kind, kept in (('Llama 2', 'none'), ('tied', 'llama3'))
-    for scaling in ROPES if scaling != kept
-    # Its divisors are of the dims of the other two.
-    if (kind, scaling) != ('Llama 2', 'longrope')
-  ),
+  pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow)
+  for x in itertools.product(('Llama 3', 'Llama 2', 'tied'), ROPES)
+  if x != ('Llama 2', 'longrope')  # divisors for the dims of the others
 ])  # fmt: skip
 def test_logits_equal_the_float64_oracle_on_packed_documents(
   kind, scaling, rng
