@@ -191,20 +191,20 @@ def test_samples_have_the_probabilities_of_the_model():
 def test_an_answer_ends_before_an_end_and_at_a_stop_string(
   params, prompts, one_device
 ):
-  prompt, answer = prompts[:1], one_device[0]
-  end = int(answer[12])
-  first = int(np.flatnonzero(answer == end)[0])
+  end = int(one_device[0][12])
   ended = generate.generate(
-    params, CONFIG, prompt, 70, Options((end,), chunk=32)
+    params, CONFIG, prompts, 70, Options((end,), chunk=32)
   )
-  np.testing.assert_array_equal(ended[0], answer[:first])
   asked = []
   stopped = lambda ids: asked.append(len(ids)) or len(ids) >= 40
   cut = generate.generate(
-    params, CONFIG, prompt, 70, Options(stopped=stopped, chunk=32)
+    params, CONFIG, prompts, 70, Options(stopped=stopped, chunk=32)
   )
-  assert asked == [32, 64]
-  np.testing.assert_array_equal(cut[0], answer[:64])
+  assert asked == [32] * 3 + [64] * 3
+  for answer, short, long in zip(one_device, ended, cut):
+    at = [*np.flatnonzero(answer == end), 70][0]
+    np.testing.assert_array_equal(short, answer[:at])
+    np.testing.assert_array_equal(long, answer[:64])
 
 
 def test_stop_strings_are_looked_for_in_the_text():
@@ -265,7 +265,9 @@ def test_longrope_rotates_each_prompt_by_its_own_length(rng):
   config = small(layers=1, rope=scaled)
   params = params_of(config)
   prompts = [rng.integers(0, config.vocab, n) for n in (10, 40, 12)]
-  ask = functools.partial(generate.generate, params, config, count=8)
+  ask = functools.partial(
+    generate.generate, params, config, count=8, options=Options(rows=3)
+  )
   alone = [ask([prompt])[0] for prompt in prompts]
   together = ask(prompts)
   jax.tree.map(np.testing.assert_array_equal, together, alone)
