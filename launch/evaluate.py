@@ -124,7 +124,8 @@ def measure(setup, checkpoints, asked, directory):
     about[name] = dict(path=str(path), step=step, rope=model.rope)
     results[name] = {}
     unfinished = directory / 'unfinished.jsonl'
-    cache = ResultCache(unfinished, identity(path, step))
+    windows = config.train.seq_len  # of a model with memory
+    cache = ResultCache(unfinished, f'{identity(path, step)} {windows}')
     mine = dataclasses.replace(setup, config=config, cache=cache)
     for task, result in evals.evaluate(params, model, mine, asked):
       results[name][task] = result

@@ -44,6 +44,11 @@ def main(
     cli.number('seed', seed, 0, 0, 2**31 - 1),
     [stop.replace(r'\n', '\n').replace(r'\t', '\t')] if stop else [],
   )
+  if flags.top_p < 1 and not flags.temperature:
+    raise InputError(
+      f'--top-p {flags.top_p:g} is of random draws, and --temperature 0 takes '
+      'the likeliest token: set --temperature above 0, or leave --top-p out'
+    )
   text = read(file) + prompt
   tokenizer, answer = load(config, checkpoint, chat, flags)
   if chat:

@@ -28,6 +28,7 @@ def check(config) -> Any:
   check_memory(config, model)
   check_sequence(config, model)
   check_xpos(config, model.rope)
+  check_rotated(config, model)
   check_e2llm(config.data.positions, model.rope)
   check_longce(config, model)
   return model
@@ -128,6 +129,18 @@ def check_xpos(config, recipe):
     config.train.seq_len, config.data.positions.target, section.length,
     *section.passkey_lengths, *(section.lengths if section.tasks else ()),
   ))  # fmt: skip
+
+
+def check_rotated(config, model):
+  """Positions that are drawn are those of layers that rotate."""
+  kind = config.data.positions.kind
+  unrotated = len(model.nope_layers) == model.layers
+  if kind != 'plain' and (unrotated or model.rope.scaling == 'nope'):
+    raise InputError(
+      f'config.data.positions.kind is {kind!r}, but no layer of the model has '
+      'RoPE, which alone reads positions: set it to plain, with target 0, or '
+      'model.rope.scaling and nope_layers to those of a model with RoPE'
+    )
 
 
 def check_e2llm(positions, recipe):

@@ -233,7 +233,7 @@ KEYS = {
     'tokens'),
   'train.profile_steps': mutable(
     (), 'trace from the first to the last of these steps into profile/; or '
-    'send SIGUSR1', each=int),
+    'send SIGUSR1', '[1, inf)', each=int),
   'train.hang_seconds': mutable(
     1800, 'the run exits with code 75 after so long without a step, or after '
     'ten times the longest step if that is more; 0: never',

@@ -162,6 +162,8 @@ def test_what_cannot_be_evaluated_or_continued_is_refused(trained, config):
   for lengths, says in (('4K;8K', 'takes whole num'), ('4K,0', 'at least 1')):
     with pytest.raises(InputError, match=f'lengths .*{says}'):
       evaluate.main(config, 'nowhere', lengths=lengths)
+  with pytest.raises(InputError, match=r'--top-p 0.5 .*--temperature'):
+    continue_.main(config, 'x', 'x', top_p='0.5')
   with pytest.raises(InputError, match="chat template 'smol'"):
     continue_.main(config, 'x', chat='smol')
   with pytest.raises(InputError, match=r'the token <\|begin_of_text\|>'):
@@ -241,6 +243,9 @@ def test_a_run_with_memory_reads_the_windows_that_it_was_trained_on(
   found = evals.as_trained(config, trained[0], model, lines.append)
   assert (found.train.seq_len, config.train.seq_len) == (64, 2048)
   assert len(lines) == 1 and '64 ' in lines[0] and '2048' in lines[0]
+  config.mesh.seq = 3
+  with pytest.raises(InputError, match=r'mesh.seq is 3; it must divide 64'):
+    evals.as_trained(config, trained[0], model)
   plain = llama.Llama(**MODEL)
   assert evals.as_trained(config, trained[0], plain) is config
   run.clear()  # imported weights name no rows

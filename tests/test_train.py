@@ -234,6 +234,18 @@ def test_an_xpos_that_overflows_in_a_row_is_refused():
     checks.check(far)
 
 
+@pytest.mark.parametrize('model', [
+  dict(nope_layers=(0, 1, 2, 3)), dict(rope__scaling='nope'),
+])  # fmt: skip
+def test_positions_that_no_layer_reads_are_refused(model):
+  keys = {f'model__{key}': value for key, value in model.items()}
+  config = tiny_config(model__layers=4, **keys)
+  checks.check(config)
+  config.data.positions.update(kind='pose', target=1 << 20)
+  with pytest.raises(InputError, match="kind is 'pose', but no layer"):
+    checks.check(config)
+
+
 def test_results_that_a_full_disk_does_not_take_are_a_warning(tmp_path):
   lines = []
   (tmp_path / 'evals').write_text('in the way of the directory')

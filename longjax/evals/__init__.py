@@ -111,7 +111,7 @@ def as_trained(config, path, model: llama.Llama, log=print):
   it reads windows of what it was trained on.
 
   Args:
-    config: the whole config.
+    config: the whole config, whose mesh must divide these windows.
     path: of the weights; those in other formats name no train.seq_len.
     model: theirs.
     log: called with a line where it differs.
@@ -119,6 +119,11 @@ def as_trained(config, path, model: llama.Llama, log=print):
   seq_len = weights.trained_seq_len(path) if model.memory.layers else 0
   if seq_len in (0, config.train.seq_len):
     return config
+  if seq_len % config.mesh.seq:
+    raise InputError(
+      f'config.mesh.seq is {config.mesh.seq}; it must divide {seq_len}, the '
+      f'tokens of a window of {path}, which has memory layers'
+    )
   log(
     f'{path} has memory layers and reads windows of {seq_len} tokens, the '
     f'train.seq_len of its run, not of {config.train.seq_len}'

@@ -154,7 +154,13 @@ def check(setup: Setup, part: str):
 
 def run(lm, setup: Setup, part: str) -> dict:
   """Over windows of those eval.lengths that documents have."""
-  lengths = [n for n in setup.options.lengths if n <= setup.options.length]
+  most = setup.options.length
+  lengths = [n for n in setup.options.lengths if n <= most]
+  if longer := [f'{n:,}' for n in setup.options.lengths if n > most]:
+    setup.log(
+      f'  no windows of {", ".join(longer)} tokens: documents have eval.length '
+      f'{most:,}'
+    )
   bos = setup.tokenizer.document_start is not None
   return table(lm, setup.documents(), lengths, bos=bos)
 
