@@ -20,8 +20,8 @@ _LONG = Tiles(2048, 4096, 512)
 TILES = dict(
   v5e=(_PLAIN._replace(step=256), _LONG),
   v5p=(_PLAIN._replace(step=256), _LONG),
-  v6e=(_LP, _LONG),
-  tpu7x=(_LP, _LONG),
+  v6e=(_LP, _PLAIN),
+  tpu7x=(_LP, _PLAIN),
 )
 CANDIDATES = (
   (_PLAIN, _PLAIN),
