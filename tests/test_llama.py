@@ -268,12 +268,13 @@ def loss_and_gradient(config, mesh=None):
 
 
 @pytest.mark.parametrize('changes, data, seq', [
-  *((dict(remat=remat), 0, 0) for remat in sorted({*llama.REMAT} - {'none'})),
+  (dict(remat='full'), 0, 0), (dict(remat='attention'), 0, 0),
   (dict(mlp_chunk=7), 0, 0),
   *(
-    pytest.param(dict(mlp_chunk=size), data, seq, marks=pytest.mark.slow)
-    for size, data, seq in ((7, 1, 1), (99, 1, 1), (7, 2, 4), (16, 2, 4),
-                            (99, 2, 4))
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in ((dict(remat='offload'), 0, 0), (dict(mlp_chunk=7), 1, 1),
+                 (dict(mlp_chunk=99), 1, 1), (dict(mlp_chunk=7), 2, 4),
+                 (dict(mlp_chunk=16), 2, 4), (dict(mlp_chunk=99), 2, 4))
   ),
 ])  # fmt: skip
 def test_what_saves_memory_changes_no_loss_and_no_gradient(
