@@ -69,12 +69,11 @@ def check_template(name: str):
     errors.check_choice('chat template', name, (OWN, *TEMPLATES, 'FILE.jinja'))
 
 
-def source(name: str, tokenizer) -> str:
+def source(name: str, tokenizer: tokenizers.Tokenizer) -> str:
   """The text of a template; InputError where the tokenizer lacks what it needs.
 
   Args:
     name: one of TEMPLATES, OWN or the path of a .jinja file.
-    tokenizer: a data.tokenizer.Tokenizer.
   """
   check_template(name)
   if name == OWN:
@@ -102,8 +101,7 @@ def encode(
   Args:
     messages: of any form that data/conversations knows; one at least is the
       assistant's.
-    tokenizer: a data.tokenizer.Tokenizer.
-    template: as in `source`.
+    tokenizer, template: as in `source`.
     loss: 'answers', or 'all' for everything but the first token.
     tools: that the assistant may call, or None.
 

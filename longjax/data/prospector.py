@@ -152,12 +152,11 @@ def best(scores, keep: float) -> np.ndarray:
 
 
 def score_store(
-  store, nll, path, metadata: dict, log=print, pairs=PAIRS
+  store: stores.Store, nll, path, metadata: dict, log=print, pairs=PAIRS
 ) -> list[Score]:
   """Scores every document of a store but those that are in a file already.
 
   Args:
-    store: a store.Store.
     nll: as for `score_document`.
     path: a jsonl file, to which a line for each document is appended.
     metadata: what else the scores depend on (the model), as JSON.

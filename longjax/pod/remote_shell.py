@@ -48,8 +48,6 @@ def shell(
   """Runs a line on hosts; options are those of Terminal.run.
 
   Args:
-    terminal: a commands.Terminal.
-    pod: a request.Pod.
     line: a line, or the line of each process where `multiprocess(pod)`.
     worker: the number of one, SLICE.NUMBER where slices are several, or all.
     **options: of Terminal.run.

@@ -85,8 +85,6 @@ def logs(terminal, pod, worker: str) -> int:
   """Follows a host until ctrl-C; after a failure, the end of every log.
 
   Args:
-    terminal: a commands.Terminal.
-    pod: a request.Pod.
     worker: the number of a host, all, or '' for the first.
   """
   follow = xpk.follow_log if on_gke(pod) else hosts.follow_log

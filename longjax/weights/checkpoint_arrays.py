@@ -73,11 +73,10 @@ class Writer:
     with _system_errors():
       return tensorstore.open(spec, create=True).result()
 
-  def write(self, row, layer, matrix, origin):
+  def write(self, row: names.Row, layer, matrix, origin):
     """Writes one layer. Threads may share the writer.
 
     Args:
-      row: of names.TABLE.
       layer: its number; None where the row is not in layers.
       matrix: [rows, columns], as Hugging Face stores it.
       origin: (name, path) of the tensor, for errors.

@@ -276,7 +276,6 @@ def content(
   """What config.json holds.
 
   Args:
-    config: the model.
     window: tokens that it was trained for.
     dtype: of the tensors.
     tokens: the data.tokenizer.Tokenizer, or None.

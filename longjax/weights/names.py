@@ -163,11 +163,10 @@ def order(row) -> list[int]:
   return [row.dims.index(letter) for letter in row.stored.replace(' ', '')]
 
 
-def to_ours(row, array, fields, format):
+def to_ours(row: Row, array, fields, format):
   """One layer of our parameter from the tensor that `format` stores.
 
   Args:
-    row: a row of TABLE.
     array: the stored tensor, of shape `stored_shape(row, fields)`.
     fields: dict of the fields of a llama.Llama.
     format: 'gguf', 'huggingface' or 'meta'.

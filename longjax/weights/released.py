@@ -55,12 +55,11 @@ def tokenizer_digest(path) -> str | None:
     return None
 
 
-def check_tokenizer(path, tokenizer, config):
+def check_tokenizer(path, tokenizer: tokenizers.Tokenizer, config):
   """InputError if weights were trained with another tokenizer.
 
   Args:
     path: of the weights.
-    tokenizer: the data.tokenizer.Tokenizer to use.
     config: `data.tokenizer` and `data.tokenizer_may_differ` are read.
   """
   if config.data.tokenizer_may_differ:
@@ -112,12 +111,11 @@ def window(metadata) -> int:
   return max(lengths)
 
 
-def generation(metadata, tokenizer) -> dict:
+def generation(metadata, tokenizer: tokenizers.Tokenizer | None) -> dict:
   """What generation_config.json holds.
 
   Args:
     metadata: of the checkpoint.
-    tokenizer: its data.tokenizer.Tokenizer, or None.
 
   Returns:
     What the weights were released with. A model that was trained since also
@@ -142,12 +140,11 @@ def generation(metadata, tokenizer) -> dict:
   return found
 
 
-def trained_ends(settings, tokenizer) -> list[int | None]:
+def trained_ends(settings, tokenizer: tokenizers.Tokenizer) -> list[int | None]:
   """The ids with which a source's documents, or its answers, end.
 
   Args:
     settings: of a source, in data.sources.
-    tokenizer: a data.tokenizer.Tokenizer.
   """
   template = settings.get('template', '')
   if settings.get('kind') != 'chat' and not template:

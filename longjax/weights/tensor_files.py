@@ -227,11 +227,10 @@ class Writer:
       index = dict(metadata=total, weight_map=places)
       write_json(os.path.join(directory, 'model.safetensors.index.json'), index)
 
-  def view(self, row, layer) -> np.ndarray:
+  def view(self, row: names.Row, layer) -> np.ndarray:
     """A tensor in its file, to be written to, heads not flattened.
 
     Args:
-      row: of names.TABLE.
       layer: None where the row is not in layers.
     """
     path, dtype, shape, offset = self._tensors[

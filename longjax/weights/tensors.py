@@ -176,12 +176,11 @@ def dtypes(source: TensorSource) -> dict[str, str]:
   return found
 
 
-def matrix(source: TensorSource, row, layer) -> np.ndarray:
+def matrix(source: TensorSource, row: names.Row, layer) -> np.ndarray:
   """A tensor as Hugging Face stores it, [rows, columns]; a norm is one column.
 
   Args:
     source: checked by `check`.
-    row: of names.TABLE.
     layer: its number; None where the row is not in layers.
 
   Returns:
@@ -215,12 +214,11 @@ def arrays(source: TensorSource) -> dict:
   })  # fmt: skip
 
 
-def parts(source: TensorSource, row, indices) -> list[np.ndarray]:
+def parts(source: TensorSource, row: names.Row, indices) -> list[np.ndarray]:
   """Rectangular parts of one of our parameters, in float32.
 
   Args:
     source: checked by `check`.
-    row: of names.TABLE.
     indices: a tuple of slices for each part, as a jax Sharding gives them;
       each tensor is read once, and of it only what the parts need.
   """
