@@ -21,7 +21,7 @@ from launch import generate as continue_
 from longjax import checkpoint, evals, llama
 from longjax.data import tokenizer
 from longjax.errors import InputError
-from longjax.evals import comparison, ruler, table, word_lists
+from longjax.evals import comparison, position_loss, ruler, table, word_lists
 from longjax.inference import generate, language_model, memory
 from longjax.inference.language_model import LM
 from longjax.parallel import sharding
@@ -268,6 +268,24 @@ def test_lengths_that_cannot_be_are_refused_before_anything_runs(
   evaluation, part = table.find(name)
   with pytest.raises(InputError, match=says):
     evaluation.check(evals.Setup(config, TOKENS), part)
+
+
+def test_loss_by_position_needs_a_target_in_each_bucket():
+  config = common.base()
+  text = np.arange(32)
+  for length in (31, 32):
+    config.eval.update(length=length)
+    setup = evals.Setup(config, TOKENS, Memory(text[:length], sources=(0,)))
+    for name in ('position_loss', 'source_loss'):
+      if length == 31:
+        with pytest.raises(InputError, match=f'{name} .*at least 32'):
+          evals.check(setup, [name])
+      else:
+        evals.check(setup, [name])
+  lm = LM(lambda batch: np.ones(batch.tokens.shape), None)
+  result = position_loss.EVALUATION.run(lm, setup, '')
+  assert result['loss'] == [1.0] * 16 and min(result['tokens']) == 1
+  assert position_loss.mean(result, 0, 1) is None  # within the first bucket
 
 
 @pytest.mark.parametrize('name', ['longppl', 'context_gain'])

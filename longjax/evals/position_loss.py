@@ -15,6 +15,8 @@ from longjax.evals.evaluation import DOCUMENTS, Axis, Evaluation, Point, Setup
 from longjax.evals.markdown import number, table
 
 BUCKETS = 16
+# With fewer, the last bucket may be the last token, which has no target.
+LEAST = 2 * BUCKETS
 LAST = 500  # tokens at the end, whose loss stands for all of the context
 
 
@@ -54,13 +56,13 @@ def curve(nll, batches, length: int) -> dict:
 
 def mean(result: dict, start: int, end: int) -> float | None:
   """Mean loss of the buckets that lie within positions start .. end; None
-  where one is not finite."""
+  where there are none, or one is not finite."""
   begins = [0, *result['end'][:-1]]
   inside = [
     i for i, (a, b) in enumerate(zip(begins, result['end']))
     if a >= start and b <= end
   ]  # fmt: skip
-  if any(result['loss'][i] is None for i in inside):
+  if not inside or any(result['loss'][i] is None for i in inside):
     return None
   weights = np.array(result['tokens'])[inside]
   return float(
@@ -131,10 +133,10 @@ def text(curves: dict, options):
 EVALUATION = Evaluation(
   'position_loss', 'Loss by position', DOCUMENTS, run, scores, ('position',),
   axis=Axis('position in the document (tokens)', 'loss (nats)', False),
-  text=text,
+  text=text, least=LEAST,
 )  # fmt: skip
 BY_SOURCE = Evaluation(
   'source_loss', 'Loss by source and position', DOCUMENTS, run_by_source,
   scores_by_source, ('source', 'position'),
-  check=lambda setup, part: _sources(setup) and None,
+  check=lambda setup, part: _sources(setup) and None, least=LEAST,
 )  # fmt: skip
