@@ -101,19 +101,6 @@ def test_yarn_frequencies_and_temperature():
   np.testing.assert_allclose(temperature, 1.277259, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-  'base, factor, want',
-  [(1e4, 4, 40_889.9), (1e4, 8, 82_684.6), (5e5, 8, 4.13423e6)],
-)
-def test_ntk_is_a_larger_base(base, factor, want):
-  frequency, _ = rope.frequencies(
-    Rope(base=base, scaling='ntk', factor=factor), 128
-  )
-  np.testing.assert_allclose(
-    frequency, rope.frequencies(Rope(base=want), 128)[0], rtol=1e-5
-  )
-
-
 def test_yarn_s_paper_ramps_in_turns_and_its_code_in_pairs():
   """Both keep what turns 32 times and interpolate what turns once; between
   them the code interpolates more."""
