@@ -15,10 +15,9 @@ from longjax.attention.softmax import SoftmaxState
 from longjax.mask import Ids, attention_mask
 
 
-def block_sizes(queries: int, keys: int, group: int, options: AttentionOptions):
+def block_sizes(q, k, options: AttentionOptions):
   """(t, s): queries and keys of a block."""
-  del group
-  return min(options.block, queries), min(options.block, keys)
+  return min(options.block, q.shape[1]), min(options.block, k.shape[1])
 
 
 def init_state(queries: Queries, q, k, q_ids, kv_ids, options) -> SoftmaxState:

@@ -1,6 +1,6 @@
 """The table of attention kernels, and what each of them must have:
 
-  block_sizes(queries, keys, group, options)     -> (t, s) of its blocks
+  block_sizes(q, k, options)                     -> (t, s) of its blocks
   init_state(queries, q, k, q_ids, kv_ids, options)  -> a SoftmaxState
   attend_block(state, queries, keys, options)    -> the next SoftmaxState
   attend_block_grad(dq, queries, keys, options)  -> dq with these keys, dk, dv
@@ -24,9 +24,7 @@ def to_blocks(
 ) -> tuple[Queries, Keys]:
   """q [B, T, N, H], k and v [B, S, K, H] as blocks of the kernel's sizes."""
   kv_heads = k.shape[2]
-  t, s = KERNELS[options.kernel].block_sizes(
-    q.shape[1], k.shape[1], q.shape[2] // kv_heads, options
-  )
+  t, s = KERNELS[options.kernel].block_sizes(q, k, options)
   queries = Queries(
     blocks.block_queries(q, kv_heads, t), blocks.block_ids(q_ids, t)
   )

@@ -59,13 +59,14 @@ LIMIT = 2.0**100
 FIRST, ENTER, FULL, CODED, GENERAL, FLAG_BITS = 1, 2, 4, 8, 16, 5
 
 
-def block_sizes(queries: int, keys: int, group: int, options: AttentionOptions):
+def block_sizes(q, k, options: AttentionOptions):
   """(t, s): queries and keys of a block, multiples of a register's lanes."""
-  tiles = TILES[options.chip]
-  t = max(tiles.rows // group // LANES, 1) * LANES
+  tiles, (_, queries, heads, dim) = TILES[options.chip], q.shape
+  rows = tiles.rows * LANES // max(dim, LANES)  # larger heads need more VMEM
+  t = max(rows * k.shape[2] // heads // LANES, 1) * LANES
   s = max(min(options.block, tiles.keys) // LANES, 1) * LANES
   lanes = lambda count: -(-count // LANES) * LANES
-  return min(t, lanes(queries)), min(s, lanes(keys))
+  return min(t, lanes(queries)), min(s, lanes(k.shape[1]))
 
 
 def init_state(

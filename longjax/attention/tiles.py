@@ -11,7 +11,8 @@ from typing import NamedTuple
 class Tiles(NamedTuple):
   """How a kernel cuts its work."""
 
-  rows: int = 1024  # of a block of queries: queries x heads of a kv head
+  # Of a block of queries: queries x heads of a kv head, of up to 128 dims.
+  rows: int = 1024
   keys: int = 2048  # of a block of keys, at most; `block` may ask for fewer
   step: int = 512  # keys of one matmul of a pair without a mask
   masked_step: int = 512  # of one with a mask

@@ -9,7 +9,7 @@ from longjax.slices import Chip
 # blocks of 2048 keys (v4: 1024) and heads of 128: tests/bench/kernel_cycles.py.
 EFFICIENCY = dict(
   v4=(0.75, 0.87),
-  v5e=(0.95, 0.97),
+  v5e=(0.97, 0.99),
   v5p=(0.97, 0.98),
   v6e=(0.61, 0.61),
   tpu7x=(0.58, 0.61),

@@ -211,10 +211,11 @@ def report(chip: str, args, tiles=None) -> dict[str, list[Branch]]:
   kernels = {name: f'attention_{name}' for name in PASSES}
   keys, made = min(args.block, sizes.keys), {}
   for name, schedule in schedules(__file__, what, kernels).items():
-    ideal = PASSES[name] * sizes.rows * keys * args.dim / flops
+    rows = sizes.rows * 128 // max(args.dim, 128)  # as block_sizes
+    ideal = PASSES[name] * rows * keys * args.dim / flops
     made[name] = as_branches(schedule, ideal)
     show(
-      f'{chip:6} {name:8}', f'block {sizes.rows} x {keys} step '
+      f'{chip:6} {name:8}', f'block {rows} x {keys} step '
       f'{sizes.step} {sizes.masked_step} {sizes.grad_step}', made[name],
     )  # fmt: skip
   return made
