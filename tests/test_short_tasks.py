@@ -9,7 +9,7 @@ from eval_cases import TOKENS
 
 from configs import common
 from longjax.errors import InputError
-from longjax.evals import Setup, table
+from longjax.evals import Setup, short_tasks, table
 from longjax.inference.language_model import LM
 
 NEXT = np.frombuffer(b'bcdefghijklmnopqrstuvwxyza', np.uint8)
@@ -82,6 +82,25 @@ def test_answers_end_before_a_stop_string(harness):
   assert harness.generate_until([request('abcd', ask)]) == ['efg']
   ask = dict(until='q', max_gen_toks=3)
   assert harness.generate_until([request('abcd', ask)]) == ['efg']
+
+
+def test_an_answer_must_leave_the_window_room_for_a_prompt(harness):
+  with pytest.raises(InputError, match=r'generates 8 tokens; .* is 8,'):
+    harness.generate_until([request('abcd', dict(max_gen_toks=8))])
+
+
+def test_a_data_set_out_of_reach_is_one_line_and_the_limit_holds(
+  lm_harness, monkeypatch
+):
+  def fetch(limit, **_):
+    raise ConnectionError(f'cannot reach the Hub for {limit}')
+
+  monkeypatch.setattr(lm_harness, 'find', lambda task: (task, None))
+  monkeypatch.setattr(lm_harness.evaluator, 'simple_evaluate', fetch)
+  config = common.base()
+  config.eval.update(samples=20, limit=3)
+  with pytest.raises(InputError, match=r'lm_eval/arc_easy: .* Hub for 3'):
+    short_tasks.run(None, Setup(config, TOKENS), 'arc_easy')
 
 
 LETTERS = """

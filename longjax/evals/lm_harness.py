@@ -60,12 +60,22 @@ def find(task: str):
 
 
 def run(harness: 'Harness', task: str, samples: int) -> dict:
-  """{metric: value} of a task; see `find`."""
+  """{metric: value} of a task; see `find`.
+
+  Raises:
+    InputError: its data set is not here, and cannot be fetched.
+  """
   name, manager = find(task)
-  found = evaluator.simple_evaluate(
-    model=harness, tasks=[name], limit=samples, task_manager=manager,
-    log_samples=False,
-  )  # fmt: skip
+  try:
+    found = evaluator.simple_evaluate(
+      model=harness, tasks=[name], limit=samples, task_manager=manager,
+      log_samples=False,
+    )  # fmt: skip
+  except (ConnectionError, FileNotFoundError) as error:
+    raise InputError(
+      f'lm_eval/{task}: its data set cannot be fetched ({error}); run it once '
+      'where the Hub is in reach, and copy the cache of datasets from there'
+    ) from error
   results: dict = dict(found or {}).get('results') or {}  # pyright: ignore
   numbers = results.get(name, {})
   return {k: v for k, v in numbers.items() if isinstance(v, int | float)}
@@ -141,6 +151,11 @@ class Harness(TemplateLM):
     for request in requests:
       context, options = request.args
       count = options.get('max_gen_toks', self.answer_tokens)
+      if count >= self.window:
+        raise InputError(
+          f'this task of lm-eval generates {count} tokens; the longest of '
+          f'eval.lengths is {self.window}, and must be above it for a prompt'
+        )
       stop = options.get('until') or []
       stop = [stop] if isinstance(stop, str) else stop
       ids = np.array(self.tok_encode(context)[count - self.window :])

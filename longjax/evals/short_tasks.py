@@ -24,7 +24,7 @@ def check(setup: Setup, part: str):
 def run(lm, setup: Setup, part: str) -> dict:
   window = max(setup.options.lengths)
   model = harness().Harness(lm, setup.tokenizer, window)
-  return harness().run(model, part, setup.options.samples)
+  return harness().run(model, part, setup.samples)
 
 
 def scores(results: dict) -> dict:
