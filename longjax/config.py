@@ -58,7 +58,7 @@ KEYS = {
   'model.heads': Key(int, 'query heads', '[1, inf)'),
   'model.kv_heads': Key(int, 'key and value heads', '[1, inf)'),
   'model.head_dim': Key(int, 'dimension of a head, even', '[2, inf)'),
-  'model.norm_eps': Key(float, 'epsilon of RMSNorm', '(0, inf)'),
+  'model.norm_eps': Key(float, 'epsilon of RMSNorm', '(0, 1)'),
   'model.tied': Key(bool, 'the output head shares the embedding'),
   'model.bias': Key(
     'none', 'attention projections with a bias: qkv (Qwen2), or qkvo',

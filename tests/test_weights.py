@@ -238,6 +238,13 @@ def test_metadata_that_is_no_such_number_is_named(tmp_path, key, value):
   assert_refused(path, f'llama.{key}, got {value!r}')
 
 
+def test_an_epsilon_of_2_is_damage(tmp_path):
+  metadata = METADATA | {'llama.attention.layer_norm_rms_epsilon': 2.0}
+  path = write(tmp_path / 'x.gguf', stored_tensors(), metadata)
+  with pytest.raises(errors.InputError, match=r'norm_eps is 2\.0.*below 1'):
+    weights.load(path)
+
+
 @pytest.mark.parametrize('key, value', [
   ('expert_count', 8),
   ('attention.sliding_window', 4096),

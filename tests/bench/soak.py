@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -87,7 +88,7 @@ def train(steps: int) -> dict[str, list]:
   return series
 
 
-def generate(count: int) -> dict[str, list]:
+def generate(count: int) -> dict[str, np.ndarray]:
   """{quantity: its values over so many generations} in this process."""
   import jax
 
@@ -99,13 +100,11 @@ def generate(count: int) -> dict[str, list]:
     block=16,
   )  # fmt: skip
   params = llama.init(config, jax.random.key(0))
-  options, rng, samples = (
-    generate.Options(chunk=64),
-    np.random.default_rng(0),
-    [],
-  )
+  options, rng = generate.Options(chunk=64), np.random.default_rng(0)
   programs = (prefix._empty, generate.prefill, generate.decode)
-  for _ in range(count):
+  names = [*held(os.getpid()), 'compiled programs', 's of one']
+  samples = np.ones((count, len(names)))  # written now: no memory later
+  for i in range(count):
     lengths = rng.integers(1, LONGEST, rng.integers(1, 3))
     prompts = [rng.integers(0, 384, n) for n in lengths]
     began = time.perf_counter()
@@ -114,13 +113,11 @@ def generate(count: int) -> dict[str, list]:
     )
     spent = time.perf_counter() - began
     compiled = sum(p._cache_size() for p in programs)
-    samples.append(
-      held(os.getpid()) | {'compiled programs': compiled, 's of one': spent}
-    )
-  return {k: [s[k] for s in samples] for k in samples[0]}
+    samples[i] = *held(os.getpid()).values(), compiled, spent
+  return dict(zip(names, samples.T))
 
 
-def show(what: str, unit: str, series: dict[str, list]):
+def show(what: str, unit: str, series: Mapping[str, Sequence | np.ndarray]):
   for name, values in series.items():
     value, width = slope(values)
     per = 'a step' if name == 's of a step' else unit
