@@ -307,7 +307,8 @@ KEYS = {
     20, 'number of prompts of each task and length', '[1, inf)'),
   'eval.limit': mutable(
     0, 'at most so many prompts of a task and length, also of tasks that '
-    'ask all; 0: no limit', '[0, inf)'),
+    'ask all, but a prompt for each depth of passkey and needle; 0: no limit',
+    '[0, inf)'),
   'eval.files.squad': mutable(
     '', "path of SQuAD's dev-v2.0.json, for ruler/qa_1"),
   'eval.files.hotpotqa': mutable(
