@@ -6,9 +6,9 @@
 
 NousResearch/Yarn-Mistral-7b-64k and -128k: rope, window, rows, rate and steps
 are those of jquesnelle/yarn, train.sh. The window of v0.1, 4096 tokens, becomes
-the whole context. There a constant rate is read only without DeepSpeed, where
-AdamW is torch's (b2 0.999, decay 0.01, no clipping); here it is YaRN's of Llama
-2. For 64 chips of TPU v5p. Not run on a TPU.
+the whole context. Its train.sh reads a constant rate only without DeepSpeed,
+and then AdamW is torch's (b2 0.999, decay 0.01, no clipping); here AdamW is
+that of YaRN on Llama 2. For 64 chips of TPU v5p. Not run on a TPU.
 """
 
 from configs import common

@@ -94,7 +94,7 @@ def parse_options(text: str) -> synthetic.Options:
   given = {key: value for key, _, value in pairs}
   errors.refuse_unknown_keys('--synthesis', given, synthetic.Options._fields)
   values: dict[str, Any] = dict(given)
-  for key, least in synthetic.LEAST.items():
+  for key, least in synthetic.MINIMA.items():
     if key in given:
       values[key] = cli.number(f'synthesis={key}', given[key], 0, least, 10**9)
   options = synthetic.Options(**values)
@@ -160,6 +160,7 @@ if __name__ == '__main__':
       'gzip',
       keep='with --score: the share of documents to keep, default 0.5, of gzip '
       '0.6',
-      pairs='with --score: pairs of 128 tokens scored a document, default 500',
+      pairs='with --score: pairs of chunks of 128 tokens scored per document, '
+      'default 500',
     )
   )

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from longjax.errors import InputError, check_choice
 
-MOST = 2**63  # every number is below
+LIMIT = 2**63  # every number is below
 
 
 class Key(NamedTuple):
@@ -450,7 +450,7 @@ def check_value(name: str, value, key: Key):
     check_choice(name, value, key.choices)
   for x in elements:
     if isinstance(x, int | float) and not _within(x, key.bounds):
-      must = _must(key.bounds) if abs(x) < MOST else 'finite and below 2**63'
+      must = _must(key.bounds) if abs(x) < LIMIT else 'finite and below 2**63'
       raise InputError(f'{name} is {x}; it must be {must}')
 
 
@@ -465,7 +465,7 @@ def _within(x: float, bounds: str) -> bool:
   low, high = map(float, bounds[1:-1].split(','))
   above = x > low if bounds[0] == '(' else x >= low
   below = x < high if bounds[-1] == ')' else x <= high
-  return above and below and abs(x) < MOST
+  return above and below and abs(x) < LIMIT
 
 
 def _must(bounds: str) -> str:

@@ -14,7 +14,7 @@ from longjax.data import tokenizer
 from longjax.errors import InputError
 from longjax.inference import generate, language_model, prefix
 from longjax.inference.generate import Options
-from longjax.inference.kv_cache import Program
+from longjax.inference.kv_cache import ModelOnMesh
 from longjax.inference.prefix import Sizes
 from longjax.parallel import sharding
 from longjax.progress import Progress
@@ -80,7 +80,7 @@ def test_layers_with_windows_keep_no_more_than_these(devices, make_mesh):
     np.testing.assert_array_equal(
       answer, likeliest(params, config, prompt, answer)
     )
-  caches = prefix.empty(Program(config, mesh), 3, Sizes(80, 70, 16)).cache
+  caches = prefix.empty(ModelOnMesh(config, mesh), 3, Sizes(80, 70, 16)).cache
   slots = [cache.k.shape[4] * devices for cache in caches]
   assert slots[0] <= 16 + 16 + 9 + 7 and slots[1] >= 150
 
@@ -230,8 +230,8 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   A single token goes to the weights, which are not gathered either."""
   mesh = make_mesh(2, 4)
   sharded = generate.place_params(params, CONFIG, mesh)
-  program = Program(CONFIG, mesh)
-  state = prefix.empty(program, 2, Sizes(4000, 96, 64))
+  model = ModelOnMesh(CONFIG, mesh)
+  state = prefix.empty(model, 2, Sizes(4000, 96, 64))
   (cache,) = state.cache
   slots = cache.k.shape[4]
   assert 1024 <= slots <= 1152
@@ -239,12 +239,12 @@ def test_the_cache_is_sharded_and_never_gathered(params, make_mesh):
   assert shard == (CONFIG.layers, 1, 1, CONFIG.kv_heads, slots, CONFIG.head_dim)
   lengths = np.array([4000, 70], np.int32)
   reading = generate.prefill.lower(
-    sharded, state, np.zeros((2, 64), np.int32), lengths, np.int32(0), program
+    sharded, state, np.zeros((2, 64), np.int32), lengths, np.int32(0), model
   )
   draw = generate.SamplingArrays(0.0, 1.0, 0, np.arange(2))
   group = generate.PromptGroup(lengths, np.full(4, -1), draw)
   writing = generate.decode.lower(
-    sharded, state, group, np.zeros(2, bool), np.int32(9), program
+    sharded, state, group, np.zeros(2, bool), np.int32(9), model
   )
   # The keys of one layer would be four times as many elements; the smallest
   # matrix that multiplies is that of k.

@@ -16,7 +16,7 @@ from longjax.lab import compare as lab
 from longjax.lab import miniature
 
 PROSE = np.frombuffer(b'Now is the winter of our discontent. ' * 50, np.uint8)
-SIZES = (miniature.LEAST, 64, 251)
+SIZES = (miniature.MIN_TOKENS, 64, 251)
 
 
 def taken_apart(tokens, mask):

@@ -18,7 +18,7 @@ from longjax.batch import Batch, one_document
 from longjax.crossbatch import Memory
 from longjax.errors import InputError
 from longjax.inference import memory
-from longjax.inference.kv_cache import Program
+from longjax.inference.kv_cache import ModelOnMesh
 
 LAYERS, WINDOWS = (0, 2), 4
 ALL_BEFORE = tuple(
@@ -133,7 +133,7 @@ def test_a_window_attends_to_each_of_64k_tokens_of_memory(rng):
   before = memory.MemoryBank(draw(bank.k), draw(bank.v), full)
   got, after = memory.read(
     params, tokens, np.array([window]), before, np.int32(len(full) - 1),
-    Program(config),
+    ModelOnMesh(config),
   )  # fmt: skip
   want = one_layer(params, config, tokens, before.k, before.v)
   np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
@@ -176,7 +176,7 @@ def test_reading_a_window_needs_no_memory_that_grows_with_what_was_read():
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, np.int32)
     compiled = memory.read.lower(
       llama.abstract(READS), ints(1, 256), ints(1), bank, ints(),
-      Program(READS),
+      ModelOnMesh(READS),
     ).compile()  # fmt: skip
     return compiled.memory_analysis().temp_size_in_bytes
 

@@ -15,10 +15,10 @@ on the answers of the assistant and what ends them, or, for long documents in a
 message, on everything (Llama 2 Long, arXiv:2309.16039, 4.3, where the loss on
 the long input helps most).
 
-What an answer is, the template's `generation` blocks say, as in transformers.
-Few have such; in others it is what comes after the prompt for it, up to the
-token that ends its turn. A conversation whose text does not begin with that
-prompt, as when a system message goes into the last turn, is refused.
+The template's `generation` blocks mark the answers, as in transformers. Few
+templates have them; in others an answer is what follows the prompt for it, up
+to the token that ends its turn. A conversation whose text does not begin with
+that prompt, as when a system message goes into the last turn, is refused.
 """
 
 import pathlib

@@ -1,5 +1,6 @@
-"""Layouts: the order of the tokens and rows of a batch that gives all devices
-the same work; parallel/sharding.py places them.
+"""Layouts: the order of the tokens and rows of a batch over the devices.
+
+The order of the devices in a ring is that of parallel/topology.py.
 
 A causal ring does even work only if every device holds early and late tokens.
 The tokens of a row are permuted once, on the host; `index` moves with them and
@@ -11,9 +12,10 @@ gives the attention their order. Device i of n holds
   balanced    one of every n consecutive chunks, chosen by what its documents
               cost
 
-The first three suit rows of one document; only `balanced` depends on the
-documents. `executed_blocks` counts the work that a layout makes. Rows of a step
-are spread over rings and micro-batches by `balance_rows`.
+zigzag and striped give all devices the same work on rows of one document,
+balanced on any; contiguous does not. `executed_blocks` counts the work that a
+layout makes. Rows of a step are spread over rings and micro-batches by
+`balance_rows`.
 """
 
 import numpy as np

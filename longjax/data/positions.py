@@ -1,8 +1,8 @@
 """Positions, which only RoPE reads. Pure numpy.
 
 All kinds but `plain` skip positions, so that a model trained on short rows
-learns the distances of a long window. Positions never fall inside a segment
-and stay below `target`.
+learns the distances of a long window. Within a segment positions never
+decrease; they stay below `target`.
 """
 
 import itertools

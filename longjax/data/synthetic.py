@@ -48,7 +48,7 @@ class Options(NamedTuple):
   rows: int = 500  # of a table; 100 are about 3,000 tokens
 
 
-LEAST = dict(chunk_chars=1, max_tokens=0, parallel=1, tables=1, rows=2)
+MINIMA = dict(chunk_chars=1, max_tokens=0, parallel=1, tables=1, rows=2)
 KINDS = ('questions', 'tables')
 KEY = 'OPENAI_API_KEY'  # environment variable with a server's key
 ATTEMPTS = 5  # of a request, with pauses of 1, 2, 4, 8 s between them

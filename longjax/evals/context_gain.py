@@ -15,7 +15,7 @@ from longjax.evals.markdown import table
 SCORED = 512  # tokens at the end of a document whose loss is measured
 PARAMETERS = ('alpha', 'beta', 'gamma')
 SHARE = 4  # scored tokens are at most one in so many
-LEAST = 4  # points for a fit of three parameters and its error
+MIN_POINTS = 4  # points for a fit of three parameters and its error
 
 
 def gain(lm, documents, contexts, scored=SCORED) -> dict:
@@ -59,9 +59,10 @@ def fit(context, loss) -> dict:
   from scipy import optimize, stats
 
   context, loss = np.asarray(context, float), np.asarray(loss, float)
-  if len(context) < LEAST:
+  if len(context) < MIN_POINTS:
     raise InputError(
-      f'a power law needs at least {LEAST} context lengths, got {len(context)}'
+      f'a power law needs at least {MIN_POINTS} context lengths, got '
+      f'{len(context)}'
     )
   curve = lambda c, log_alpha, beta, gamma: (
     np.exp(beta * (log_alpha - np.log(c))) + gamma

@@ -3,8 +3,9 @@
 NarrativeQA without examples and Qasper with two by F1, QuALITY with two by
 exact match, QMSum with one by ROUGE; scores are those of SCROLLS. The prompt is
 the paper's, cut on the left. The paper does not say which examples it took,
-what stood between them, nor where an answer ends: here a hash of the question
-draws them, an empty line, and the end of a line.
+what stood between them, nor where an answer ends. Here examples are drawn by a
+hash of the question and separated by an empty line, and an answer ends with its
+line.
 """
 
 import functools

@@ -23,7 +23,10 @@ WORDS = re.compile(
 CHUNKS = re.compile(
   r'.{8000}.*?(?<=\S)(?= [A-Za-z0-9])|.+\Z', re.DOTALL
 ).findall
-MOST, LONGEST = 1 << 18, 1000  # pieces that are remembered, and characters
+MAX_PIECES, MAX_CHARACTERS = (
+  1 << 18,
+  1000,
+)  # pieces that are remembered, and characters
 _memory: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -47,10 +50,10 @@ class Encoder:
 
   def _in_pieces(self, text: str) -> np.ndarray:
     parts = self.cut(text)
-    if len(parts[0]) > LONGEST:
+    if len(parts[0]) > MAX_CHARACTERS:
       return np.concatenate(self.tokenizer.encode_batch(parts))
     known = _memory.setdefault(self.tokenizer, {})
-    if len(known) > MOST:
+    if len(known) > MAX_PIECES:
       known.clear()
     new = [part for part in dict.fromkeys(parts) if part not in known]
     encoded = self.tokenizer.encode_batch(new)

@@ -16,7 +16,7 @@ from longjax.evals.markdown import number, table
 
 BUCKETS = 16
 # With fewer, the last bucket may be the last token, which has no target.
-LEAST = 2 * BUCKETS
+MIN_TOKENS = 2 * BUCKETS
 LAST = 500  # tokens at the end, whose loss stands for all of the context
 
 
@@ -133,10 +133,10 @@ def text(curves: dict, options):
 EVALUATION = Evaluation(
   'position_loss', 'Loss by position', DOCUMENTS, run, scores, ('position',),
   axis=Axis('position in the document (tokens)', 'loss (nats)', False),
-  text=text, least=LEAST,
+  text=text, least=MIN_TOKENS,
 )  # fmt: skip
 BY_SOURCE = Evaluation(
   'source_loss', 'Loss by source and position', DOCUMENTS, run_by_source,
   scores_by_source, ('source', 'position'),
-  check=lambda setup, part: _sources(setup) and None, least=LEAST,
+  check=lambda setup, part: _sources(setup) and None, least=MIN_TOKENS,
 )  # fmt: skip

@@ -19,7 +19,7 @@ from longjax import attention, llama, rope
 from longjax.attention import Ids
 from longjax.errors import InputError
 from longjax.inference import kv_cache, prefix
-from longjax.inference.kv_cache import Program, Slots
+from longjax.inference.kv_cache import ModelOnMesh, Slots
 from longjax.inference.prefix import Prefix, Rows, Sizes, State
 from longjax.parallel import sharding
 from longjax.progress import Progress
@@ -124,13 +124,13 @@ def generate(
   # Cached keys keep their rotation: that of all that will be in the cache.
   recipes = [config.rope.at_length(count + len(prompt)) for prompt in prompts]
   for recipe in dict.fromkeys(recipes):
-    program = Program(dataclasses.replace(config, rope=recipe), mesh)
+    model = ModelOnMesh(dataclasses.replace(config, rope=recipe), mesh)
     alike = [i for i, x in enumerate(recipes) if x == recipe]
     for first in range(0, len(alike), rows):
       places = alike[first : first + rows]
       none = [np.zeros(0, np.int32)] * (rows - len(places))
       group = [prompts[i] for i in places] + none
-      found = _continue_group(params, program, group, places, count, options)
+      found = _continue_group(params, model, group, places, count, options)
       for i, answer in zip(places, found):
         answers[i] = answer
       progress.add(len(places))
@@ -156,9 +156,11 @@ def until(answer, ends):
   return answer[: at[0]] if len(at) else answer
 
 
-def _continue_group(params, program: Program, prompts, places, count, options):
+def _continue_group(
+  params, model: ModelOnMesh, prompts, places, count, options
+):
   """`generate` of one group of prompts; `places` are those in the list."""
-  n, ends, sampling = program.ring, options.ends, options.sampling
+  n, ends, sampling = model.ring, options.ends, options.sampling
   lengths = np.array([len(p) for p in prompts], np.int32)
   # A short prompt in the next power of two, and few of these.
   chunk = max(32, 1 << (int(lengths.max()) - 1).bit_length())
@@ -169,7 +171,7 @@ def _continue_group(params, program: Program, prompts, places, count, options):
   for row, prompt in zip(tokens, prompts):
     row[: len(prompt)] = prompt
   rows = Rows(tokens, lengths, sizes)
-  state, keep = _read(params, program, rows, options.prefix)
+  state, keep = _read(params, model, rows, options.prefix)
   stop = np.full(-(-max(len(ends), 1) // 4) * 4, -1, np.int32)
   stop[: len(ends)] = ends
   draw = SamplingArrays(
@@ -182,7 +184,7 @@ def _continue_group(params, program: Program, prompts, places, count, options):
   done, answers = lengths == 0, np.zeros((len(prompts), 0), np.int32)
   while answers.shape[1] < count and not done.all():
     steps = min(BURST, count - answers.shape[1])
-    state, new = decode(params, state, group, done, np.int32(steps), program)
+    state, new = decode(params, state, group, done, np.int32(steps), model)
     answers = np.concatenate([answers, np.asarray(new)[:, :steps]], 1)
     for i in np.flatnonzero(~done):
       ended = np.isin(answers[i], ends).any()
@@ -191,9 +193,9 @@ def _continue_group(params, program: Program, prompts, places, count, options):
   return [until(answer, ends) for answer in answers]
 
 
-def _read(params, program: Program, rows: Rows, known: Prefix):
-  """(the State after prompts, what is to be called with that after answers)."""
-  data = program.mesh.size // program.ring if program.mesh else 1
+def _read(params, model: ModelOnMesh, rows: Rows, known: Prefix):
+  """(the State after prompts, a function to call with that after answers)."""
+  data = model.mesh.size // model.ring if model.mesh else 1
 
   def read(state, start, chunk, rows):
     last = -(-int(rows.lengths.max()) // chunk) * chunk
@@ -202,30 +204,30 @@ def _read(params, program: Program, rows: Rows, known: Prefix):
       while last - start < chunk:
         chunk //= 2
       part, at = rows.tokens[:, start : start + chunk], np.int32(start)
-      state = prefill(params, state, part, rows.lengths, at, program)
+      state = prefill(params, state, part, rows.lengths, at, model)
       start += chunk
     return state
 
   count = len(rows.tokens)
   if count % data or count == data:
-    state = read(*known.start(program, rows), rows)
-    return state, lambda state: known.keep(program, rows, state)
+    state = read(*known.start(model, rows), rows)
+    return state, lambda state: known.keep(model, rows, state)
   # Several prompts on a device: it reads once what all begin with.
-  alike, chunk = rows.shared(rows.tokens == rows.tokens[0], program.ring)
+  alike, chunk = rows.shared(rows.tokens == rows.tokens[0], model.ring)
   if not alike:
-    state = prefix.empty(program, count, rows.sizes)
+    state = prefix.empty(model, count, rows.sizes)
   else:
     tokens = np.tile(rows.tokens[0, :alike], (data, 1))
     # As if one more followed: no row ends here.
     head = Rows(tokens, np.full(data, alike + 1, np.int32), rows.sizes)
-    state = read(*known.start(program, head), head)
-    known.keep(program, head, state)
-    state = prefix.repeated(state, count // data, program.mesh)
+    state = read(*known.start(model, head), head)
+    known.keep(model, head, state)
+    state = prefix.repeated(state, count // data, model.mesh)
   return read(state, alike, chunk, rows), lambda state: None
 
 
-@functools.partial(jax.jit, static_argnames='program', donate_argnames='state')
-def prefill(params, state: State, tokens, lengths, start, program: Program):
+@functools.partial(jax.jit, static_argnames='model', donate_argnames='state')
+def prefill(params, state: State, tokens, lengths, start, model: ModelOnMesh):
   """Reads a chunk of each prompt.
 
   Args:
@@ -234,21 +236,21 @@ def prefill(params, state: State, tokens, lengths, start, program: Program):
     tokens: [batch, chunk], a multiple of the ring.
     lengths: [batch] tokens of each whole prompt; what is beyond is padding.
     start: tokens that were read before, a multiple of the chunk.
-    program: model and mesh.
+    model: and the mesh that it is on.
   """
   index = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)
   index = jnp.broadcast_to(index, tokens.shape)
   ids = Ids((index < lengths[:, None]).astype(jnp.int32), index)
-  slots = Slots(start // program.ring)
-  x, cache = _run(params, program, state.cache, tokens, ids, slots)
+  slots = Slots(start // model.ring)
+  x, cache = _run(params, model, state.cache, tokens, ids, slots)
   newest = (index == lengths[:, None] - 1)[:, :, None]
   last = state.last + jnp.where(newest, x, 0).sum(1)
-  return prefix.constrained(State(cache, last, state.drawn), program.mesh)
+  return prefix.constrained(State(cache, last, state.drawn), model.mesh)
 
 
-@functools.partial(jax.jit, static_argnames='program', donate_argnames='state')
+@functools.partial(jax.jit, static_argnames='model', donate_argnames='state')
 def decode(
-  params, state: State, group: PromptGroup, done, steps, program: Program
+  params, state: State, group: PromptGroup, done, steps, model: ModelOnMesh
 ):
   """Generates up to `steps` tokens, fewer if all answers have ended.
 
@@ -260,23 +262,23 @@ def decode(
     group: of the prompts.
     done: [batch] bool, whose answers have ended.
     steps: at most BURST.
-    program: model and mesh.
+    model: and the mesh that it is on.
 
   Returns:
     The State, and the tokens [batch, BURST], of which the first `steps` count.
   """
-  n, mesh = program.ring, program.mesh
+  n, mesh = model.ring, model.mesh
   one = jnp.ones((len(group.lengths), 1), jnp.int32)
 
   def step(carry):
     state, done, out, i = carry
-    logits = llama.logits(params, program.config, state.last[:, None])[:, 0]
+    logits = llama.logits(params, model.config, state.last[:, None])[:, 0]
     token = _draw_tokens(
       kv_cache.replicated(logits, mesh), group.draw, state.drawn
     )
     ids = Ids(one, (group.lengths + state.drawn)[:, None])
     slots = Slots(state.drawn // n, jnp.arange(n) == state.drawn % n)
-    x, cache = _run(params, program, state.cache, token[:, None], ids, slots)
+    x, cache = _run(params, model, state.cache, token[:, None], ids, slots)
     done |= (token[:, None] == group.ends).any(1)
     state = State(cache, x[:, 0], state.drawn + 1)
     return prefix.constrained(state, mesh), done, out.at[:, i].set(token), i + 1
@@ -289,17 +291,17 @@ def decode(
   return state, kv_cache.replicated(out, mesh)
 
 
-def _run(params, program: Program, caches, tokens, ids: Ids, slots: Slots):
+def _run(params, model: ModelOnMesh, caches, tokens, ids: Ids, slots: Slots):
   """Hidden states [batch, seq, embed] of new tokens, and caches with them.
 
   Args:
-    params, program, caches: the model and what it has read.
+    params, model, caches: the model and what it has read.
     tokens: [batch, seq].
     ids: Ids of [batch, seq].
     slots: where they are kept.
   """
-  config, mesh = program.config.without_memory(), program.mesh
-  shares = functools.partial(kv_cache.shares, slots=slots, n=program.ring)
+  config, mesh = model.config.without_memory(), model.mesh
+  shares = functools.partial(kv_cache.shares, slots=slots, n=model.ring)
   places, kv_ids = {}, {}  # by window
   for cache, (_, window) in zip(caches, kv_cache.kinds(config), strict=True):
     places[window] = at = slots.within(cache, window, ids)

@@ -22,7 +22,7 @@ from longjax.parallel import sharding
 SMALL = 512
 
 
-class Program(NamedTuple):
+class ModelOnMesh(NamedTuple):
   """What decides the compiled code, beside shapes."""
 
   config: llama.Llama
@@ -54,7 +54,7 @@ class Slots(NamedTuple):
   # [n] bool: the device that keeps a single token. None is a chunk: each device
   # keeps an equal share.
   owner: Any = None
-  real: Any = None  # [batch, n, slots] bool: of a chunk, what is written
+  write_mask: Any = None  # [batch, n, slots] bool: of a chunk, what is written
 
   def within(self, cache: Cache, window: int, ids: Ids) -> 'Slots':
     """Those of a cache, `start` being counted as if nothing went round.
@@ -65,8 +65,8 @@ class Slots(NamedTuple):
     if self.owner is not None:
       return self._replace(start=cache.prompt + self.start % answer)
     n = cache.ids.segment.shape[1]
-    real = shares(ids.segment > 0, self, n) if window else None
-    return self._replace(start=self.start % cache.prompt, real=real)
+    mask = shares(ids.segment > 0, self, n) if window else None
+    return self._replace(start=self.start % cache.prompt, write_mask=mask)
 
 
 def kinds(config: llama.Llama) -> list[tuple[int, int]]:
@@ -99,11 +99,11 @@ def sizes(n: int, window: int, prompt: int, count: int, chunk: int):
 
 
 def empty(
-  program: Program, rows: int, slots: tuple[int, ...], prompts
+  model: ModelOnMesh, rows: int, slots: tuple[int, ...], prompts
 ) -> tuple[Cache, ...]:
   """Caches with nothing in them; of each of `kinds`, the slots of a device and
   how many of them prompts have."""
-  config, n = program.config, program.ring
+  config, n = model.config, model.ring
   dtype, caches = jnp.dtype(config.dtype), []
   for (layers, _), size, first in zip(
     kinds(config), slots, prompts, strict=True
@@ -133,7 +133,7 @@ def write(old, new, axis: int, slots: Slots):
   """
   at = [jnp.int32(0)] * old.ndim
   at[axis] = jnp.int32(slots.start)
-  kept = slots.real if slots.owner is None else slots.owner[None, :, None]
+  kept = slots.write_mask if slots.owner is None else slots.owner[None, :, None]
   if kept is not None:
     there = jax.lax.dynamic_slice(old, at, new.shape)
     kept = kept if axis == -1 else kept[:, :, None, :, None]

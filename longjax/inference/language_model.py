@@ -87,7 +87,7 @@ def with_cache(
     chunk: tokens whose logits exist at once, per device.
   """
   params = generate.place_params(params, config, mesh)
-  program, prefix = kv_cache.Program(config, mesh), Prefix()
+  model, prefix = kv_cache.ModelOnMesh(config, mesh), Prefix()
 
   def nll(batch: Batch):
     prefix.forget()
@@ -101,8 +101,8 @@ def with_cache(
     losses = []
     for first in range(0, total, rows):
       part = Batch(*(np.asarray(x)[first : first + rows] for x in batch))
-      with _counted_by_layer(progress, part.tokens.size, program):
-        losses.append(_losses(params, program, part, rows, layout, chunk))
+      with _counted_by_layer(progress, part.tokens.size, model):
+        losses.append(_losses(params, model, part, rows, layout, chunk))
     return np.concatenate(losses)
 
   def answers(prompts, count, stopped=None, sampling=generate.GREEDY):
@@ -152,12 +152,12 @@ def with_memory(
   return LM(nll, answers)
 
 
-def _losses(params, program: kv_cache.Program, batch, rows, layout, chunk):
+def _losses(params, model: kv_cache.ModelOnMesh, batch, rows, layout, chunk):
   """[batch, seq] of at most `rows` rows in the order of the text, on the host.
 
   Rows and tokens are filled up with padding.
   """
-  (count, seq), n = batch.tokens.shape, program.ring
+  (count, seq), n = batch.tokens.shape, model.ring
   length = kv_cache.rounded(seq)
   length += -length % (2 * n)  # what zigzag needs
   widths = ((0, rows - count), (0, length - seq))
@@ -165,20 +165,20 @@ def _losses(params, program: kv_cache.Program, batch, rows, layout, chunk):
   place = np.tile(np.arange(batch.tokens.shape[1]), (rows, 1))
   # The model does not read `weights`: here they say where each token was.
   arranged = layouts.arrange(
-    batch._replace(weights=place), layout, n, program.config.block
+    batch._replace(weights=place), layout, n, model.config.block
   )
   inputs = arranged._replace(weights=np.zeros(place.shape, np.float32))
-  if program.mesh:
-    inputs = sharding.put(inputs, program.mesh)
-  losses = _nll(params, inputs, program=program, chunk=chunk)
+  if model.mesh:
+    inputs = sharding.put(inputs, model.mesh)
+  losses = _nll(params, inputs, model=model, chunk=chunk)
   found = np.empty(place.shape, np.float32)
   np.put_along_axis(found, arranged.weights, np.asarray(losses), 1)
   return found[:count, :seq]
 
 
-@functools.partial(jax.jit, static_argnames=('program', 'chunk'))
-def _nll(params, batch, *, program, chunk):
-  config, mesh = program
+@functools.partial(jax.jit, static_argnames=('model', 'chunk'))
+def _nll(params, batch, *, model, chunk):
+  config, mesh = model
   # Rows this long take minutes on a CPU, and less than a line's time on a TPU.
   # A program that calls the host is compiled anew in each process.
   long = batch.tokens.size >= LONG and jax.default_backend() == 'cpu'
@@ -200,9 +200,9 @@ def _layer_done():
 
 
 @contextlib.contextmanager
-def _counted_by_layer(progress, tokens: int, program: kv_cache.Program):
+def _counted_by_layer(progress, tokens: int, model: kv_cache.ModelOnMesh):
   """Adds `tokens` to the progress, a part of them after each layer on a CPU."""
-  before, parts = progress.done, program.config.layers + 1  # and the logits
+  before, parts = progress.done, model.config.layers + 1  # and the logits
   listener = functools.partial(progress.add, tokens / parts)
   _listeners.append(listener)
   try:

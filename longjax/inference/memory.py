@@ -21,7 +21,7 @@ from longjax import attention, llama
 from longjax.attention import SHARED_SEGMENT, Ids
 from longjax.errors import InputError
 from longjax.inference import generate, kv_cache
-from longjax.inference.kv_cache import Program
+from longjax.inference.kv_cache import ModelOnMesh
 from longjax.parallel import sharding
 
 
@@ -117,15 +117,15 @@ def nll(
   tokens, targets, segments = map(
     split, (batch.tokens, batch.targets, batch.segments)
   )
-  program = Program(config, mesh)
+  model = ModelOnMesh(config, mesh)
   progress = generate.make_progress('losses', windows, 'windows', log)
   bank = empty(config, windows, rows, size, mesh)
   losses = []
   for i in range(windows):
     lengths = (segments[:, i] > 0).sum(1).astype(np.int32)
-    x, bank = read(params, tokens[:, i], lengths, bank, np.int32(i), program)
+    x, bank = read(params, tokens[:, i], lengths, bank, np.int32(i), model)
     losses.append(
-      _losses(params, x, targets[:, i], program=program, chunk=options.chunk)
+      _losses(params, x, targets[:, i], model=model, chunk=options.chunk)
     )
     progress.add(1)
   return np.concatenate([np.asarray(x) for x in losses], 1)[:, :seq]
@@ -155,7 +155,7 @@ def greedy(
       f'{count} generated tokens and the last {last} of a prompt must fit the '
       f'window of {window} tokens (train.seq_len): generate fewer'
     )
-  program = Program(config)
+  model = ModelOnMesh(config)
   lengths = np.array([len(prompt) for prompt in prompts])
   before = np.where(lengths + count <= window, 0, np.maximum(lengths - last, 0))
   windows = -(-int(before.max()) // window)
@@ -165,7 +165,7 @@ def greedy(
       prompt[i * window : min((i + 1) * window, end)]
       for prompt, end in zip(prompts, before)
     ]
-    _, bank = read(params, *_rows(parts, window), bank, np.int32(i), program)
+    _, bank = read(params, *_rows(parts, window), bank, np.int32(i), model)
   rest = [prompt[start:] for prompt, start in zip(prompts, before)]
   tail, lengths = _rows(rest, int((lengths - before).max()))
   return np.asarray(
@@ -181,16 +181,16 @@ def _rows(parts, width):
   return tokens, np.array([len(part) for part in parts], np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=('program', 'chunk'))
-def _losses(params, x, targets, *, program, chunk):
+@functools.partial(jax.jit, static_argnames=('model', 'chunk'))
+def _losses(params, x, targets, *, model, chunk):
   """[batch, window] on every device, so that every process can read it."""
-  config, mesh = program
+  config, mesh = model
   losses = llama.losses(params, config, x, targets, chunk=chunk, mesh=mesh)
   return kv_cache.replicated(losses, mesh)
 
 
-@functools.partial(jax.jit, static_argnames='program', donate_argnames='bank')
-def read(params, tokens, lengths, bank, number, program: Program):
+@functools.partial(jax.jit, static_argnames='model', donate_argnames='bank')
+def read(params, tokens, lengths, bank, number, model: ModelOnMesh):
   """Reads a window: its hidden states, and the bank with its keys.
 
   Args:
@@ -199,13 +199,13 @@ def read(params, tokens, lengths, bank, number, program: Program):
     lengths: [batch] tokens that are not padding.
     bank: MemoryBank of the windows before; it is used up.
     number: of the window, from 0.
-    program: model and mesh.
+    model: and the mesh that it is on.
   """
   slots = jnp.arange(tokens.shape[1], dtype=jnp.int32)
   slots = jnp.broadcast_to(slots, tokens.shape)
   local = LocalKeys(slots, lambda k, v, _: (k, v))
   window = Window(tokens, slots, lengths)
-  x, _, (k, v) = _run(params, program, window, local, bank)
+  x, _, (k, v) = _run(params, model, window, local, bank)
   segment = jnp.where(slots < lengths[:, None], SHARED_SEGMENT, 0)
   return x, MemoryBank(
     bank.k.at[:, number].set(k),
@@ -229,7 +229,7 @@ def _answer(params, tail, lengths, bank, *, config, count):
       )
 
     local = LocalKeys(order, keep, cache)
-    x, cache, _ = _run(params, Program(config), window, local, bank)
+    x, cache, _ = _run(params, ModelOnMesh(config), window, local, bank)
     return x, cache
 
   def step(carry, _):
@@ -247,7 +247,7 @@ def _answer(params, tail, lengths, bank, *, config, count):
 
 
 def _run(
-  params, program: Program, window: Window, local: LocalKeys, bank
+  params, model: ModelOnMesh, window: Window, local: LocalKeys, bank
 ) -> tuple[Any, Any, Any]:
   """Runs the model once; without memory if `bank` is None.
 
@@ -255,7 +255,7 @@ def _run(
     Hidden states, the cache, and (keys, values) [memory layers, batch, seq,
     kv_heads, dim] to remember.
   """
-  config, mesh = program
+  config, mesh = model
   real = lambda slot: (slot < window.lengths[:, None]).astype(jnp.int32)
   ids = Ids(real(window.slots), window.slots)
   local_ids = Ids(real(local.slots), local.slots)

@@ -13,7 +13,7 @@ import numpy as np
 
 from longjax.attention import Ids
 from longjax.inference import kv_cache
-from longjax.inference.kv_cache import Cache, Program
+from longjax.inference.kv_cache import Cache, ModelOnMesh
 
 SMALLEST = 32  # tokens of a chunk
 
@@ -34,23 +34,23 @@ class Sizes(NamedTuple):
   chunk: int  # tokens of a prompt computed at once
 
 
-def empty(program: Program, rows: int, sizes: Sizes) -> State:
+def empty(model: ModelOnMesh, rows: int, sizes: Sizes) -> State:
   """A State before the first token."""
-  program = program._replace(config=program.config.without_memory())
+  model = model._replace(config=model.config.without_memory())
   split = [
-    kv_cache.sizes(program.ring, window, *sizes)
-    for _, window in kv_cache.kinds(program.config)
+    kv_cache.sizes(model.ring, window, *sizes)
+    for _, window in kv_cache.kinds(model.config)
   ]
   # Compiled for the sums, which many lengths share.
   slots, prompts = tuple(map(sum, split)), [np.int32(n) for n, _ in split]
-  return _empty(program, rows, slots, prompts)
+  return _empty(model, rows, slots, prompts)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _empty(program: Program, rows: int, slots: tuple[int, ...], prompts):
-  cache = kv_cache.empty(program, rows, slots, prompts)
-  last = jnp.zeros((rows, program.config.embed), program.config.dtype)
-  return constrained(State(cache, last, jnp.int32(0)), program.mesh)
+def _empty(model: ModelOnMesh, rows: int, slots: tuple[int, ...], prompts):
+  cache = kv_cache.empty(model, rows, slots, prompts)
+  last = jnp.zeros((rows, model.config.embed), model.config.dtype)
+  return constrained(State(cache, last, jnp.int32(0)), model.mesh)
 
 
 def constrained(state: State, mesh) -> State:
@@ -73,30 +73,30 @@ class Prefix:
     self.key = self.state = None
     self.tokens = np.zeros((0, 0), np.int32)
 
-  def keep(self, program: Program, rows: 'Rows', state: State):
+  def keep(self, model: ModelOnMesh, rows: 'Rows', state: State):
     """Keeps the State after prompts, or after answers to them; not one with
     windows, which has lost what is before them."""
     self.forget()
-    if not any(window for _, window in kv_cache.kinds(program.config)):
-      self.key, self.state = (program, rows.sizes.chunk), state
+    if not any(window for _, window in kv_cache.kinds(model.config)):
+      self.key, self.state = (model, rows.sizes.chunk), state
       there = np.arange(rows.tokens.shape[1]) < rows.lengths[:, None]
       self.tokens = np.where(there, rows.tokens, -1)
 
-  def start(self, program: Program, rows: 'Rows') -> tuple[State, int, int]:
+  def start(self, model: ModelOnMesh, rows: 'Rows') -> tuple[State, int, int]:
     """(the State from which prompts are read, tokens that it has of them, in
     which chunks the rest is read)."""
     state, known, chunk = self.state, 0, rows.sizes.chunk
-    if self.key == (program, chunk) and len(rows.tokens) == len(self.tokens):
+    if self.key == (model, chunk) and len(rows.tokens) == len(self.tokens):
       width = min(rows.tokens.shape[1], self.tokens.shape[1])
       alike = rows.tokens[:, :width] == self.tokens[:, :width]
-      known, chunk = rows.shared(alike, program.ring)
+      known, chunk = rows.shared(alike, model.ring)
     self.forget()
     if state is None or not known:
       del state  # before there is another
-      return empty(program, len(rows.tokens), rows.sizes), 0, chunk
-    slots, answers = kv_cache.sizes(program.ring, 0, *rows.sizes)
+      return empty(model, len(rows.tokens), rows.sizes), 0, chunk
+    slots, answers = kv_cache.sizes(model.ring, 0, *rows.sizes)
     if state.cache[0].ids.index.shape[2] != slots + answers:
-      state = _resized(state, slots + answers, program.mesh)
+      state = _resized(state, slots + answers, model.mesh)
     small = state._replace(cache=tuple(c._replace(k=None, v=None)
                                        for c in state.cache))  # fmt: skip
     small = _rewound(small, np.int32(known), np.int32(slots))

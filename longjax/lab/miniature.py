@@ -25,7 +25,7 @@ KEYS, VALUES = 32, 7
 ENTRY = 128  # the first id of entries, that of key 0 and value 0
 QUESTION = ENTRY + KEYS * VALUES  # the first id of questions, that of key 0
 TASKS = ('look_up', 'passkey', 'first')
-LEAST = 24  # tokens that each of them needs
+MIN_TOKENS = 24  # tokens that each of them needs
 QUESTIONS = 4  # entries of a dictionary, when it is measured
 ROWS = 64  # that a measurement is the mean of
 
@@ -37,7 +37,7 @@ def build(rng, task: str, prose, size: int, asked: int = 0):
     rng: numpy Generator.
     task: a name in TASKS.
     prose: [tokens] ASCII, from which passages are taken.
-    size: at least LEAST.
+    size: at least MIN_TOKENS.
     asked: questions of a dictionary; 0 is all its entries.
 
   Returns:
@@ -66,7 +66,7 @@ def build(rng, task: str, prose, size: int, asked: int = 0):
 def document(rng, task: str, prose, size: int):
   """`size` tokens to train on: a task that fills them, or each second time one
   of any length and prose after it."""
-  length = int(rng.choice([size, rng.integers(LEAST, size + 1)]))
+  length = int(rng.choice([size, rng.integers(MIN_TOKENS, size + 1)]))
   tokens, mask = build(rng, task, prose, length)
   rest = passage(rng, prose, size - length)
   return np.concatenate([tokens, rest]), np.pad(mask, (0, len(rest)))

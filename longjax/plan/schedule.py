@@ -135,7 +135,7 @@ class _Clock:
   now: float = 0.0
   links: _Links = dataclasses.field(default_factory=_Links)
   memory: float = 0.0  # until when copies to VMEM hold the HBM
-  flying: dict = dataclasses.field(default_factory=dict)  # key: arrival
+  in_flight: dict = dataclasses.field(default_factory=dict)  # key: arrival
 
 
 class _Walk:
@@ -175,7 +175,7 @@ class _Walk:
     else:
       self.advance(self.work(i), self.part(i, clock), clock)
     if self.calls.total() > attention:
-      for key in clock.flying:
+      for key in clock.in_flight:
         if key in self.collectives:
           self.collectives[key].over_attention = True
 
@@ -272,9 +272,11 @@ class _Walk:
       if HOST in (first.space, second.space):
         seconds = 0.0
       clock.memory = max(clock.now, clock.memory) + seconds
-      clock.flying[i.name] = clock.memory
+      clock.in_flight[i.name] = clock.memory
     else:
-      self.arrive(clock.flying.pop(i.operands[0], 0.0), 'copies to VMEM', clock)
+      self.arrive(
+        clock.in_flight.pop(i.operands[0], 0.0), 'copies to VMEM', clock
+      )
 
   def arrive(self, at: float, part: str, clock: _Clock) -> float:
     """Waits until `at`; returns the wait."""
@@ -297,7 +299,7 @@ class _Walk:
       self.collectives.setdefault(
         key, Collective(inner.op.removesuffix('-start'), started)
       )
-      clock.flying[key] = self.send(key, inner, i, clock)
+      clock.in_flight[key] = self.send(key, inner, i, clock)
       if not started:
         self.wait_for(key, clock)
 
@@ -307,7 +309,7 @@ class _Walk:
       self.offloads[i.name] = self.program.offloaded(i)
     elif inner := self.offloads.get(i.operands[0]):
       self.collectives.setdefault(i.name, Collective(inner.op, True))
-      clock.flying[i.name] = self.send(i.name, inner, inner, clock)
+      clock.in_flight[i.name] = self.send(i.name, inner, inner, clock)
 
   def send_to_slice(self, i: Instruction, clock: _Clock):
     """A message to another slice: counted, not timed."""
@@ -320,7 +322,7 @@ class _Walk:
     record = self.collectives[key]
     ring = record.kind == 'collective-permute'
     part = 'exposed ring' if ring else 'exposed collectives'
-    wait = self.arrive(clock.flying.pop(key, 0.0), part, clock)
+    wait = self.arrive(clock.in_flight.pop(key, 0.0), part, clock)
     record.exposed += wait * clock.times
 
   def send(self, key, inner, i: Instruction, clock: _Clock) -> float:

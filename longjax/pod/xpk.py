@@ -1,7 +1,7 @@
 """TPU7x: a workload on GKE, through XPK 1.14 or later.
 
 XPK builds an image of the tree and keeps the workload alive: GKE restarts it
-after exit code 75 and after a killed process.
+after exit codes 75 and 1 and after a killed process.
 https://github.com/AI-Hypercomputer/xpk; flags: package xpk 1.16.0.
 """
 

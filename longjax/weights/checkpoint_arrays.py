@@ -1,9 +1,9 @@
 """The arrays of a checkpoint one piece at a time, in little memory.
 
-Orbax saves arrays that are in memory. A model that is not is written here in
-two steps: TensorStore writes each array as Zarr 3, in chunks; then Orbax saves
-a tree of one element for each array, whose files those take the place of. The
-result restores on any mesh, like any other checkpoint.
+Orbax saves arrays that are in memory. A model that is not in memory is written
+in two steps: TensorStore writes each array as Zarr 3, in chunks; then Orbax
+saves a tree with one element for each array, and its files are replaced by
+those of TensorStore. The result restores on any mesh, like any checkpoint.
 
 Inside a chunk the dims lie in the order of Hugging Face's tensors, so that an
 import copies rows. Nothing is compressed: lz4 costs more than writing.

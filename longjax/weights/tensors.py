@@ -20,7 +20,7 @@ from longjax import errors
 from longjax.weights import names
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-MOST = 1 << 24  # of any size of a model: more is a damaged file
+MAX_SIZE = 1 << 24  # of any size of a model: more is a damaged file
 BLOCK = 1 << 18  # elements copied at once: they stay in cache, also transposed
 
 
@@ -60,12 +60,13 @@ def mapped(path, dtype, shape, offset) -> Tensor:
 
 
 def count(metadata, key, default=None, prefix='') -> int:
-  """The value of a key that is a whole number from 1 to MOST."""
+  """The value of a key that is a whole number from 1 to MAX_SIZE."""
   value = metadata.get(key)
   value = default if value is None else value
-  if type(value) is not int or not 1 <= value <= MOST:
+  if type(value) is not int or not 1 <= value <= MAX_SIZE:
     raise errors.InputError(
-      f'needs a whole number from 1 to {MOST} as {prefix}{key}, got {value!r}'
+      f'needs a whole number from 1 to {MAX_SIZE} as {prefix}{key}, got '
+      f'{value!r}'
     )
   return value
 

@@ -95,13 +95,13 @@ def later(path, lengths):
   """Prints what a token costs after each number of others."""
   params, config = weights.load(path)
   params = generate.place_params(params, config)
-  program = kv_cache.Program(config)
+  model = kv_cache.ModelOnMesh(config)
   draw = generate.SamplingArrays(
     *np.float32([0, 1]), np.int32(0), np.zeros(1, np.int32)
   )
   for length in lengths:
     state = prefix.empty(
-      program, 1, prefix.Sizes(length, BURST * (RUNS + 1), CHUNK)
+      model, 1, prefix.Sizes(length, BURST * (RUNS + 1), CHUNK)
     )
     (cache,) = state.cache
     index = np.arange(cache.ids.index.shape[2], dtype=np.int32)
@@ -114,7 +114,7 @@ def later(path, lengths):
     for _ in range(RUNS + 1):  # the first compiles
       began = clocks()
       state, tokens = generate.decode(
-        params, state, group, np.zeros(1, bool), np.int32(BURST), program
+        params, state, group, np.zeros(1, bool), np.int32(BURST), model
       )
       jax.block_until_ready(tokens)
       spent.append(clocks() - began)
@@ -128,14 +128,14 @@ def reading(path, tokens: int, run: bool):
   config = dataclasses.replace(config, block=512)
   mesh = sharding.make_mesh(1, len(jax.devices()))
   params = generate.place_params(params, config, mesh)
-  program = kv_cache.Program(config, mesh)
-  state = prefix.empty(program, 1, prefix.Sizes(tokens, 0, CHUNK))
+  model = kv_cache.ModelOnMesh(config, mesh)
+  state = prefix.empty(model, 1, prefix.Sizes(tokens, 0, CHUNK))
   rng = np.random.default_rng(0)
   prompt = rng.integers(0, config.vocab, (1, tokens)).astype(np.int32)
   lengths = np.array([tokens], np.int32)
   step = lambda state, start: generate.prefill.lower(
     params, state, prompt[:, start : start + CHUNK], lengths, np.int32(start),
-    program,
+    model,
   )  # fmt: skip
   compiled = step(state, 0).compile()
   memory = compiled.memory_analysis()
