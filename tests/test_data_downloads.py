@@ -186,3 +186,35 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setenv('LONGJAX_CACHE', str(tmp_path / 'file'))
   with pytest.raises(errors.InputError, match='LONGJAX_CACHE'):
     downloads.fetch('thing==1.0', 'a' * 64, lambda _: None)
+
+
+@pytest.mark.parametrize('at, bits', [
+  (8, 0x20),  # a flag: patched data
+  (8, 0x01),  # encrypted
+  (10, 0x55),  # another compression
+  (16, 0x55),  # the check sum
+  (42, 0x55),  # where it begins
+])  # fmt: skip
+@pytest.mark.parametrize('read', [
+  downloads.members, lambda path: downloads.extract(path, 'thing/a.txt'),
+])  # fmt: skip
+def test_a_damaged_entry_of_a_zip_names_the_archive(
+  read, at, bits, tmp_path, cache
+):
+  path, _ = wheel(tmp_path, a='text')
+  content = bytearray(path.read_bytes())
+  content[content.index(b'PK\1\2') + at] ^= bits  # the first in the directory
+  path.write_bytes(content)
+  with pytest.raises(errors.InputError, match=r'thing-1\.0.*not a whole zip'):
+    read(path)
+
+
+def test_a_damaged_tar_gz_names_the_archive(tmp_path):
+  path = tmp_path / 'a.tar.gz'
+  with tarfile.open(path, 'w:gz') as tar:
+    tar.add(__file__, 'a.py')
+  content = bytearray(path.read_bytes())
+  content[40] ^= 0x55
+  path.write_bytes(content)
+  with pytest.raises(errors.InputError, match=r'a\.tar\.gz: not a whole'):
+    downloads.members(path)

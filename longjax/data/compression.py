@@ -1,11 +1,18 @@
-"""Compressed files of documents, and a bound on what they may hold."""
+"""Compressed files and archives: damage, and a bound on what they hold."""
 
 import bz2
 import contextlib
+import errno
 import gzip
 import io
 import lzma
 import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from longjax.errors import InputError
 
 COMPRESSIONS = {  # ending: package
   '.gz': None, '.bz2': None, '.xz': None, '.zst': 'pyarrow',
@@ -40,6 +47,24 @@ def opened(file, ending: str):
     inner = pyarrow.input_stream(file, 'zstd')
   with inner, io.BufferedReader(Bounded(inner, most)) as bounded:
     yield bounded
+
+
+@contextlib.contextmanager
+def reading_archive(name) -> Iterator[None]:
+  """Inside, what Python's readers raise is an InputError that names an archive:
+  it is damaged or encrypted, or has what they do not read."""
+  try:
+    yield
+  except (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError,
+    UnicodeError, RuntimeError, OSError,
+  ) as error:  # fmt: skip
+    # A BadGzipFile has no errno; a damaged offset is an invalid argument.
+    if getattr(error, 'errno', None) not in (None, errno.EINVAL):
+      raise
+    raise InputError(
+      f'{name}: not a whole zip or tar archive, or encrypted ({error})'
+    ) from None
 
 
 def limit(length: int) -> int:

@@ -24,10 +24,10 @@ import tarfile
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator
 
 from longjax import cache, errors, hub
+from longjax.data import compression
 
 REQUIREMENT = r'[A-Za-z0-9._-]+==[A-Za-z0-9._+!-]+'
 LOCATION = re.compile(
@@ -191,7 +191,7 @@ def _writable(what, place):
 @contextlib.contextmanager
 def _entries(archive) -> Iterator:
   """(name, function that opens it) of the regular files of an archive."""
-  try:
+  with compression.reading_archive(archive):
     if zipfile.is_zipfile(archive):
       with zipfile.ZipFile(archive) as zipped:
         yield (
@@ -206,12 +206,6 @@ def _entries(archive) -> Iterator:
           for info in tarred
           if info.isreg()
         )
-  except (
-    zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, UnicodeError
-  ) as error:  # fmt: skip
-    raise errors.InputError(
-      f'{archive}: not a whole zip or tar archive ({error})'
-    ) from error
 
 
 def _download(requirement, sha256, place, log) -> pathlib.Path:

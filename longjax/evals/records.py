@@ -218,11 +218,11 @@ def _of_split(data: DataSet, names) -> list[str]:
 
 def _members(archive: pathlib.Path, data: DataSet) -> list[str]:
   """The files of a split in an archive."""
-  try:
-    with zipfile.ZipFile(archive) as opened:
-      names = _of_split(data, opened.namelist())
-  except (zipfile.BadZipFile, NotImplementedError, UnicodeError) as error:
-    raise InputError(f'{archive.name} is not a zip archive ({error})') from None
+  with (
+    compression.reading_archive(archive.name),
+    zipfile.ZipFile(archive) as opened,
+  ):
+    names = _of_split(data, opened.namelist())
   if not names:
     raise InputError(f'{archive.name} has no {data.split}.jsonl or the like')
   return names
@@ -235,9 +235,7 @@ def _member(archive: pathlib.Path, name: str):
     entry = opened.getinfo(name)
     if entry.file_size > compression.limit(entry.compress_size):
       raise InputError(f'{name} in {archive.name} expands too much')
-    try:
+    with compression.reading_archive(f'{name} in {archive.name}'):
       file = opened.open(entry)
-    except (RuntimeError, NotImplementedError) as error:  # encrypted
-      raise InputError(f'{name} in {archive.name}: {error}') from None
     with file:
       yield file
