@@ -80,7 +80,7 @@ def base(size='tiny', **rope) -> Any:
 
 
 def published(size, **rope) -> Any:
-  """`base`, without what no original has: no step is skipped for a spike."""
+  """`base` without what originals lack but OLMo 3: no skip of loss spikes."""
   config = base(size, **rope)
   config.optim.spike_sigmas = 0.0
   return config

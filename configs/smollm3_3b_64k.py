@@ -9,7 +9,7 @@ masked from each other, the mix of the end of pretraining. Every fourth layer
 has no RoPE (arXiv:2501.18795). Steps, batch and optimizer are those of
 huggingface/smollm, text/pretraining/smollm3/long_context_*.yaml, which has base
 2M for 32K and also loads the moments of the pretraining. For 64 chips of TPU
-v5p. Not run on a TPU, nor compiled for one.
+v5p. Not run on a TPU.
 """
 
 from configs import common

@@ -493,7 +493,7 @@ def metadata(path) -> dict:
   # Orbax would start the devices, whose number the metadata may decide.
   text, file = b'', root / str(step) / '_CHECKPOINT_METADATA'
   with contextlib.suppress(OSError):
-    text = storage.content(file) if storage.holds(file) else b''
+    text = storage.content(file) if storage.is_safe_file(file) else b''
   with contextlib.suppress(ValueError, KeyError, TypeError):
     return _checked(json_text.loads(text)['custom_metadata'])
   with _opened(path) as directory:  # says what is wrong with it

@@ -21,7 +21,8 @@ class Key(NamedTuple):
 
   default: Any  # a type where each config gives its own value
   help: str
-  bounds: str = '(-inf, inf)'  # of a number, or of each number of a tuple
+  # Of a number, or of each number of a tuple; a blank follows the comma.
+  bounds: str = '(-inf, inf)'
   unit: str = ''
   choices: tuple[str, ...] = ()
   each: type | None = None  # elements of a tuple; None: tuples in turn
@@ -90,16 +91,16 @@ KEYS = {
     'llama3 and query_beta',
     '[0, inf)', 'tokens'),
   'model.rope.low_freq_factor': Key(
-    1.0, 'llama3: below so many turns in the trained window, frequencies are '
+    1.0, 'llama3: below this many turns in the trained window, frequencies are '
     'divided by the factor', unit=TURNS),
   'model.rope.high_freq_factor': Key(
-    4.0, 'llama3: above so many turns in the trained window, frequencies are '
+    4.0, 'llama3: above this many turns in the trained window, frequencies are '
     'kept', unit=TURNS),
   'model.rope.beta_fast': Key(
-    32.0, 'yarn: above so many turns in the trained window, frequencies are '
+    32.0, 'yarn: above this many turns in the trained window, frequencies are '
     'kept', unit=TURNS),
   'model.rope.beta_slow': Key(
-    1.0, 'yarn: below so many turns in the trained window, frequencies are '
+    1.0, 'yarn: below this many turns in the trained window, frequencies are '
     'divided by the factor', unit=TURNS),
   'model.rope.attention_factor': Key(
     0.0, "yarn: cos and sin are multiplied by this; 0: the paper's "
@@ -121,7 +122,7 @@ KEYS = {
     (), 'longrope: the same within original_length; (): divisors', '(0, inf)',
     each=float),
   'model.rope.unscaled': Key(
-    0, 'longrope: so many first positions are not scaled', '[0, inf)',
+    0, 'longrope: this many first positions are not scaled', '[0, inf)',
     'tokens'),
   'model.rope.xpos': Key(
     0.0, 'xPos: tokens over which attention decays by its scale; 0: no decay',
@@ -136,7 +137,8 @@ KEYS = {
     512, 'tokens of a block of keys in attention; 2048 is best on TPU',
     '[1, inf)', 'tokens'),
   'model.ulysses': mutable(
-    0, 'hybrid: devices that exchange heads; 0: as many as possible',
+    0, 'hybrid: devices that exchange heads; 0: as many as possible without '
+    'repeating kv heads',
     '[0, inf)', 'devices'),
   'model.remat': mutable(
     'attention', 'what the forward pass saves for the backward pass: none '
@@ -235,7 +237,7 @@ KEYS = {
     (), 'trace from the first to the last of these steps into profile/; or '
     'send SIGUSR1', '[1, inf)', each=int),
   'train.hang_seconds': mutable(
-    1800, 'the run exits with code 75 after so long without a step, or after '
+    1800, 'the run exits with code 75 after this long without a step, or after '
     'ten times the longest step if that is more; 0: never',
     '[0, inf)', 'seconds'),
   'optim.learning_rate': mutable(
@@ -272,17 +274,17 @@ KEYS = {
     128, 'recent steps for that mean and standard deviation', '[2, inf)',
     'steps'),
   'optim.max_skipped': mutable(
-    5, 'the run ends when more than so many steps in a row were skipped',
+    5, 'the run ends after more than this many skipped steps in a row',
     '[0, inf)', 'steps'),
   'checkpoint.every_steps': mutable(
     100, 'steps between saves', '[1, inf)', 'steps'),
   'checkpoint.keep': mutable(
     2, 'number of newest checkpoints to keep', '[1, inf)'),
   'checkpoint.keep_every_steps': mutable(
-    0, 'also keep every checkpoint at a multiple of so many steps; 0: none',
+    0, 'also keep every checkpoint at a multiple of this many steps; 0: none',
     '[0, inf)', 'steps'),
   'checkpoint.max_failed': mutable(
-    5, 'the run ends when so many saves in a row have failed', '[1, inf)'),
+    5, 'the run ends after this many failed saves in a row', '[1, inf)'),
   'metrics.wandb': mutable('', 'project of Weights & Biases; needs wandb'),
   'eval.sources': mutable({}, 'held-out documents, as data.sources'),
   'eval.documents': mutable(1, 'number of held-out documents', '[1, inf)'),
@@ -306,7 +308,7 @@ KEYS = {
   'eval.samples': mutable(
     20, 'number of prompts of each task and length', '[1, inf)'),
   'eval.limit': mutable(
-    0, 'at most so many prompts of a task and length, also of tasks that '
+    0, 'at most this many prompts of a task and length, also of tasks that '
     'ask all, but a prompt for each depth of passkey and needle; 0: no limit',
     '[0, inf)'),
   'eval.files.squad': mutable(

@@ -1,11 +1,11 @@
 """Llama, and its kin that differ by a field: the whole model in one file.
 
 Mistral has a `window`, Qwen2 a `bias`, Qwen3 a `qk_norm`, SmolLM3
-`nope_layers`, OLMo 3 `post_norm` and windows. To add such a field: class Llama
-and config.py; weights/names.py for its tensors; weights/families.py and OWN in
-weights/config_json.py for files. A name that ends in norm or bias is that of a
-vector (for decay, LoRA, dtypes). Modules give structure and names; training
-handles plain dicts of arrays:
+`nope_layers`, OLMo 3 `post_norm` and windows. To add such a field: class Llama,
+ARCHITECTURE below it, and config.py; weights/names.py for its tensors;
+weights/families.py, and FAMILY_FIELDS in weights/config_json.py, for files. A
+name that ends in norm or bias is that of a vector (for decay, LoRA, dtypes).
+Modules give structure and names; training handles plain dicts of arrays:
 
   params = {'embedding', 'layers': {'attn_norm', 'q', 'k', 'v', 'o',
             'mlp_norm', 'gate', 'up', 'down'}, 'norm', 'head' unless tied}
@@ -94,7 +94,7 @@ class Llama:
       value = getattr(self, field)
       if not isinstance(value, kind):  # a mapping, as configs and files have it
         object.__setattr__(self, field, kind(**value))
-    for field in LAYERS:  # a list, as files have it
+    for field in LAYER_LIST_FIELDS:  # a list, as files have it
       object.__setattr__(self, field, tuple(getattr(self, field)))
     _check(self)
 
@@ -134,10 +134,10 @@ class Llama:
 ARCHITECTURE = ('vocab', 'layers', 'embed', 'mlp', 'heads', 'kv_heads',
                 'head_dim', 'norm_eps', 'tied', 'bias', 'qk_norm', 'post_norm',
                 'nope_layers')  # fmt: skip
-WINDOWS = ('window', 'full_layers')
+WINDOW_FIELDS = ('window', 'full_layers')
 # Fields that say how, not what, to compute.
 EXECUTION = ('dtype', 'attention', 'block', 'remat', 'mlp_chunk', 'ulysses')
-LAYERS = ('nope_layers', 'full_layers')
+LAYER_LIST_FIELDS = ('nope_layers', 'full_layers')
 MOST_UNROLLED = 8  # layers in the body of a scan
 
 
@@ -153,7 +153,7 @@ def _check(c: Llama):
     raise ValueError(
       f'heads {c.heads} is not a multiple of kv_heads {c.kv_heads}'
     )
-  lists = {field: getattr(c, field) for field in LAYERS}
+  lists = {field: getattr(c, field) for field in LAYER_LIST_FIELDS}
   for name, layers in (lists | {'memory layers': c.memory.layers}).items():
     if not all(0 <= layer < c.layers for layer in layers):
       raise ValueError(

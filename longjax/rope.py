@@ -6,9 +6,10 @@ taken modulo one turn in 64-bit integers before it becomes a float32, since a
 float32 product is off by up to 0.03 rad at position 524,287.
 
 Pairs are half split, as in Hugging Face: dim i turns with dim i + head_dim/2.
-To add a scaling: SCALINGS, `temperature` if it has one, NEEDS_ORIGINAL_LENGTH,
-and ROPES in weights/config_json.py for files; with a field, also class Rope,
-its `_rules`, and `model.rope` in config.py.
+To add a scaling: SCALINGS, `temperature` if it has one, NEEDS_ORIGINAL_LENGTH;
+with a field, also class Rope, its `_rules`, and `model.rope` in config.py. Only
+what transformers has goes into ROPES in weights/config_json.py: any other is
+exported as divisors of LongRoPE, and what is no divisor must be refused there.
 """
 
 import dataclasses

@@ -93,7 +93,7 @@ def inside(directory, name) -> str:
   return str(pathlib.Path(directory) / str(name))
 
 
-def holds(path) -> bool:
+def is_safe_file(path) -> bool:
   """Whether there is such a file, local or remote; InputError for a link that
   leads out of its directory, see `inside`."""
   if is_remote(path):

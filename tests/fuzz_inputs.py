@@ -293,7 +293,7 @@ def templates(rng, root, seed):
   messages = chats.conversation(shape)
   if rng.random() < 0.3:
     messages = mutated(rng, messages)
-  chat.encode(messages, tokenizer.load(root), chat.OWN)
+  chat.encode(messages, tokenizer.load(root), chat.FROM_TOKENIZER)
 
 
 def configs(rng, root, seed):

@@ -184,7 +184,7 @@ with metrics.weights_and_biases('p', tiny.get_config(), 'w', sys.argv[1]):
     writer.step(step, 10, 0.5, dict(
       loss=3.25 / step, grad_norm=1.5, lr=2e-5, skipped=0.0, tokens=10))
   writer.close()
-  metrics.evaluated(sys.argv[1], 2, dict(passkey=0.5))
+  metrics.write_evaluation(sys.argv[1], 2, dict(passkey=0.5))
 """
 
 

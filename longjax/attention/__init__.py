@@ -5,6 +5,9 @@ run inside `shard_map`, and list it in STRATEGIES below:
 
   (q, k, v, q_ids, kv_ids, axis, options) -> out
 
+It calls `ring`, or names its output attn_out and the log-sum-exp attn_lse by
+`checkpoint_name`, for the remat policies. `options.scale` is in units of log 2.
+
 `Ids` travel with the keys and `mask.may_attend` alone decides what a query may
 attend to, so strategies are independent of documents, layouts and caches.
 """

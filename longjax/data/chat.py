@@ -32,7 +32,7 @@ from longjax.data import tokenizer as tokenizers
 from longjax.data.template_sandbox import CLOSE, OPEN, bounded, compiled
 
 LOSSES = ('answers', 'all')
-OWN = 'tokenizer'
+FROM_TOKENIZER = 'tokenizer'
 HERE = pathlib.Path(__file__).with_name('templates')
 # The special tokens that a template of ours writes; the last ends an answer.
 TEMPLATES = dict(
@@ -66,17 +66,19 @@ def check_template(name: str):
   if name.endswith('.jinja') and not pathlib.Path(name).is_file():
     raise errors.InputError(f'chat template {name}: no such file')
   if not name.endswith('.jinja'):
-    errors.check_choice('chat template', name, (OWN, *TEMPLATES, 'FILE.jinja'))
+    errors.check_choice(
+      'chat template', name, (FROM_TOKENIZER, *TEMPLATES, 'FILE.jinja')
+    )
 
 
 def source(name: str, tokenizer: tokenizers.Tokenizer) -> str:
   """The text of a template; InputError where the tokenizer lacks what it needs.
 
   Args:
-    name: one of TEMPLATES, OWN or the path of a .jinja file.
+    name: one of TEMPLATES, FROM_TOKENIZER or the path of a .jinja file.
   """
   check_template(name)
-  if name == OWN:
+  if name == FROM_TOKENIZER:
     if not tokenizer.chat_template:
       raise errors.InputError(
         'the tokenizer has no chat template of its own; name one of '

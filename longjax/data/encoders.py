@@ -54,7 +54,7 @@ class Settings(NamedTuple):
   add_bos: bool | None = None  # whether a text begins with bos
   add_eos: bool | None = None  # whether a text ends with eos
 
-  def over(self, other):
+  def with_defaults(self, other):
     """These, and `other` where they say nothing."""
     said = {k: v for k, v in self._asdict().items() if v not in ('', None)}
     return other._replace(**said)
@@ -189,7 +189,7 @@ class SentencePiece:
     }
     ends = (self._inner.bos_id(), self._inner.eos_id())
     own_bos, own_eos = (names[i] if i >= 0 else '' for i in ends)
-    self.settings = settings.over(Settings(own_bos, own_eos))
+    self.settings = settings.with_defaults(Settings(own_bos, own_eos))
     self.prefix_space = self._proto.normalizer_spec.add_dummy_prefix
     self.names = lambda: dict(enumerate(names))
     self.token_to_id = {name: i for i, name in enumerate(names)}.get

@@ -6,7 +6,8 @@ known format or no text: then it is read as that, or refused. A `.json` holds
 records, a list of them or one per line, as C4 and Dolma name theirs. A record
 is a mapping, of which `sources` reads a field; in ArrayRecord it is a JSON
 object, or the text itself. To add a data format: its reader here, and the
-ending of its files in FORMATS (and no longer in REFUSED).
+ending of its files in FORMATS; neither that in REFUSED nor its first bytes in
+SIGNS.
 """
 
 import codecs

@@ -1,10 +1,10 @@
 """Which files a source has, and which of them make up a document.
 
 What holds no document is left out and named: files and directories whose name
-starts with a dot (but those of git and of caches), links that leave the source
-(but those from snapshots/ into blobs/, as the cache of the hub has them), and
-beside files of records what describes them (README.md, dataset_infos.json,
-...).
+starts with a dot (those of git and of caches without a line), links that leave
+the source (but those from snapshots/ into blobs/, as the cache of the hub has
+them), and beside files of records what describes them (README.md,
+dataset_infos.json, ...).
 """
 
 import hashlib

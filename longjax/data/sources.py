@@ -149,7 +149,7 @@ def _check_kind(title: str, settings):
     if settings[key] and is_wrong:
       raise errors.InputError(f'{title}: {why}')
   if kind == 'chat':
-    settings['template'] = settings['template'] or chat.OWN
+    settings['template'] = settings['template'] or chat.FROM_TOKENIZER
     chat.check_template(settings['template'])
   settings['text'] = settings['text'] or FIELDS.get(kind, 'text')
 

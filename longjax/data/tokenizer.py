@@ -70,7 +70,7 @@ class Tokenizer:
       files: {name: content} of those of FILES that it was read from.
     """
     self.encoder, self._files = encoder, files or {}
-    self.settings = settings = settings.over(encoder.settings)
+    self.settings = settings = settings.with_defaults(encoder.settings)
     self.chat_template, self.vocab = settings.chat_template, encoder.vocab
     self.bos, self.eos = (self._known(x) for x in (settings.bos, settings.eos))
     self.pad = self.token_to_id(settings.pad)
@@ -334,7 +334,7 @@ def _find(path) -> pathlib.Path:
     places.append(root.resolve().parent)
   for place in places:
     whole, model = place / 'tokenizer.json', place / 'tokenizer.model'
-    found = [file for file in (whole, model) if storage.holds(file)]
+    found = [file for file in (whole, model) if storage.is_safe_file(file)]
     if len(found) == 2 and (form := _format(model)):
       as_many = _is_contained(whole, model)
       authors = form.name == 'a SentencePiece model'

@@ -63,7 +63,9 @@ def read(path: pathlib.Path) -> CompanionFiles:
     InputError: one is damaged.
   """
   beside = (path.with_name(name) for name in FILES)
-  found = [file for file in beside if file == path or storage.holds(file)]
+  found = [
+    file for file in beside if file == path or storage.is_safe_file(file)
+  ]
   contents = {file.name: storage.content(file) for file in found}
   listed, name = {}, CONFIG
   try:

@@ -36,7 +36,9 @@ def evaluate(
   others = []
   if setup.options.chat:
     others = [
-      setup.tokenizer.token_to_id(chats.end(setup.tokenizer, chats.OWN))
+      setup.tokenizer.token_to_id(
+        chats.end(setup.tokenizer, chats.FROM_TOKENIZER)
+      )
     ]
   ends = language_model.stop_token_ids(setup.tokenizer, *others)
   lm = language_model.from_config(
@@ -71,7 +73,7 @@ def check(setup: Setup, asked=()):
       f'config.eval.lengths are numbers of tokens, got {tuple(options.lengths)}'
     )
   if options.chat:
-    chats.source(chats.OWN, setup.tokenizer)
+    chats.source(chats.FROM_TOKENIZER, setup.tokenizer)
   for name, evaluation, part in found:
     if evaluation.needs == DOCUMENTS and options.length < evaluation.least:
       raise InputError(

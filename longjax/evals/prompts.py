@@ -105,7 +105,7 @@ def make_spec(
   def in_template(text, prefix) -> np.ndarray:
     one = isinstance(text, str)
     messages = [dict(role='user', content=text)] if one else text
-    return chats.prompt(messages, tokenizer, chats.OWN, prefix)
+    return chats.prompt(messages, tokenizer, chats.FROM_TOKENIZER, prefix)
 
   uncounted = int(tokenizer.document_start is not None and not chat)
   put = in_template if chat else plain

@@ -244,7 +244,7 @@ def attention(job: Job) -> dict:
   remember, special = len(model.memory.layers), work.special
   layers = (model.layers - remember) * 2 * special.get('', 0.5)
   layers += remember * special.get('memory_layers', 1.0)
-  layers -= work.windows_save(model)
+  layers -= work.layers_saved_by_windows(model)
   times = passes * layers
   if 'longce' in special:  # forward, for each turn of the windows
     turns = 1 + step.longce.short // step.longce.stride

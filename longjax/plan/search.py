@@ -92,7 +92,7 @@ def estimated_seconds(config, target, documents: str) -> float:
   numbers = sum(x.size for x in jax.tree.leaves(abstract))
   weights = (2 + 2 + 4) * numbers / (2 * len(target.dims) * chip.link)
   layer = attention_seconds(model, work, chip, tokens)
-  layers = model.layers - work.windows_save(model)
+  layers = model.layers - work.layers_saved_by_windows(model)
   seconds = layers * layer + weights + matmul_seconds(model, chip, tokens)
   return config.train.micro_batches * seconds
 

@@ -30,7 +30,7 @@ class Workload(NamedTuple):
   special: dict[str, float]
   windowed: float  # `squared_lengths` within the window of the model
 
-  def windows_save(self, model) -> float:
+  def layers_saved_by_windows(self, model) -> float:
     """Layers' worth of attention that layers with a window do not do."""
     layers = sum(bool(model.kind(i).window) for i in range(model.layers))
     return layers * (1 - self.special.get('windowed_layers', 1.0))

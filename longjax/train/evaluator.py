@@ -24,7 +24,7 @@ class Evaluator(NamedTuple):
     model, name = self.run.model, 'before training'
     changed = released_config and [
       field
-      for field in ('rope', *llama.WINDOWS)
+      for field in ('rope', *llama.WINDOW_FIELDS)
       if getattr(released_config, field) != getattr(model, field)
     ]
     if changed:
@@ -81,7 +81,7 @@ def save_results(run, name: str, step: int | None, results: dict):
   try:
     saved_results.save(run.local, name, run.config, results)
     if step is not None:
-      metrics.evaluated(run.local, step, evals.scalars(results))
+      metrics.write_evaluation(run.local, step, evals.scalars(results))
   except OSError as error:
     run.log(
       f'WARNING: not all results of {name!r} were stored: {error.strerror}'

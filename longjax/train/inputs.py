@@ -61,7 +61,7 @@ def find_weights(run) -> pathlib.Path | None:
   source = downloads.locate(run.config.weights, run.log)
   there = weights.config(source)
   refuse_other_model(run.model, there, source)  # before a tokenizer is sought
-  for field in llama.WINDOWS:  # which a recipe may change on purpose
+  for field in llama.WINDOW_FIELDS:  # which a recipe may change on purpose
     here, before = getattr(run.model, field), getattr(there, field)
     if here != before:
       run.log(f'model.{field} is {here}, that of the weights {before}')

@@ -174,7 +174,7 @@ class Metrics:
       self.board = None
 
 
-def evaluated(workdir, step: int, values: dict[str, float]):
+def write_evaluation(workdir, step: int, values: dict[str, float]):
   """Writes an evaluation for TensorBoard, as a run of its own in tb/eval:
   TensorBoard follows one growing file a directory, and Metrics has one."""
   directory = pathlib.Path(workdir) / 'tb' / 'eval'

@@ -168,7 +168,7 @@ def _refuse_bare_tensors(path):
 def _readers(path) -> dict:
   """{what was found: a function that reads it}."""
   found = {}
-  has = lambda name: storage.holds(pathlib.Path(path) / name)
+  has = lambda name: storage.is_safe_file(pathlib.Path(path) / name)
   if file := gguf_file(path):
     found[os.path.basename(file)] = lambda: gguf.source(file)
   # Mistral's repositories have one beside config.json, for other files.

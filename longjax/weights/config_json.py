@@ -41,12 +41,14 @@ OPTIONAL = dict(
   llama_4_scaling_beta='query_beta',
 )
 LONGROPE = ('factor', LENGTH, 'short_factor', 'long_factor', 'attention_factor')
-OWN = ('bias', 'qk_norm', 'post_norm', 'nope_layers', 'window', 'full_layers',
-       'scale_windows')  # fmt: skip
+FAMILY_FIELDS = (
+  'bias', 'qk_norm', 'post_norm', 'nope_layers', 'window', 'full_layers',
+  'scale_windows',
+)  # fmt: skip
 DEFAULTS = {
   field.name: field.default
   for field in dataclasses.fields(llama.Llama)
-  if field.name in OWN
+  if field.name in FAMILY_FIELDS
 }
 MOST_TEMPERATURE = 4  # of LongRoPE; published ones are below 1.5
 

@@ -150,6 +150,10 @@ def trained_ends(settings, tokenizer: tokenizers.Tokenizer) -> list[int | None]:
   if settings.get('kind') != 'chat' and not template:
     return [tokenizer.document_end]
   try:
-    return [tokenizer.token_to_id(chat.end(tokenizer, template or chat.OWN))]
+    return [
+      tokenizer.token_to_id(
+        chat.end(tokenizer, template or chat.FROM_TOKENIZER)
+      )
+    ]
   except errors.InputError:  # a template of which the tokenizer knows nothing
     return [tokenizer.eos]
