@@ -314,3 +314,9 @@ def test_a_sample_that_is_wrong_is_named_and_one_without_documents_is_not(
   path.write_bytes(shard(rows, columns))
   with pytest.raises(errors.InputError, match=r'a\.mds:2 .*leave the 9 ids'):
     made(config, tmp_path / 'other')
+  raw = bytearray(shard(rows[:2], columns))
+  begin = int(np.frombuffer(raw, '<u4', 3)[2])  # of the second sample
+  raw[begin + 2] = 9  # its first size is far beyond it
+  path.write_bytes(raw)
+  with pytest.raises(errors.InputError, match=r'a\.mds:1 .*damaged.*columns'):
+    made(config, tmp_path / 'third')

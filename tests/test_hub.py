@@ -353,6 +353,10 @@ def test_an_export_is_pushed_with_the_report_of_its_run(
     hub.push(out, 'hf://org/mine')
   with pytest.raises(errors.InputError, match='is not a model'):
     command.export(str(run), str(out), push_='hf://org/mine@v1')
+  (run / 'REPORT.md').unlink()  # a stranger's run must not publish my files
+  (run / 'REPORT.md').symlink_to('/etc/hostname')
+  with pytest.raises(errors.InputError, match='leads out of'):
+    convert.write_card(run, out)
 
 
 def test_the_second_form_of_a_model_is_not_fetched():

@@ -153,7 +153,7 @@ def test_what_is_not_there_is_named_in_one_line(directory, monkeypatch):
   assert 'No such file' in refused(directory / 'none')
   assert 'has no quality_2/validation.jsonl' in refused(directory, 'quality_2')
   (directory / 'bad.zip').write_text('no archive')
-  assert 'bad.zip is not a zip archive' in refused(directory, 'bad')
+  assert 'bad.zip: not a whole zip' in refused(directory, 'bad')
   with zipfile.ZipFile(
     directory / 'big.zip', 'w', zipfile.ZIP_DEFLATED
   ) as file:

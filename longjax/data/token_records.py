@@ -55,14 +55,20 @@ def indexed(path, settings) -> Iterator[str | list[TokenDocument]] | None:
   fits &= encodings.get('mask', 'ndarray:uint8') == 'ndarray:uint8'
   if not fits or others & encodings.keys():
     return None
-  return (
-    documents(
-      {name: mds.view(shard, array) for name, array in arrays.items()},
-      settings,
-      (str(path), {name: array.at for name, array in arrays.items()}),
-    )
-    for arrays in mds.arrays(shard)
-  )
+  return _of_shard(shard, str(path), settings)
+
+
+def _of_shard(
+  shard, path: str, settings
+) -> Iterator[str | list[TokenDocument]]:
+  """`documents` of each sample of a shard, up to one that is damaged."""
+  try:
+    for arrays in mds.arrays(shard):
+      record = {name: mds.view(shard, array) for name, array in arrays.items()}
+      places = path, {name: array.at for name, array in arrays.items()}
+      yield documents(record, settings, places)
+  except ValueError as error:
+    yield f'damaged: {error}'
 
 
 def documents(record, settings, places=None) -> str | list[TokenDocument]:

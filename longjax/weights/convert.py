@@ -245,12 +245,15 @@ def write_card(path, directory):
   Args:
     path: the run directory or one of its checkpoints.
     directory: of the export.
+
+  Raises:
+    InputError: the report is a link out of the run directory.
   """
   root, step = checkpoint.find(path)
   report = epath.Path(root).parent / 'REPORT.md'
   there = checkpoint.metadata(path).get('source', {}).get('hub', '')
   text = f'# {report.parent.name}\n'
-  if report.exists():
+  if storage.is_safe_file(report):
     text = storage.content(report).decode(errors='replace')
   # Plots stay in the run.
   text = re.sub(r'!\[[^][]*\]\([^()]*\)\n*', '', text)
