@@ -26,6 +26,8 @@ def get_config(name='7b_64k'):
     beta_fast=32.0, beta_slow=1.0,  # section 3.2, for Llama
   )  # fmt: skip
   config.name = f'llama2_yarn_{name}'
+  if name.endswith('128k'):  # other rows than in the first stage: train.sh
+    config.seed = 31337
   config.model.block = 2048
   config.mesh.update(data=32, seq=2)
   config.data.mix = dict(all=dict(sources=('*',), masked=False))

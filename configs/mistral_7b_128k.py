@@ -4,12 +4,15 @@
   python launch/tpu.py --config configs/mistral_7b_128k.py:128k
       --config.weights=runs/mistral_7b_64k ...
 
-NousResearch/Yarn-Mistral-7b-64k and -128k: rope, window, rows, rate and steps
-are those of jquesnelle/yarn, train.sh. The window of v0.1, 4096 tokens, becomes
-the whole context. Its train.sh reads a constant rate only without DeepSpeed,
-and then AdamW is torch's (b2 0.999, decay 0.01, no clipping); here AdamW is
-that of YaRN on Llama 2. For 64 chips of TPU v5p. Not run on a TPU.
+NousResearch/Yarn-Mistral-7b-64k and -128k: window, rows, rate and steps are
+those of jquesnelle/yarn, train.sh; rope is that of its
+modeling_mistral_yarn.py. The window of v0.1, 4096 tokens, becomes the whole
+context. Its train.sh reads a constant rate only without DeepSpeed, and then
+AdamW is torch's (b2 0.999, decay 0.01, no clipping); here AdamW is that of YaRN
+on Llama 2. For 64 chips of TPU v5p. Not run on a TPU.
 """
+
+import math
 
 from configs import common
 
@@ -20,9 +23,13 @@ def get_config(name='128k'):
   scale, steps = common.variant(VARIANTS, name)
   config = common.published(
     'mistral_7b', scaling='yarn', factor=scale, original_length=8192,
-    beta_fast=32.0, beta_slow=1.0,
+    beta_fast=128.0, beta_slow=2.0,  # not those of Llama
+    attention_factor=0.07 * math.log(scale) + 1,
   )  # fmt: skip
   config.name = f'mistral_7b_{name}'
+  config.seed = (
+    31337 if name == '128k' else 42
+  )  # other rows than the first stage
   config.model.window = int(8192 * scale)
   config.model.block = 2048
   config.mesh.update(data=64, seq=1)

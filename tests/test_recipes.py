@@ -432,6 +432,20 @@ def test_yarn_rotates_as_its_code_does(scale):
   assert temperature == pytest.approx(factor)
 
 
+def test_yarn_on_mistral_rotates_as_its_code_does():
+  """Of modeling_mistral_yarn.py, whose ramp and temperature are its own."""
+  config = config_of('mistral_7b_128k', '128k')
+  recipe = checks.llama_config(config).rope
+  frequency, temperature = rope.frequencies(recipe, 128)
+  want = [
+    0.023717084899544716, 0.0075010578148067, 0.0013178015360608697,
+    8.334509038832039e-05, 4.6868386561982334e-05,
+  ]  # fmt: skip
+  pairs = [24, 30, 38, 46, 50]
+  np.testing.assert_allclose(frequency[pairs], want, rtol=2e-6)
+  assert temperature == pytest.approx(1.1940812105567846)
+
+
 @pytest.mark.parametrize('scaling', GOLDEN['pose_rope'])
 def test_pose_rotates_as_its_code_does(scaling):
   config = config_of('llama_pose', f'{scaling}_16k')

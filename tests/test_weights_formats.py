@@ -250,3 +250,17 @@ def test_a_host_reads_only_what_it_holds(tmp_path):
   )
   with pytest.raises(errors.InputError, match=r'layers\.0\.mlp\.up_proj'):
     source.parts(found, row, [(slice(0, 1), slice(16, 64), whole)])
+
+
+def test_yarn_mistrals_own_code_is_not_taken_for_that_of_transformers(tmp_path):
+  """NousResearch/Yarn-Mistral-7b-128k, as its code writes it."""
+  files.write_huggingface(tmp_path, GQA, {}, rope_parameters=None)
+  edit(
+    tmp_path / 'config.json', rope_parameters=None, model_type='mistral',
+    architectures=['MistralForCausalLM'], rope_theta=10000.0,
+    rope_scaling=dict(
+      type='yarn', factor=16.0, original_max_position_embeddings=8192,
+      finetuned=True)
+  )  # fmt: skip
+  with pytest.raises(errors.InputError, match=r'beta_fast 128, beta_slow 2'):
+    weights.load(tmp_path)

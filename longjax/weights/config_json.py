@@ -181,6 +181,14 @@ def _check_readings(config, settings, where):
       f'{LENGTH} is {outer}, and {inner} in {where}: remove the one with which '
       'the model was not trained'
     )
+  own_code = config.get('model_type') == 'mistral' and 'finetuned' in settings
+  if own_code and 'beta_fast' not in settings:
+    raise errors.InputError(
+      f'{where} has no beta_fast: the code of Yarn-Mistral, which writes '
+      "'finetuned', computes with beta_fast 128, beta_slow 2 and "
+      'attention_factor 0.07 ln(factor) + 1, transformers with 32, 1 and 0.1: '
+      'write those that are meant into the file'
+    )
   if not isinstance(settings.get('truncate', True), bool):
     raise errors.InputError(
       f'{where}.truncate = {settings["truncate"]!r}: write true or false'
