@@ -149,8 +149,11 @@ class _Ending:
       return False
 
 
-def _exit(*_):
-  raise SystemExit(PREEMPTED)
+def _exit(_, frame):
+  # What is raised in jax's callback of the garbage collector is lost, with
+  # a traceback; there the thread of `ending_together` ends the process.
+  if not frame or frame.f_code.co_name != '_xla_gc_callback':
+    raise SystemExit(PREEMPTED)
 
 
 @contextlib.contextmanager
