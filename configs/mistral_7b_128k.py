@@ -16,20 +16,19 @@ import math
 
 from configs import common
 
-VARIANTS = {'64k': (8.0, 1000), '128k': (16.0, 500)}  # scale, steps
+# Scale, steps, seed: the second stage draws other rows (train.sh).
+VARIANTS = {'64k': (8.0, 1000, 42), '128k': (16.0, 500, 31337)}
 
 
 def get_config(name='128k'):
-  scale, steps = common.variant(VARIANTS, name)
+  scale, steps, seed = common.variant(VARIANTS, name)
   config = common.published(
     'mistral_7b', scaling='yarn', factor=scale, original_length=8192,
     beta_fast=128.0, beta_slow=2.0,  # not those of Llama
     attention_factor=0.07 * math.log(scale) + 1,
   )  # fmt: skip
   config.name = f'mistral_7b_{name}'
-  config.seed = (
-    31337 if name == '128k' else 42
-  )  # other rows than the first stage
+  config.seed = seed
   config.model.window = int(8192 * scale)
   config.model.block = 2048
   config.mesh.update(data=64, seq=1)

@@ -154,6 +154,11 @@ def test_what_is_not_there_is_named_in_one_line(directory, monkeypatch):
   assert 'has no quality_2/validation.jsonl' in refused(directory, 'quality_2')
   (directory / 'bad.zip').write_text('no archive')
   assert 'bad.zip: not a whole zip' in refused(directory, 'bad')
+  with zipfile.ZipFile(directory / 'crc.zip', 'w') as file:
+    file.writestr('crc/validation.jsonl', '{"id": "0"}\n')
+  content = (directory / 'crc.zip').read_bytes()
+  (directory / 'crc.zip').write_bytes(content.replace(b'"0"', b'"1"'))
+  assert 'crc.zip: not a whole zip' in refused(directory, 'crc')
   with zipfile.ZipFile(
     directory / 'big.zip', 'w', zipfile.ZIP_DEFLATED
   ) as file:

@@ -152,6 +152,14 @@ def big_endian(path):
   files.write_pytorch(path / PTH, tensors, byteorder='big')
 
 
+def encrypted(path):
+  """As the flag of the entry `byteorder` has it."""
+  data = bytearray((path / PTH).read_bytes())
+  name = data.rindex(b'archive/byteorder')  # in the directory, 46 bytes in
+  data[name - 46 + 8] ^= 1
+  (path / PTH).write_bytes(data)
+
+
 def another_model(path):
   other = files.meta_shards(files.meta(files.params(MHA, seed=1), MHA), 2)
   files.write_pytorch(path / 'consolidated.01.pth', other[1])
@@ -355,6 +363,7 @@ CASES = {
   'archive cut': (made(meta, cut(PTH, 0.5)), (PTH, 'truncated')),
   'compressed': (made(meta, compressed), (PTH, 'compressed')),
   'big endian': (made(meta, big_endian), (PTH, 'byte order')),
+  'encrypted': (made(meta, encrypted), (PTH, 'encrypted')),
   'file missing': (
     made(meta, lambda p: (p / 'consolidated.01.pth').unlink(),
          fields=files.EIGHT, shards=8),

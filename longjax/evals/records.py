@@ -235,7 +235,8 @@ def _member(archive: pathlib.Path, name: str):
     entry = opened.getinfo(name)
     if entry.file_size > compression.limit(entry.compress_size):
       raise InputError(f'{name} in {archive.name} expands too much')
-    with compression.reading_archive(f'{name} in {archive.name}'):
-      file = opened.open(entry)
-    with file:
+    with (
+      compression.reading_archive(f'{name} in {archive.name}'),
+      opened.open(entry) as file,
+    ):
       yield file

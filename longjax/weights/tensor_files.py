@@ -20,6 +20,7 @@ import numpy as np
 import safetensors as library
 
 from longjax import errors, hub, json_text, storage
+from longjax.data import compression
 from longjax.weights import names
 from longjax.weights.tensors import BFLOAT16, Tensor, mapped
 
@@ -158,19 +159,18 @@ def pytorch(path) -> dict[str, Tensor]:
 
 def _check_archive(path):
   """Refuses what PyTorch would map as if it were plain little-endian data."""
-  try:
-    with zipfile.ZipFile(path) as archive:
-      for info in archive.infolist():
-        if info.compress_type != zipfile.ZIP_STORED:
-          raise errors.InputError(f'{path}: {info.filename} is compressed')
-        is_order = pathlib.PurePath(info.filename).name == 'byteorder'
-        if is_order and archive.read(info) != b'little':
-          raise errors.InputError(f'{path}: its byte order is not little')
-  except zipfile.BadZipFile as error:
+  if not zipfile.is_zipfile(path):
     raise errors.InputError(
-      f'{path}: truncated, or not of PyTorch 1.6 or later ({error}); copy it '
-      'again, or load and save it with a newer PyTorch'
-    ) from None
+      f'{path}: truncated, or not of PyTorch 1.6 or later; copy it again, or '
+      'load and save it with a newer PyTorch'
+    )
+  with compression.reading_archive(path), zipfile.ZipFile(path) as archive:
+    for info in archive.infolist():
+      if info.compress_type != zipfile.ZIP_STORED:
+        raise errors.InputError(f'{path}: {info.filename} is compressed')
+      is_order = pathlib.PurePath(info.filename).name == 'byteorder'
+      if is_order and archive.read(info) != b'little':
+        raise errors.InputError(f'{path}: its byte order is not little')
 
 
 def _tensor(path, name, value) -> Tensor:
